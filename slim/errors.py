@@ -1,0 +1,20 @@
+"""What goes wrong because of what the user gave us.
+
+Every error that a user can cause is a `SlimError` whose text is one line: the value, what was expected and, where
+there is one, the nearest valid choice. The commands print that line and exit with status 2; Python users catch it.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class SlimError(Exception):
+    """A mistake in what the user gave: a setting, a file, a model, a data set."""
+
+
+def unknown(kind: str, value: str, choices: Iterable[str]) -> SlimError:
+    """The error for a name that isn't one of `choices`, with the nearest valid one."""
+    choices = sorted(choices)
+    near = get_close_matches(value, choices, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else "expected one of " + ", ".join(choices)
+    return SlimError(f"unknown {kind} {value!r}: {hint}")
