@@ -1,83 +1,114 @@
 """Typed settings for every command, read from a YAML file and overridden on the command line.
 
-Each stage has one dataclass, and `RunConfig` nests them all, so one YAML file serves every command. A field's comment
-says what it means and in which unit; `RANGES` says which values are sound. Nothing here imports torch: `--help` and a
-typing mistake answer at once.
+Each stage has one dataclass, and `RunConfig` nests them all, so one YAML file serves every command. The
+defaults are the digits run. A field says what it means, in which unit, and which values are sound: `--help`
+prints that, and `updated` checks it. Nothing here imports torch: `--help` and mistakes answer at once.
 """
 
+import contextlib
+import dataclasses
+import types
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from slim.errors import SlimError, unknown
+
+
+def setting(default: Any, help: str, within: str = "") -> Any:
+    """A dataclass field with its help text and its range in interval notation, such as "[0, 1)"."""
+    return field(default=default, metadata=about(help, within))
+
+
+def about(help: str, within: str = "") -> dict[str, str]:
+    return {"help": help, "within": within}
 
 
 @dataclass
 class DataConfig:
-    name: str = "digits"  # digits, cifar10, cifar100, svhn, mnist, fashionmnist, or imagefolder
-    root: str = "data"  # where downloaded data lies; for imagefolder, a tree split/class/image or class/image
-    download: bool = False  # let torchvision fetch what is missing under root
-    image_size: int | None = None  # pixels, height = width; None keeps the data set's own (imagefolder needs one)
-    val_fraction: float = 0.1  # share of the training images held out to choose models by
-    augment: Literal["auto", "none", "crop", "crop+flip"] = "auto"  # auto: what suits the data set
-    batch_size: int = 64
+    name: str = setting("digits", "digits, cifar10, cifar100, svhn, mnist, fashionmnist, or imagefolder")
+    root: str = setting("data", "its folder; for imagefolder, a tree split/class/image or class/image")
+    download: bool = setting(False, "let torchvision fetch what is missing under the root")
+    image_size: int | None = setting(
+        None, "pixels, height = width; null: the data set's own (imagefolder needs one)", "[1, inf)"
+    )
+    val_fraction: float = setting(0.1, "share of the training images held out to choose models by", "[0, 1)")
+    augment: Literal["auto", "none", "crop", "crop+flip"] = setting("auto", "auto: what suits the data set")
+    batch_size: int = setting(64, "images in a training step", "[1, inf)")
 
 
 @dataclass
 class ModelConfig:
-    arch: str = "slim:vgg7"  # slim:NAME, torchvision:NAME, timm:NAME, or package.module:factory
-    kwargs: dict[str, Any] = field(default_factory=dict)  # passed to the architecture
-    gamma: float | None = 0.5  # initial value of every BatchNorm scale (0.5 as in the paper); None leaves it
+    arch: str = setting("slim:vgg7", "slim:NAME, torchvision:NAME, timm:NAME, or package.module:factory")
+    kwargs: dict[str, Any] = field(default_factory=dict, metadata=about("passed to the architecture"))
+    gamma: float | None = setting(
+        0.5, "first value of every BatchNorm scale, 0.5 in the paper; null leaves it", "(0, inf)"
+    )
 
 
 @dataclass
 class OptimConfig:
-    epochs: int = 30
-    lr: float = 0.1
-    momentum: float = 0.9
-    nesterov: bool = True
-    weight_decay: float = 1e-4  # on convolution and linear weights only, unless decay_norm
-    decay_norm: bool = False  # also decay BatchNorm scales and all biases, as the paper's code does
-    schedule: Literal["constant", "step", "cosine"] = "cosine"  # step: ÷10 at half and at three quarters
-    warmup: float = 0.05  # share of the steps over which the learning rate rises linearly from 0
-    label_smoothing: float = 0.0
+    epochs: int = setting(30, "passes over the training images", "[1, inf)")
+    lr: float = setting(0.1, "highest learning rate", "(0, inf)")
+    momentum: float = setting(0.9, "momentum of SGD", "[0, 1)")
+    nesterov: bool = setting(True, "look ahead along the momentum")
+    weight_decay: float = setting(
+        1e-4, "on convolution and linear weights only, unless decay_norm", "[0, inf)"
+    )
+    decay_norm: bool = setting(False, "also decay BatchNorm scales and all biases, as the paper's code does")
+    schedule: Literal["constant", "step", "cosine"] = setting(
+        "cosine", "of the learning rate; step: ÷10 at half and at three quarters"
+    )
+    warmup: float = setting(0.05, "share of the steps over which the learning rate rises from 0", "[0, 1)")
+    label_smoothing: float = setting(0.0, "share of each label spread over all classes", "[0, 1)")
 
 
 @dataclass
 class SparsityConfig:
-    strength: float = 1e-4  # λ, weight of Σ|γ| in the loss; 0 trains without a penalty
-    method: Literal["subgradient"] = "subgradient"
-    targets: str = "*"  # shell pattern: names of the BatchNorm layers whose γ is penalised
-    schedule: Literal["constant", "ramp"] = "constant"  # ramp: λ rises linearly from 0 over training
+    strength: float = setting(1e-4, "λ, weight of Σ|γ| in the loss; 0: no penalty", "[0, inf)")
+    method: Literal["subgradient"] = setting("subgradient", "how the penalty acts on γ")
+    targets: str = setting("*", "shell pattern: names of the BatchNorm layers whose γ is penalised")
+    schedule: Literal["constant", "ramp"] = setting("constant", "of λ; ramp: it rises linearly from 0")
 
 
 @dataclass
 class PruneConfig:
-    ratio: float = 0.5  # share of all prunable BatchNorm channels to remove
-    floor: float = 0.1  # share of each layer's channels that always stays (at least one does)
-    score: Literal["mean", "max", "sum"] = "mean"  # how a coupled group's score follows from its |γ|
-    mode: Literal["couple", "select"] = "couple"  # for BatchNorm before convolution: see slim.plan
-    round_to: int = 1  # keep a multiple of this many channels in each layer
+    ratio: float = setting(0.5, "share of all prunable BatchNorm channels to remove", "[0, 1)")
+    floor: float = setting(
+        0.1, "share of each layer's channels that always stays (at least one does)", "[0, 1]"
+    )
+    score: Literal["mean", "max", "sum"] = setting("mean", "how a coupled group's score follows from its |γ|")
+    mode: Literal["couple", "select"] = setting("couple", "for BatchNorm before convolution: see slim.plan")
+    round_to: int = setting(1, "keep a multiple of this many channels in each layer", "[1, inf)")
 
 
 @dataclass
 class ExportConfig:
-    opset: int = 20
+    opset: int = setting(20, "version of the ONNX operator set", "[18, 25]")
 
 
 @dataclass
 class BenchConfig:
-    batch_sizes: list[int] = field(default_factory=lambda: [1, 32])
-    threads: int = 0  # 0: all cores
-    provider: str = "auto"  # auto, cpu, cuda, or the name of an onnxruntime execution provider
-    runs: int = 50  # timed runs per model, alternating with the others
-    warmup: int = 10
+    batch_sizes: list[int] = field(
+        default_factory=lambda: [1, 32], metadata=about("images in one call, such as [1, 32]", "[1, inf)")
+    )
+    threads: int = setting(0, "0: all cores", "[0, inf)")
+    provider: str = setting("auto", "auto, cpu, cuda, or the name of an onnxruntime execution provider")
+    runs: int = setting(50, "timed runs per model, alternating with the others", "[1, inf)")
+    warmup: int = setting(10, "runs per model before the clock starts", "[0, inf)")
 
 
 @dataclass
 class RunConfig:
-    name: str = "digits"  # the run's folder: checkpoints/<name>/
-    seed: int = 0
-    device: str = "auto"  # auto, cpu, cuda, mps
-    precision: str = "auto"  # auto, 32-true, bf16-mixed, 16-mixed
-    channels_last: bool = True
+    name: str = setting("digits", "the run's folder: checkpoints/NAME/")
+    seed: int = setting(0, "of every random draw", "[0, 4294967295]")
+    device: Literal["auto", "cpu", "cuda", "mps"] = setting("auto", "where to train")
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = setting("auto", "of training")
+    channels_last: bool = setting(True, "memory layout of images and weights in training")
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     train: OptimConfig = field(default_factory=OptimConfig)
@@ -86,3 +117,157 @@ class RunConfig:
     finetune: OptimConfig = field(default_factory=lambda: OptimConfig(epochs=20, lr=0.05))
     export: ExportConfig = field(default_factory=ExportConfig)
     bench: BenchConfig = field(default_factory=BenchConfig)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting as the command line shows it."""
+
+    key: str  # dotted, such as "train.lr"
+    type: Any
+    default: Any
+    help: str
+    within: str
+
+
+@cache
+def settings() -> dict[str, Setting]:
+    """Every setting by its dotted key, in the order of the file."""
+    return {s.key: s for s in _walk(RunConfig(), "")}
+
+
+def _walk(config: Any, prefix: str) -> Iterator[Setting]:
+    hints = get_type_hints(type(config))
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if dataclasses.is_dataclass(value):
+            yield from _walk(value, f"{prefix}{f.name}.")
+        else:
+            yield Setting(prefix + f.name, hints[f.name], value, **f.metadata)
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """The settings that a YAML file holds, unchecked. SlimError where there is no such file or mapping."""
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as e:
+        raise SlimError(f"config {str(path)!r} can't be read: {e.strerror}") from None
+    except UnicodeDecodeError:
+        raise SlimError(f"config {str(path)!r} is not text: expected a YAML file") from None
+    except yaml.YAMLError as e:
+        mark = getattr(e, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        reason = getattr(e, "problem", None) or "not readable"
+        raise SlimError(f"config {str(path)!r} is not valid YAML{line}: {reason}") from None
+    if values is None:  # an empty file, or comments only
+        return {}
+    if not isinstance(values, dict):
+        raise SlimError(f"config {str(path)!r} holds {values!r:.40}: expected settings such as 'seed: 1'")
+    return values
+
+
+def updated(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
+    """A copy of `config` with nested `values` in place of its own, every one of them checked.
+
+    Raises SlimError for an unknown key (naming the nearest), a wrong type, or a value out of range.
+    """
+    new: RunConfig = _updated(config, values, "")
+    if not new.name or Path(new.name).name != new.name:
+        raise SlimError(f"name is {new.name!r}: expected a plain folder name")
+    return new
+
+
+def _updated(config: Any, values: Any, prefix: str) -> Any:
+    if not isinstance(values, Mapping):
+        raise SlimError(f"{prefix[:-1]} is {values!r}: expected settings, one of {', '.join(vars(config))}")
+    changes = {}
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        if name not in vars(config):
+            raise unknown_key(key)
+        old = getattr(config, name)
+        if dataclasses.is_dataclass(old):
+            changes[name] = _updated(old, value, f"{key}.")
+        else:
+            changes[name] = _checked(settings()[key], value)
+    return dataclasses.replace(config, **changes)
+
+
+def unknown_key(key: str) -> SlimError:
+    """The error for a setting that doesn't exist: its namesakes elsewhere, or the nearest of its section."""
+    section, _, name = key.rpartition(".")
+    known = {*settings(), *(f.name for f in dataclasses.fields(RunConfig))}
+    siblings = [k for k in known if k.rpartition(".")[0] == section]
+    namesakes = [k for k in settings() if k.rpartition(".")[2] == name]
+    if namesakes:
+        return SlimError(f"unknown setting {key!r}: did you mean {' or '.join(map(repr, namesakes))}?")
+    return unknown("setting", key, siblings or known)
+
+
+def _checked(s: Setting, value: Any) -> Any:
+    # Where text isn't what is wanted, it stands for the value it spells: on the command line everything is
+    # text, and YAML 1.1 takes 1e-3 for text.
+    meant = value
+    if isinstance(value, str) and s.type is not str and get_origin(s.type) is not Literal:
+        with contextlib.suppress(yaml.YAMLError):
+            meant = yaml.safe_load(value)
+        with contextlib.suppress(ValueError):
+            meant = float(meant) if isinstance(meant, str) else meant
+    fitted = _fit(meant, s.type)
+    if fitted is _MISFIT:
+        if get_origin(s.type) is Literal and isinstance(value, str):
+            raise unknown(s.key, value, get_args(s.type))
+        raise SlimError(f"{s.key} is {value!r}: expected {describe(s.type)}")
+    for number in fitted if isinstance(fitted, list) else [fitted]:
+        if s.within and number is not None and not _inside(number, s.within):
+            raise SlimError(f"{s.key} is {number}: expected a value in {s.within}")
+    return fitted
+
+
+_MISFIT = object()
+
+
+def _fit(value: Any, kind: Any) -> Any:
+    """`value` as an instance of the type `kind`, or _MISFIT. 2 and 2.0 are alike; bool is no number."""
+    origin, args = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return next((v for v in (_fit(value, a) for a in args) if v is not _MISFIT), _MISFIT)
+    if origin is Literal:
+        return value if value in args else _MISFIT
+    if origin is list:
+        items = [_fit(v, args[0]) for v in value] if isinstance(value, list) and value else [_MISFIT]
+        return _MISFIT if _MISFIT in items else items
+    if origin is dict:
+        return value if isinstance(value, dict) and all(isinstance(k, str) for k in value) else _MISFIT
+    if kind in (int, float):
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return _MISFIT
+        return kind(value) if kind is float or value == value // 1 else _MISFIT
+    return value if isinstance(value, kind) else _MISFIT
+
+
+def _inside(value: float, interval: str) -> bool:
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    above = value >= low if interval[0] == "[" else value > low
+    below = value <= high if interval[-1] == "]" else value < high
+    return above and below
+
+
+def describe(kind: Any) -> str:
+    """A setting's type in words."""
+    origin, args = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return " or ".join(describe(a) for a in args)
+    if origin is Literal:
+        return "one of " + ", ".join(args)
+    if origin is list:
+        return f"a list, each {describe(args[0])}"
+    if origin is dict:
+        return "a mapping such as {depth: 40}"
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+    return words[kind]
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The whole configuration as YAML, which `read` and `updated` turn into the same configuration again."""
+    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
