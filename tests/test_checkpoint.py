@@ -1,0 +1,264 @@
+"""Checkpoints: a network comes back bit for bit from its file alone, and no bad file gets in."""
+
+import json
+import os
+import struct
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import slim
+from slim import checkpoint, files, models
+from slim.errors import SlimError
+from slim.plan import plan as plan_of
+
+
+def untrained(arch: str = "slim:vgg7", **kwargs: object) -> nn.Module:
+    """A network whose γ, β and statistics all differ from their first values."""
+    torch.manual_seed(1)
+    model = models.build(arch, **kwargs).eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
+            nn.init.uniform_(module.weight, 0.1, 1.0)
+            nn.init.normal_(module.bias)
+            nn.init.normal_(module.running_mean)
+            nn.init.uniform_(module.running_var, 0.5, 2.0)
+    return model
+
+
+def assert_same(a: nn.Module, b: nn.Module) -> None:
+    first, second = a.state_dict(), b.state_dict()
+    assert list(first) == list(second)
+    for name, tensor in first.items():
+        assert tensor.dtype == second[name].dtype
+        assert torch.equal(tensor.view(-1), second[name].view(-1)), name
+
+
+DIGITS = {"num_classes": 10, "in_channels": 1}
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    return slim.save(tmp_path / "net.safetensors", untrained(**DIGITS), arch="slim:vgg7", arch_kwargs=DIGITS)
+
+
+@pytest.mark.parametrize(
+    ("arch", "kwargs", "shape"),
+    [
+        ("slim:vgg7", DIGITS, (2, 1, 8, 8)),
+        ("slim:preresnet164", {"num_classes": 10}, (1, 3, 16, 16)),
+        ("slim:mlp", DIGITS | {"image_size": 28}, (2, 1, 28, 28)),
+        ("torchvision:mobilenet_v3_small", {"num_classes": 7}, (1, 3, 64, 64)),
+    ],
+)
+@pytest.mark.parametrize("mode", ["couple", "select"])
+def test_a_pruned_network_comes_back_from_its_file(
+    arch: str, kwargs: dict, shape: tuple, mode: str, tmp_path: Path
+) -> None:
+    model, x = untrained(arch, **kwargs), torch.randn(*shape)
+    plan = plan_of(model, x, ratio=0.4, mode=mode)
+    thin = plan.apply(model)
+    assert sum(p.numel() for p in thin.parameters()) < sum(p.numel() for p in model.parameters())
+    back = slim.load(slim.save(tmp_path / "thin.safetensors", thin, plan, arch=arch, arch_kwargs=kwargs))
+    assert_same(thin, back)
+    with torch.no_grad():
+        assert torch.equal(thin(x), back(x))
+
+
+def test_plans_apply_in_turn(tmp_path: Path) -> None:
+    x = torch.randn(2, 1, 8, 8)
+    model = untrained(**DIGITS)
+    first = plan_of(model, x, ratio=0.3)
+    thin = first.apply(model)
+    second = plan_of(thin, x, ratio=0.3)
+    thinner = second.apply(thin)
+    path = slim.save(
+        tmp_path / "thin.safetensors", thinner, [first, second], arch="slim:vgg7", arch_kwargs=DIGITS
+    )
+    assert_same(thinner, slim.load(path))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_dtypes_stay(dtype: torch.dtype, tmp_path: Path) -> None:
+    model = untrained(**DIGITS).to(dtype)
+    back = slim.load(slim.save(tmp_path / "x.safetensors", model, arch="slim:vgg7", arch_kwargs=DIGITS))
+    assert_same(model, back)
+    assert not back.training
+
+
+class Tied(nn.Module):
+    """Two names for one weight, a buffer that isn't saved, one without elements, and mixed dtypes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+        self.second.weight = self.first.weight
+        self.register_buffer("table", torch.arange(4.0), persistent=False)
+        self.register_buffer("empty", torch.zeros(0))
+        self.register_buffer("fine", torch.randn(4, dtype=torch.float16))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(self.first(x)) + self.table + self.fine
+
+
+def test_tied_weights_stay_tied(tmp_path: Path) -> None:
+    model, x = Tied(), torch.randn(3, 4)
+    path = slim.save(tmp_path / "tied.safetensors", model)
+    fresh = Tied()
+    was = fresh.first.weight.clone()
+    back = slim.load(path, model=fresh)
+    assert_same(model, back)
+    assert back.first.weight is back.second.weight
+    assert torch.equal(model(x), back(x))
+    assert torch.equal(fresh.first.weight, was), "the given model stays as it is"
+    with pytest.raises(SlimError, match="no architecture"):
+        slim.load(path)
+
+
+def test_layout_in_memory_does_not_matter(tmp_path: Path) -> None:
+    model = untrained(**DIGITS).to(memory_format=torch.channels_last)
+    values = {k: v.clone() for k, v in model.state_dict().items()}
+    back = slim.load(slim.save(tmp_path / "x.safetensors", model, arch="slim:vgg7", arch_kwargs=DIGITS))
+    assert all(torch.equal(v, values[k]) for k, v in back.state_dict().items())
+
+
+def test_metadata(tmp_path: Path) -> None:
+    given = {
+        "arch": "slim:vgg7",
+        "arch_kwargs": DIGITS,
+        "stage": "sparse",
+        "metrics": {"accuracy": 0.5},
+        "classes": ["null", "eins"],
+        "mean": [0.1],
+        "std": [0.2],
+        "input_shape": [1, 8, 8],
+        "config": {"seed": 3},
+    }
+    about = checkpoint.read_metadata(slim.save(tmp_path / "x.safetensors", untrained(**DIGITS), **given))
+    assert {key: about[key] for key in given} == given
+    assert about["slim"] == slim.__version__ and about["plans"] == []
+
+
+def test_loading_draws_no_random_number(saved: Path) -> None:
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    slim.load(saved)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+# -- files that must not get in ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999999])
+def test_truncated(saved: Path, share: float) -> None:
+    content = saved.read_bytes()
+    saved.write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(SlimError, match=r"truncated|altered"):
+        slim.load(saved)
+
+
+def test_every_altered_byte_is_noticed(saved: Path) -> None:
+    content = saved.read_bytes()
+    header = struct.unpack("<Q", content[:8])[0]
+    places = [0, 3, 8, 9, header // 2, header + 7, header + 8, len(content) // 2, len(content) - 1]
+    for place in places:
+        altered = bytearray(content)
+        altered[place] ^= 1
+        saved.write_bytes(bytes(altered))
+        with pytest.raises(SlimError) as caught:
+            slim.load(saved)
+        assert "\n" not in str(caught.value)
+
+
+def test_renamed_tensors_and_other_formats(saved: Path, tmp_path: Path) -> None:
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    with safe_open(saved, framework="pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(saved)
+    swapped = {**tensors, "conv3.weight": tensors["conv4.weight"][:, :32].contiguous()}
+    save_file(swapped, tmp_path / "swapped.safetensors", metadata=metadata)
+    with pytest.raises(SlimError, match="altered"):
+        slim.load(tmp_path / "swapped.safetensors")
+
+    about = json.loads(metadata["slim"]) | {"format": 99}
+    save_file(tensors, tmp_path / "newer.safetensors", metadata=metadata | {"slim": json.dumps(about)})
+    with pytest.raises(SlimError, match="format 99"):
+        slim.load(tmp_path / "newer.safetensors")
+
+    save_file(tensors, tmp_path / "plain.safetensors")
+    with pytest.raises(SlimError, match="wasn't saved by slim"):
+        slim.load(tmp_path / "plain.safetensors")
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_pickle_is_not_opened(legacy: bool, tmp_path: Path) -> None:
+    path = tmp_path / "evil.safetensors"
+
+    class Evil:
+        def __reduce__(self) -> tuple:
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    torch.save({"weights": Evil()}, path, _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(SlimError, match="pickle"):
+        slim.load(path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_file_imports_no_code_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\ndef net(num_classes=2):\n    return nn.Sequential(nn.Linear(3, num_classes))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    path = slim.save(
+        tmp_path / "x.safetensors",
+        nn.Sequential(nn.Linear(3, 2)),
+        arch="mine:net",
+        arch_kwargs={"num_classes": 2},
+    )
+    with pytest.raises(SlimError, match="allow_code"):
+        slim.load(path)
+    assert "mine" not in sys.modules
+    assert slim.load(path, allow_code=True)(torch.zeros(1, 3)).shape == (1, 2)
+
+
+def test_a_network_that_does_not_fit(saved: Path) -> None:
+    with pytest.raises(SlimError, match="doesn't fit"):
+        slim.load(saved, model=models.build("slim:vgg7", num_classes=11, in_channels=1))
+    with pytest.raises(SlimError, match="doesn't fit"):
+        slim.load(saved, model=nn.Linear(2, 2))
+
+
+def test_missing_files(tmp_path: Path) -> None:
+    with pytest.raises(SlimError, match="can't be read"):
+        slim.load(tmp_path / "none.safetensors")
+    with pytest.raises(SlimError, match="slim-train"):
+        checkpoint.newest("sparse", tmp_path)
+
+
+# -- writing -------------------------------------------------------------------------------------------
+
+
+def test_a_failed_save_leaves_the_old_file(saved: Path) -> None:
+    before = saved.read_bytes()
+    with pytest.raises(SlimError, match="JSON"):
+        slim.save(saved, untrained(**DIGITS), arch="slim:vgg7", metrics={"loss": float("nan")})
+    with pytest.raises(KeyboardInterrupt), files.replacing(saved) as temporary:
+        temporary.write_bytes(b"half")
+        raise KeyboardInterrupt
+    assert saved.read_bytes() == before
+    assert list(saved.parent.iterdir()) == [saved], "no temporary file is left"
+
+
+def test_newest_is_by_time(tmp_path: Path) -> None:
+    for age, run in enumerate(["b", "c", "a"]):
+        path = tmp_path / run / "sparse.safetensors"
+        path.parent.mkdir()
+        path.touch()
+        os.utime(path, ns=(10**18 - age, 10**18 - age))
+    assert checkpoint.newest("sparse", tmp_path).parent.name == "b"
+    assert checkpoint.newest("sparse", tmp_path, run="a").parent.name == "a"
