@@ -220,7 +220,7 @@ def _checked(s: Setting, value: Any) -> Any:
         raise SlimError(f"{s.key} is {value!r}: expected {describe(s.type)}")
     for number in fitted if isinstance(fitted, list) else [fitted]:
         if s.within and number is not None and not _inside(number, s.within):
-            raise SlimError(f"{s.key} is {number}: expected a value in {s.within}")
+            raise SlimError(f"{s.key} is {number}: expected {in_words(s.within)}")
     return fitted
 
 
@@ -251,6 +251,14 @@ def _inside(value: float, interval: str) -> bool:
     above = value >= low if interval[0] == "[" else value > low
     below = value <= high if interval[-1] == "]" else value < high
     return above and below
+
+
+def in_words(interval: str) -> str:
+    """"[1, inf)" as "at least 1", "(0, inf)" as "more than 0", "[0, 1)" as "a value in [0, 1)"."""
+    low, high = interval[1:-1].split(", ")
+    if high != "inf":
+        return f"a value in {interval}"
+    return f"{'at least' if interval[0] == '[' else 'more than'} {low}"
 
 
 def describe(kind: Any) -> str:
