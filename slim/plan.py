@@ -1,0 +1,583 @@
+"""Which channels go: rank all groups of the network by |γ| against one global threshold, within floors and a budget.
+
+    plan = slim.plan(model, example_inputs, ratio=0.5)
+    thin = plan.apply(model)
+
+A *group* is a set of channels that stand or fall together (see `slim.trace`). Its score is taken over the |γ| of every
+BatchNorm that holds it. The groups with the lowest scores go, until the budget is met; each layer's best channels,
+the floor's worth, always stay. Source: Network Slimming, Liu et al., ICCV 2017, section 3.
+"""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from slim.errors import SlimError
+from slim.files import replacing
+from slim.rebuild import rebuild
+from slim.trace import Trace, trace
+from slim.trace.check import find_misfit
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+Score = Literal["mean", "max", "sum"]
+Bools = NDArray[np.bool_]
+Floats = NDArray[np.float64]
+VERSION = 1
+
+
+@dataclass
+class Layer:
+    """One BatchNorm of the plan: its channels before and after, and how many the floor or a tie held back."""
+
+    name: str
+    before: int
+    after: int
+    floor: int  # channels below the global threshold that stayed because of the floor
+    frozen: int  # channels that can't be removed safely; the plan's `frozen` says why
+
+
+@dataclass
+class PruningPlan:
+    """What to remove from a model; plain data that goes through JSON and back.
+
+    `removed` maps each BatchNorm's name to the channels that go (indices of the original model). `cuts` spells out
+    what that means for every parameter and buffer: tensor name -> dimension -> removed indices. `selects` are the
+    BatchNorms that choose their own channels of a shared stream (mode "select"). `totals` holds (before, after) of
+    channels, params and flops. `frozen` says what couldn't be touched: reason -> BatchNorm -> number of channels.
+    """
+
+    requested: dict[str, float]
+    achieved: dict[str, float]
+    removed: dict[str, list[int]]
+    cuts: dict[str, dict[int, list[int]]]
+    shapes: dict[str, list[int]]
+    selects: list[str] = field(default_factory=list)
+    sizes: dict[str, Any] = field(default_factory=dict)
+    totals: dict[str, tuple[int, int]] = field(default_factory=dict)
+    layers: list[Layer] = field(default_factory=list)
+    frozen: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    # -- use -----------------------------------------------------------------------------------------------------------
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """A new, thinner model; `model` is untouched. Raises SlimError where the plan is for another model."""
+        named = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+        for name, shape in self.shapes.items():
+            found = list(named[name].shape) if name in named else "nothing"
+            if found != list(shape):
+                raise SlimError(f"the plan doesn't fit this model: {name} has shape {found}, expected {list(shape)}")
+        chosen = {}
+        for bn in self.selects:
+            gone = set(self.removed.get(bn, []))
+            chosen[bn] = [i for i in range(self.shapes[f"{bn}.weight"][0]) if i not in gone]
+        return rebuild(model, self.cuts, self.sizes, chosen)
+
+    @property
+    def ratio_requested(self) -> float | None:
+        """The share of channels asked for, where a ratio was asked for."""
+        return self.requested.get("ratio")
+
+    @property
+    def ratio_achieved(self) -> float:
+        """The share of all BatchNorm channels that the plan removes, 0 to 1."""
+        before, after = self.totals["channels"]
+        return 1 - after / before
+
+    @property
+    def shortfall(self) -> str:
+        """One line on what was asked, what was reached and what held it back; empty where the request was met."""
+        (kind, asked), (_, got) = next(iter(self.requested.items())), next(iter(self.achieved.items()))
+        missed = asked - got if kind == "ratio" else got - asked
+        if missed <= 0.01 * (1 if kind == "ratio" else asked):
+            return ""
+        floors = sum(layer.floor for layer in self.layers)
+        why = [f"floors and ties hold {floors} channels"] if floors else []
+        why += [f"{sum(where.values())} frozen ({reason})" for reason, where in self.frozen.items()]
+        return f"asked for {kind} {asked:g}, reached {got:.4g}: " + ("; ".join(why) or "groups are too coarse")
+
+    # -- files ---------------------------------------------------------------------------------------------------------
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able. Index lists are long and many tensors share one, so each is stored once."""
+        lists: dict[tuple[int, ...], int] = {}
+
+        def number(indices: list[int]) -> int:
+            return lists.setdefault(tuple(indices), len(lists))
+
+        removed = {bn: number(gone) for bn, gone in self.removed.items()}
+        cuts = {name: {str(d): number(gone) for d, gone in cut.items()} for name, cut in self.cuts.items()}
+        return {
+            "format": "slim-plan",
+            "version": VERSION,
+            "requested": self.requested,
+            "achieved": self.achieved,
+            "totals": {k: list(v) for k, v in self.totals.items()},
+            "removed": removed,
+            "cuts": cuts,
+            "indices": [list(indices) for indices in lists],
+            "shapes": self.shapes,
+            "selects": self.selects,
+            "sizes": self.sizes,
+            "layers": [asdict(layer) for layer in self.layers],
+            "frozen": self.frozen,
+        }
+
+    @classmethod
+    def from_dict(cls, d: Mapping[str, Any]) -> "PruningPlan":
+        """The plan that `to_dict` gave. Raises SlimError where it isn't one."""
+        if d.get("format") != "slim-plan":
+            raise SlimError("not a pruning plan: expected an object with 'format': 'slim-plan'")
+        if d.get("version") != VERSION:
+            raise SlimError(f"a pruning plan of version {d.get('version')!r}: this slim reads version {VERSION}")
+        try:
+            indices = [list(map(int, entry)) for entry in d["indices"]]
+            return cls(
+                requested=dict(d["requested"]),
+                achieved=dict(d["achieved"]),
+                removed={bn: indices[i] for bn, i in d["removed"].items()},
+                cuts={name: {int(k): indices[i] for k, i in cut.items()} for name, cut in d["cuts"].items()},
+                shapes={name: list(shape) for name, shape in d["shapes"].items()},
+                selects=list(d["selects"]),
+                sizes=dict(d["sizes"]),
+                totals={k: (int(v[0]), int(v[1])) for k, v in d["totals"].items()},
+                layers=[Layer(**layer) for layer in d["layers"]],
+                frozen={reason: dict(where) for reason, where in d["frozen"].items()},
+            )
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            raise SlimError(f"a broken pruning plan: {type(error).__name__}: {error}") from error
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the plan as JSON: to a temporary file first, then renamed."""
+        with replacing(Path(path)) as temporary:
+            temporary.write_text(json.dumps(self.to_dict()))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "PruningPlan":
+        """Read a plan. Raises SlimError where the file is missing or isn't a plan."""
+        try:
+            content = json.loads(Path(path).read_text())
+        except OSError as error:
+            raise SlimError(f"can't read the plan {os.fspath(path)!r}: {error.strerror}") from error
+        except ValueError as error:
+            raise SlimError(f"{os.fspath(path)!r} isn't a plan: expected JSON ({error})") from error
+        if not isinstance(content, dict):
+            raise SlimError(f"{os.fspath(path)!r} isn't a plan: expected a JSON object")
+        return cls.from_dict(content)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what the plan removes, as hex: equal for equal prunings."""
+        content = [self.removed, {n: {str(d): v for d, v in c.items()} for n, c in self.cuts.items()}, self.sizes]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    # -- words ---------------------------------------------------------------------------------------------------------
+
+    def table(self) -> "Table":
+        """A rich table by layer: channels before and after, a bar, what floors and ties held back."""
+        from slim.report import plan_table
+
+        return plan_table(self)
+
+    def summary(self) -> str:
+        """One line: channels, parameters and FLOPs, before and after."""
+        said = []
+        for kind, (before, after) in self.totals.items():
+            said.append(f"{kind} {before:,} → {after:,} ({1 - after / max(before, 1):.1%} fewer)")
+        return "; ".join(said)
+
+    def __str__(self) -> str:
+        from slim.report import render
+
+        lines = [render(self.table()), self.summary()]
+        if self.shortfall:
+            lines.append(self.shortfall)
+        return "\n".join(lines)
+
+
+# -- from a trace to groups --------------------------------------------------------------------------------------------
+
+
+class Groups:
+    """The groups of a traced model that hold a γ, in arrays: one entry per group, best score first within a layer.
+
+    `roots` are their labels, `score` and `size` (number of γ) follow; `member` and `layer` list which group sits in
+    which BatchNorm, once for each channel. A *pattern* is a set of layers that groups share: groups of one pattern are
+    interchangeable but for their score.
+    """
+
+    def __init__(self, traced: Trace, gammas: Mapping[str, Floats], score: Score) -> None:
+        self.traced = traced
+        self.names = list(traced.norms)
+        classes = traced.classes
+        labels = np.concatenate([traced.norms[n] for n in self.names])
+        self.layer = np.repeat(np.arange(len(self.names)), [len(traced.norms[n]) for n in self.names])
+        self.widths = np.bincount(self.layer)
+        gamma = np.concatenate([gammas[n] for n in self.names])
+        self.roots, self.member = np.unique(classes.roots(labels), return_inverse=True)
+        self.size = np.bincount(self.member)
+        total = np.bincount(self.member, weights=gamma)
+        self.score: Floats = (total if score == "sum" else total / self.size).astype(np.float64)
+        if score == "max":
+            np.maximum.at(self.score, self.member, gamma)
+        self.frozen = classes.frozen(self.roots)
+        salt = np.random.default_rng(0).integers(1, 2**62, len(self.names))
+        signature = np.zeros(len(self.roots), np.int64)
+        np.add.at(signature, self.member, salt[self.layer])
+        signature[self.frozen] = 0
+        _, self.pattern = np.unique(signature, return_inverse=True)
+        # rank of each group within its pattern, best first; equal scores by label, so that plans don't depend on luck
+        order = np.lexsort((self.roots, -self.score, self.pattern))
+        self.rank = np.empty(len(order), np.int64)
+        starts = np.r_[0, np.cumsum(np.bincount(self.pattern))]
+        self.rank[order] = np.arange(len(order)) - starts[self.pattern[order]]
+        self.pattern_size = np.bincount(self.pattern)
+        # channels that one group of a pattern holds in one layer (2 where halves are tied)
+        pairs, count = np.unique(self.member * len(self.names) + self.layer, return_counts=True)
+        self.multiple = np.ones(len(self.pattern_size), np.int64)
+        np.maximum.at(self.multiple, self.pattern[pairs // len(self.names)], count)
+
+    def protected(self, floors: Sequence[int]) -> Bools:
+        """The groups that stay whatever the budget: each layer's best, the floor's worth; every tensor's best one."""
+        safe = self.frozen.copy()
+        for index, keep in enumerate(floors):
+            self._protect(self.member[self.layer == index], keep, safe)
+        position = np.full(len(self.traced.classes), -1)
+        position[self.roots] = np.arange(len(self.roots))
+        seen = set()
+        for dims in self.traced.labels.values():
+            for labels in dims.values():
+                if id(labels) in seen:
+                    continue
+                seen.add(id(labels))
+                members = position[self.traced.classes.roots(labels)]
+                if (members >= 0).all():
+                    self._protect(members, 1, safe)
+        return safe
+
+    def _protect(self, members: NDArray[np.int64], keep: int, safe: Bools) -> None:
+        best = members[np.lexsort((self.roots[members], -self.score[members]))]
+        if keep < len(best):
+            last = best[keep - 1]  # a group that reaches over the edge stays whole
+            best = best[: max(keep, int(np.max(np.flatnonzero(best == last))) + 1)] if keep else best[:0]
+        safe[best] = True
+
+
+@dataclass
+class Rules:
+    """How channels are chosen, apart from how many."""
+
+    floor: float = 0.1
+    floor_count: int = 1
+    round_to: int = 1
+    scope: Literal["global", "layer"] = "global"
+
+
+def _choose(groups: Groups, safe: Bools, rules: Rules, fixed: NDArray[np.int64]) -> tuple[int, Callable[[int], Bools]]:
+    """How many steps there are, and for a number of steps which groups go.
+
+    One step is one more group below the global threshold. `fixed[pattern]` is a number of groups to keep that the
+    user set for the pattern's layers, or -1.
+    """
+    score = groups.score
+    if rules.scope == "layer":  # every layer loses the same share
+        score = (groups.pattern_size[groups.pattern] - groups.rank) / groups.pattern_size[groups.pattern]
+    free = ~safe & (fixed[groups.pattern] < 0)
+    order = np.flatnonzero(free)
+    order = order[np.lexsort((groups.roots[order], score[order]))]
+    unit = np.array([rules.round_to // math.gcd(rules.round_to, int(m)) for m in groups.multiple])
+    least = np.bincount(groups.pattern, weights=safe).astype(np.int64)
+
+    def gone(steps: int) -> Bools:
+        taken = np.bincount(groups.pattern[order[:steps]], minlength=len(groups.pattern_size))
+        keep = groups.pattern_size - taken
+        keep = np.where(fixed >= 0, np.maximum(fixed, least), keep)
+        if rules.round_to > 1:
+            down = keep // unit * unit
+            up = np.minimum(down + unit, groups.pattern_size)
+            nearest = np.where((keep - down <= up - keep) & (down >= np.maximum(least, 1)), down, up)
+            keep = np.where(keep % unit == 0, keep, nearest)
+        out: Bools = (groups.rank >= keep[groups.pattern]) & ~safe
+        return out
+
+    return len(order), gone
+
+
+# -- the plan ----------------------------------------------------------------------------------------------------------
+
+
+def plan(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    ratio: float | None = None,
+    flops: float | None = None,
+    params: float | None = None,
+    floor: float = 0.1,
+    floor_count: int = 1,
+    score: Score = "mean",
+    scope: Literal["global", "layer"] = "global",
+    mode: Literal["couple", "select"] = "couple",
+    round_to: int = 1,
+    keep: Sequence[str] = (),
+    layer_ratios: Mapping[str, float] | None = None,
+) -> PruningPlan:
+    """Plan which channels of `model` to remove. The model is left as it is.
+
+    `example_inputs`: a tensor, a tuple or a dict of what `forward` takes.
+    One budget: `ratio`, the share of all BatchNorm channels to remove, in [0, 1) (default 0.5); `flops` or `params`,
+    what may stay of them: a share in (0, 1], or an absolute number above 1.
+    `floor`: share of each layer's channels that always stays, at least `floor_count`.
+    `score`: how a group's score follows from its |γ|. `scope`: "global" ranks all channels together, as in the paper;
+    "layer" takes the same share of each layer.
+    `mode`: for BatchNorm before convolution, "couple" removes a channel of the shared stream when every reader drops
+    it, "select" lets each reader choose its own channels through an index, as in the paper.
+    `round_to`: keep a multiple of this many channels in each layer, never none.
+    `keep`: shell patterns of BatchNorms to leave whole. `layer_ratios`: pattern -> share to remove there.
+
+    Raises SlimError for a value out of range, a model without BatchNorm, or a request that can remove nothing.
+    """
+    requested = _requested(ratio, flops, params)
+    for name, value, low, high in (("floor", floor, 0, 1), ("round_to", round_to, 1, 4096)):
+        if not low <= value <= high:
+            raise SlimError(f"{name} {value!r} is out of range: expected {low} to {high}")
+    for name, choice, choices in (
+        ("score", score, ("mean", "max", "sum")),
+        ("scope", scope, ("global", "layer")),
+        ("mode", mode, ("couple", "select")),
+    ):
+        if choice not in choices:
+            raise SlimError(f"unknown {name} {choice!r}: expected one of {', '.join(choices)}")
+    traced = trace(model, example_inputs, select=mode == "select")
+    if not traced.norms:
+        raise SlimError("nothing to prune: the network has no BatchNorm with a scale γ that forward uses")
+    gammas = _gammas(model, traced)
+    rules = Rules(floor, floor_count, round_to, scope)
+    _freeze_kept(traced, keep)
+    misfit = None
+    for _ in range(50):
+        made, kept = _plan(traced, gammas, requested, rules, score, layer_ratios or {})
+        misfit = find_misfit(traced, made.apply, kept)
+        if misfit is None:
+            return made
+        if not len(misfit.labels):
+            break
+        traced.classes.freeze(misfit.labels, misfit.reason)
+    raise SlimError(f"no plan found that this model's forward code can run: {misfit.reason if misfit else ''}")
+
+
+def _requested(ratio: float | None, flops: float | None, params: float | None) -> dict[str, float]:
+    given = {k: v for k, v in (("ratio", ratio), ("flops", flops), ("params", params)) if v is not None}
+    if len(given) > 1:
+        raise SlimError(f"one budget at a time: got {' and '.join(given)}")
+    if not given:
+        given = {"ratio": 0.5}
+    kind, value = next(iter(given.items()))
+    if kind == "ratio" and not 0 <= value < 1:
+        raise SlimError(f"ratio {value!r} is out of range: expected 0 <= ratio < 1")
+    if kind != "ratio" and not value > 0:
+        raise SlimError(f"{kind} {value!r} is out of range: expected a share above 0, up to 1, or an absolute number")
+    return given
+
+
+def _gammas(model: nn.Module, traced: Trace) -> dict[str, Floats]:
+    named = dict(model.named_parameters(remove_duplicate=False))
+    gammas = {}
+    for name in traced.norms:
+        gamma = named[f"{name}.weight"].detach().abs().double().cpu().numpy()
+        if not np.isfinite(gamma).all():
+            raise SlimError(f"γ of {name} has values that aren't finite: expected numbers")
+        gammas[name] = gamma
+    return gammas
+
+
+def _freeze_kept(traced: Trace, patterns: Sequence[str]) -> None:
+    for pattern in patterns:
+        found = [bn for bn in traced.norms if fnmatch(bn, pattern)]
+        if not found:
+            raise SlimError(
+                f"keep {pattern!r} matches no BatchNorm: expected a name such as {next(iter(traced.norms))!r}"
+            )
+        for bn in found:
+            traced.classes.freeze(traced.norms[bn], "kept on request")
+
+
+def _plan(
+    traced: Trace,
+    gammas: Mapping[str, Floats],
+    requested: dict[str, float],
+    rules: Rules,
+    score: Score,
+    layer_ratios: Mapping[str, float],
+) -> tuple[PruningPlan, Bools]:
+    groups = Groups(traced, gammas, score)
+    floors = [min(int(n), max(1, rules.floor_count, math.ceil(rules.floor * n - 1e-9))) for n in groups.widths]
+    safe = groups.protected(floors)
+    fixed = _fixed(groups, layer_ratios)
+    steps, gone = _choose(groups, safe, rules, fixed)
+    costs = Costs(traced, groups)
+    kind, asked = next(iter(requested.items()))
+    if kind == "ratio":
+        budget = asked * len(groups.member)
+        taken = _last(steps, lambda k: costs.channels(gone(k)) <= budget + 1e-9)
+    else:
+        whole = costs.of(kind, gone(0) & False)
+        budget = asked if asked > 1 else asked * whole
+        taken = _last(steps, lambda k: costs.of(kind, gone(k)) > budget)
+        taken = min(steps, taken + 1) if costs.of(kind, gone(taken)) > budget else taken
+    out = gone(taken)
+    if not out.any() and not (kind == "ratio" and asked == 0) and not (kind != "ratio" and budget >= whole):
+        raise SlimError(_nothing(groups, requested, safe))
+    return _write(traced, groups, costs, out, safe, requested), costs.kept(out)
+
+
+def _last(steps: int, holds: Callable[[int], bool]) -> int:
+    """The largest number of steps at which `holds`, which is true up to there and false after."""
+    low, high = 0, steps
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if holds(middle) else (low, middle - 1)
+    return low
+
+
+def _fixed(groups: Groups, layer_ratios: Mapping[str, float]) -> NDArray[np.int64]:
+    """For each pattern the number of groups to keep that `layer_ratios` sets, or -1."""
+    fixed = np.full(len(groups.pattern_size), -1, np.int64)
+    for pattern, share in layer_ratios.items():
+        layers = [i for i, name in enumerate(groups.names) if fnmatch(name, pattern)]
+        if not layers:
+            raise SlimError(
+                f"layer_ratios {pattern!r} matches no BatchNorm: expected a name such as {groups.names[0]!r}"
+            )
+        if not 0 <= share < 1:
+            raise SlimError(f"layer_ratios {pattern!r}: {share!r} is out of range: expected 0 <= ratio < 1")
+        touched = np.unique(groups.pattern[groups.member[np.isin(groups.layer, layers)]])
+        fixed[touched] = groups.pattern_size[touched] - np.floor(share * groups.pattern_size[touched] + 1e-9)
+    return fixed
+
+
+class Costs:
+    """What a choice of groups costs, without rebuilding anything."""
+
+    def __init__(self, traced: Trace, groups: Groups) -> None:
+        self.traced, self.groups = traced, groups
+        self.root_of = traced.classes.roots(np.arange(len(traced.classes)))
+
+    def kept(self, gone: Bools) -> Bools:
+        """For every label, whether it stays."""
+        lost = np.zeros(len(self.root_of), bool)
+        lost[self.groups.roots[gone]] = True
+        out: Bools = ~lost[self.root_of]
+        return out
+
+    def channels(self, gone: Bools) -> int:
+        """BatchNorm channels removed."""
+        return int(self.groups.size[gone].sum())
+
+    def of(self, kind: str, gone: Bools) -> int:
+        """What stays of `kind`: channels, params or flops."""
+        if kind == "channels":
+            return len(self.groups.member) - self.channels(gone)
+        kept = self.kept(gone)
+        if kind == "flops":
+            return sum(product.flops(kept) for product in self.traced.products)
+        total = 0
+        for name in self.traced.parameters:
+            dims = self.traced.labels.get(name, {})
+            total += math.prod(
+                int(kept[dims[d]].sum()) if d in dims else n for d, n in enumerate(self.traced.shapes[name])
+            )
+        return total
+
+
+def _nothing(groups: Groups, requested: dict[str, float], safe: Bools) -> str:
+    kind, asked = next(iter(requested.items()))
+    free = ~groups.frozen
+    why = "every group of channels would empty a layer" if free.any() else "all channels are frozen"
+    if (~safe).any():
+        smallest = int(groups.size[~safe].min())
+        why = f"the smallest group that may go holds {smallest} of {len(groups.member)} BatchNorm channels"
+    elif not free.any():
+        reasons = {groups.traced.classes.reason(int(r)) for r in groups.roots}
+        why += f" ({'; '.join(sorted(r for r in reasons if r)[:3])})"
+    return f"{kind} {asked:g} would remove nothing: {why}"
+
+
+def _write(
+    traced: Trace,
+    groups: Groups,
+    costs: Costs,
+    out: Bools,
+    safe: Bools,
+    requested: dict[str, float],
+) -> PruningPlan:
+    kept = costs.kept(out)
+    removed = {}
+    layers = []
+    frozen: dict[str, dict[str, int]] = {}
+    threshold = groups.score[out].max() if out.any() else -1.0
+    held = safe & ~groups.frozen & (groups.score <= threshold)
+    for index, name in enumerate(groups.names):
+        members = groups.member[groups.layer == index]
+        indices = np.flatnonzero(out[members]).tolist()
+        if indices:
+            removed[name] = indices
+        stuck = groups.frozen[members]
+        layers.append(
+            Layer(name, len(members), len(members) - len(indices), int(held[members].sum()), int(stuck.sum()))
+        )
+        for group in np.unique(members[stuck]):
+            reason = traced.classes.reason(int(groups.roots[group])) or "fixed size"
+            where = frozen.setdefault(reason, {})
+            where[name] = where.get(name, 0) + int((members == group).sum())
+    cuts: dict[str, dict[int, list[int]]] = {}
+    for name, dims in traced.labels.items():
+        for dim, labels in dims.items():
+            indices = np.flatnonzero(~kept[labels]).tolist()
+            if indices:
+                cuts.setdefault(name, {})[dim] = indices
+    nothing = np.zeros_like(out)
+    totals = {kind: (costs.of(kind, nothing), costs.of(kind, out)) for kind in ("channels", "params", "flops")}
+    kind, asked = next(iter(requested.items()))
+    before, after = totals["channels" if kind == "ratio" else kind]
+    achieved = 1 - after / before if kind == "ratio" else after / before if asked <= 1 else float(after)
+    return PruningPlan(
+        requested=requested,
+        achieved={kind: achieved},
+        removed=removed,
+        cuts=cuts,
+        shapes={name: list(traced.shapes[name]) for name in cuts},
+        selects=sorted(traced.selecting & removed.keys()),
+        totals=totals,
+        layers=layers,
+        frozen=frozen,
+    )
+
+
+def explain(model: nn.Module, example_inputs: Any) -> str:
+    """The groups of a model: which BatchNorms stand or fall together, and what is frozen and why. One line each."""
+    traced = trace(model, example_inputs)
+    if not traced.norms:
+        return "no BatchNorm with a scale γ that forward uses"
+    groups = Groups(traced, {n: np.ones(len(v)) for n, v in traced.norms.items()}, "mean")
+    lines = []
+    for pattern, size in enumerate(groups.pattern_size):
+        mine = groups.pattern == pattern
+        names = [groups.names[i] for i in np.unique(groups.layer[mine[groups.member]])]
+        if groups.frozen[mine].all():
+            for root in np.unique(groups.roots[mine])[:1]:
+                lines.append(f"frozen: {int(size)} groups in {', '.join(names)}: {traced.classes.reason(int(root))}")
+        else:
+            lines.append(f"{int(size)} groups: {', '.join(names)}")
+    return "\n".join(lines)

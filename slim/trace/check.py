@@ -1,0 +1,102 @@
+"""Does forward code still line up once channels are gone? Found out without arithmetic, by tracing the thin network.
+
+The thin skeleton's parameters carry the labels of the channels that they keep. Under the same rules, every union must
+hold already, and every output must have the shape that it had. A size that forward code holds on its own (a stored
+split size, a constant in a view) shows as a union that doesn't hold or an operator that fails; the channels that met
+there must stay.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from slim.trace.classes import Classes, Ints
+from slim.trace.tracer import Run, Step, Trace, Tracer, run_once
+
+
+@dataclass
+class Misfit:
+    """Channels that can't go as planned, and why."""
+
+    labels: Ints
+    reason: str
+
+
+class _Apart(Exception):
+    """A union that should hold already doesn't."""
+
+
+class Settled(Classes):
+    """The classes of a trace that is over: what is united or frozen now must have been so before."""
+
+    def __init__(self, classes: Classes) -> None:
+        self.__dict__ = classes.__dict__
+
+    def unite(self, a: Ints, b: Ints, reason: str) -> None:
+        if a.shape[-1] != b.shape[-1]:
+            raise _Apart(reason)
+        apart = self.roots(a) != self.roots(b)
+        if apart.any():
+            a, b = np.broadcast_arrays(a, b)
+            if not (self.frozen(a[apart]) & self.frozen(b[apart])).all():
+                raise _Apart(reason)
+
+    def freeze(self, labels: Ints, reason: str) -> None:
+        if not self.frozen(labels).all():
+            raise _Apart(reason)
+
+
+class Follower(Tracer):
+    """A tracer that must take the same steps as an earlier run."""
+
+    def __init__(self, traced: Trace, run: Run) -> None:
+        super().__init__(Settled(traced.classes), traced.select)
+        self.run_before = run
+        self.readings = iter(run.decisions)
+
+    def step(self, step: Step) -> None:
+        super().step(step)
+        n = len(self.steps)
+        before = self.run_before.steps[n - 1] if n <= len(self.run_before.steps) else None
+        if before is None or before.func is not step.func:
+            raise _Apart("forward takes another path")
+        if before.constants != step.constants:
+            raise _Apart(f"a constant that follows a size, in {self.where(step.func)}")
+
+    def decide(self, choice: Any) -> Any:
+        return next(self.readings, choice)
+
+
+def find_misfit(traced: Trace, thin: Callable[[nn.Module], nn.Module], kept: np.ndarray) -> Misfit | None:
+    """The first place where the thin network's forward code doesn't line up with the original's, or None.
+
+    `thin` makes the thin skeleton of the trace's skeleton; `kept` says for every label whether it stays.
+    """
+    bones = thin(traced.skeleton)
+    for name, tensor in [*bones.named_parameters(), *bones.named_buffers()]:
+        tensor._slim_name = name  # type: ignore[attr-defined]
+        labels = traced.labels.get(name)
+        if labels:
+            tensor._codes = {d: 2 * v[kept[v]] for d, v in labels.items()}  # type: ignore[attr-defined]
+    for run in traced.runs:
+        follower = Follower(traced, run)
+        try:
+            with torch.random.fork_rng(devices=[]):
+                outputs = run_once(bones, traced.inputs, follower, run.training)
+            shapes = [getattr(t, "shape", None) for t in outputs]
+            if traced.inputs_are_meta and shapes != run.shapes:
+                raise _Apart("an output changes its shape")
+            continue
+        except Exception as error:
+            why = str(error) if isinstance(error, _Apart) else f"{type(error).__name__} after {follower.place}"
+        for step in reversed(run.steps[: max(len(follower.steps), 1)]):
+            met = [v >> 1 for v in step.codes]
+            loose = np.concatenate([v[~traced.classes.frozen(v)] for v in met]) if met else np.zeros(0, np.int64)
+            if len(loose) and not kept[loose].all():
+                return Misfit(loose, f"forward code holds a size: {why}")
+        return Misfit(np.zeros(0, np.int64), why)
+    return None

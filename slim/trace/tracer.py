@@ -1,0 +1,283 @@
+"""Run a model once and watch which channels of which tensors stand or fall together.
+
+The model that runs is a *skeleton*: a copy whose parameters hold no data (meta tensors), so a trace costs no
+arithmetic and leaves the model alone. Where the forward code looks at values (detection heads, for example) the
+skeleton shares the real weights and runs for real.
+
+Every tensor carries, in the attribute `_codes`, one vector of codes (see `classes`) for each dimension that follows a
+layer's channels; a dimension without a vector has a fixed size. What each operator does to the codes is in `rules`.
+"""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from slim.errors import SlimError
+from slim.trace.classes import Classes, Ints
+
+META = torch.device("meta")
+
+
+@dataclass
+class Product:
+    """A convolution or matrix product: its multiply-adds are `positions` × the kept sizes of `dims`."""
+
+    layer: str
+    positions: int
+    dims: list[int | Ints]  # a fixed size, or one code per channel
+
+    def flops(self, kept: Any) -> int:
+        """FLOPs (multiply-adds × 2), where `kept` is a boolean array over all labels."""
+        total = 2 * self.positions
+        for dim in self.dims:
+            total *= dim if isinstance(dim, int) else int(kept[dim >> 1].sum())
+        return total
+
+
+@dataclass
+class Trace:
+    """What a run of the model told: labels of every parameter's dimensions, and which of them are one class.
+
+    `labels[name][dim]` are the labels along one dimension of a parameter or buffer; `norms[bn]` are those of a
+    BatchNorm's channels; `selecting` names the BatchNorms that choose their own channels of a shared stream.
+    """
+
+    classes: Classes
+    labels: dict[str, dict[int, Ints]] = field(default_factory=dict)
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    norms: dict[str, Ints] = field(default_factory=dict)
+    selecting: set[str] = field(default_factory=set)
+    products: list[Product] = field(default_factory=list)  # of the inference forward
+    parameters: list[str] = field(default_factory=list)  # names in `shapes` that are parameters, not buffers
+    runs: list["Run"] = field(default_factory=list)  # for `check`, with what it needs to run again:
+    skeleton: nn.Module = field(default_factory=nn.Module)
+    inputs: Any = None
+    inputs_are_meta: bool = True
+    select: bool = False
+
+
+@dataclass
+class Step:
+    """One operator of a run: what it was, its fractional constants, and the codes of what it took."""
+
+    func: Any
+    constants: list[float]
+    codes: list[Ints]
+
+
+@dataclass
+class Run:
+    """One forward pass, in training or inference mode."""
+
+    training: bool
+    steps: list[Step]
+    decisions: list[Any]  # how ambiguous operators were read, in order
+    shapes: list[Any]  # of the outputs
+
+
+class Tracer(TorchDispatchMode):
+    """The dispatch mode that carries codes from tensor to tensor; `rules` does the reasoning."""
+
+    def __init__(self, classes: Classes, select: bool = False) -> None:
+        from slim.trace.rules import rule_for  # rules use what is defined here
+
+        super().__init__()
+        self.rule_for = rule_for
+        self.classes = classes
+        self.select = select
+        self.selecting: set[str] = set()
+        self.norms: dict[str, Tensor] = {}  # BatchNorm name -> its γ in the skeleton
+        self.products: list[Product] = []
+        self.steps: list[Step] = []
+        self.decisions: list[Any] = []
+        self.place = "the input"  # the last layer met, for messages
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        taken = [v for t in tensors_in(args, kwargs) if (c := getattr(t, "_codes", None)) for v in c.values()]
+        self.step(Step(func, [a for a in args if isinstance(a, float)], taken))
+        return self.rule_for(func)(self, func, args, kwargs)
+
+    def step(self, step: Step) -> None:
+        self.steps.append(step)
+
+    def decide(self, choice: Any) -> Any:
+        """How to read an operator that can be read in several ways."""
+        self.decisions.append(choice)
+        return choice
+
+    def run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """The operator itself; a real tensor that meets one without data becomes one without data too."""
+        empty = [t.is_meta for t in tensors_in(args, kwargs)]
+        if any(empty) and not all(empty):
+            args, kwargs = tree_map_only(Tensor, lambda t: t.to(META), (args, kwargs))
+        return func(*args, **kwargs)
+
+    def where(self, func: Any) -> str:
+        return f"{func.overloadpacket.__name__} after {self.place}"
+
+    # -- codes of tensors ------------------------------------------------------------------------------------------
+
+    def codes(self, tensor: Tensor) -> dict[int, Ints]:
+        """The tensor's codes by dimension. A parameter that is first met here gets labels of its own."""
+        found = getattr(tensor, "_codes", None)
+        if found is None:
+            found = {}
+            if hasattr(tensor, "_slim_name"):
+                self.place = tensor._slim_name.rpartition(".")[0] or tensor._slim_name
+                if tensor.is_floating_point():
+                    found = {d: 2 * self.classes.fresh(n) for d, n in enumerate(tensor.shape) if n > 1}
+                tensor._codes = found  # type: ignore[attr-defined]
+        return found
+
+    def axis(self, parameter: Tensor, dim: int, codes: Ints | None, why: str) -> Ints | None:
+        """Tie one dimension of a parameter to `codes`, or fix its size where they are None. Its codes after that."""
+        if not hasattr(parameter, "_slim_name"):
+            own = self.codes(parameter).get(dim)
+        else:
+            self.place = parameter._slim_name.rpartition(".")[0] or parameter._slim_name
+            mine = parameter.__dict__.setdefault("_codes", {})
+            own = mine.get(dim)
+            if own is None:  # first use: the parameter's channels are these, or its size is fixed
+                own = mine[dim] = np.zeros(parameter.shape[dim], np.int64) if codes is None else codes & ~1
+                return own
+        if own is not None and codes is not None:
+            self.classes.unite(own >> 1, codes >> 1, why)
+        elif own is not None:
+            self.classes.freeze(own >> 1, why)
+        elif codes is not None:
+            self.classes.freeze(codes >> 1, why)
+        return own
+
+    def freeze(self, tensor: Any, why: str) -> None:
+        for vector in self.codes(tensor).values():
+            self.classes.freeze(vector >> 1, why)
+
+    def read(self, codes: Ints, why: str) -> None:
+        """A layer mixes these channels: one that isn't zero when its class is masked can't go."""
+        open_ = (codes & 1) == 0
+        if open_.any():
+            self.classes.freeze(codes[open_] >> 1, why)
+
+
+def tensors_in(args: Any, kwargs: Any = None) -> list[Tensor]:
+    """The tensors among an operator's arguments, in order (they nest no deeper than a list)."""
+    found = []
+    for value in (*args, *kwargs.values()) if kwargs else args:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, (list, tuple)):
+            found += [v for v in value if isinstance(v, Tensor)]
+    return found
+
+
+def label(tensor: Tensor, codes: dict[int, Ints]) -> Tensor:
+    """Give `tensor` its codes."""
+    if codes:
+        tensor._codes = codes  # type: ignore[attr-defined]
+    else:
+        tensor.__dict__.pop("_codes", None)
+    return tensor
+
+
+def mark_fresh(tensor: Tensor) -> Tensor:
+    """Straight out of a layer that makes channels, as opposed to a stream that several layers share."""
+    tensor._fresh = True  # type: ignore[attr-defined]
+    return tensor
+
+
+def skeleton(model: nn.Module, meta: bool = True) -> nn.Module:
+    """A copy of the model to trace: parameters without data (`meta`) or sharing it; buffers of its own."""
+    memo: dict[int, Any] = {}
+    for p in model.parameters():
+        data = torch.empty_like(p, device=META) if meta else p.detach()
+        memo[id(p)] = nn.Parameter(data, requires_grad=False)
+    for b in model.buffers():
+        keep = not meta or not b.is_floating_point()
+        memo[id(b)] = b.detach().clone() if keep else torch.empty_like(b, device=META)
+    bones = copy.deepcopy(model, memo)
+    for name, tensor in [*bones.named_parameters(), *bones.named_buffers()]:
+        tensor._slim_name = name  # type: ignore[attr-defined]
+    return bones
+
+
+@contextmanager
+def tracing_mode(bones: nn.Module, training: bool) -> Iterator[None]:
+    """Put the skeleton in training or inference mode; what is random or needs several processes stays out of it."""
+    bones.train(training)
+    for module in bones.modules():
+        if isinstance(module, (nn.modules.dropout._DropoutNd, nn.SyncBatchNorm)):
+            module.training = False
+    with torch.no_grad():
+        yield
+
+
+def call(model: nn.Module, example_inputs: Any) -> Any:
+    """`model(example_inputs)`: a tensor, a tuple of positional arguments, or a dict of keyword arguments."""
+    if isinstance(example_inputs, dict):
+        return model(**example_inputs)
+    if isinstance(example_inputs, (tuple, list)):
+        return model(*example_inputs)
+    return model(example_inputs)
+
+
+def run_once(bones: nn.Module, example_inputs: Any, tracer: Tracer, training: bool) -> list[Any]:
+    """Run the skeleton under the tracer and freeze what it returns; the leaves of its output."""
+    with tracing_mode(bones, training), tracer:
+        outputs = tree_leaves(call(bones, example_inputs))
+    for out in outputs:
+        if isinstance(out, Tensor):
+            tracer.freeze(out, "the model's output")
+    return outputs
+
+
+def as_meta(inputs: Any) -> Any:
+    return tree_map_only(Tensor, lambda t: torch.empty_like(t, device=META), inputs)
+
+
+def trace(model: nn.Module, example_inputs: Any, *, select: bool = False) -> Trace:
+    """Trace the model in training and in inference mode, without touching it.
+
+    `example_inputs` is a tensor, a tuple or a dict of what `forward` takes. With `select`, a BatchNorm that reads a
+    shared stream (pre-activation) chooses its own channels of it. Raises SlimError where the model can't be run.
+    """
+    with torch.random.fork_rng(devices=[]):
+        try:
+            return _trace(model, example_inputs, select, meta=True)
+        except Exception:  # forward code that looks at values: run it for real
+            return _trace(model, example_inputs, select, meta=False)
+
+
+def _trace(model: nn.Module, example_inputs: Any, select: bool, meta: bool) -> Trace:
+    bones = skeleton(model, meta)
+    result = Trace(Classes(), skeleton=bones, inputs_are_meta=meta, select=select)
+    result.inputs = as_meta(example_inputs) if meta else example_inputs
+    gammas: dict[str, Tensor] = {}
+    for training in (True, False):
+        tracer = Tracer(result.classes, select)
+        try:
+            outputs = run_once(bones, result.inputs, tracer, training)
+        except Exception as error:
+            if training and not meta:  # some models train only with targets: the inference forward must do
+                continue
+            raise SlimError(f"the model can't be run on example_inputs: {type(error).__name__}: {error}") from error
+        result.runs.append(Run(training, tracer.steps, tracer.decisions, [getattr(t, "shape", None) for t in outputs]))
+        result.products = tracer.products
+        result.selecting |= tracer.selecting
+        gammas |= tracer.norms
+    result.parameters = [name for name, _ in bones.named_parameters()]
+    for name, tensor in [*bones.named_parameters(), *bones.named_buffers()]:
+        result.shapes[name] = tuple(tensor.shape)
+        found = getattr(tensor, "_codes", None)
+        if found:
+            result.labels[name] = {d: v >> 1 for d, v in sorted(found.items())}
+    result.norms = {n: g.__dict__["_codes"][0] >> 1 for n, g in gammas.items() if 0 in g.__dict__.get("_codes", {})}
+    return result
