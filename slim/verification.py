@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from slim.errors import SlimError
-from slim.plan import PruningPlan
+from slim.planning import PruningPlan
 from slim.rebuild import kept, thin_tensor
 from slim.trace import call
 
