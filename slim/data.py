@@ -233,9 +233,7 @@ def _image_folder(cfg: DataConfig) -> tuple[list[str], Parts]:
     root/test, as the test set); or root/CLASS alone. Images become RGB."""
     root = Path(cfg.root).expanduser()
     if not root.is_dir():
-        raise SlimError(
-            f"no folder {str(root)!r}: expected a tree root/train/CLASS/IMAGE or root/CLASS/IMAGE"
-        )
+        raise SlimError(f"no folder {str(root)!r}: expected a tree root/train/CLASS/IMAGE or root/CLASS/IMAGE")
     folders = {"train": root}
     if _subfolders(root / "train"):  # a class may be called train, but holds images
         folders = {part: root / part for part in ("train", "val", "test") if (root / part).is_dir()}
@@ -271,13 +269,9 @@ def _list_images(folder: Path, classes: list[str]) -> list[tuple[Path, int]]:
     listed = []
     for label, name in enumerate(classes):
         paths = (folder / name).rglob("*")
-        images = sorted(
-            path for path in paths if path.suffix.lower() in IMAGE_FILES and not path.name.startswith(".")
-        )
+        images = sorted(path for path in paths if path.suffix.lower() in IMAGE_FILES and not path.name.startswith("."))
         if not images:
-            raise SlimError(
-                f"no image in class folder {str(folder / name)!r}: expected {', '.join(IMAGE_FILES)} files"
-            )
+            raise SlimError(f"no image in class folder {str(folder / name)!r}: expected {', '.join(IMAGE_FILES)} files")
         listed += [(path, label) for path in images]
     return listed
 
@@ -315,9 +309,7 @@ def _open(path: Path, size: int | None) -> np.ndarray:
                 raise SlimError(f"image {str(path)!r} has mode {image.mode}: expected 8 bits per channel")
             return np.asarray(_resize(image.convert("RGB"), size))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise SlimError(
-            f"can't read image {str(path)!r}: expected a whole JPEG, PNG or similar file"
-        ) from error
+        raise SlimError(f"can't read image {str(path)!r}: expected a whole JPEG, PNG or similar file") from error
 
 
 def _resize(image: Image.Image, size: int | None) -> Image.Image:

@@ -61,9 +61,7 @@ def test_digits_splits_hold_every_digit_once() -> None:
 
     source = load_digits()
     parts = (data.train, data.val, data.test)
-    ours = rows(
-        torch.cat([part.images for part in parts]).numpy(), torch.cat([part.labels for part in parts]).numpy()
-    )
+    ours = rows(torch.cat([part.images for part in parts]).numpy(), torch.cat([part.labels for part in parts]).numpy())
     assert ours == rows(np.rint(source.data * 255 / 16).astype(int), source.target)
 
 
@@ -160,9 +158,7 @@ def test_shuffling_follows_its_seed() -> None:
     data = dataset_of(random_images(40, 3, 8, 8), "crop+flip")
 
     def epoch(seed: int) -> torch.Tensor:
-        return torch.cat(
-            [images for images, _ in batches(data.train, data, 8, shuffle_seed=seed, augment=True)]
-        )
+        return torch.cat([images for images, _ in batches(data.train, data, 8, shuffle_seed=seed, augment=True)])
 
     state = torch.get_rng_state()
     assert torch.equal(epoch(1), epoch(1))
@@ -195,9 +191,9 @@ def test_augmented_images_are_shifted_originals(augment: str, shape: tuple, pad:
                     for dx in range(-pads[1], pads[1] + 1):
                         moved = np.zeros_like(source)  # moved[y, x] = source[y + dy, x + dx]
                         height, width = source.shape[1:]
-                        moved[:, max(0, -dy) : height - max(0, dy), max(0, -dx) : width - max(0, dx)] = (
-                            source[:, max(0, dy) : height - max(0, -dy), max(0, dx) : width - max(0, -dx)]
-                        )
+                        moved[:, max(0, -dy) : height - max(0, dy), max(0, -dx) : width - max(0, dx)] = source[
+                            :, max(0, dy) : height - max(0, -dy), max(0, dx) : width - max(0, -dx)
+                        ]
                         if np.array_equal(moved, image):
                             found.append((flipped, dy, dx))
                 if found:
@@ -212,9 +208,7 @@ def test_augmented_images_are_shifted_originals(augment: str, shape: tuple, pad:
         assert counts / size == pytest.approx(np.full(len(counts), 1 / len(counts)), abs=0.06)
 
 
-@pytest.mark.parametrize(
-    ("setting", "expected"), [("auto", "crop"), ("none", "none"), ("crop+flip", "crop+flip")]
-)
+@pytest.mark.parametrize(("setting", "expected"), [("auto", "crop"), ("none", "none"), ("crop+flip", "crop+flip")])
 def test_augmentation_of_digits_is_a_setting(setting: str, expected: str) -> None:
     assert load(DataConfig(augment=setting), seed=0).augment == expected  # type: ignore[arg-type]
 
@@ -232,21 +226,15 @@ def test_image_folder_with_splits(tmp_path: Path) -> None:
     for part, files in written.items():
         split = getattr(data, part)
         order = sorted(files)
-        assert np.array_equal(
-            split.images.permute(0, 2, 3, 1).numpy(), np.stack([files[path] for path in order])
-        )
-        assert [data.classes[label] for label in split.labels.tolist()] == [
-            path.parent.name for path in order
-        ]
+        assert np.array_equal(split.images.permute(0, 2, 3, 1).numpy(), np.stack([files[path] for path in order]))
+        assert [data.classes[label] for label in split.labels.tolist()] == [path.parent.name for path in order]
 
 
 def test_image_folder_without_test_uses_val(tmp_path: Path) -> None:
     write_tree(tmp_path / "train", {"a": 30, "b": 30})
     held = write_tree(tmp_path / "val", {"a": 2, "b": 2}, seed=1)
     data = folder(tmp_path)
-    assert np.array_equal(
-        data.test.images.permute(0, 2, 3, 1).numpy(), np.stack([held[p] for p in sorted(held)])
-    )
+    assert np.array_equal(data.test.images.permute(0, 2, 3, 1).numpy(), np.stack([held[p] for p in sorted(held)]))
     assert (len(data.train), len(data.val)) == (54, 6)
 
 
