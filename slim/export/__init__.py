@@ -1,0 +1,23 @@
+"""ONNX out, checked; ONNX in, ready to predict.
+
+`session` opens a file in onnxruntime, `write` exports a network and checks the file against it, `predict`
+runs a file on arrays and on images. Only `write` needs torch, so names are looked up on first use: predicting
+starts in a blink.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from slim.export.predict import OnnxModel
+    from slim.export.write import ExportReport, export_onnx
+
+__all__ = ["ExportReport", "OnnxModel", "export_onnx"]
+
+_HOME = {"export_onnx": "write", "ExportReport": "write", "OnnxModel": "predict"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'slim.export' has no attribute {name!r}")
+    return getattr(import_module(f"slim.export.{_HOME[name]}"), name)

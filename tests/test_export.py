@@ -1,0 +1,618 @@
+"""Exported files against PyTorch, predictions against a separate numpy implementation, and what must be
+refused."""
+
+import copy
+import json
+import re
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+from torch import nn
+
+import slim
+from slim.errors import SlimError
+from slim.export import OnnxModel, export_onnx, session, write
+
+README = Path(__file__).parent.parent / "README.md"
+CLASSES = ["zero", "one", "two", "drei", "quatre", "пять", "six", "seven", "eight", "nine"]
+
+
+class ConvNet(nn.Module):
+    """Every kind of layer that a BatchNorm can be folded into, and one BatchNorm that can't
+    (pre-activation)."""
+
+    def __init__(self, preactivation: bool = False) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+        self.depthwise = nn.Sequential(nn.Conv2d(8, 16, 3, padding=1, groups=8), nn.BatchNorm2d(16, eps=0.01))
+        self.grouped = nn.Sequential(nn.Conv2d(16, 16, 1, groups=2), nn.BatchNorm2d(16), nn.ReLU())
+        self.shortcut = nn.Sequential(nn.Conv2d(8, 16, 1, bias=False), nn.BatchNorm2d(16))
+        self.up = nn.Sequential(nn.ConvTranspose2d(16, 8, 2, stride=2, groups=2), nn.BatchNorm2d(8))
+        self.pre = nn.BatchNorm2d(8) if preactivation else nn.Identity()
+        self.head = nn.Sequential(
+            nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 12), nn.BatchNorm1d(12),
+            nn.Dropout(0.5), nn.Linear(12, 10),
+        )  # fmt: skip
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        x = self.up(self.grouped(self.depthwise(x)) + self.shortcut(x))
+        return self.head(self.pre(torch.relu(x)))
+
+
+def shake(net: nn.Module) -> nn.Module:
+    """Statistics and scales that a wrongly folded BatchNorm would show."""
+    generator = torch.Generator().manual_seed(3)
+    for module in net.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            for tensor, low, high in (
+                (module.weight, -1.5, 1.5), (module.bias, -1, 1), (module.running_mean, -1, 1),
+                (module.running_var, 0.2, 3),
+            ):  # fmt: skip
+                tensor.data.uniform_(low, high, generator=generator)
+    return net
+
+
+def ops(path: Path) -> list[str]:
+    return [node.op_type for node in onnx.load(path).graph.node]
+
+
+def run_raw(path: Path, images: np.ndarray) -> np.ndarray:
+    """onnxruntime without any of slim."""
+    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, {"images": images})[0]
+
+
+@pytest.fixture(scope="module")
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return shake(ConvNet()).train()
+
+
+@pytest.fixture(scope="module")
+def example() -> torch.Tensor:
+    return torch.zeros(1, 3, 8, 8)
+
+
+@pytest.fixture(scope="module")
+def exported(net: nn.Module, example: torch.Tensor, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
+    path = tmp_path_factory.mktemp("export") / "new" / "model.onnx"
+    report = export_onnx(
+        net, example, path, classes=CLASSES, mean=[0.1, 0.2, 0.3], std=[0.4, 0.5, 0.6], plan_digest="abc123"
+    )
+    assert report.path == path and report.file_size == path.stat().st_size
+    return path, report.max_relative_error
+
+
+@pytest.fixture(scope="module")
+def pixels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network whose logits are the normalised pixels of a 3×4×5 image, to see what predict feeds it."""
+    path = tmp_path_factory.mktemp("pixels") / "pixels.onnx"
+    export_onnx(nn.Flatten(), torch.zeros(1, 3, 4, 5), path, mean=[0.1, 0.2, 0.3], std=[0.4, 0.5, 0.6])
+    return path
+
+
+@pytest.fixture(scope="module")
+def grey_pixels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("grey") / "pixels.onnx"
+    export_onnx(nn.Flatten(), torch.zeros(1, 1, 4, 5), path, mean=[0.3], std=[0.5])
+    return path
+
+
+# The file against the network
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 7, 32])
+def test_onnxruntime_agrees_with_pytorch(net: nn.Module, exported: tuple[Path, float], batch_size: int) -> None:
+    images = torch.randn(batch_size, 3, 8, 8, generator=torch.Generator().manual_seed(batch_size))
+    with torch.no_grad():
+        expected = copy.deepcopy(net).double().eval()(images.double()).numpy()
+    actual = run_raw(exported[0], images.numpy())
+    assert np.abs(actual - expected).max() / np.abs(expected).max() < 1e-5
+    assert 0 < exported[1] < 1e-5
+
+
+def test_batchnorm_is_folded_and_no_other_node_is_added(exported: tuple[Path, float]) -> None:
+    found = ops(exported[0])
+    assert "BatchNormalization" not in found
+    assert sorted(found) == sorted(
+        ["Conv"] * 4 + ["ConvTranspose", "Add"] + ["Relu"] * 3 + ["AveragePool", "Reshape"] + ["Gemm"] * 2
+    )
+
+
+def test_batchnorm_before_convolution_stays_and_agrees(example: torch.Tensor, tmp_path: Path) -> None:
+    net = shake(ConvNet(preactivation=True)).eval()
+    export_onnx(net, example, tmp_path / "model.onnx")
+    assert ops(tmp_path / "model.onnx").count("BatchNormalization") == 1
+    images = torch.randn(5, 3, 8, 8)
+    expected = net(images).detach().numpy()
+    assert np.allclose(run_raw(tmp_path / "model.onnx", images.numpy()), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_file_is_one_with_names_and_without_local_paths(exported: tuple[Path, float]) -> None:
+    path = exported[0]
+    model = onnx.load(path, load_external_data=False)
+    onnx.checker.check_model(model, full_check=True)
+    assert [entry.name for entry in path.parent.iterdir()] == ["model.onnx"]
+    assert all(weight.data_location == onnx.TensorProto.DEFAULT for weight in model.graph.initializer)
+    assert [entry.name for entry in model.graph.input] == ["images"]
+    assert [entry.name for entry in model.graph.output] == ["logits"]
+    dims = model.graph.input[0].type.tensor_type.shape.dim
+    assert dims[0].dim_param == "batch" and [dim.dim_value for dim in dims[1:]] == [3, 8, 8]
+    assert b".py" not in path.read_bytes()
+
+
+def test_metadata(exported: tuple[Path, float]) -> None:
+    written = {entry.key: entry.value for entry in onnx.load(exported[0]).metadata_props}
+    assert written.pop("slim.plan") == "abc123"
+    assert written.pop("slim.version") == slim.__version__
+    assert {key: json.loads(value) for key, value in written.items()} == {
+        "slim.input_shape": [3, 8, 8],
+        "slim.classes": CLASSES,
+        "slim.mean": [0.1, 0.2, 0.3],
+        "slim.std": [0.4, 0.5, 0.6],
+    }
+
+
+@pytest.mark.parametrize("opset", [18, 25])
+def test_opset_is_kept(opset: int, tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten())
+    export_onnx(net, torch.zeros(2, 1, 4, 4), tmp_path / "model.onnx", opset=opset)
+    imports = onnx.load(tmp_path / "model.onnx").opset_import
+    assert [(entry.domain, entry.version) for entry in imports] == [("", opset)]
+    assert ops(tmp_path / "model.onnx") == ["Conv", "Reshape"]
+
+
+def test_model_is_untouched(net: nn.Module, example: torch.Tensor, tmp_path: Path) -> None:
+    model = copy.deepcopy(net).to(memory_format=torch.channels_last).double()
+    model.stem.eval()  # a mixture of modes must come back as it was
+    modes = [module.training for module in model.modules()]
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    strides = [parameter.stride() for parameter in model.parameters()]
+    export_onnx(model, example, tmp_path / "model.onnx")
+    assert [module.training for module in model.modules()] == modes
+    assert [parameter.stride() for parameter in model.parameters()] == strides
+    assert all(parameter.requires_grad and parameter.dtype == torch.float64 for parameter in model.parameters())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_channels_last_leaves_no_trace(kernel: int, tmp_path: Path) -> None:
+    convolution = nn.Sequential(nn.Conv2d(3, 8, kernel), nn.BatchNorm2d(8), nn.ReLU())
+    model = nn.Sequential(convolution, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    images = torch.zeros(1, 3, 8, 8).to(memory_format=torch.channels_last)
+    export_onnx(model.to(memory_format=torch.channels_last), images, tmp_path / "model.onnx")
+    assert ops(tmp_path / "model.onnx") == ["Conv", "Relu", "ReduceMean", "Reshape", "Gemm"]
+
+
+class Weighted(nn.Module):
+    def forward(self, left: torch.Tensor, right: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"sum": left + 2 * right, "product": left.flatten(1) * right.flatten(1)}
+
+
+@pytest.mark.parametrize("as_dict", [False, True])
+def test_several_inputs_and_outputs(as_dict: bool, tmp_path: Path) -> None:
+    left, right = torch.randn(3, 2, 4), torch.randn(3, 2, 4)
+    inputs = {"right": right, "left": left} if as_dict else (left, right)
+    export_onnx(Weighted(), inputs, tmp_path / "model.onnx")
+    net = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    total, product = net.run(None, {"left": left.numpy(), "right": right.numpy()})
+    assert np.allclose(total, left + 2 * right) and np.allclose(product, (left * right).flatten(1))
+
+
+def test_export_says_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with warnings.catch_warnings(action="error"):
+        export_onnx(nn.Sequential(nn.Conv2d(1, 2, 1), nn.Flatten()), torch.zeros(1, 1, 2, 2), tmp_path / "a.onnx")
+    assert capfd.readouterr() == ("", "")
+
+
+# Files that must not be kept
+
+
+def scaled_weight(model: onnx.ModelProto) -> None:
+    weight = next(entry for entry in model.graph.initializer if len(entry.dims) == 4)
+    weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * 1.1, weight.name))
+
+
+def nan_weight(model: onnx.ModelProto) -> None:
+    weight = next(entry for entry in model.graph.initializer if len(entry.dims) == 4)
+    weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * np.nan, weight.name))
+
+
+def dropped_relu(model: onnx.ModelProto) -> None:
+    next(node for node in model.graph.node if node.op_type == "Relu").op_type = "Identity"
+
+
+def fixed_batch(model: onnx.ModelProto) -> None:
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+
+
+@pytest.mark.parametrize(
+    ("tamper", "message"),
+    [
+        (
+            scaled_weight,
+            r"^model.onnx differs from the network by \d\.\d\de-0[1-4] \(relative, batch of 1\): expected",
+        ),
+        (dropped_relu, r"^model.onnx differs from the network by \d"),
+        (nan_weight, r"^model.onnx differs from the network by inf"),
+        (fixed_batch, r"^the network can only be exported for a batch of 1: "),
+    ],
+)
+def test_altered_file_is_refused_and_the_earlier_one_stays(
+    tamper: object, message: str, net: nn.Module, example: torch.Tensor, exported: tuple[Path, float],
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    model = onnx.load(exported[0])
+    tamper(model)  # type: ignore[operator]
+    monkeypatch.setattr(write, "_export", lambda *args, **kwargs: model.SerializeToString())
+    (tmp_path / "model.onnx").write_bytes(b"earlier")
+    with pytest.raises(SlimError, match=message) as caught:
+        export_onnx(net, example, tmp_path / "model.onnx")
+    assert "\n" not in str(caught.value)
+    assert [entry.read_bytes() for entry in tmp_path.iterdir()] == [b"earlier"]
+
+
+def test_reported_difference_is_the_true_one(
+    net: nn.Module, example: torch.Tensor, exported: tuple[Path, float], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """All logits times 1.01: the relative difference is 1 % whatever the inputs."""
+    model = onnx.load(exported[0])
+    model.graph.node[-1].output[0] = "before"
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(1.01), "factor"))
+    model.graph.node.append(onnx.helper.make_node("Mul", ["before", "factor"], ["logits"]))
+    monkeypatch.setattr(write, "_export", lambda *args, **kwargs: model.SerializeToString())
+    report = export_onnx(net, example, tmp_path / "model.onnx", tolerance=0.02)
+    assert report.max_relative_error == pytest.approx(0.01, rel=1e-3)
+
+
+class Bessel(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.special.bessel_j0(x).flatten(1)
+
+
+class OnlyPairs(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if len(x) != 2:
+            raise ValueError("two at a time")
+        return x.flatten(1)
+
+
+class NotSeven(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not torch.compiler.is_compiling() and len(x) == 7:
+            raise ValueError("not seven")
+        return x.flatten(1)
+
+
+@pytest.mark.parametrize(
+    ("model", "settings", "message"),
+    [
+        (nn.Flatten(), {"opset": 17}, r"^opset 17: expected 18 to 25$"),
+        (nn.Flatten(), {"opset": 26}, r"^opset 26: expected 18 to 25$"),
+        (nn.Flatten(), {"classes": ["a", "b"]}, r"^2 class names for 12 outputs"),
+        (nn.Flatten(), {"mean": [0.5]}, r"^mean has 1 numbers for 3 channels"),
+        (nn.Flatten(), {"std": [0.5] * 4}, r"^std has 4 numbers for 3 channels"),
+        (nn.Conv2d(1, 1, 1), {}, r"^the network can't run a batch of 2 like the example: .*1 channels"),
+        (nn.Linear(2, 1), {"example": torch.zeros(0, 2)}, r"^example_inputs: expected"),
+        (nn.Linear(2, 1), {"example": "photo"}, r"^example_inputs: expected"),
+        (Bessel(), {}, r"bessel_j0"),
+        (OnlyPairs(), {}, r"^the network can only be exported for a batch of 2: "),
+        (NotSeven(), {}, r"^the network can't run a batch of 7 like the example: not seven$"),
+    ],
+)
+def test_what_can_not_be_exported_gets_one_line(
+    model: nn.Module, settings: dict, message: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    inputs = settings.pop("example", torch.zeros(1, 3, 2, 2))
+    with pytest.raises(SlimError, match=message) as caught:
+        export_onnx(model, inputs, tmp_path / "model.onnx", **settings)
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+    assert capfd.readouterr() == ("", "")
+
+
+def test_paths_that_can_not_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("a file, not a folder")
+    with pytest.raises(SlimError, match="can't write"):
+        export_onnx(nn.Flatten(), torch.zeros(1, 1, 2, 2), tmp_path / "file" / "model.onnx")
+    with pytest.raises(SlimError, match="is a folder"):
+        export_onnx(nn.Flatten(), torch.zeros(1, 1, 2, 2), tmp_path)
+    monkeypatch.setattr(write, "MAX_BYTES", 10)
+    with pytest.raises(SlimError, match="less than 2 GB"):
+        export_onnx(nn.Linear(4, 4), torch.zeros(1, 4), tmp_path / "model.onnx")
+
+
+# OnnxModel on arrays
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 7])
+def test_call_gives_the_logits(net: nn.Module, exported: tuple[Path, float], batch_size: int) -> None:
+    images = torch.randn(batch_size, 3, 8, 8)
+    expected = copy.deepcopy(net).eval()(images).detach().numpy()
+    model = OnnxModel(exported[0], threads=1)
+    for given in (
+        images,
+        images.numpy(),
+        images.double().requires_grad_(),
+        images.numpy().astype(np.float64),
+    ):
+        logits = model(given)
+        assert logits.dtype == np.float32
+        assert np.allclose(logits, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_attributes_come_from_the_file(exported: tuple[Path, float], pixels: Path) -> None:
+    model = OnnxModel(exported[0])
+    assert model.classes == CLASSES and model.mean == [0.1, 0.2, 0.3] and model.std == [0.4, 0.5, 0.6]
+    assert model.input_shape == [3, 8, 8] and model.metadata["slim.plan"] == "abc123"
+    assert model.provider in onnxruntime.get_available_providers()
+    assert OnnxModel(pixels).classes is None and "slim.plan" not in OnnxModel(pixels).metadata
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.zeros((2, 3, 8, 9), np.float32), r"^images of shape \[2, 3, 8, 9\]: expected \[N, 3, 8, 8\]$"),
+        (np.zeros((3, 8, 8), np.float32), r"^images of shape \[3, 8, 8\]: expected \[N, 3, 8, 8\]$"),
+        (np.zeros((1, 3, 8, 8), np.uint8), r"^images of dtype uint8: expected normalised floats"),
+        (torch.zeros(1, 3, 8, 8, dtype=torch.int64), r"^images of dtype int64: expected normalised floats"),
+    ],
+)
+def test_call_refuses_other_arrays(images: object, message: str, exported: tuple[Path, float]) -> None:
+    with pytest.raises(SlimError, match=message):
+        OnnxModel(exported[0])(images)
+
+
+# OnnxModel on images
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits - logits.max())
+    return powers / powers.sum()
+
+
+def resize_matrix(old: int, new: int) -> np.ndarray:
+    """[new, old]: triangle filter, widened by the scale when shrinking (bilinear with antialiasing)."""
+    scale = old / new
+    centres = (np.arange(new) + 0.5) * scale - 0.5
+    weights = np.maximum(0, 1 - np.abs(np.arange(old) - centres[:, None]) / max(scale, 1))
+    return weights / weights.sum(1, keepdims=True)
+
+
+def reference(image: np.ndarray, channels: int) -> np.ndarray:
+    """What predict should say of a uint8 [H, W, 3] or [H, W] image for the pixels networks, in plain
+    numpy."""
+    values = image.astype(np.float64)
+    if channels == 1 and image.ndim == 3:
+        values = values @ [0.299, 0.587, 0.114]
+    if channels == 3 and image.ndim == 2:
+        values = np.stack([values] * 3, axis=-1)
+    values = values.reshape(*values.shape[:2], channels)
+    values = np.einsum("ah,bw,hwc->cab", resize_matrix(len(image), 4), resize_matrix(image.shape[1], 5), values)
+    mean, std = ([0.3], [0.5]) if channels == 1 else ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
+    normalised = (values / 255 - np.reshape(mean, (-1, 1, 1))) / np.reshape(std, (-1, 1, 1))
+    return softmax(normalised.ravel())
+
+
+def predicted(model: OnnxModel, image: object) -> np.ndarray:
+    """All probabilities in the order of the classes."""
+    (result,) = model.predict([image], top=1000)
+    assert [p for _, p in result] == sorted((p for _, p in result), reverse=True)
+    by_label = {int(label): probability for label, probability in result}
+    return np.array([by_label[i] for i in range(len(by_label))])
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (4, 5, 3), (13, 17), (13, 17, 3), (2, 3), (40, 3, 3)])
+def test_preprocessing_against_numpy(shape: tuple[int, ...], pixels: Path, grey_pixels: Path, tmp_path: Path) -> None:
+    image = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    Image.fromarray(image).save(tmp_path / "image.png")
+    for path, channels in ((pixels, 3), (grey_pixels, 1)):
+        model = OnnxModel(path)
+        expected = reference(image, channels)
+        # Pillow rounds to whole grey levels after each of at most three steps: 1.5 levels of 255, by the
+        # smallest std
+        rounded = shape[:2] != (4, 5) or (channels == 1 and len(shape) == 3)
+        tolerance = 2 * 1.5 / 255 / 0.4 if rounded else 1e-6
+        for given in (image, Image.fromarray(image), tmp_path / "image.png", str(tmp_path / "image.png")):
+            assert predicted(model, given) == pytest.approx(expected, rel=tolerance)
+
+
+def test_labels_and_batches(exported: tuple[Path, float]) -> None:
+    model = OnnxModel(exported[0])
+    images = list(np.random.default_rng(1).integers(0, 256, (9, 8, 8, 3), dtype=np.uint8))
+    floats = np.stack(images).transpose(0, 3, 1, 2) / 255
+    normalised = (floats - np.reshape([0.1, 0.2, 0.3], (3, 1, 1))) / np.reshape([0.4, 0.5, 0.6], (3, 1, 1))
+    logits = run_raw(exported[0], normalised.astype(np.float32))
+    for batch_size in (4, 64):
+        results = model.predict(images, top=3, batch_size=batch_size)
+        for row, result in zip(logits, results, strict=True):
+            best = np.argsort(row)[::-1][:3]
+            assert [label for label, _ in result] == [CLASSES[i] for i in best]
+            assert [p for _, p in result] == pytest.approx(softmax(row.astype(np.float64))[best], rel=1e-4)
+    assert model.predict([]) == []
+
+
+def test_other_modes_of_image(pixels: Path) -> None:
+    model = OnnxModel(pixels)
+    colours = np.random.default_rng(2).integers(0, 256, (4, 5, 4), dtype=np.uint8)
+    expected = reference(colours[..., :3], 3)
+    assert predicted(model, Image.fromarray(colours)) == pytest.approx(expected, rel=1e-6)
+    palette = Image.fromarray(colours[..., :3]).quantize(64)
+    assert predicted(model, palette) == pytest.approx(reference(np.asarray(palette.convert("RGB")), 3), rel=1e-6)
+
+
+def bad_images(folder: Path) -> dict[str, object]:
+    (folder / "text.png").write_text("not an image")
+    whole = folder / "whole.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(whole)
+    (folder / "cut.png").write_bytes(whole.read_bytes()[:2000])
+    return {
+        "absent.png': no such file": folder / "absent.png",
+        "text.png': not an image": folder / "text.png",
+        "cut.png': not an image": folder / "cut.png",
+        "not an image": folder,
+        "dtype float32": np.zeros((4, 5), np.float32),
+        r"shape \[4, 5, 2\]": np.zeros((4, 5, 2), np.uint8),
+        r"shape \[1, 4, 5, 3\]": np.zeros((1, 4, 5, 3), np.uint8),
+        "at least one pixel": np.zeros((0, 5), np.uint8),
+        "mode I;16": Image.fromarray(np.zeros((4, 5), np.uint16)),
+        "image of type int": 7,
+    }
+
+
+def test_bad_images_get_one_line(pixels: Path, tmp_path: Path) -> None:
+    model = OnnxModel(pixels)
+    for message, image in bad_images(tmp_path).items():
+        with pytest.raises(SlimError, match=message) as caught:
+            model.predict([image])
+        assert "\n" not in str(caught.value)
+    for images in ("photo.png", np.zeros((4, 5), np.uint8)):
+        with pytest.raises(SlimError, match="expected a list of images"):
+            model.predict(images)
+    with pytest.raises(SlimError, match="top 0"):
+        model.predict([], top=0)
+
+
+# Files that OnnxModel must refuse
+
+
+def test_bad_files_get_one_line(tmp_path: Path, exported: tuple[Path, float]) -> None:
+    whole = exported[0].read_bytes()
+    (tmp_path / "text.onnx").write_text("not ONNX")
+    (tmp_path / "empty.onnx").write_bytes(b"")
+    (tmp_path / "cut.onnx").write_bytes(whole[: len(whole) // 2])
+    cases = {
+        "absent.onnx": "no file",
+        "text.onnx": "not an ONNX",
+        "empty.onnx": "not an ONNX",
+        "cut.onnx": "not an",
+    }
+    for name, message in cases.items():
+        with pytest.raises(SlimError, match=message) as caught:
+            OnnxModel(tmp_path / name)
+        assert name in str(caught.value) and "\n" not in str(caught.value)
+    with pytest.raises(SlimError, match="no file"):
+        OnnxModel(tmp_path)
+
+
+def test_missing_and_broken_metadata(tmp_path: Path, exported: tuple[Path, float]) -> None:
+    model = onnx.load(exported[0])
+    kept = {entry.key: entry.value for entry in model.metadata_props}
+
+    def with_metadata(changes: dict[str, str | None]) -> Path:
+        metadata = {key: value for key, value in {**kept, **changes}.items() if value is not None}
+        del model.metadata_props[:]
+        onnx.helper.set_model_props(model, metadata)
+        onnx.save(model, tmp_path / "model.onnx")
+        return tmp_path / "model.onnx"
+
+    image = np.zeros((8, 8, 3), np.uint8)
+    foreign = OnnxModel(with_metadata(dict.fromkeys(kept)))
+    assert foreign(np.zeros((2, 3, 8, 8), np.float32)).shape == (2, 10)  # arrays need no metadata
+    with pytest.raises(SlimError, match=r"model.onnx has no slim.input_shape, slim.mean, slim.std in its metadata"):
+        foreign.predict([image])
+    with pytest.raises(SlimError, match=r"slim.mean = '\[0.1,': expected JSON"):
+        OnnxModel(with_metadata({"slim.mean": "[0.1,"}))
+    with pytest.raises(SlimError, match="of its 2 classes"):
+        OnnxModel(with_metadata({"slim.classes": '["a", "b"]'})).predict([image])
+    with pytest.raises(SlimError, match="expected grey or RGB"):
+        OnnxModel(with_metadata({"slim.input_shape": "[12]"})).predict([image])
+
+
+def test_networks_that_are_no_classifiers(tmp_path: Path) -> None:
+    export_onnx(nn.Conv2d(1, 2, 1), torch.zeros(1, 1, 3, 3), tmp_path / "map.onnx", mean=[0.5], std=[0.5])
+    with pytest.raises(SlimError, match=r"gives \[2, 3, 3\] numbers for an image: expected one for each class"):
+        OnnxModel(tmp_path / "map.onnx").predict([np.zeros((3, 3), np.uint8)])
+    export_onnx(Weighted(), (torch.zeros(1, 2), torch.zeros(1, 2)), tmp_path / "two.onnx")
+    with pytest.raises(SlimError, match="gives 2 outputs"):
+        OnnxModel(tmp_path / "two.onnx")
+
+
+# Providers
+
+
+def test_provider_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda, cpu = "CUDAExecutionProvider", "CPUExecutionProvider"
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [cuda, cpu])
+    assert session.find_provider("auto") == session.find_provider("cuda") == session.find_provider(cuda) == cuda
+    assert session.find_provider("cpu") == session.find_provider("CPU") == session.find_provider(cpu) == cpu
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [cpu])
+    assert session.find_provider("auto") == cpu
+    with pytest.raises(SlimError, match=r"^provider 'cuda' isn't in this onnxruntime: expected auto, cpu$"):
+        session.find_provider("cuda")
+
+
+def test_provider_that_does_not_start(pixels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """onnxruntime falls back to the CPU with no more than a message: right for auto, wrong for cuda."""
+    names = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    real = onnxruntime.InferenceSession
+    asked = []
+
+    def start(path: str, options: object, providers: list[str]) -> onnxruntime.InferenceSession:
+        asked.append(providers)
+        return real(path, options, providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: names)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", start)
+    assert OnnxModel(pixels).provider == "CPUExecutionProvider"
+    assert asked == [names]
+    with pytest.raises(SlimError, match="'cuda' doesn't start here"):
+        OnnxModel(pixels, provider="cuda")
+
+
+def test_threads(pixels: Path) -> None:
+    assert OnnxModel(pixels, threads=2)._session.get_session_options().intra_op_num_threads == 2
+    with pytest.raises(SlimError, match="threads -1"):
+        OnnxModel(pixels, threads=-1)
+
+
+def test_predicting_needs_no_torch() -> None:
+    code = "import sys, slim; slim.OnnxModel, slim.benchmark; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# The README's ten lines
+
+
+def test_readme_example_classifies_a_real_digit(tmp_path: Path) -> None:
+    digits = load_digits()
+    grey = torch.tensor(digits.images / 16, dtype=torch.float32)[:, None]
+    labels = torch.tensor(digits.target)
+    mean, std = grey[:1500].mean().item(), grey[:1500].std().item()
+    images = (grey - mean) / std
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten())
+    head = nn.Linear(256, 10)
+    net = nn.Sequential(body, head)
+    with torch.no_grad():  # training in one step: the head by least squares on what the random body sees
+        body[1].momentum = None
+        body(images[:1500])
+        features = torch.cat([body.eval()(images), torch.ones(len(images), 1)], 1)
+        targets = nn.functional.one_hot(labels[:1500]).float()
+        solution = torch.linalg.lstsq(features[:1500], targets, driver="gelsd").solution
+        head.weight.copy_(solution[:-1].T)
+        head.bias.copy_(solution[-1])
+    assert (net.eval()(images[1500:]).argmax(1) == labels[1500:]).float().mean() > 0.9
+
+    match = re.search(r"<!-- onnxruntime-example -->\n+```python\n(.*?)```", README.read_text(), re.DOTALL)
+    assert match, "README.md has no block marked <!-- onnxruntime-example -->"
+    code = match.group(1)
+    assert len([line for line in code.splitlines() if line.strip()]) <= 10
+    path = tmp_path / re.search(r'"([^"]*model\.onnx)"', code).group(1)  # type: ignore[union-attr]
+    export_onnx(net, images[:1], path, classes=CLASSES, mean=[mean], std=[std])
+    index = int(re.search(r"images\[(-?\d+)\]", code).group(1))  # type: ignore[union-attr]
+    assert index < 0 or index >= 1500  # a digit that the network hasn't seen
+    code += "\nimport sys\nassert not {'slim', 'torch', 'onnx'} & set(sys.modules)\n"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[0] == CLASSES[digits.target[index]]
