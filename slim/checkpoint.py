@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from slim import __version__, models
 from slim.errors import SlimError
 from slim.files import replacing
-from slim.plan import PruningPlan
+from slim.planning import PruningPlan
 
 FORMAT = 1  # raised when a reader of the old format would misread the new one
 

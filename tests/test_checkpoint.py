@@ -13,7 +13,6 @@ from torch import nn
 import slim
 from slim import checkpoint, files, models
 from slim.errors import SlimError
-from slim.plan import plan as plan_of
 
 
 def untrained(arch: str = "slim:vgg7", **kwargs: object) -> nn.Module:
@@ -59,7 +58,7 @@ def test_a_pruned_network_comes_back_from_its_file(
     arch: str, kwargs: dict, shape: tuple, mode: str, tmp_path: Path
 ) -> None:
     model, x = untrained(arch, **kwargs), torch.randn(*shape)
-    plan = plan_of(model, x, ratio=0.4, mode=mode)
+    plan = slim.plan(model, x, ratio=0.4, mode=mode)
     thin = plan.apply(model)
     assert sum(p.numel() for p in thin.parameters()) < sum(p.numel() for p in model.parameters())
     back = slim.load(slim.save(tmp_path / "thin.safetensors", thin, plan, arch=arch, arch_kwargs=kwargs))
@@ -71,13 +70,11 @@ def test_a_pruned_network_comes_back_from_its_file(
 def test_plans_apply_in_turn(tmp_path: Path) -> None:
     x = torch.randn(2, 1, 8, 8)
     model = untrained(**DIGITS)
-    first = plan_of(model, x, ratio=0.3)
+    first = slim.plan(model, x, ratio=0.3)
     thin = first.apply(model)
-    second = plan_of(thin, x, ratio=0.3)
+    second = slim.plan(thin, x, ratio=0.3)
     thinner = second.apply(thin)
-    path = slim.save(
-        tmp_path / "thin.safetensors", thinner, [first, second], arch="slim:vgg7", arch_kwargs=DIGITS
-    )
+    path = slim.save(tmp_path / "thin.safetensors", thinner, [first, second], arch="slim:vgg7", arch_kwargs=DIGITS)
     assert_same(thinner, slim.load(path))
 
 

@@ -1,0 +1,169 @@
+"""What the commands share: options made from the settings, help, and mistakes told in one line."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from slim import __version__, config
+from slim.config import RunConfig, Setting
+from slim.errors import SlimError
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a command was given: its own arguments, and the settings of --config and of the command line."""
+
+    arguments: argparse.Namespace
+    in_file: dict[str, Any]
+    as_options: dict[str, Any]
+
+    def settings(self, base: RunConfig | None = None) -> RunConfig:
+        """The settings: options over --config over `base`, the defaults. Exits if they are to be shown."""
+        settings = config.updated(config.updated(base or RunConfig(), self.in_file), self.as_options)
+        if self.arguments.print_config:
+            print(config.to_yaml(settings), end="")
+            sys.exit(0)
+        return settings
+
+    def after(self, stage: str) -> tuple[Path, RunConfig]:
+        """The file of the stage before, and the settings over those of its run.
+
+        The file is the one given, or the newest of the run given by --name, or the newest of all.
+        """
+        from slim import checkpoint
+
+        name = self.as_options.get("name", self.in_file.get("name", "*"))
+        try:
+            file = getattr(self.arguments, "file", None)
+            path = Path(file) if file else checkpoint.newest(stage, run=name)
+            base = config.updated(RunConfig(), _settings_of(path))
+        except SlimError:
+            self.settings()  # which may be shown before there is a run
+            raise
+        return path, self.settings(replace(base, name=path.resolve().parent.name))
+
+
+def _settings_of(path: Path) -> dict[str, Any]:
+    """The settings that a checkpoint holds, or that lie beside another file of a run."""
+    from slim import checkpoint
+
+    if path.suffix == ".safetensors":
+        return checkpoint.read_metadata(path)["config"] or {}
+    beside = path.with_name("config.yaml")
+    return config.read(beside) if beside.exists() else {}
+
+
+class PlainParser(argparse.ArgumentParser):
+    """argparse, with mistakes raised as SlimError that names the nearest option."""
+
+    def __init__(self, program: str, about: str | None, epilog: str | None = None) -> None:
+        super().__init__(
+            prog=program,
+            description=about,
+            epilog=epilog,
+            formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=28),
+            allow_abbrev=False,
+        )
+        self.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+
+    def parse_args(self, args: Sequence[str] | None = None) -> argparse.Namespace:  # type: ignore[override]
+        arguments, rest = self.parse_known_args(args)
+        for word in rest:
+            raise (self._unknown(word.partition("=")[0]) if word.startswith("-") else SlimError(f"what is {word!r}?"))
+        return arguments
+
+    def error(self, message: str) -> Any:
+        raise SlimError(message)
+
+    def _unknown(self, option: str) -> SlimError:
+        known = [o for a in self._actions for o in a.option_strings]
+        near = [o for o in known if o.endswith(f".{option.lstrip('-')}")]
+        near = near or get_close_matches(option, known, n=1, cutoff=0.6)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"expected one that {self.prog} --help names"
+        return SlimError(f"unknown option {option!r}: {hint}")
+
+
+class Parser(PlainParser):
+    """The options of a command that takes settings.
+
+    Every setting is an option by its dotted key. Those of the section `bare` also go by their own name
+    (--ratio for --prune.ratio). The help lists them, those of the sections `shown`, and those of none.
+    """
+
+    def __init__(self, program: str, about: str | None, bare: str = "", shown: Sequence[str] = ()) -> None:
+        more = f"Any setting can be given, such as --data.batch_size 128. {program} --print-config: all of them."
+        super().__init__(program, about, more)
+        self.add_argument("--config", metavar="FILE", help="settings in YAML; options override them")
+        self.add_argument("--print-config", action="store_true", help="show all settings as YAML, and stop")
+        groups = {s: self.add_argument_group(f"{s or 'run'} settings") for s in dict.fromkeys([bare, *shown, ""])}
+        for key, s in config.settings().items():
+            section, _, name = key.rpartition(".")
+            common: dict[str, Any] = {"dest": key, "default": argparse.SUPPRESS, "metavar": _metavar(s.type)}
+            shown_help = _help(s) if section in groups else argparse.SUPPRESS
+            first, *others = [f"--{name}", f"--{key}"] if section and section == bare else [f"--{key}"]
+            groups.get(section, self).add_argument(first, help=shown_help, **common)
+            for other in others:
+                self.add_argument(other, help=argparse.SUPPRESS, **common)
+        self.usage = "%(prog)s [options]"
+
+    def add_file(self, help: str) -> None:
+        """The positional FILE of a command that follows another, and the permission to run its code."""
+        self.usage = "%(prog)s [FILE] [options]"
+        self.add_argument("file", nargs="?", metavar="FILE", help=help)
+        self.add_argument(
+            "--allow-code", action="store_true", help="let FILE import the code that its architecture names"
+        )
+
+    def read(self, argv: Sequence[str] | None = None) -> Given:
+        """The command line, or `argv`, checked. Exits after --help and --version; SlimError for a mistake."""
+        arguments = self.parse_args(argv)
+        as_options: dict[str, Any] = {}
+        for key in vars(arguments).keys() & config.settings().keys():
+            section, _, name = key.rpartition(".")
+            (as_options.setdefault(section, {}) if section else as_options)[name] = getattr(arguments, key)
+        in_file = config.read(arguments.config) if arguments.config else {}
+        config.updated(config.updated(RunConfig(), in_file), as_options)  # tells mistakes before work starts
+        return Given(arguments, in_file, as_options)
+
+
+def code_from_here() -> bool:
+    """Lets package.module:factory lie in the working folder, as `python -m` would. True, for allow_code."""
+    sys.path.append(os.getcwd())
+    return True
+
+
+def _help(s: Setting) -> str:
+    default = s.default if isinstance(s.default, str) else json.dumps(s.default)
+    return f"{s.help} ({default}{'; ' + config.in_words(s.within) if s.within else ''})".replace("%", "%%")
+
+
+def _metavar(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return "|".join(get_args(kind))
+    words = {str: "TEXT", bool: "true|false", list[int]: "[N, ...]", dict[str, Any]: "{...}"}
+    return words.get(kind, "N" if kind in (int, int | None) else "X")
+
+
+# Before torch loads OpenMP: on a machine with other work, threads that spin while they wait for each other made
+# a small network train 40 times slower (64 images/s, passive 2,500; 2 threads on 2 busy cores).
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+@contextmanager
+def mistakes_in_one_line(program: str) -> Iterator[None]:
+    """Turns a user's mistake, a file that can't be read or written, and Ctrl-C into one line and a status."""
+    try:
+        yield
+    except (SlimError, OSError) as e:
+        print(f"{program}: error: {' '.join(str(e).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"\n{program}: interrupted; the files of earlier stages are as they were", file=sys.stderr)
+        sys.exit(130)

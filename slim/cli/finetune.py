@@ -1,0 +1,23 @@
+"""Train a pruned network on, without a penalty, until its accuracy is back.
+
+reads   FILE, or the newest pruned.safetensors under checkpoints/; the data set
+writes  beside it: finetuned.safetensors, metrics.jsonl, summary.json,
+        config.yaml
+next    slim-export
+"""
+
+from collections.abc import Sequence
+
+from slim.cli.command import Parser, code_from_here, mistakes_in_one_line
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    with mistakes_in_one_line("slim-finetune"):
+        parser = Parser("slim-finetune", __doc__, "finetune", ["data"])
+        parser.add_file("the pruned network (the newest pruned.safetensors)")
+        given = parser.read(argv)
+        source, settings = given.after("pruned")
+        from slim import pipeline, report
+
+        written = pipeline.finetune_stage(source, settings, allow_code=given.arguments.allow_code and code_from_here())
+        print(report.closing(written, "slim-export"))

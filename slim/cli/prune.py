@@ -1,0 +1,35 @@
+"""Remove the channels with the smallest |γ| of the whole network, rebuild thinner
+layers, and check that the result equals the network with those channels at zero.
+
+reads   FILE, or the newest sparse.safetensors under checkpoints/
+writes  beside it: pruned.safetensors, plan.json, summary.json, config.yaml
+next    slim-finetune
+"""
+
+from collections.abc import Sequence
+
+from slim.cli.command import Parser, code_from_here, mistakes_in_one_line
+from slim.errors import SlimError
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    with mistakes_in_one_line("slim-prune"):
+        parser = Parser("slim-prune", __doc__, "prune")
+        parser.add_file("the trained network (the newest sparse.safetensors)")
+        parser.add_argument("--dry-run", action="store_true", help="print the plan, and write nothing")
+        parser.add_argument("--arch", metavar="NAME", help="with --dry-run: plan for this untrained network")
+        given = parser.read(argv)
+        arguments = given.arguments
+        if arguments.arch and (arguments.file or not arguments.dry_run):
+            raise SlimError(f"--arch {arguments.arch} is untrained: expected --dry-run with it, and no FILE")
+        source, settings = (None, given.settings()) if arguments.arch else given.after("sparse")
+        from slim import pipeline, report
+
+        allow_code = arguments.allow_code and code_from_here()
+        if source is None:
+            pipeline.dry_run(arguments.arch, settings)
+        elif arguments.dry_run:
+            pipeline.prune_stage(source, settings, dry_run=True, allow_code=allow_code)
+        else:
+            written = pipeline.prune_stage(source, settings, allow_code=allow_code)
+            print(report.closing(written, "slim-finetune"))

@@ -1,0 +1,26 @@
+"""Do it all: train a baseline, train with a penalty on γ, prune, fine-tune, export,
+measure.
+
+reads   the data set (the digits need no download)
+writes  checkpoints/NAME/: a checkpoint of each stage, plan.json, model.onnx,
+        baseline.onnx, metrics.jsonl, summary.json, config.yaml
+next    slim-predict
+"""
+
+from argparse import SUPPRESS
+from collections.abc import Sequence
+
+from slim.cli.command import Parser, code_from_here, mistakes_in_one_line
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    with mistakes_in_one_line("slim-run"):
+        parser = Parser("slim-run", __doc__, shown=["train", "sparsity", "prune", "finetune"])
+        parser.usage = "%(prog)s [CONFIG] [options]"
+        parser.add_argument("config", nargs="?", metavar="CONFIG", default=SUPPRESS, help="the same as --config")
+        settings = parser.read(argv).settings()
+        from slim import pipeline, report
+
+        written, _ = pipeline.run(settings, allow_code=code_from_here())
+        model = next(path for path in written if path.name == "model.onnx")
+        print(report.closing([f"{len(written)} files in {model.parent}"], f"slim-predict {model} IMAGE"))

@@ -1,0 +1,22 @@
+"""Train a network with a penalty on every BatchNorm scale γ, so that it shows which
+channels it can do without.
+
+reads   the data set (the digits need no download)
+writes  checkpoints/NAME/: sparse.safetensors, metrics.jsonl, summary.json,
+        config.yaml
+next    slim-prune
+"""
+
+from collections.abc import Sequence
+
+from slim.cli.command import Parser, code_from_here, mistakes_in_one_line
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    with mistakes_in_one_line("slim-train"):
+        parser = Parser("slim-train", __doc__, "train", ["sparsity", "data", "model"])
+        settings = parser.read(argv).settings()
+        from slim import pipeline, report
+
+        written = pipeline.train_stage(settings, allow_code=code_from_here())
+        print(report.closing(written, "slim-prune"))

@@ -1,0 +1,369 @@
+"""The stages of a run: each reads the file of the stage before it and writes its own, whole or not at all.
+
+A run is a folder, checkpoints/NAME/. Beside the files of its stages lie `config.yaml` (its settings as last
+used), `metrics.jsonl` (a line for each epoch) and `summary.json` (an object for each stage). When a stage is
+done again, what later stages had entered in these two is taken out, because it no longer follows.
+
+Every stage prints to `console` (a new one by default) and returns the paths that it wrote.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from slim import checkpoint, config, data, export, models, report, train
+from slim.checkpoint import STAGES
+from slim.config import OptimConfig, RunConfig, SparsityConfig
+from slim.data import Dataset
+from slim.errors import SlimError
+from slim.files import replacing
+from slim.planning import PruningPlan, plan
+from slim.size import measure
+from slim.verification import verify
+
+if TYPE_CHECKING:
+    from slim.bench import BenchReport
+
+ROOT = Path("checkpoints")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network with all that its file says of it."""
+
+    stage: str
+    model: nn.Module
+    plans: list[PruningPlan]
+    metrics: dict[str, Any]
+    facts: dict[str, Any]  # arch, arch_kwargs, classes, mean, std, input_shape: as checkpoint.save takes them
+    dataset: Dataset | None  # None for a network that wasn't trained by slim
+
+    @property
+    def example(self) -> Tensor:
+        return _example(self.facts["input_shape"])
+
+
+def train_stage(settings: RunConfig, *, allow_code: bool = False, console: Console | None = None) -> list[Path]:
+    """Train a new network with the penalty on γ. It starts a new run: earlier entries of its folder go."""
+    return _train_new("sparse", settings, settings.sparsity, allow_code, console or Console(), fresh=True)
+
+
+def prune_stage(
+    source: Path,
+    settings: RunConfig,
+    *,
+    dry_run: bool = False,
+    allow_code: bool = False,
+    console: Console | None = None,
+) -> list[Path]:
+    """Prune the network in `source`, and check what the thin one computes. A dry run writes nothing."""
+    console = console or Console()
+    before = _open(source, settings, allow_code)
+    made = plan(before.model, before.example, **asdict(settings.prune))
+    _tell(made, console)
+    if dry_run:
+        return []
+    thin = made.apply(before.model)
+    error = verify(before.model, thin, made, before.example)
+    path, plan_path = source.with_name(STAGES["pruned"][0]), source.with_name("plan.json")
+    record = _save(path, thin, [*before.plans, made], before.facts, settings, before.dataset)
+    made.save(plan_path)
+    console.print(report.stage_table({before.stage: before.metrics, "pruned": record}, "pruning"))
+    console.print(f"equals the network with those channels set to zero, to {error:.0e} (relative)")
+    return [path, plan_path]
+
+
+def dry_run(arch: str, settings: RunConfig, *, console: Console | None = None) -> None:
+    """Print the plan for an untrained network on images of 3 channels and `data.image_size` pixels (224, for
+    slim's own 32). Equal γ would have no order, so they are drawn at random."""
+    console = console or Console()
+    pixels = settings.data.image_size or (32 if arch.startswith("slim:") else 224)
+    arguments = {"num_classes": 1000, **_image_size(arch, pixels), **settings.model.kwargs}
+    torch.manual_seed(settings.seed)
+    model = models.build(arch, allow_code=True, **arguments).eval()
+    for module in model.modules():
+        if isinstance(module, _BatchNorm) and module.affine:
+            nn.init.uniform_(module.weight)
+    _tell(plan(model, _example([3, pixels, pixels]), **asdict(settings.prune)), console)
+    console.print(f"{arch}, untrained, γ drawn at random, 3×{pixels}×{pixels} pixels; nothing was written")
+
+
+def _tell(made: PruningPlan, console: Console) -> None:
+    console.print(made.table())
+    console.print(made.summary())
+    if made.shortfall:
+        console.print(made.shortfall)
+
+
+def finetune_stage(
+    source: Path, settings: RunConfig, *, allow_code: bool = False, console: Console | None = None
+) -> list[Path]:
+    """Train the network in `source` on, without a penalty."""
+    console = console or Console()
+    before = _open(source, settings, allow_code)
+    dataset = before.dataset or data.load(settings.data, settings.seed)
+    records = _fit("fine-tuning", before.model, dataset, settings, settings.finetune, None, console)
+    path = source.with_name(STAGES["finetuned"][0])
+    facts = before.facts | _facts_of(dataset)
+    record = _save(path, before.model, before.plans, facts, settings, dataset, records)
+    console.print(report.stage_table({before.stage: before.metrics, "finetuned": record}, "fine-tuning"))
+    return [path]
+
+
+def export_stage(
+    source: Path,
+    settings: RunConfig,
+    *,
+    unpruned: Path | None = None,
+    allow_code: bool = False,
+    console: Console | None = None,
+) -> list[Path]:
+    """Write the network in `source` as model.onnx and, if it exists, `unpruned` as baseline.onnx; by default
+    that is sparse.safetensors beside `source`."""
+    console = console or Console()
+    before = _open(source, settings, allow_code)
+    path, written = source.with_name(STAGES["onnx"][0]), []
+    made = _export(before, path, settings)
+    written.append(path)
+    unpruned = unpruned or source.with_name(STAGES["sparse"][0])
+    if unpruned.exists():
+        written.append(source.with_name("baseline.onnx"))
+        _export(_open(unpruned, settings, allow_code), written[-1], settings)
+    record = before.metrics | {"file_size": made.file_size, "max_relative_error": made.max_relative_error}
+    if before.dataset:
+        record["accuracy"] = _onnx_accuracy(path, before.dataset)
+    _enter(path.parent, "onnx", record, settings)
+    console.print(report.stage_table({before.stage: before.metrics, "onnx": record}, "export"))
+    console.print(f"the ONNX file equals PyTorch's network to {made.max_relative_error:.0e} (relative)")
+    return written
+
+
+def bench_stage(source: Path, settings: RunConfig, *, console: Console | None = None) -> list[Path]:
+    """Measure `source`, a run's model.onnx, against the baseline.onnx beside it."""
+    files = {"baseline": source.with_name("baseline.onnx"), "onnx": source}
+    made = bench_files({name: path for name, path in files.items() if path.exists()}, settings, console=console)
+    return [_enter_latency(source.parent, made, settings)]
+
+
+def bench_files(files: Mapping[str, Path], settings: RunConfig, *, console: Console | None = None) -> "BenchReport":
+    """Measure ONNX files against the first of them."""
+    from slim.bench import benchmark  # imports onnxruntime
+
+    made = benchmark(files, **asdict(settings.bench))
+    (console or Console()).print(made.table())
+    return made
+
+
+def run(
+    settings: RunConfig, *, allow_code: bool = False, console: Console | None = None
+) -> tuple[list[Path], dict[str, Any]]:
+    """All stages, after a baseline trained without a penalty. Returns the paths and the summary."""
+    console = console or Console()
+    [baseline] = _train_new("baseline", settings, None, allow_code, console, fresh=True)
+    [sparse] = _train_new("sparse", settings, settings.sparsity, allow_code, console, fresh=False)
+    [pruned, plan_path] = prune_stage(sparse, settings, allow_code=allow_code, console=console)
+    [finetuned] = finetune_stage(pruned, settings, allow_code=allow_code, console=console)
+    onnx = export_stage(finetuned, settings, unpruned=baseline, allow_code=allow_code, console=console)
+    with TemporaryDirectory() as folder:
+        files = {
+            "baseline": onnx[1],
+            "sparse": Path(folder, "sparse.onnx"),
+            "pruned": Path(folder, "pruned.onnx"),
+        }
+        for stage, path in (("sparse", sparse), ("pruned", pruned)):
+            _export(_open(path, settings, allow_code), files[stage], settings)
+        made = bench_files(files | {"onnx": onnx[0]}, settings, console=console)
+    summary_path = _enter_latency(baseline.parent, made, settings)
+    summary = _read_summary(baseline.parent)
+    console.print(report.stage_table(summary, f"{settings.name}, seed {settings.seed}"))
+    console.print(f"{report.headline(summary['baseline'], summary['onnx'])} (latency: {report.conditions(made)})")
+    return [baseline, sparse, pruned, plan_path, finetuned, *onnx, summary_path], summary
+
+
+def _train_new(
+    stage: str,
+    settings: RunConfig,
+    sparsity: SparsityConfig | None,
+    allow_code: bool,
+    console: Console,
+    fresh: bool,
+) -> list[Path]:
+    dataset = data.load(settings.data, settings.seed)
+    facts = _facts_of(dataset)
+    facts["arch"] = settings.model.arch
+    facts["arch_kwargs"] = {
+        "num_classes": len(dataset.classes),
+        "in_channels": dataset.channels,
+        "gamma": settings.model.gamma,
+        **_image_size(settings.model.arch, dataset.image_size),
+        **settings.model.kwargs,
+    }
+    torch.manual_seed(settings.seed)
+    model = models.build(facts["arch"], allow_code=allow_code, **facts["arch_kwargs"])
+    records = _fit(stage, model, dataset, settings, settings.train, sparsity, console)
+    path = ROOT / settings.name / STAGES[stage][0]
+    record = _save(path, model, [], facts, settings, dataset, records, fresh)
+    console.print(report.stage_table({stage: record}, "training"))
+    return [path]
+
+
+def _image_size(arch: str, pixels: int | tuple[int, int]) -> dict[str, Any]:
+    """The argument image_size for the networks whose layers depend on it."""
+    return {"image_size": pixels} if "image_size" in models.arguments(arch) else {}
+
+
+def _fit(
+    title: str,
+    model: nn.Module,
+    dataset: Dataset,
+    settings: RunConfig,
+    optim: OptimConfig,
+    sparsity: SparsityConfig | None,
+    console: Console,
+) -> list[dict[str, Any]]:
+    with report.training(console, title, optim.epochs) as (on_step, on_epoch):
+        return train.fit(
+            model,
+            dataset,
+            optim,
+            batch_size=settings.data.batch_size,
+            seed=settings.seed,
+            device=settings.device,
+            precision=settings.precision,
+            channels_last=settings.channels_last,
+            sparsity=sparsity,
+            on_step=on_step,
+            on_epoch=on_epoch,
+        )
+
+
+def _facts_of(dataset: Dataset) -> dict[str, Any]:
+    shape = list(dataset.test.images.shape[1:])
+    return {"classes": dataset.classes, "mean": dataset.mean, "std": dataset.std, "input_shape": shape}
+
+
+def _example(shape: Sequence[int]) -> Tensor:
+    return torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
+
+
+def _open(path: Path, settings: RunConfig, allow_code: bool) -> Trained:
+    """The network in a file, with the data set of its run.
+
+    Settings that it was trained with can't change after that: another seed would draw other test images, of
+    which the network has seen many.
+    """
+    about = checkpoint.read_metadata(path)
+    dataset = None
+    if about["config"] is not None:
+        trained = config.updated(RunConfig(), about["config"])
+        for name in ("seed", "model"):
+            was, now = getattr(trained, name), getattr(settings, name)
+            if was != now:
+                raise SlimError(f"{name} is {now}: {path} was trained with {was}, which can't change any more")
+        dataset = data.load(settings.data, settings.seed)
+        if dataset.classes != about["classes"]:
+            raise SlimError(f"data.name is {settings.data.name!r}: {path} was trained on {trained.data.name!r}")
+    if about["input_shape"] is None:
+        raise SlimError(f"{path} doesn't say how large its images are: expected input_shape in slim.save")
+    return Trained(
+        stage=about["stage"] or path.stem,
+        model=checkpoint.load(path, allow_code=allow_code),
+        plans=[PruningPlan.from_dict(p) for p in about["plans"]],
+        metrics=about["metrics"] | {"file_size": path.stat().st_size},
+        facts={key: about[key] for key in ("arch", "arch_kwargs", "classes", "mean", "std", "input_shape")},
+        dataset=dataset,
+    )
+
+
+def _save(
+    path: Path,
+    model: nn.Module,
+    plans: list[PruningPlan],
+    facts: dict[str, Any],
+    settings: RunConfig,
+    dataset: Dataset | None,
+    epochs: Sequence[dict[str, Any]] = (),
+    fresh: bool = False,
+) -> dict[str, Any]:
+    """Measure a network and save it as the stage that its file is named after. Returns its summary."""
+    record: dict[str, Any] = asdict(measure(model, _example(facts["input_shape"])))
+    if dataset:
+        record["accuracy"] = train.evaluate(
+            model, dataset.test, dataset, device=settings.device, channels_last=settings.channels_last
+        )["accuracy"]
+    checkpoint.save(path, model, plans, stage=path.stem, metrics=record, config=settings, **facts)
+    record["file_size"] = path.stat().st_size
+    _enter(path.parent, path.stem, record, settings, epochs, fresh)
+    return record
+
+
+def _enter(
+    folder: Path,
+    stage: str,
+    record: dict[str, Any],
+    settings: RunConfig,
+    epochs: Sequence[dict[str, Any]] = (),
+    fresh: bool = False,
+) -> None:
+    """Enter a stage in the run's summary, metrics and settings. What later stages entered goes; everything
+    goes if `fresh`."""
+    earlier = [] if fresh else list(STAGES)[: list(STAGES).index(stage)]
+    summary = {key: value for key, value in _read_summary(folder).items() if key in earlier}
+    metrics = folder / "metrics.jsonl"
+    lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
+    lines = [line for line in lines if json.loads(line)["stage"] in earlier]
+    lines += [json.dumps({"stage": stage, **epoch}) for epoch in epochs]
+    _write(folder / "summary.json", json.dumps(summary | {stage: record}, indent=2))
+    _write(metrics, "\n".join(lines))
+    _write(folder / "config.yaml", config.to_yaml(settings))
+
+
+def _write(path: Path, text: str) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(text + "\n" if text else "", encoding="utf-8")
+
+
+def _read_summary(folder: Path) -> dict[str, Any]:
+    path = folder / "summary.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _export(trained: Trained, path: Path, settings: RunConfig) -> "export.ExportReport":
+    facts = {key: trained.facts[key] for key in ("classes", "mean", "std")}
+    digest = trained.plans[-1].digest if trained.plans else None
+    return export.export_onnx(
+        trained.model, trained.example, path, opset=settings.export.opset, plan_digest=digest, **facts
+    )
+
+
+def _onnx_accuracy(path: Path, dataset: Dataset) -> float:
+    """Accuracy on the test images, run in onnxruntime."""
+    net = export.OnnxModel(path)
+    right = 0
+    for images, labels in data.batches(dataset.test, dataset, 256):
+        right += int((net(images).argmax(1) == labels.numpy()).sum())
+    return right / len(dataset.test)
+
+
+def _enter_latency(folder: Path, made: "BenchReport", settings: RunConfig) -> Path:
+    """Enter latencies (ms for a batch of the first size) in the summary. The fine-tuned network's is its
+    export's."""
+    summary = _read_summary(folder)
+    batch = settings.bench.batch_sizes[0]
+    for row in made.rows:
+        if row.batch_size == batch:
+            for stage in ["onnx", "finetuned"] if row.model == "onnx" else [row.model]:
+                if stage in summary:
+                    summary[stage] |= {"latency_ms": row.median_ms, "speedup": row.speedup}
+    if "onnx" in summary:
+        summary["onnx"]["bench"] = made.to_dict()
+    _write(folder / "summary.json", json.dumps(summary, indent=2))
+    return folder / "summary.json"
