@@ -56,6 +56,7 @@ class PruningPlan:
     what that means for every parameter and buffer: tensor name -> dimension -> removed indices. `selects` are the
     BatchNorms that choose their own channels of a shared stream (mode "select"). `totals` holds (before, after) of
     channels, params and flops. `frozen` says what couldn't be touched: reason -> BatchNorm -> number of channels.
+    `shortfall` is empty where the request was met to within a point, else one line on what held it back.
     """
 
     requested: dict[str, float]
@@ -68,6 +69,7 @@ class PruningPlan:
     totals: dict[str, tuple[int, int]] = field(default_factory=dict)
     layers: list[Layer] = field(default_factory=list)
     frozen: dict[str, dict[str, int]] = field(default_factory=dict)
+    shortfall: str = ""
 
     # -- use -----------------------------------------------------------------------------------------------------------
 
@@ -95,18 +97,6 @@ class PruningPlan:
         before, after = self.totals["channels"]
         return 1 - after / before
 
-    @property
-    def shortfall(self) -> str:
-        """One line on what was asked, what was reached and what held it back; empty where the request was met."""
-        (kind, asked), (_, got) = next(iter(self.requested.items())), next(iter(self.achieved.items()))
-        missed = asked - got if kind == "ratio" else got - asked
-        if missed <= 0.01 * (1 if kind == "ratio" else asked):
-            return ""
-        floors = sum(layer.floor for layer in self.layers)
-        why = [f"floors and ties hold {floors} channels"] if floors else []
-        why += [f"{sum(where.values())} frozen ({reason})" for reason, where in self.frozen.items()]
-        return f"asked for {kind} {asked:g}, reached {got:.4g}: " + ("; ".join(why) or "groups are too coarse")
-
     # -- files ---------------------------------------------------------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:
@@ -132,6 +122,7 @@ class PruningPlan:
             "sizes": self.sizes,
             "layers": [asdict(layer) for layer in self.layers],
             "frozen": self.frozen,
+            "shortfall": self.shortfall,
         }
 
     @classmethod
@@ -154,6 +145,7 @@ class PruningPlan:
                 totals={k: (int(v[0]), int(v[1])) for k, v in d["totals"].items()},
                 layers=[Layer(**layer) for layer in d["layers"]],
                 frozen={reason: dict(where) for reason, where in d["frozen"].items()},
+                shortfall=str(d["shortfall"]),
             )
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise SlimError(f"a broken pruning plan: {type(error).__name__}: {error}") from error
@@ -439,7 +431,7 @@ def _plan(
     out = gone(taken)
     if not out.any() and not (kind == "ratio" and asked == 0) and not (kind != "ratio" and budget >= whole):
         raise SlimError(_nothing(groups, requested, safe))
-    return _write(traced, groups, costs, out, safe, requested), costs.kept(out)
+    return _write(traced, groups, costs, out, safe, requested, taken == steps), costs.kept(out)
 
 
 def _last(steps: int, holds: Callable[[int], bool]) -> int:
@@ -521,6 +513,7 @@ def _write(
     out: Bools,
     safe: Bools,
     requested: dict[str, float],
+    exhausted: bool,
 ) -> PruningPlan:
     kept = costs.kept(out)
     removed = {}
@@ -562,7 +555,21 @@ def _write(
         totals=totals,
         layers=layers,
         frozen=frozen,
+        shortfall=_shortfall(kind, asked, achieved, layers, frozen, exhausted),
     )
+
+
+def _shortfall(
+    kind: str, asked: float, got: float, layers: list[Layer], frozen: Mapping[str, Mapping[str, int]], exhausted: bool
+) -> str:
+    missed = asked - got if kind == "ratio" else got / asked - 1
+    if missed <= 0.01:
+        return ""
+    floors = sum(layer.floor for layer in layers)
+    why = [] if exhausted else ["the next group of channels is too large"]
+    why += [f"floors and ties hold {floors} channels"] if floors and exhausted else []
+    why += [f"{sum(where.values())} channels are frozen ({reason})" for reason, where in frozen.items()]
+    return f"asked for {kind} {asked:g}, reached {got:.4g}: {'; '.join(why)}"
 
 
 def explain(model: nn.Module, example_inputs: Any) -> str:

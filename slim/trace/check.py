@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from slim.trace.classes import Classes, Ints
-from slim.trace.tracer import Run, Step, Trace, Tracer, run_once
+from slim.trace.tracer import Run, Step, Trace, Tracer, label, run_once
 
 
 @dataclass
@@ -54,9 +54,10 @@ class Follower(Tracer):
     """A tracer that must take the same steps as an earlier run."""
 
     def __init__(self, traced: Trace, run: Run) -> None:
-        super().__init__(Settled(traced.classes), traced.select)
+        super().__init__(Settled(traced.classes), traced.selecting)
         self.run_before = run
         self.readings = iter(run.decisions)
+        self.names = traced.shapes.keys()
 
     def step(self, step: Step) -> None:
         super().step(step)
@@ -69,6 +70,16 @@ class Follower(Tracer):
 
     def decide(self, choice: Any) -> Any:
         return next(self.readings, choice)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.index_select.default and self.is_new(args[2]):
+            return label(func(args[0], args[1], args[2].to(args[0].device)), self.codes(args[0]))
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+    def is_new(self, index: Any) -> bool:
+        """A BatchNorm that selects its channels of a shared stream has an index that the original doesn't have."""
+        name = getattr(index, "_slim_name", None)
+        return name is not None and name not in self.names
 
 
 def find_misfit(traced: Trace, thin: Callable[[nn.Module], nn.Module], kept: np.ndarray) -> Misfit | None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from slim.trace.classes import Ints
-from slim.trace.tracer import META, Product, Tracer, label, mark_fresh, tensors_in
+from slim.trace.tracer import INDEXED, META, Product, Tracer, label, mark_fresh, tensors_in
 
 Rule = Callable[[Tracer, Any, Any, Any], Any]
 aten = torch.ops.aten
@@ -254,8 +254,10 @@ def batch_norm(tracer: Tracer, func: Any, args: Any, kwargs: Any) -> Any:
     affine = weight is not None and isinstance(weight, torch.nn.Parameter)
     name = weight._slim_name.rpartition(".")[0] if affine else "a BatchNorm without γ"
     why = f"{name} has channels of fixed size"
-    if affine and tracer.select and channels is not None and not hasattr(x, "_fresh"):
-        tracer.selecting.add(name)  # reads a shared stream through an index of its own
+    if affine and channels is not None and not hasattr(x, "_fresh"):
+        tracer.streams.add(name)
+    if affine and channels is not None and name in tracer.select:  # reads a shared stream through an index of its own
+        tracer.classes.freeze(channels >> 1, f"{INDEXED} {name}")
         channels = getattr(weight, "_codes", {}).get(0)
         if channels is None:
             channels = 2 * tracer.classes.fresh(x.shape[1])

@@ -9,7 +9,7 @@ layer's channels; a dimension without a vector has a fixed size. What each opera
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -47,7 +47,8 @@ class Trace:
     """What a run of the model told: labels of every parameter's dimensions, and which of them are one class.
 
     `labels[name][dim]` are the labels along one dimension of a parameter or buffer; `norms[bn]` are those of a
-    BatchNorm's channels; `selecting` names the BatchNorms that choose their own channels of a shared stream.
+    BatchNorm's channels; `selecting` names the BatchNorms that choose their own channels of a shared stream, and
+    `streams` those that read one.
     """
 
     classes: Classes
@@ -55,13 +56,13 @@ class Trace:
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     norms: dict[str, Ints] = field(default_factory=dict)
     selecting: set[str] = field(default_factory=set)
+    streams: set[str] = field(default_factory=set)
     products: list[Product] = field(default_factory=list)  # of the inference forward
     parameters: list[str] = field(default_factory=list)  # names in `shapes` that are parameters, not buffers
     runs: list["Run"] = field(default_factory=list)  # for `check`, with what it needs to run again:
     skeleton: nn.Module = field(default_factory=nn.Module)
     inputs: Any = None
     inputs_are_meta: bool = True
-    select: bool = False
 
 
 @dataclass
@@ -86,14 +87,14 @@ class Run:
 class Tracer(TorchDispatchMode):
     """The dispatch mode that carries codes from tensor to tensor; `rules` does the reasoning."""
 
-    def __init__(self, classes: Classes, select: bool = False) -> None:
+    def __init__(self, classes: Classes, select: Container[str] = ()) -> None:
         from slim.trace.rules import rule_for  # rules use what is defined here
 
         super().__init__()
         self.rule_for = rule_for
         self.classes = classes
-        self.select = select
-        self.selecting: set[str] = set()
+        self.select = select  # BatchNorms that choose their own channels of what they read
+        self.streams: set[str] = set()  # BatchNorms that read what isn't straight out of a layer
         self.norms: dict[str, Tensor] = {}  # BatchNorm name -> its γ in the skeleton
         self.products: list[Product] = []
         self.steps: list[Step] = []
@@ -250,15 +251,36 @@ def trace(model: nn.Module, example_inputs: Any, *, select: bool = False) -> Tra
     shared stream (pre-activation) chooses its own channels of it. Raises SlimError where the model can't be run.
     """
     with torch.random.fork_rng(devices=[]):
-        try:
-            return _trace(model, example_inputs, select, meta=True)
-        except Exception:  # forward code that looks at values: run it for real
-            return _trace(model, example_inputs, select, meta=False)
+        traced = _trace_somehow(model, example_inputs, set())
+        if not select:
+            return traced
+        # Which BatchNorms read a shared stream? Those after a sum or a concat; and then those that share with them.
+        chosen: set[str] = set()
+        while more := traced.streams - chosen | {bn for bn in traced.norms.keys() - chosen if _is_indexed(traced, bn)}:
+            chosen |= more
+            traced = _trace_somehow(model, example_inputs, set(chosen))
+        return traced
 
 
-def _trace(model: nn.Module, example_inputs: Any, select: bool, meta: bool) -> Trace:
+INDEXED = "read through an index by"
+
+
+def _is_indexed(traced: Trace, bn: str) -> bool:
+    labels = traced.norms[bn]
+    frozen = labels[traced.classes.frozen(labels)]
+    return any((traced.classes.reason(int(label)) or "").startswith(INDEXED) for label in frozen)
+
+
+def _trace_somehow(model: nn.Module, example_inputs: Any, select: set[str]) -> Trace:
+    try:
+        return _trace(model, example_inputs, select, meta=True)
+    except Exception:  # forward code that looks at values: run it for real
+        return _trace(model, example_inputs, select, meta=False)
+
+
+def _trace(model: nn.Module, example_inputs: Any, select: set[str], meta: bool) -> Trace:
     bones = skeleton(model, meta)
-    result = Trace(Classes(), skeleton=bones, inputs_are_meta=meta, select=select)
+    result = Trace(Classes(), skeleton=bones, inputs_are_meta=meta, selecting=select)
     result.inputs = as_meta(example_inputs) if meta else example_inputs
     gammas: dict[str, Tensor] = {}
     for training in (True, False):
@@ -271,7 +293,7 @@ def _trace(model: nn.Module, example_inputs: Any, select: bool, meta: bool) -> T
             raise SlimError(f"the model can't be run on example_inputs: {type(error).__name__}: {error}") from error
         result.runs.append(Run(training, tracer.steps, tracer.decisions, [getattr(t, "shape", None) for t in outputs]))
         result.products = tracer.products
-        result.selecting |= tracer.selecting
+        result.streams |= tracer.streams
         gammas |= tracer.norms
     result.parameters = [name for name, _ in bones.named_parameters()]
     for name, tensor in [*bones.named_parameters(), *bones.named_buffers()]:

@@ -1,0 +1,63 @@
+"""The union-find against a plain graph search."""
+
+import numpy as np
+import pytest
+
+from slim.trace.classes import Classes
+
+
+def components(n: int, edges: list[tuple[int, int]]) -> list[int]:
+    """Smallest member of each node's connected component, by flooding."""
+    near: dict[int, set[int]] = {i: {i} for i in range(n)}
+    for a, b in edges:
+        near[a].add(b)
+        near[b].add(a)
+    found = {}
+    for start in range(n):
+        if start not in found:
+            seen, todo = {start}, [start]
+            while todo:
+                for k in near[todo.pop()] - seen:
+                    seen.add(k)
+                    todo.append(k)
+            found |= dict.fromkeys(seen, min(seen))
+    return [found[i] for i in range(n)]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_unite_is_connected_components(seed):
+    rng = np.random.default_rng(seed)
+    classes = Classes()
+    labels = classes.fresh(200)
+    frozen: set[int] = set()
+    edges = []
+    for step in range(8):
+        a, b = rng.integers(0, 200, (2, rng.integers(1, 40)))
+        if rng.random() < 0.2:
+            classes.freeze(labels[a[:2]], f"reason {step}")
+            frozen |= set(a[:2].tolist())
+        else:
+            classes.unite(labels[a], labels[b], "met a fixed size")
+            edges += list(zip(a.tolist(), b.tolist()))
+    expected = components(200, edges)
+    assert (classes.roots(labels) - 1).tolist() == expected
+    touched = {expected[i] for i in frozen}
+    assert classes.frozen(labels).tolist() == [expected[i] in touched for i in range(200)]
+    for i in range(200):
+        assert (classes.reason(int(labels[i])) is not None) == (expected[i] in touched)
+
+
+def test_uniting_with_a_fixed_size_freezes_and_keeps_classes_apart():
+    classes = Classes()
+    a = classes.fresh(3)
+    classes.unite(a, np.array([0, a[0], 0]), "a constant")
+    assert classes.frozen(a).all() and classes.reason(int(a[1])) == "a constant"
+    assert classes.roots(a).tolist() == [1, 1, 3]
+
+
+def test_labels_grow_past_the_first_allocation():
+    classes = Classes()
+    a = classes.fresh(3000)
+    b = classes.fresh(9000)
+    classes.unite(a, b[-3000:], "")
+    assert (classes.roots(b[-3000:]) == a).all() and (classes.roots(b[:6000]) == b[:6000]).all()
