@@ -129,20 +129,21 @@ def closing(wrote: Sequence[object], following: str) -> str:
 
 def count(number: float) -> str:
     """12,345,678 as "12.3 M"."""
-    return _scaled(number, 1000, ("", " k", " M", " G", " T"))
+    return _scaled(number, ("", " k", " M", " G", " T"))
 
 
 def size(number: float) -> str:
     """A number of bytes, such as "1.2 MB" (10⁶)."""
-    return _scaled(number, 1000, (" B", " kB", " MB", " GB", " TB"))
+    return _scaled(number, (" B", " kB", " MB", " GB", " TB"))
 
 
 def _table(title: str) -> Table:
     return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
 
 
-def _scaled(number: float, step: int, units: Sequence[str]) -> str:
+def _scaled(number: float, units: Sequence[str]) -> str:
     power = 0
-    while number >= step and power < len(units) - 1:
-        number, power = number / step, power + 1
-    return f"{number:.0f}{units[0]}" if power == 0 else f"{number:.3g}{units[power]}"
+    while number >= 999.5 and power < len(units) - 1:
+        number, power = number / 1000, power + 1
+    decimals = 0 if power == 0 or number >= 99.95 else 1 if number >= 9.995 else 2
+    return f"{number:.{decimals}f}{units[power]}"

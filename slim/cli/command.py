@@ -15,6 +15,10 @@ from slim import __version__, config
 from slim.config import RunConfig, Setting
 from slim.errors import SlimError
 
+# Before torch loads OpenMP: on a machine with other work, threads that spin while they wait for each other made
+# a small network train 40 times slower (64 images/s, passive 2,500; 2 threads on 2 busy cores).
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 
 @dataclass(frozen=True)
 class Given:
@@ -98,7 +102,7 @@ class Parser(PlainParser):
     """
 
     def __init__(self, program: str, about: str | None, bare: str = "", shown: Sequence[str] = ()) -> None:
-        more = f"Any setting can be given, such as --data.batch_size 128. {program} --print-config: all of them."
+        more = f"Any setting can be given, such as --data.batch_size 128.\n{program} --print-config shows them all."
         super().__init__(program, about, more)
         self.add_argument("--config", metavar="FILE", help="settings in YAML; options override them")
         self.add_argument("--print-config", action="store_true", help="show all settings as YAML, and stop")
@@ -149,11 +153,6 @@ def _metavar(kind: Any) -> str:
         return "|".join(get_args(kind))
     words = {str: "TEXT", bool: "true|false", list[int]: "[N, ...]", dict[str, Any]: "{...}"}
     return words.get(kind, "N" if kind in (int, int | None) else "X")
-
-
-# Before torch loads OpenMP: on a machine with other work, threads that spin while they wait for each other made
-# a small network train 40 times slower (64 images/s, passive 2,500; 2 threads on 2 busy cores).
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @contextmanager

@@ -1,5 +1,5 @@
-"""Classify images with an exported network. Preprocessing and class names come from
-its file.
+"""Classify images with an exported network. Preprocessing and class names come
+from its file.
 
 reads   MODEL, an ONNX file that slim-export wrote, and images of any size
 writes  nothing

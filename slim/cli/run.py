@@ -1,5 +1,5 @@
-"""Do it all: train a baseline, train with a penalty on γ, prune, fine-tune, export,
-measure.
+"""Do it all: train a baseline, train with a penalty on γ, prune, fine-tune,
+export, measure.
 
 reads   the data set (the digits need no download)
 writes  checkpoints/NAME/: a checkpoint of each stage, plan.json, model.onnx,

@@ -1,5 +1,5 @@
-"""Train a network with a penalty on every BatchNorm scale γ, so that it shows which
-channels it can do without.
+"""Train a network with a penalty on every BatchNorm scale γ, so that it shows
+which channels it can do without.
 
 reads   the data set (the digits need no download)
 writes  checkpoints/NAME/: sparse.safetensors, metrics.jsonl, summary.json,
