@@ -152,7 +152,7 @@ def test_each_command_names_what_it_wrote_and_the_next(folder: Path, command: Co
     run = "checkpoints/digits"
     last = command("prune", "--ratio", "0.5").splitlines()[-1]
     assert last == f"wrote {run}/pruned.safetensors and {run}/plan.json; next: slim-finetune"
-    last = command("finetune", "--epochs", "1").splitlines()[-1]
+    last = command("finetune", "--epochs", "2").splitlines()[-1]
     assert last == f"wrote {run}/finetuned.safetensors; next: slim-export"
     last = command("export").splitlines()[-1]
     assert last == f"wrote {run}/model.onnx and {run}/baseline.onnx; next: slim-bench"
@@ -337,17 +337,19 @@ def test_a_mistake_gets_one_line(
         (["finetune", "--model.arch", "slim:resnet20"], "slim:vgg7"),
         (["finetune", "--data.name", "cifar10", "--data.root", "nowhere"], "nowhere"),
         (["export", "--opset", "5"], "[18, 25]"),
-        (["export", "checkpoints/digits/broken.safetensors"], "truncated"),
+        (["export", "BROKEN"], "truncated"),
         (["predict", "checkpoints/digits/model.onnx", "checkpoints/digits/plan.json"], "plan.json"),
         (["bench", "--provider", "tpu"], "tpu"),
     ],
     ids=lambda v: " ".join(v) if isinstance(v, list) else None,
 )
-def test_a_mistake_leaves_earlier_files_untouched(argv: list[str], part: str, folder: Path, mistake: Command) -> None:
-    run = folder / "checkpoints" / "digits"
-    (run / "broken.safetensors").write_bytes((run / "sparse.safetensors").read_bytes()[:1000])
+def test_a_mistake_leaves_earlier_files_untouched(
+    argv: list[str], part: str, folder: Path, tmp_path: Path, mistake: Command
+) -> None:
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes((folder / "checkpoints/digits/sparse.safetensors").read_bytes()[:1000])
     before = contents(folder)
-    assert part in mistake(*argv)
+    assert part in mistake(*[str(broken) if word == "BROKEN" else word for word in argv])
     assert contents(folder) == before
 
 
