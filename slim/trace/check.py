@@ -6,6 +6,7 @@ split size, a constant in a view) shows as a union that doesn't hold or an opera
 there must stay.
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -93,13 +94,15 @@ def find_misfit(traced: Trace, thin: Callable[[nn.Module], nn.Module], kept: np.
         labels = traced.labels.get(name)
         if labels:
             tensor._codes = {d: 2 * v[kept[v]] for d, v in labels.items()}  # type: ignore[attr-defined]
-    for run in traced.runs:
+    # Forward code that looks at values takes the path that the values say: compare with the masked network's.
+    runs = traced.runs if traced.inputs_are_meta else [_masked_run(traced, kept, run.training) for run in traced.runs]
+    for run in runs:
         follower = Follower(traced, run)
         try:
             with torch.random.fork_rng(devices=[]):
                 outputs = run_once(bones, traced.inputs, follower, run.training)
             shapes = [getattr(t, "shape", None) for t in outputs]
-            if traced.inputs_are_meta and shapes != run.shapes:
+            if shapes != run.shapes:
                 raise _Apart("an output changes its shape")
             continue
         except Exception as error:
@@ -111,3 +114,20 @@ def find_misfit(traced: Trace, thin: Callable[[nn.Module], nn.Module], kept: np.
                 return Misfit(loose, f"forward code holds a size: {why}")
         return Misfit(np.zeros(0, np.int64), why)
     return None
+
+
+def _masked_run(traced: Trace, kept: np.ndarray, training: bool) -> Run:
+    """The original with γ = β = 0 on the channels that go, traced again under the classes that are known."""
+    memo = {id(t): t for t in [*traced.skeleton.parameters(), *traced.skeleton.buffers()]}
+    named = dict(traced.skeleton.named_parameters())
+    for bn, labels in traced.norms.items():
+        stays = torch.from_numpy(kept[labels])
+        for tensor in (named[f"{bn}.weight"], named.get(f"{bn}.bias")):
+            if tensor is not None:
+                masked = nn.Parameter(tensor.detach() * stays.to(tensor), requires_grad=False)
+                masked.__dict__.update(tensor.__dict__)
+                memo[id(tensor)] = masked
+    tracer = Tracer(traced.classes, traced.selecting)
+    with torch.random.fork_rng(devices=[]):
+        outputs = run_once(copy.deepcopy(traced.skeleton, memo), traced.inputs, tracer, training)
+    return Run(training, tracer.steps, tracer.decisions, [getattr(t, "shape", None) for t in outputs])
