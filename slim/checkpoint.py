@@ -109,9 +109,7 @@ def load(path: str | Path, model: nn.Module | None = None, *, allow_code: bool =
     own = model.state_dict(keep_vars=True)
     wrong = sorted(own.keys() ^ tensors.keys()) or [k for k in own if own[k].shape != tensors[k].shape]
     if wrong:
-        raise SlimError(
-            f"checkpoint {str(path)!r} doesn't fit {about['arch'] or 'the model'}: see {wrong[0]!r}"
-        )
+        raise SlimError(f"checkpoint {str(path)!r} doesn't fit {about['arch'] or 'the model'}: see {wrong[0]!r}")
     dtypes = {t.dtype for t in tensors.values() if t.is_floating_point()}
     if len(dtypes) == 1:
         model.to(dtypes.pop())  # this reaches the buffers that aren't saved, too
@@ -188,9 +186,7 @@ def _header(path: str | Path) -> dict[str, str]:
     except SafetensorError as e:
         raise SlimError(f"checkpoint {str(path)!r} is truncated or no safetensors file: {e}") from None
     if "slim" not in header:
-        raise SlimError(
-            f"checkpoint {str(path)!r} wasn't saved by slim: expected a file that slim.save wrote"
-        )
+        raise SlimError(f"checkpoint {str(path)!r} wasn't saved by slim: expected a file that slim.save wrote")
     return header
 
 

@@ -1,8 +1,9 @@
 """Typed settings for every command, read from a YAML file and overridden on the command line.
 
 Each stage has one dataclass, and `RunConfig` nests them all, so one YAML file serves every command. The
-defaults are the digits run. A field says what it means, in which unit, and which values are sound: `--help`
-prints that, and `updated` checks it. Nothing here imports torch: `--help` and mistakes answer at once.
+defaults of `RunConfig` are the digits run. A field says what it means, in which unit, and which values are
+sound: `--help` prints that, and `updated` checks it. Nothing here imports torch: `--help` and mistakes answer at
+once.
 """
 
 import contextlib
@@ -56,9 +57,7 @@ class OptimConfig:
     lr: float = setting(0.1, "highest learning rate", "(0, inf)")
     momentum: float = setting(0.9, "momentum of SGD", "[0, 1)")
     nesterov: bool = setting(True, "look ahead along the momentum")
-    weight_decay: float = setting(
-        1e-4, "on convolution and linear weights only, unless decay_norm", "[0, inf)"
-    )
+    weight_decay: float = setting(1e-4, "on convolution and linear weights only, unless decay_norm", "[0, inf)")
     decay_norm: bool = setting(False, "also decay BatchNorm scales and all biases, as the paper's code does")
     schedule: Literal["constant", "step", "cosine"] = setting(
         "cosine", "of the learning rate; step: ÷10 at half and at three quarters"
@@ -69,7 +68,7 @@ class OptimConfig:
 
 @dataclass
 class SparsityConfig:
-    strength: float = setting(1e-4, "λ, weight of Σ|γ| in the loss; 0: no penalty", "[0, inf)")
+    strength: float = setting(1e-4, "λ, weight of Σ|γ| in the loss; the paper: 1e-4", "[0, inf)")
     method: Literal["subgradient"] = setting("subgradient", "how the penalty acts on γ")
     targets: str = setting("*", "shell pattern: names of the BatchNorm layers whose γ is penalised")
     schedule: Literal["constant", "ramp"] = setting("constant", "of λ; ramp: it rises linearly from 0")
@@ -78,9 +77,7 @@ class SparsityConfig:
 @dataclass
 class PruneConfig:
     ratio: float = setting(0.5, "share of all prunable BatchNorm channels to remove", "[0, 1)")
-    floor: float = setting(
-        0.1, "share of each layer's channels that always stays (at least one does)", "[0, 1]"
-    )
+    floor: float = setting(0.1, "share of each layer's channels that always stays (at least one does)", "[0, 1]")
     score: Literal["mean", "max", "sum"] = setting("mean", "how a coupled group's score follows from its |γ|")
     mode: Literal["couple", "select"] = setting("couple", "for BatchNorm before convolution: see slim.plan")
     round_to: int = setting(1, "keep a multiple of this many channels in each layer", "[1, inf)")
@@ -112,8 +109,8 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     train: OptimConfig = field(default_factory=OptimConfig)
-    sparsity: SparsityConfig = field(default_factory=SparsityConfig)
-    prune: PruneConfig = field(default_factory=PruneConfig)
+    sparsity: SparsityConfig = field(default_factory=lambda: SparsityConfig(strength=0.01))
+    prune: PruneConfig = field(default_factory=lambda: PruneConfig(ratio=0.6))
     finetune: OptimConfig = field(default_factory=lambda: OptimConfig(epochs=20, lr=0.05))
     export: ExportConfig = field(default_factory=ExportConfig)
     bench: BenchConfig = field(default_factory=BenchConfig)
@@ -254,7 +251,7 @@ def _inside(value: float, interval: str) -> bool:
 
 
 def in_words(interval: str) -> str:
-    """"[1, inf)" as "at least 1", "(0, inf)" as "more than 0", "[0, 1)" as "a value in [0, 1)"."""
+    """ "[1, inf)" as "at least 1", "(0, inf)" as "more than 0", "[0, 1)" as "a value in [0, 1)"."""
     low, high = interval[1:-1].split(", ")
     if high != "inf":
         return f"a value in {interval}"
