@@ -145,12 +145,15 @@ def code_from_here() -> bool:
 
 def _help(s: Setting) -> str:
     default = s.default if isinstance(s.default, str) else json.dumps(s.default)
-    return f"{s.help} ({default}{'; ' + config.in_words(s.within) if s.within else ''})".replace("%", "%%")
+    within = f"; {config.in_words(s.within)}" if s.within else ""
+    choices = f"{config.describe(s.type)}; " if _metavar(s.type) == "NAME" else ""
+    return f"{choices}{s.help} ({default}{within})".replace("%", "%%")
 
 
 def _metavar(kind: Any) -> str:
     if get_origin(kind) is Literal:
-        return "|".join(get_args(kind))
+        choices = "|".join(get_args(kind))
+        return choices if len(choices) < 40 else "NAME"  # a longer one would break 80 columns
     words = {str: "TEXT", bool: "true|false", list[int]: "[N, ...]", dict[str, Any]: "{...}"}
     return words.get(kind, "N" if kind in (int, int | None) else "X")
 
