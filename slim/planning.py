@@ -27,6 +27,7 @@ from slim.files import replacing
 from slim.rebuild import rebuild
 from slim.trace import Trace, trace
 from slim.trace.check import find_misfit
+from slim.trace.clone import named_tensors
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -75,7 +76,7 @@ class PruningPlan:
 
     def apply(self, model: nn.Module) -> nn.Module:
         """A new, thinner model; `model` is untouched. Raises SlimError where the plan is for another model."""
-        named = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+        named = dict(named_tensors(model))
         for name, shape in self.shapes.items():
             found = list(named[name].shape) if name in named else "nothing"
             if found != list(shape):
@@ -240,30 +241,27 @@ class Groups:
         self.multiple = np.ones(len(self.pattern_size), np.int64)
         np.maximum.at(self.multiple, self.pattern[pairs // len(self.names)], count)
 
-    def protected(self, floors: Sequence[int]) -> Bools:
-        """The groups that stay whatever the budget: each layer's best, the floor's worth; every tensor's best one."""
+    def protected(self, floors: Sequence[int], members: Sequence[NDArray[np.int64]] = ()) -> Bools:
+        """The groups that stay whatever the budget: each layer's best, the floor's worth, and the best of `members`."""
         safe = self.frozen.copy()
-        for index, keep in enumerate(floors):
-            self._protect(self.member[self.layer == index], keep, safe)
-        position = np.full(len(self.traced.classes), -1)
-        position[self.roots] = np.arange(len(self.roots))
-        seen = set()
-        for dims in self.traced.labels.values():
-            for labels in dims.values():
-                if id(labels) in seen:
-                    continue
-                seen.add(id(labels))
-                members = position[self.traced.classes.roots(labels)]
-                if (members >= 0).all():
-                    self._protect(members, 1, safe)
+        order = np.lexsort((self.roots[self.member], -self.score[self.member], self.layer))
+        place = np.arange(len(order)) - np.r_[0, np.cumsum(self.widths)][self.layer[order]]
+        safe[self.member[order][place < np.asarray(floors)[self.layer[order]]]] = True
+        for some in members:
+            safe[some[np.lexsort((self.roots[some], -self.score[some]))[:1]]] = True
         return safe
 
-    def _protect(self, members: NDArray[np.int64], keep: int, safe: Bools) -> None:
-        best = members[np.lexsort((self.roots[members], -self.score[members]))]
-        if keep < len(best):
-            last = best[keep - 1]  # a group that reaches over the edge stays whole
-            best = best[: max(keep, int(np.max(np.flatnonzero(best == last))) + 1)] if keep else best[:0]
-        safe[best] = True
+    def emptied(self, gone: Bools) -> list[NDArray[np.int64]]:
+        """Dimensions of tensors (part of a layer, say) that would lose all of their channels: the groups in each."""
+        lost = np.full(len(self.traced.classes), -1)
+        lost[self.roots[gone]] = np.flatnonzero(gone)
+        found = {}
+        for dims in self.traced.labels.values():
+            for labels in dims.values():
+                groups = lost[self.traced.classes.roots(labels)]
+                if (groups >= 0).all():
+                    found[groups.tobytes()] = groups
+        return list(found.values())
 
 
 @dataclass
@@ -363,6 +361,8 @@ def plan(
         misfit = find_misfit(traced, made.apply, kept)
         if misfit is None:
             return made
+        if traced.add_inference():  # the two modes run different code: both have their say
+            continue
         if not len(misfit.labels):
             break
         traced.classes.freeze(misfit.labels, misfit.reason)
@@ -384,7 +384,7 @@ def _requested(ratio: float | None, flops: float | None, params: float | None) -
 
 
 def _gammas(model: nn.Module, traced: Trace) -> dict[str, Floats]:
-    named = dict(model.named_parameters(remove_duplicate=False))
+    named = dict(named_tensors(model))
     gammas = {}
     for name in traced.norms:
         gamma = named[f"{name}.weight"].detach().abs().double().cpu().numpy()
@@ -415,23 +415,32 @@ def _plan(
 ) -> tuple[PruningPlan, Bools]:
     groups = Groups(traced, gammas, score)
     floors = [min(int(n), max(1, rules.floor_count, math.ceil(rules.floor * n - 1e-9))) for n in groups.widths]
-    safe = groups.protected(floors)
     fixed = _fixed(groups, layer_ratios)
-    steps, gone = _choose(groups, safe, rules, fixed)
     costs = Costs(traced, groups)
     kind, asked = next(iter(requested.items()))
-    if kind == "ratio":
-        budget = asked * len(groups.member)
-        taken = _last(steps, lambda k: costs.channels(gone(k)) <= budget + 1e-9)
-    else:
-        whole = costs.of(kind, gone(0) & False)
-        budget = asked if asked > 1 else asked * whole
-        taken = _last(steps, lambda k: costs.of(kind, gone(k)) > budget)
-        taken = min(steps, taken + 1) if costs.of(kind, gone(taken)) > budget else taken
-    out = gone(taken)
+    whole = costs.of("channels" if kind == "ratio" else kind, np.zeros(len(groups.roots), bool))
+    budget = asked * whole if kind == "ratio" or asked <= 1 else asked
+    members: list[NDArray[np.int64]] = []
+    while True:
+        safe = groups.protected(floors, members)
+        steps, gone = _choose(groups, safe, rules, fixed)
+        taken = _steps_within(budget, kind, steps, gone, costs)
+        out = gone(taken)
+        emptied = groups.emptied(out)
+        if not emptied:
+            break
+        members += emptied
     if not out.any() and not (kind == "ratio" and asked == 0) and not (kind != "ratio" and budget >= whole):
         raise SlimError(_nothing(groups, requested, safe))
     return _write(traced, groups, costs, out, safe, requested, taken == steps), costs.kept(out)
+
+
+def _steps_within(budget: float, kind: str, steps: int, gone: Callable[[int], Bools], costs: "Costs") -> int:
+    """How many steps to take: as many as the ratio allows, or as few as bring the cost within the budget."""
+    if kind == "ratio":
+        return _last(steps, lambda k: costs.channels(gone(k)) <= budget + 1e-9)
+    over = _last(steps, lambda k: costs.of(kind, gone(k)) > budget)
+    return min(steps, over + 1) if costs.of(kind, gone(over)) > budget else over
 
 
 def _last(steps: int, holds: Callable[[int], bool]) -> int:

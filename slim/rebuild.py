@@ -4,14 +4,15 @@ Every parameter and buffer is copied once, without its removed channels; the mod
 are, and the sizes that they store follow. The original is not touched.
 """
 
-import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from slim.errors import SlimError
+from slim.trace.clone import clone, named_modules, named_tensors
 
 Cuts = Mapping[str, Mapping[int, list[int]]]  # tensor name -> dimension -> removed indices
 
@@ -51,22 +52,23 @@ def _revive(kind: type[nn.Module]) -> nn.Module:
 
 def kept(size: int, removed: list[int], device: torch.device | None = None) -> Tensor:
     """The indices of `size` channels that stay when `removed` go."""
-    stays = torch.ones(size, dtype=torch.bool)
-    stays[torch.tensor(removed, dtype=torch.int64)] = False
-    return stays.nonzero().squeeze(1).to(device)
+    stays = np.ones(size, bool)
+    stays[removed] = False
+    return torch.from_numpy(np.flatnonzero(stays)).to(device)
 
 
 def thin_tensor(tensor: Tensor, cuts: Mapping[int, list[int]]) -> Tensor:
     """A copy of `tensor` without the removed indices along each dimension; memory format kept."""
+    if tensor.is_meta:
+        return tensor.new_empty([n - len(cuts.get(d, ())) for d, n in enumerate(tensor.shape)])
     out = tensor.detach()
     for dim, removed in sorted(cuts.items(), key=lambda c: -len(c[1]) / tensor.shape[c[0]]):  # the largest cut first
-        if tensor.is_meta:
-            out = out.new_empty([n - len(removed) if d == dim else n for d, n in enumerate(out.shape)])
-        else:
-            out = out.index_select(dim, kept(tensor.shape[dim], removed, tensor.device))
+        out = out.index_select(dim, kept(tensor.shape[dim], removed, tensor.device))
+    if out.is_contiguous() and tensor.is_contiguous():
+        return out
     for fmt in (torch.channels_last, torch.channels_last_3d):
         rank = 4 if fmt is torch.channels_last else 5
-        if tensor.dim() == rank and tensor.is_contiguous(memory_format=fmt) and not tensor.is_contiguous():
+        if tensor.dim() == rank and tensor.is_contiguous(memory_format=fmt):
             out = out.contiguous(memory_format=fmt)
     return out
 
@@ -76,7 +78,6 @@ def rebuild(
     cuts: Cuts,
     sizes: Mapping[str, Any] | None = None,
     selects: Mapping[str, list[int]] | None = None,
-    share: Callable[[Tensor], bool] = lambda tensor: False,
 ) -> nn.Module:
     """A thinner copy of `model`.
 
@@ -85,8 +86,8 @@ def rebuild(
     of it that they choose. Mode, device, dtype, memory format and `requires_grad` stay as they are. Raises SlimError
     where a name or a shape doesn't fit the model.
     """
-    named = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
-    memo: dict[int, Any] = {}
+    named = dict(named_tensors(model))
+    by_tensor: dict[int, Mapping[int, list[int]]] = {}
     for name, cut in cuts.items():
         tensor = named.get(name)
         if tensor is None:
@@ -94,27 +95,28 @@ def rebuild(
         for dim, removed in cut.items():
             if dim >= tensor.dim() or (removed and max(removed) >= tensor.shape[dim]):
                 raise SlimError(f"the plan doesn't fit this model: {name!r} has shape {tuple(tensor.shape)}")
-        thinner = thin_tensor(tensor, cut)
-        memo[id(tensor)] = (
-            nn.Parameter(thinner, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else thinner
-        )
-    memo |= {id(tensor): tensor for tensor in named.values() if share(tensor)}
-    thin = copy.deepcopy(model, memo)
-    for p in thin.parameters():
-        p.grad = None
-    old = dict(model.named_modules(remove_duplicate=False))
-    new = dict(thin.named_modules(remove_duplicate=False))
-    for owner in {name.rpartition(".")[0] for name in cuts}:
+        by_tensor[id(tensor)] = cut
+
+    def thinner(tensor: Tensor) -> Tensor:
+        cut = by_tensor.get(id(tensor))
+        data = thin_tensor(tensor, cut) if cut else tensor.detach().clone()
+        if isinstance(tensor, nn.Parameter):
+            return nn.Parameter(data, requires_grad=tensor.requires_grad)
+        return data
+
+    thin = clone(model, thinner)
+    old, new = dict(named_modules(model)), dict(named_modules(thin))
+    for owner in {name.rpartition(".")[0] + "." for name in cuts}:
         if owner in new:
             resize(old[owner], new[owner])
     for name, index in (selects or {}).items():
-        bn = new[name]
+        bn = new[name + "."]
         bn.__class__ = selecting(type(bn))
-        device = next(iter(old[name].parameters())).device
+        device = next(bn.parameters()).device
         bn.register_buffer("select", torch.tensor(index, dtype=torch.int64, device=device))
     for name, value in (sizes or {}).items():
         owner, _, attribute = name.rpartition(".")
-        setattr(new[owner], attribute, value)
+        setattr(new[owner + "." if owner else ""], attribute, value)
     return thin
 
 

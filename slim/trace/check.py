@@ -6,17 +6,17 @@ split size, a constant in a view) shows as a union that doesn't hold or an opera
 there must stay.
 """
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from slim.trace.classes import Classes, Ints
-from slim.trace.tracer import Run, Step, Trace, Tracer, label, run_once
+from slim.trace.clone import clone, named_tensors
+from slim.trace.tracer import Run, Step, Trace, Tracer, label, name_tensors, run_once
 
 
 @dataclass
@@ -89,8 +89,7 @@ def find_misfit(traced: Trace, thin: Callable[[nn.Module], nn.Module], kept: np.
     `thin` makes the thin skeleton of the trace's skeleton; `kept` says for every label whether it stays.
     """
     bones = thin(traced.skeleton)
-    for name, tensor in [*bones.named_parameters(), *bones.named_buffers()]:
-        tensor._slim_name = name  # type: ignore[attr-defined]
+    for name, tensor in named_tensors(name_tensors(bones)):
         labels = traced.labels.get(name)
         if labels:
             tensor._codes = {d: 2 * v[kept[v]] for d, v in labels.items()}  # type: ignore[attr-defined]
@@ -98,9 +97,10 @@ def find_misfit(traced: Trace, thin: Callable[[nn.Module], nn.Module], kept: np.
     runs = traced.runs if traced.inputs_are_meta else [_masked_run(traced, kept, run.training) for run in traced.runs]
     for run in runs:
         follower = Follower(traced, run)
+        training = run.training and len(runs) > 1  # one run: both modes take the same steps, or this finds out
         try:
             with torch.random.fork_rng(devices=[]):
-                outputs = run_once(bones, traced.inputs, follower, run.training)
+                outputs = run_once(bones, traced.inputs, follower, training)
             shapes = [getattr(t, "shape", None) for t in outputs]
             if shapes != run.shapes:
                 raise _Apart("an output changes its shape")
@@ -118,16 +118,17 @@ def find_misfit(traced: Trace, thin: Callable[[nn.Module], nn.Module], kept: np.
 
 def _masked_run(traced: Trace, kept: np.ndarray, training: bool) -> Run:
     """The original with γ = β = 0 on the channels that go, traced again under the classes that are known."""
-    memo = {id(t): t for t in [*traced.skeleton.parameters(), *traced.skeleton.buffers()]}
-    named = dict(traced.skeleton.named_parameters())
-    for bn, labels in traced.norms.items():
-        stays = torch.from_numpy(kept[labels])
-        for tensor in (named[f"{bn}.weight"], named.get(f"{bn}.bias")):
-            if tensor is not None:
-                masked = nn.Parameter(tensor.detach() * stays.to(tensor), requires_grad=False)
-                masked.__dict__.update(tensor.__dict__)
-                memo[id(tensor)] = masked
+
+    def mask(tensor: Tensor) -> Tensor:
+        bn, _, kind = tensor._slim_name.rpartition(".")  # type: ignore[attr-defined]
+        if bn not in traced.norms or kind not in ("weight", "bias"):
+            return tensor
+        stays = torch.from_numpy(kept[traced.norms[bn]])
+        masked = nn.Parameter(tensor.detach() * stays.to(tensor), requires_grad=False)
+        masked.__dict__.update(tensor.__dict__)
+        return masked
+
     tracer = Tracer(traced.classes, traced.selecting)
     with torch.random.fork_rng(devices=[]):
-        outputs = run_once(copy.deepcopy(traced.skeleton, memo), traced.inputs, tracer, training)
+        outputs = run_once(clone(traced.skeleton, mask), traced.inputs, tracer, training)
     return Run(training, tracer.steps, tracer.decisions, [getattr(t, "shape", None) for t in outputs])

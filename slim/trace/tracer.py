@@ -8,7 +8,6 @@ Every tensor carries, in the attribute `_codes`, one vector of codes (see `class
 layer's channels; a dimension without a vector has a fixed size. What each operator does to the codes is in `rules`.
 """
 
-import copy
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from slim.errors import SlimError
 from slim.trace.classes import Classes, Ints
+from slim.trace.clone import clone, named_modules, named_tensors
 
 META = torch.device("meta")
 
@@ -57,12 +57,37 @@ class Trace:
     norms: dict[str, Ints] = field(default_factory=dict)
     selecting: set[str] = field(default_factory=set)
     streams: set[str] = field(default_factory=set)
-    products: list[Product] = field(default_factory=list)  # of the inference forward
+    products: list[Product] = field(default_factory=list)
     parameters: list[str] = field(default_factory=list)  # names in `shapes` that are parameters, not buffers
     runs: list["Run"] = field(default_factory=list)  # for `check`, with what it needs to run again:
     skeleton: nn.Module = field(default_factory=nn.Module)
     inputs: Any = None
     inputs_are_meta: bool = True
+
+    def add_run(self, training: bool) -> "Run":
+        """Run the skeleton once more, in this mode, and take in what it tells."""
+        tracer = Tracer(self.classes, self.selecting)
+        with torch.random.fork_rng(devices=[]):
+            outputs = run_once(self.skeleton, self.inputs, tracer, training)
+        run = Run(training, tracer.steps, tracer.decisions, [getattr(t, "shape", None) for t in outputs])
+        self.runs.append(run)
+        self.products = tracer.products
+        self.streams |= tracer.streams
+        for name, tensor in named_tensors(self.skeleton):
+            if name == tensor._slim_name:  # type: ignore[attr-defined]
+                self.shapes[name] = tuple(tensor.shape)
+                found = getattr(tensor, "_codes", None)
+                if found:
+                    self.labels[name] = {d: v >> 1 for d, v in sorted(found.items())}
+        self.norms |= {n: g._codes[0] >> 1 for n, g in tracer.norms.items() if 0 in getattr(g, "_codes", {})}  # type: ignore[attr-defined]
+        return run
+
+    def add_inference(self) -> bool:
+        """Trace the inference forward too, unless that was done; whether it differs from the training one."""
+        if len(self.runs) > 1 or not self.runs[0].training:
+            return False
+        run = self.add_run(training=False)
+        return [s.func for s in run.steps] != [s.func for s in self.runs[0].steps]
 
 
 @dataclass
@@ -197,26 +222,35 @@ def mark_fresh(tensor: Tensor) -> Tensor:
 
 def skeleton(model: nn.Module, meta: bool = True) -> nn.Module:
     """A copy of the model to trace: parameters without data (`meta`) or sharing it; buffers of its own."""
-    memo: dict[int, Any] = {}
-    for p in model.parameters():
-        data = torch.empty_like(p, device=META) if meta else p.detach()
-        memo[id(p)] = nn.Parameter(data, requires_grad=False)
-    for b in model.buffers():
-        keep = not meta or not b.is_floating_point()
-        memo[id(b)] = b.detach().clone() if keep else torch.empty_like(b, device=META)
-    bones = copy.deepcopy(model, memo)
-    for name, tensor in [*bones.named_parameters(), *bones.named_buffers()]:
-        tensor._slim_name = name  # type: ignore[attr-defined]
+
+    def bone(tensor: Tensor) -> Tensor:
+        if isinstance(tensor, nn.Parameter):
+            data = torch.empty(tensor.shape, dtype=tensor.dtype, device=META) if meta else tensor.detach()
+            return nn.Parameter(data, requires_grad=False)
+        if meta and tensor.is_floating_point():
+            return torch.empty(tensor.shape, dtype=tensor.dtype, device=META)
+        return tensor.detach().clone()
+
+    return name_tensors(clone(model, bone))
+
+
+def name_tensors(bones: nn.Module) -> nn.Module:
+    """Let each tensor of a skeleton know its (first) name. Counters of batches are of no use to it."""
+    for _, module in named_modules(bones):
+        if isinstance(module, nn.modules.batchnorm._NormBase):
+            module._buffers["num_batches_tracked"] = None
+    for name, tensor in named_tensors(bones):
+        if not hasattr(tensor, "_slim_name"):
+            tensor._slim_name = name  # type: ignore[attr-defined]
     return bones
 
 
 @contextmanager
 def tracing_mode(bones: nn.Module, training: bool) -> Iterator[None]:
     """Put the skeleton in training or inference mode; what is random or needs several processes stays out of it."""
-    bones.train(training)
-    for module in bones.modules():
-        if isinstance(module, (nn.modules.dropout._DropoutNd, nn.SyncBatchNorm)):
-            module.training = False
+    for _, module in named_modules(bones):
+        leaf = not (module._modules or module._parameters or module._buffers)  # dropout, drop path: noise, no channels
+        module.training = training and not leaf and not isinstance(module, nn.SyncBatchNorm)
     with torch.no_grad():
         yield
 
@@ -245,21 +279,20 @@ def as_meta(inputs: Any) -> Any:
 
 
 def trace(model: nn.Module, example_inputs: Any, *, select: bool = False) -> Trace:
-    """Trace the model in training and in inference mode, without touching it.
+    """Trace the model's training forward (its inference forward where the other can't run), without touching it.
 
     `example_inputs` is a tensor, a tuple or a dict of what `forward` takes. With `select`, a BatchNorm that reads a
     shared stream (pre-activation) chooses its own channels of it. Raises SlimError where the model can't be run.
     """
-    with torch.random.fork_rng(devices=[]):
-        traced = _trace_somehow(model, example_inputs, set())
-        if not select:
-            return traced
-        # Which BatchNorms read a shared stream? Those after a sum or a concat; and then those that share with them.
-        chosen: set[str] = set()
-        while more := traced.streams - chosen | {bn for bn in traced.norms.keys() - chosen if _is_indexed(traced, bn)}:
-            chosen |= more
-            traced = _trace_somehow(model, example_inputs, set(chosen))
+    traced = _trace_somehow(model, example_inputs, set())
+    if not select:
         return traced
+    # Which BatchNorms read a shared stream? Those after a sum or a concat; and then those that share with them.
+    chosen: set[str] = set()
+    while more := traced.streams - chosen | {bn for bn in traced.norms.keys() - chosen if _is_indexed(traced, bn)}:
+        chosen |= more
+        traced = _trace_somehow(model, example_inputs, set(chosen))
+    return traced
 
 
 INDEXED = "read through an index by"
@@ -272,34 +305,16 @@ def _is_indexed(traced: Trace, bn: str) -> bool:
 
 
 def _trace_somehow(model: nn.Module, example_inputs: Any, select: set[str]) -> Trace:
-    try:
-        return _trace(model, example_inputs, select, meta=True)
-    except Exception:  # forward code that looks at values: run it for real
-        return _trace(model, example_inputs, select, meta=False)
-
-
-def _trace(model: nn.Module, example_inputs: Any, select: set[str], meta: bool) -> Trace:
-    bones = skeleton(model, meta)
-    result = Trace(Classes(), skeleton=bones, inputs_are_meta=meta, selecting=select)
-    result.inputs = as_meta(example_inputs) if meta else example_inputs
-    gammas: dict[str, Tensor] = {}
+    """The first way that works: without data if forward code allows; for inference only if training wants targets."""
     for training in (True, False):
-        tracer = Tracer(result.classes, select)
-        try:
-            outputs = run_once(bones, result.inputs, tracer, training)
-        except Exception as error:
-            if training and not meta:  # some models train only with targets: the inference forward must do
-                continue
-            raise SlimError(f"the model can't be run on example_inputs: {type(error).__name__}: {error}") from error
-        result.runs.append(Run(training, tracer.steps, tracer.decisions, [getattr(t, "shape", None) for t in outputs]))
-        result.products = tracer.products
-        result.streams |= tracer.streams
-        gammas |= tracer.norms
-    result.parameters = [name for name, _ in bones.named_parameters()]
-    for name, tensor in [*bones.named_parameters(), *bones.named_buffers()]:
-        result.shapes[name] = tuple(tensor.shape)
-        found = getattr(tensor, "_codes", None)
-        if found:
-            result.labels[name] = {d: v >> 1 for d, v in sorted(found.items())}
-    result.norms = {n: g.__dict__["_codes"][0] >> 1 for n, g in gammas.items() if 0 in g.__dict__.get("_codes", {})}
-    return result
+        for meta in (True, False):
+            bones = skeleton(model, meta)
+            result = Trace(Classes(), skeleton=bones, inputs_are_meta=meta, selecting=select)
+            result.inputs = as_meta(example_inputs) if meta else example_inputs
+            result.parameters = [name for name, _ in bones.named_parameters()]
+            try:
+                result.add_run(training)
+                return result
+            except Exception as error:
+                last = error
+    raise SlimError(f"the model can't be run on example_inputs: {type(last).__name__}: {last}") from last

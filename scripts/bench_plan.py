@@ -1,0 +1,144 @@
+"""Time plan + rebuild against torch-pruning's graph + prune, side by side in one process.
+
+    pip install torch-pruning
+    python scripts/bench_plan.py [--rounds 7] [--models NAME …]
+
+Both get the same randomly initialised torchvision network at 224×224 with random γ, and remove half of the channels by
+|γ|: ours with slim.plan(...).apply(model), torch-pruning with BNScalePruner (global, ignoring the classifier), as its
+documentation recommends. One thread; the two alternate; a fresh copy of the network each time, not timed. The median
+of the ratios pair by pair is what counts. Verification is timed apart. Also shown: how our time grows with depth.
+"""
+
+import argparse
+import copy
+import gc
+import json
+import math
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+
+import torch
+import torchvision
+from torch import nn
+
+import slim
+
+RIVALS = ["resnet50", "densenet121", "mobilenet_v3_large", "efficientnet_b0", "regnet_y_400mf"]
+DEPTHS = ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "densenet121", "densenet169", "densenet201"]
+
+
+def network(name: str) -> nn.Module:
+    model = torchvision.models.get_model(name, weights=None).eval()
+    g = torch.Generator().manual_seed(0)
+    for m in model.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            m.weight.data.uniform_(0.01, 1, generator=g)
+    return model
+
+
+def ours(model: nn.Module, x: torch.Tensor) -> nn.Module:
+    return slim.plan(model, x, ratio=0.5).apply(model)
+
+
+def theirs(model: nn.Module, x: torch.Tensor) -> nn.Module:
+    import torch_pruning as tp
+
+    heads = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == 1000]
+    pruner = tp.pruner.BNScalePruner(
+        model,
+        x,
+        importance=tp.importance.BNScaleImportance(),
+        pruning_ratio=0.5,
+        global_pruning=True,
+        ignored_layers=heads,
+    )
+    pruner.step()
+    return model
+
+
+def timed(task: Callable[[nn.Module, torch.Tensor], nn.Module], model: nn.Module, x: torch.Tensor) -> float:
+    model = copy.deepcopy(model)
+    gc.collect()
+    gc.disable()
+    start = time.perf_counter()
+    task(model, x)
+    elapsed = time.perf_counter() - start
+    gc.enable()
+    return elapsed
+
+
+def cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.processor())
+
+
+def spread(values: list[float]) -> str:
+    return f"{statistics.median(values):.3f} ({min(values):.3f}–{max(values):.3f})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--models", nargs="+", default=RIVALS)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / f"bench_plan-{date.today()}.md")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    import torch_pruning
+
+    x = torch.randn(1, 3, 224, 224)
+    rows, raw, medians = [], {}, []
+    for name in options.models:
+        model = network(name)
+        timed(ours, model, x), timed(theirs, model, x)  # warm up
+        pairs = [(timed(ours, model, x), timed(theirs, model, x)) for _ in range(options.rounds)]
+        a, b = map(list, zip(*pairs))
+        ratios = [t / o for o, t in pairs]
+        medians.append(statistics.median(ratios))
+        raw[name] = {"ours_s": a, "torch_pruning_s": b}
+        rows.append(f"| {name} | {spread(a)} | {spread(b)} | {spread(ratios)} |")
+        print(rows[-1], flush=True)
+    mean = math.exp(statistics.fmean(map(math.log, medians)))
+    depth_rows = []
+    for name in DEPTHS:
+        model = network(name)
+        timed(ours, model, x)
+        times = [timed(ours, model, x) for _ in range(options.rounds)]
+        layers = sum(isinstance(m, nn.Conv2d) for m in model.modules())
+        per_layer = 1000 * statistics.median(times) / layers
+        start = time.perf_counter()
+        plan = slim.plan(model, x, ratio=0.5)
+        thin = plan.apply(model)
+        start = time.perf_counter()
+        slim.verify(model, thin, plan, x)
+        check = time.perf_counter() - start
+        depth_rows.append(f"| {name} | {layers} | {spread(times)} | {per_layer:.2f} | {check:.1f} |")
+        print(depth_rows[-1], flush=True)
+    cpu = cpu_name()
+    text = [
+        "# Planning and rebuilding, against torch-pruning",
+        "",
+        f"{date.today()}, {cpu}, one thread, torch {torch.__version__}, torch-pruning {torch_pruning.__version__}. "
+        f"Seconds, median (min–max) of {options.rounds} rounds in turn; `scripts/bench_plan.py`.",
+        "",
+        "| network, 224×224 | slim: plan + apply | torch-pruning: graph + prune | times as fast |",
+        "|---|---|---|---|",
+        *rows,
+        f"| geometric mean | | | {mean:.2f} |",
+        "",
+        "| network | convolutions | slim: plan + apply, s | ms per convolution | verification, s |",
+        "|---|---|---|---|---|",
+        *depth_rows,
+    ]
+    options.out.parent.mkdir(exist_ok=True)
+    options.out.write_text("\n".join(text) + "\n")
+    options.out.with_suffix(".json").write_text(json.dumps(raw))
+    print(f"geometric mean {mean:.2f}; wrote {options.out}")
+
+
+if __name__ == "__main__":
+    main()
