@@ -68,10 +68,24 @@ class OptimConfig:
 
 @dataclass
 class SparsityConfig:
-    strength: float = setting(1e-4, "λ, weight of Σ|γ| in the loss; the paper: 1e-4", "[0, inf)")
-    method: Literal["subgradient"] = setting("subgradient", "how the penalty acts on γ")
+    penalty: Literal[
+        "l1", "l2", "elastic_net", "lp", "dead_zone", "l0", "transformed_l1", "polarization", "group_lasso"
+    ] = setting("l1", "on γ; l1 is the paper's Σ|γ|, group_lasso unites channels that go together")
+    penalty_kwargs: dict[str, Any] = field(
+        default_factory=dict, metadata=about("its own settings, such as {p: 0.5} of lp")
+    )
+    strength: float = setting(1e-4, "λ, weight of the penalty in the loss; the paper: 1e-4", "[0, inf)")
+    method: Literal["subgradient", "proximal", "loss"] = setting(
+        "subgradient", "how the penalty acts on γ; proximal reaches exact zeros"
+    )
     targets: str = setting("*", "shell pattern: names of the BatchNorm layers whose γ is penalised")
-    schedule: Literal["constant", "ramp"] = setting("constant", "of λ; ramp: it rises linearly from 0")
+    schedule: Literal["constant", "warmup", "ramp", "decay"] = setting(
+        "constant", "of λ; warmup: up over the first tenth, ramp: up all along, decay: down all along"
+    )
+    target: float | None = setting(
+        None, "share of γ to be exactly zero at the end; finds λ, from strength on (proximal only)", "(0, 1)"
+    )
+    floor: float = setting(0.1, "with a target: share of each layer's γ that is never pushed", "[0, 1)")
 
 
 @dataclass

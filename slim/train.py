@@ -7,6 +7,7 @@ slim.data), and the loop makes it wait only when it reports.
 import logging
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from slim.config import OptimConfig, SparsityConfig
 from slim.data import Dataset, Split, batches, steps_per_epoch
 from slim.errors import SlimError, unknown
-from slim.sparsity import L1, sparsify
+from slim.sparsity import Sparsity, coupled, parameter_groups, penalty, sparsify
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -69,14 +70,15 @@ def fit(
     - `precision`: see `resolve_precision` for "auto".
     - `channels_last`: keep images and weights in that memory layout, which is faster on CPUs and on tensor
       cores.
-    - `sparsity`: penalise γ, see `slim.sparsify`; its schedule "ramp" raises λ linearly up to its strength.
+    - `sparsity`: penalise γ, see `slim.sparsify`; its schedule or target counts the steps of this training.
     - `on_step`: called with a `Progress` at most 10 times a second, and at the end of each epoch.
     - `on_epoch`: called with each record.
 
     Returns one record per epoch: `epoch` (from 1), `train_loss` and `train_accuracy` (means over the epoch's
     steps, without the penalty), `val_loss` and `val_accuracy` (None without validation images), `lr` and
-    `strength` (λ) of its last step, `near_zero` (share of penalised |γ| < 0.01; None without `sparsity`),
-    `images_per_second` (of training) and `seconds` (of everything).
+    `strength` (λ) of its last step, `zero` and `near_zero` (shares of penalised γ that are exactly 0, and within
+    0.01 of it), `gamma` (the same by layer, and the histogram of |γ|: see `Sparsity.statistics`; all three None
+    without `sparsity`), `images_per_second` (of training) and `seconds` (of everything).
 
     Raises `SlimError` when the network can't run on these images, when the loss is no longer finite, and for
     a device or a precision that isn't there.
@@ -97,11 +99,7 @@ def fit(
             momentum=optim.momentum,
             nesterov=optim.nesterov and optim.momentum > 0,
         )
-        penalty = None
-        if sparsity is not None:
-            penalty = sparsify(
-                model, optimizer, L1(sparsity.strength), method=sparsity.method, targets=sparsity.targets
-            )
+        pressure = None if sparsity is None else _pressed(model, optimizer, sparsity, train, steps)
         network, stepper = fabric.setup(model, optimizer)
 
         step, reported = 0, -math.inf
@@ -116,12 +114,13 @@ def fit(
                 lr = learning_rate(optim, step, steps)
                 for group in optimizer.param_groups:
                     group["lr"] = lr
-                if penalty is not None and sparsity is not None:
-                    penalty.strength = penalty_strength(sparsity, step, steps)
 
                 logits = _logits(network(images.contiguous(memory_format=layout)))
                 loss = F.cross_entropy(logits, labels, label_smoothing=optim.label_smoothing)
-                fabric.backward(loss)
+                penalised = loss
+                if pressure is not None and pressure.method == "loss":
+                    penalised = loss + pressure.loss()
+                fabric.backward(penalised)
                 stepper.step()
                 stepper.zero_grad()
 
@@ -129,8 +128,8 @@ def fit(
                 step += 1
                 if step % per_epoch == 0 or time.perf_counter() - reported > SECONDS_BETWEEN_REPORTS:
                     mean_loss, accuracy = running.means(step, lr)
-                    near_zero = None if penalty is None else penalty.near_zero()
                     if on_step is not None:
+                        near_zero = None if pressure is None else pressure.near_zero()
                         on_step(Progress(epoch, optim.epochs, step, steps, mean_loss, accuracy, near_zero, lr))
                     reported = time.perf_counter()
 
@@ -138,6 +137,7 @@ def fit(
             held_out = _evaluate(network, val, dataset, 4 * batch_size, layout) if len(val) else None
             if held_out is not None and not math.isfinite(held_out["loss"]):
                 raise _diverged("validation loss", held_out["loss"], step, lr)
+            gamma = None if pressure is None else pressure.statistics()
             record = {
                 "epoch": epoch,
                 "train_loss": mean_loss,
@@ -145,8 +145,10 @@ def fit(
                 "val_loss": held_out and held_out["loss"],
                 "val_accuracy": held_out and held_out["accuracy"],
                 "lr": lr,
-                "strength": 0.0 if penalty is None else penalty.strength,
-                "near_zero": near_zero,
+                "strength": 0.0 if pressure is None else pressure.strength,
+                "zero": gamma and gamma["zero"],
+                "near_zero": gamma and gamma["near_zero"],
+                "gamma": gamma and {"layers": gamma["layers"], "histogram": gamma["histogram"]},
                 "images_per_second": running.images / (trained - started),
                 "seconds": time.perf_counter() - started,
             }
@@ -197,23 +199,25 @@ def learning_rate(optim: OptimConfig, step: int, steps: int) -> float:
     raise unknown("schedule", optim.schedule, ["constant", "step", "cosine"])
 
 
-def penalty_strength(sparsity: SparsityConfig, step: int, steps: int) -> float:
-    """λ of step 0 … steps − 1: "constant", or a "ramp" λ·(step + 1)/steps."""
-    return sparsity.strength * ((step + 1) / steps if sparsity.schedule == "ramp" else 1)
-
-
-def parameter_groups(model: nn.Module, weight_decay: float, decay_norm: bool = False) -> list[dict[str, Any]]:
-    """The trainable parameters as groups for an optimizer, with and without weight decay.
-
-    Decayed are weights with two or more dimensions, which are those of convolutions and linear layers; not
-    decayed are vectors, which are biases and the scales and shifts of normalisation. With `decay_norm`
-    everything is decayed, as in the code of Network Slimming.
-    """
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    decayed = [parameter for parameter in parameters if decay_norm or parameter.ndim >= 2]
-    plain = [parameter for parameter in parameters if not (decay_norm or parameter.ndim >= 2)]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+def _pressed(
+    model: nn.Module, optimizer: torch.optim.Optimizer, sparsity: SparsityConfig, train: Split, steps: int
+) -> Sparsity:
+    kwargs = dict(sparsity.penalty_kwargs)
+    if sparsity.penalty == "group_lasso":
+        kwargs = {"groups": coupled(model, train.images[:2].float())} | kwargs
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "weight decay acts on")  # decay_norm asked for it
+        return sparsify(
+            model,
+            optimizer,
+            penalty(sparsity.penalty, sparsity.strength, **kwargs),
+            method=sparsity.method,
+            targets=sparsity.targets,
+            schedule=sparsity.schedule,
+            target=sparsity.target,
+            floor=sparsity.floor,
+            steps=steps,
+        )
 
 
 def resolve_device(device: str) -> torch.device:

@@ -1,0 +1,330 @@
+"""A penalty at work: hooks that put it into any training loop by one line.
+
+Network Slimming (Liu et al., ICCV 2017, https://arxiv.org/abs/1708.06519, equation 1) trains on loss + λ·Σ|γ|. The
+hooks sit on the optimizer: before each of its steps the subgradient joins the gradients, or after it the proximal
+operator is applied. The loop itself stays as it is.
+"""
+
+import copy
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from slim.errors import SlimError, unknown
+from slim.sparsity.control import SCHEDULES, Target, scheduled
+from slim.sparsity.penalties import METHODS, Penalty
+from slim.sparsity.steps import StepSizes
+from slim.sparsity.targets import Targets, Types, chosen
+
+NEAR_ZERO = 1e-2
+"""A γ below this counts as near zero. It is absolute, as the threshold that prunes compares γ across layers, and so
+that the share doesn't move when only the largest γ does. It is 2 % of the paper's first value 0.5, and above the band
+of about λ·lr/(1 − momentum), 1e-3 at most for usual settings, in which the subgradient step keeps swinging round 0."""
+
+
+def sparsify(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    penalty: Penalty,
+    *,
+    method: str = "subgradient",
+    targets: Targets = "*",
+    types: Types = "batchnorm",
+    biases: bool = False,
+    schedule: str = "constant",
+    target: float | None = None,
+    floor: float = 0.1,
+    steps: int | None = None,
+) -> "Sparsity":
+    """Penalise the BatchNorm scales γ of `model` from now on; call `.remove()` on the result to stop.
+
+    - `penalty`: such as `L1(1e-4)`. It is copied; change `.strength` of the result to change λ.
+    - `method`: "subgradient" adds the penalty's subgradient to the gradients before each step of the optimizer.
+      "proximal" applies its proximal operator after each step, with the step size that the optimizer really took, and
+      so reaches exact zeros; it knows SGD, Adam and AdamW (see `slim.sparsity.steps`). "loss" leaves the optimizer
+      alone: add `.loss()` of the result to your loss, once per step (with gradient accumulation, divided like the
+      rest).
+    - `targets`: a shell pattern for names in `model.named_modules()`, such as "layer1.*"; several in a list; or a
+      mapping from patterns to strengths relative to λ, such as {"layer1.*": 1, "layer2.*": 0.5}, of which the first
+      that matches counts. Values of different strengths are penalised apart: groups don't reach across.
+    - `types`: which layers: "batchnorm", "conv", "linear", a module class, or several. `biases`: also their biases.
+    - `schedule`: of λ, over `steps` steps of the optimizer: see `slim.sparsity.scheduled`.
+    - `target`: the share of values to be exactly zero after `steps` steps. λ, which starts at the penalty's strength,
+      is then adapted during training, only the lowest values are pushed, and each layer keeps the share `floor` of
+      its values: see `slim.sparsity.control.Target`. It needs method "proximal".
+
+    Penalised are all matching layers' weights that train. The penalty enters once per step of the optimizer, however
+    many backward passes came before it, and on each process of a distributed run after gradients were averaged, so it
+    needs no scaling for either. With `torch.amp.GradScaler` the gradients are already unscaled when an ordinary
+    optimizer steps; fused ones unscale inside the step, and the subgradient is multiplied by their scale to match. A
+    step that GradScaler skips is skipped here. With `optimizer.step(closure)` the subgradient enters after the closure
+    has computed the gradients. Clipping gradients before the step doesn't see the penalty; adaptive optimizers such
+    as Adam rescale a subgradient with the rest of the gradient, and not a proximal step.
+
+    Warns where the optimizer also decays what is penalised (`slim.parameter_groups` keeps the two apart). Raises
+    `SlimError` when nothing matches, when the optimizer lacks what does, for an unknown method or one that the penalty
+    hasn't got, and for values out of range.
+    """
+    if method not in METHODS:
+        raise unknown("sparsity method", method, METHODS)
+    if method not in penalty.methods:
+        raise SlimError(
+            f"method {method!r} can't act with {type(penalty).__name__}: expected {' or '.join(penalty.methods)}"
+        )
+    if schedule not in SCHEDULES:
+        raise unknown("schedule", schedule, SCHEDULES)
+    if (schedule != "constant" or target is not None) and not (steps and steps > 0):
+        raise SlimError(f"steps is {steps}: a schedule or a target needs the number of steps to come, at least 1")
+    if target is not None and (method != "proximal" or schedule != "constant"):
+        raise SlimError(
+            f"a target can't go with method {method!r} and schedule {schedule!r}: expected 'proximal', which makes "
+            "exact zeros to count, and 'constant', as λ is adapted"
+        )
+    found = chosen(model, targets, types, biases)
+    numbers = {id(p): i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
+    for name, (parameter, _) in found.items():
+        if id(parameter) not in numbers:
+            raise SlimError(
+                f"the optimizer lacks {name}: expected all {len(found)} parameters that match {targets!r}; give it "
+                "the model's parameters, or narrow targets"
+            )
+    decayed = [n for n, (p, _) in found.items() if optimizer.param_groups[numbers[id(p)]].get("weight_decay")]
+    if decayed:
+        warnings.warn(
+            f"weight decay acts on {len(decayed)} of the {len(found)} penalised parameters too, such as {decayed[0]}: "
+            "build the optimizer from slim.parameter_groups(model, weight_decay) to keep it off them",
+            stacklevel=2,
+        )
+    return Sparsity(found, optimizer, penalty, method, schedule, target, floor, steps or 0)
+
+
+class _Part:
+    """Parameters that are penalised with one strength, laid end to end."""
+
+    def __init__(self, penalty: Penalty, relative: float, parameters: dict[str, nn.Parameter]) -> None:
+        self.penalty = copy.copy(penalty)
+        self.relative = relative
+        self.parameters = list(parameters.values())
+        self.sizes = [parameter.numel() for parameter in self.parameters]
+        self.penalty.bind(parameters)
+        self.steps: StepSizes | None = None
+        self.pushed: Tensor | None = None  # which values feel a proximal step; None: all
+
+    def flat(self) -> Tensor:
+        return torch.cat([parameter.detach().reshape(-1) for parameter in self.parameters])
+
+    def pieces(self, flat: Tensor) -> list[Tensor]:
+        """What belongs to each parameter, in its shape."""
+        return [piece.view(p.shape) for piece, p in zip(flat.split(self.sizes), self.parameters)]
+
+
+class Sparsity:
+    """A penalty at work. `parameters` maps the names of the penalised parameters to them."""
+
+    def __init__(
+        self,
+        found: Mapping[str, tuple[nn.Parameter, float]],
+        optimizer: torch.optim.Optimizer,
+        penalty: Penalty,
+        method: str,
+        schedule: str,
+        target: float | None,
+        floor: float,
+        steps: int,
+    ) -> None:
+        self.method, self.schedule, self.steps = method, schedule, steps
+        self.step = 0  # of the optimizer since this began
+        numbers = {id(p): i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
+        self._parts = [
+            _Part(penalty, relative, {name: p for name, (p, own) in found.items() if own == relative})
+            for relative in sorted({relative for _, relative in found.values()})
+        ]
+        if method == "proximal":
+            for part in self._parts:
+                part.steps = StepSizes(optimizer, part.parameters, [numbers[id(p)] for p in part.parameters])
+        order = {id(p): i for i, p in enumerate(p for part in self._parts for p in part.parameters)}
+        by_place = sorted(found.items(), key=lambda item: order[id(item[1][0])])
+        self.parameters = {name: parameter for name, (parameter, _) in by_place}
+        sizes = torch.tensor([parameter.numel() for parameter in self.parameters.values()])
+        self._layers = torch.arange(len(sizes)).repeat_interleave(sizes)  # the number of each value's parameter
+        self._target = None if target is None else Target(target, floor, steps, self._layers)
+        self.strength = penalty.strength  # checks it
+        self._hooks = [
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
+        ]
+
+    @property
+    def strength(self) -> float:
+        """λ of the last step. It may be changed at any time and acts from the next step on; a schedule goes on from
+        the new value as its highest, a target adapts it further."""
+        return self._now
+
+    @strength.setter
+    def strength(self, value: float) -> None:
+        if not 0 <= value < math.inf:
+            raise SlimError(f"sparsity strength is {value}: expected a number ≥ 0")
+        self._peak = value
+        self._set(value)
+
+    def remove(self) -> None:
+        """Take the penalty off the optimizer. A second call does nothing."""
+        for hook in self._hooks:
+            hook.remove()
+
+    @torch.no_grad()
+    def value(self) -> float:
+        """The penalty's part of the loss at present, λ·Σ|γ| for `L1`."""
+        return sum(float(part.penalty.value(part.flat())) for part in self._parts)
+
+    def loss(self) -> Tensor:
+        """The penalty as a term for a loss of your own, for method "loss"; its gradient is the subgradient."""
+        if self.method != "loss":
+            raise SlimError(f"loss() with method {self.method!r} would count the penalty twice: expected method 'loss'")
+        self._schedule()
+        terms = [
+            _Value.apply(torch.cat([p.reshape(-1) for p in part.parameters]), part.penalty) for part in self._parts
+        ]
+        return torch.stack(terms).sum()
+
+    @torch.no_grad()
+    def zero(self) -> float:
+        """The share, 0 to 1, of penalised values that are exactly 0."""
+        return float((self._flat() == 0).double().mean())
+
+    @torch.no_grad()
+    def near_zero(self, threshold: float = NEAR_ZERO) -> float:
+        """The share, 0 to 1, of penalised values with |x| < threshold."""
+        return float((self._flat().abs() < threshold).double().mean())
+
+    @torch.no_grad()
+    def statistics(self, threshold: float = NEAR_ZERO, bins: int = 40) -> dict[str, Any]:
+        """Where the penalised values stand, as plain numbers for a log.
+
+        `zero` and `near_zero`: shares of exact zeros and of |x| < threshold; `layers`: the same pair of shares for
+        each parameter, by name; `histogram`: `counts` of |x| in equal bins from 0 to `max`.
+        """
+        size = self._flat().abs()
+        counts = torch.bincount(self._layers).tolist()
+        self._layers = self._layers.to(size.device)
+        zeros = self._layers.bincount(weights=(size == 0).double(), minlength=len(counts))
+        near = self._layers.bincount(weights=(size < threshold).double(), minlength=len(counts))
+        top = size.max()
+        bin_of = (size * (bins / top.clamp(min=torch.finfo(size.dtype).tiny))).long().clamp(max=bins - 1)
+        found = torch.cat([zeros, near, bin_of.bincount(minlength=bins).double(), top.double()[None]]).tolist()
+        zero, near_zero, histogram = found[: len(counts)], found[len(counts) : 2 * len(counts)], found[-bins - 1 : -1]
+        return {
+            "zero": sum(zero) / len(size),
+            "near_zero": sum(near_zero) / len(size),
+            "layers": {name: [a / n, b / n] for name, a, b, n in zip(self.parameters, zero, near_zero, counts)},
+            "histogram": {"max": found[-1], "counts": [int(count) for count in histogram]},
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """What resuming needs, as plain numbers: the step, λ, and the weights of the momentum so far."""
+        sums = [part.steps.sums if part.steps else [] for part in self._parts]
+        return {"step": self.step, "strength": self._now, "peak": self._peak, "sums": copy.deepcopy(sums)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was taken, on the same model and settings (its values must be loaded already)."""
+        self.step, self._peak = state["step"], state["peak"]
+        self._set(state["strength"])
+        for part, sums in zip(self._parts, state["sums"]):
+            if part.steps:
+                part.steps.sums = list(sums)
+        if self._target and self._target.acts(self.step):
+            self._aim()
+
+    def _flat(self) -> Tensor:
+        return torch.cat([part.flat() for part in self._parts])
+
+    def _set(self, strength: float) -> None:
+        self._now = strength
+        for part in self._parts:
+            part.penalty.strength = strength * part.relative
+
+    def _schedule(self) -> None:
+        if self.schedule != "constant":
+            self._set(scheduled(self.schedule, self._peak, self.step, self.steps))
+
+    @torch.no_grad()
+    def _before_step(self, optimizer: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        self._schedule()
+        for part in self._parts:
+            if part.steps is not None:
+                part.steps.before_step(optimizer)
+        if self.method != "subgradient":
+            return None
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)  # args[0] is the optimizer
+        if closure is None:
+            self._add_subgradient(optimizer)
+            return None
+
+        def penalised(closure: Callable[[], Any] = closure) -> Any:
+            loss = closure()
+            self._add_subgradient(optimizer)
+            return loss
+
+        return args[:1], {**kwargs, "closure": penalised}
+
+    @torch.no_grad()
+    def _add_subgradient(self, optimizer: Any) -> None:
+        scale = getattr(optimizer, "grad_scale", None)  # from GradScaler, where the step itself unscales
+        for part in self._parts:
+            if part.penalty.strength == 0:
+                continue
+            # One flat tensor: a few calls instead of two for each layer, and a penalty may look at all values.
+            added = part.penalty.subgradient(part.flat())
+            if scale is not None:
+                added = added * scale.to(added.device)
+            pairs = [(p.grad, piece) for p, piece in zip(part.parameters, part.pieces(added)) if p.grad is not None]
+            if pairs:
+                torch._foreach_add_([gradient for gradient, _ in pairs], [piece for _, piece in pairs])
+
+    @torch.no_grad()
+    def _after_step(self, optimizer: Any, args: tuple, kwargs: dict) -> None:
+        if self.method == "proximal":
+            waiting = self._target is not None and not self._target.acts(self.step)
+            for part in self._parts:
+                step = part.steps.after_step(optimizer) if part.steps else 0.0  # it counts even while λ is 0
+                if waiting or part.penalty.strength == 0:
+                    continue
+                if part.pushed is not None:
+                    step = part.pushed * step
+                torch._foreach_copy_([*part.parameters], part.pieces(part.penalty.prox(part.flat(), step)))
+        self.step += 1
+        target = self._target
+        if (
+            target is not None
+            and target.acts(self.step)
+            and (self.step % target.every == 0 or self._parts[0].pushed is None)
+        ):
+            self._aim()
+            self._set(self._now * target.factor(self.step, self.zero()))
+
+    def _aim(self) -> None:
+        """Choose the values to push."""
+        if self._target is None:
+            return
+        magnitude = torch.cat([part.penalty.magnitude(part.flat()) for part in self._parts])
+        pushed = self._target.pushed(magnitude).split([sum(part.sizes) for part in self._parts])
+        for part, mask in zip(self._parts, pushed):
+            part.pushed = mask
+
+
+class _Value(torch.autograd.Function):
+    """A penalty's value whose gradient is its subgradient, also where autograd would find none."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, penalty: Penalty) -> Tensor:
+        ctx.save_for_backward(penalty.subgradient(x))
+        return penalty.value(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (subgradient,) = ctx.saved_tensors
+        return subgradient * gradients[0], None

@@ -1,0 +1,87 @@
+"""How strong a penalty is over time: by a schedule, or by a controller that finds λ for a requested share of zeros."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from slim.errors import SlimError, unknown
+
+SCHEDULES = ("constant", "warmup", "ramp", "decay")
+WARMUP = 0.1  # share of the steps over which "warmup" rises
+
+
+def scheduled(schedule: str, strength: float, step: int, steps: int) -> float:
+    """λ of step 0 … steps − 1.
+
+    "constant" is `strength` throughout; "warmup" rises linearly over the first tenth of the steps and stays; "ramp"
+    rises linearly to `strength` at the last step; "decay" falls linearly from it, to `strength`/steps at the last.
+    """
+    match schedule:
+        case "constant":
+            return strength
+        case "warmup":
+            return strength * min(1.0, (step + 1) / max(1, round(WARMUP * steps)))
+        case "ramp":
+            return strength * min(1.0, (step + 1) / steps)
+        case "decay":
+            return strength * max(0.0, 1 - step / steps)
+    raise unknown("schedule", schedule, SCHEDULES)
+
+
+class Target:
+    """Finds λ so that the share `target` of all values is exactly zero at the end of `steps` steps.
+
+    Only the values that are to go are pushed, the share `target` with the lowest magnitudes at present; so there can
+    never be more zeros than asked for, and the others keep their full size. Each layer's best `floor` of its channels
+    (at least one) are never pushed, so no layer runs empty.
+
+    For the first tenth of the steps λ is 0: scales that all began with the same value have to differ first. From then
+    until four fifths of the steps the share of zeros follows s(u) = target·(1 − (1 − u)³), the curve of gradual
+    pruning (Zhu and Gupta, https://arxiv.org/abs/1710.01878, equation 1), and stays at the target after that. An
+    integral controller on log λ keeps it there: where zeros are missing λ grows, where there are too many it falls,
+    d log λ / du = GAIN·(s − zeros).
+    """
+
+    START, END = 0.1, 0.8  # shares of the steps
+    GAIN = 80.0  # e-folds of λ over the whole training, for each unit of error
+
+    def __init__(self, target: float, floor: float, steps: int, layers: Tensor) -> None:
+        """`layers` int64 [P] is the number of the layer that each value belongs to."""
+        if not 0 < target < 1:
+            raise SlimError(f"sparsity target is {target}: expected a share of zeros in (0, 1)")
+        if not 0 <= floor < 1:
+            raise SlimError(f"sparsity floor is {floor}: expected a share of each layer in [0, 1)")
+        self.target, self.steps, self.layers = target, steps, layers
+        self.every = max(1, min(10, steps // 100))  # steps between two looks
+        self.count = round(target * len(layers))  # of zeros at the end
+        sizes = layers.bincount()
+        self.kept = (floor * sizes).ceil().long().clamp(min=1)  # of each layer
+        self.starts = sizes.cumsum(0) - sizes  # of each layer, where values are sorted by layer
+        room = 1 - int(self.kept.sum()) / len(layers)
+        if target > room:
+            raise SlimError(f"sparsity target is {target}: expected at most {room:.3f} with a floor of {floor:.0%}")
+
+    def share(self, step: int) -> float:
+        """The share of zeros to have after `step` steps."""
+        u = (step / self.steps - self.START) / (self.END - self.START)
+        return self.target * (1 - (1 - min(1.0, max(0.0, u))) ** 3)
+
+    def acts(self, step: int) -> bool:
+        return step >= self.START * self.steps
+
+    def factor(self, step: int, zeros: float) -> float:
+        """What λ is multiplied by when, after `step` steps, `zeros` is the share of zeros."""
+        return math.exp(self.GAIN * (self.share(step) - zeros) * self.every / self.steps)
+
+    def pushed(self, magnitude: Tensor) -> Tensor:
+        """Which values [P] to push: the lowest `count` of those that no floor protects."""
+        self.layers, self.kept, self.starts = (t.to(magnitude.device) for t in (self.layers, self.kept, self.starts))
+        order = magnitude.argsort(descending=True, stable=True)
+        order = order[self.layers[order].argsort(stable=True)]  # by layer, and the best first in each
+        rank = torch.empty_like(order)
+        rank[order] = torch.arange(len(order), device=order.device) - self.starts[self.layers[order]]
+        free = torch.where(rank < self.kept[self.layers], math.inf, magnitude)
+        mask = torch.zeros_like(magnitude, dtype=torch.bool)
+        mask[free.argsort(stable=True)[: self.count]] = True
+        return mask

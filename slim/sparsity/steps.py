@@ -1,0 +1,103 @@
+"""How far an optimizer went: the step size that belongs to a proximal step.
+
+Minimise f(x) + λ·p(x). A gradient step x − α·∇f(x) with the step size α is followed by prox with the same α,
+
+    x' = argmin over x of Σ (x_i − (x_i − α_i·∇f_i))² / (2·α_i) + λ·p(x),
+
+whose fixed points are those of f + λ·p: 0 ∈ ∇f(x) + λ·∂p(x). That holds with a step size α_i for each value, too.
+With another step size in the second half, λ would be off by the ratio of the two. So what is α where the optimizer
+steps along something else than the gradient? Every optimizer here moves by a weighted sum of the gradients so far,
+
+    x' = x − Σ_k w_k·∇f(x_k),
+
+and at a fixed point all of them are the same gradient. So α = Σ_k w_k: the step per unit of a steady gradient.
+
+- **SGD** with momentum μ and dampening τ keeps b = μ·b + (1 − τ)·∇f, from b = ∇f at first, and steps by lr·b. The
+  weights in b add up to c = 1 after the first step and c' = μ·c + (1 − τ) from then on, so α = lr·c, which tends to
+  lr·(1 − τ)/(1 − μ): ten times lr for μ = 0.9. Nesterov (τ = 0) steps by lr·(∇f + μ·b), so α = lr·(1 + μ·c), which
+  tends to lr/(1 − μ) as well. Weight decay joins ∇f and is part of f.
+- **Adam and AdamW** step by lr·m̂/(√v̂ + ε). The weights in m̂ = m/(1 − β₁ᵗ) add up to 1 from the first step on, so
+  α_i = lr/(√v̂_i + ε), with v̂ = v/(1 − β₂ᵗ), or the largest v so far with amsgrad. The scaling v̂ changes from step to
+  step, but the fixed point doesn't depend on it. Decoupled weight decay shrinks x before the step; it isn't part of f,
+  which is one more reason to keep it off what is penalised.
+
+lr is that of the parameter's group in that very step, so schedules and per-group learning rates need no care. Each
+parameter keeps its own c; one that was trained before it was watched has reached its limit.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from slim.errors import SlimError
+
+
+class StepSizes:
+    """Watches the steps of `optimizer` on some `parameters`, laid end to end."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], groups: list[int]) -> None:
+        self.adam = isinstance(optimizer, torch.optim.Adam)  # AdamW is one
+        if not self.adam and not isinstance(optimizer, torch.optim.SGD):
+            raise SlimError(
+                f"method 'proximal' can't tell the step size of {type(optimizer).__name__}: expected SGD, Adam or "
+                "AdamW of torch.optim, or method 'subgradient'"
+            )
+        self.parameters = parameters
+        self.groups = groups  # the number of each parameter's group
+        self.sums = [0.0] * len(parameters)  # c, for SGD
+        self._counts = [parameter.numel() for parameter in parameters]
+
+    def before_step(self, optimizer: Any) -> None:
+        if self.adam or all(self.sums):
+            return
+        for i, parameter in enumerate(self.parameters):
+            if not self.sums[i] and optimizer.state.get(parameter, {}).get("momentum_buffer") is not None:
+                group = optimizer.param_groups[self.groups[i]]
+                self.sums[i] = (1 - group["dampening"]) / (1 - group["momentum"])
+
+    def after_step(self, optimizer: Any) -> Tensor | float:
+        """α of the step just taken: one number where it is the same for all values, else a flat tensor [P]. It is 0
+        where a parameter had no gradient."""
+        size = self._adam(optimizer) if self.adam else self._flat(self._sgd(optimizer))
+        skipped = getattr(optimizer, "found_inf", None)  # from GradScaler, where the step itself skips
+        return size if skipped is None else torch.where(skipped.to(self.parameters[0].device) > 0, 0.0, size)
+
+    def _sgd(self, optimizer: Any) -> list[float]:
+        sizes = []
+        for i, parameter in enumerate(self.parameters):
+            group = optimizer.param_groups[self.groups[i]]
+            momentum, weight = group["momentum"], 1.0
+            if parameter.grad is None:
+                weight = 0.0
+            elif momentum:
+                self.sums[i] = momentum * self.sums[i] + (1 - group["dampening"]) if self.sums[i] else 1.0
+                weight = 1 + momentum * self.sums[i] if group["nesterov"] else self.sums[i]
+            sizes.append(float(group["lr"]) * weight)
+        return sizes
+
+    def _adam(self, optimizer: Any) -> Tensor:
+        groups = [optimizer.param_groups[number] for number in self.groups]
+        states = [optimizer.state.get(parameter, {}) for parameter in self.parameters]
+        seconds = [
+            state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"] if state else torch.ones_like(parameter)
+            for parameter, state, group in zip(self.parameters, states, groups)
+        ]
+        steps = torch.stack([state["step"] if state else torch.ones(()) for state in states])
+        if steps.is_cpu:  # else, with fused or capturable optimizers, reading them would make the device wait
+            steps = steps.double()
+        beta2 = torch.tensor([float(group["betas"][1]) for group in groups], device=steps.device, dtype=steps.dtype)
+        correction = (1 - beta2**steps).sqrt()
+        lr = [float(group["lr"]) * (p.grad is not None) for group, p in zip(groups, self.parameters)]
+        v = torch.cat([second.reshape(-1) for second in seconds])
+        eps = self._flat([float(group["eps"]) for group in groups])
+        return self._flat(lr) / (v.sqrt() / self._flat(correction.tolist() if steps.is_cpu else correction) + eps)
+
+    def _flat(self, each: list[float] | Tensor) -> Tensor | float:
+        """A number for each parameter as one for each value, or a plain number where all are alike."""
+        if isinstance(each, list) and each.count(each[0]) == len(each):
+            return each[0]
+        parameter = self.parameters[0]
+        each = torch.as_tensor(each).to(device=parameter.device, dtype=parameter.dtype)
+        counts = torch.tensor(self._counts, device=parameter.device)
+        return each.repeat_interleave(counts, output_size=sum(self._counts))

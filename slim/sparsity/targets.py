@@ -1,0 +1,106 @@
+"""Which parameters a penalty acts on, which of them belong together, and which are left to weight decay."""
+
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+
+from slim.errors import SlimError, unknown
+
+KINDS: dict[str, type[nn.Module]] = {"batchnorm": _BatchNorm, "conv": _ConvNd, "linear": nn.Linear}
+
+Targets = str | Sequence[str] | Mapping[str, float]
+Types = str | type[nn.Module] | Sequence[str | type[nn.Module]]
+
+
+def chosen(
+    model: nn.Module, targets: Targets = "*", types: Types = "batchnorm", biases: bool = False
+) -> dict[str, tuple[nn.Parameter, float]]:
+    """The parameters that match, by name, each with its relative strength.
+
+    They are the trainable weights (and with `biases` the biases) of the layers of the given `types` ("batchnorm",
+    "conv", "linear", or module classes) whose names match `targets`: a shell pattern, several, or a mapping from
+    patterns to strengths relative to λ, of which the first that matches counts. Tied parameters appear once. Raises
+    SlimError for a type that isn't known, a strength below 0, and a pattern that nothing matches.
+    """
+    strengths = {targets: 1.0} if isinstance(targets, str) else targets
+    if not isinstance(strengths, Mapping):
+        strengths = dict.fromkeys(strengths, 1.0)
+    for pattern, strength in strengths.items():
+        if not strength >= 0:
+            raise SlimError(f"the relative strength of {pattern!r} is {strength}: expected a number ≥ 0")
+    kinds = [types] if isinstance(types, (str, type)) else list(types)
+    classes = tuple(_kind(kind) for kind in kinds)
+
+    found: dict[str, tuple[nn.Parameter, float]] = {}
+    seen: set[int] = set()
+    used: set[str] = set()
+    for name, module in model.named_modules():
+        matching = [pattern for pattern in strengths if fnmatchcase(name, pattern)]
+        if not matching or not isinstance(module, classes):
+            continue
+        for key in ("weight", "bias") if biases else ("weight",):
+            parameter = getattr(module, key, None)
+            if isinstance(parameter, nn.Parameter) and parameter.requires_grad:
+                used.update(matching)
+                if id(parameter) not in seen:
+                    seen.add(id(parameter))
+                    found[f"{name}.{key}" if name else key] = parameter, strengths[matching[0]]
+    for pattern in strengths:
+        if pattern not in used:
+            what = (
+                "BatchNorm layer with a trainable scale" if kinds == ["batchnorm"] else f"trainable weight of {types}"
+            )
+            raise SlimError(f"no {what} matches {pattern!r}: there is nothing to penalise")
+    return found
+
+
+def _kind(kind: str | type[nn.Module]) -> type[nn.Module]:
+    if isinstance(kind, str):
+        if kind not in KINDS:
+            raise unknown("layer type", kind, KINDS)
+        return KINDS[kind]
+    return kind
+
+
+def parameter_groups(
+    model: nn.Module,
+    weight_decay: float,
+    decay_norm: bool = False,
+    *,
+    targets: Targets = "*",
+    types: Types = "batchnorm",
+    biases: bool = False,
+) -> list[dict[str, Any]]:
+    """The trainable parameters as groups for an optimizer, with and without weight decay.
+
+    Decayed are weights with two or more dimensions, which are those of convolutions and linear layers. Not decayed
+    are vectors, which are biases and the scales and shifts of normalisation, and whatever `sparsify` penalises with
+    the same `targets`, `types` and `biases`: two pulls on one weight would blur λ. With `decay_norm` everything is
+    decayed, as in the code of Network Slimming.
+    """
+    every = types == "batchnorm" and not biases  # their penalised parameters are vectors anyway
+    penalised = {} if every else chosen(model, targets, types, biases)
+    kept_off = {id(parameter) for parameter, _ in penalised.values()}
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    decayed = [p for p in parameters if decay_norm or (p.ndim >= 2 and id(p) not in kept_off)]
+    taken = {id(parameter) for parameter in decayed}
+    plain = [parameter for parameter in parameters if id(parameter) not in taken]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def coupled(model: nn.Module, example_inputs: Any) -> dict[str, list[int]]:
+    """Which channels must be removed together, for `GroupLasso`: a label for each output channel of each parameter
+    that has channels, by the parameter's name. Channels with the same label are one group; 0 means none.
+
+    The model is traced as `slim.plan` does it. Raises SlimError where it can't be run on `example_inputs`.
+    """
+    from slim.trace import trace  # a later room, which needs nothing of this one
+
+    traced = trace(model, example_inputs)
+    rows = {name: traced.labels.get(name, {}).get(0) for name in traced.parameters}
+    return {name: traced.classes.roots(labels).tolist() for name, labels in rows.items() if labels is not None}
