@@ -214,7 +214,7 @@ class Sparsity:
         zeros = self._layers.bincount(weights=(size == 0).double(), minlength=len(counts))
         near = self._layers.bincount(weights=(size < threshold).double(), minlength=len(counts))
         top = size.max()
-        bin_of = (size * (bins / top.clamp(min=torch.finfo(size.dtype).tiny))).long().clamp(max=bins - 1)
+        bin_of = (size / top.clamp(min=torch.finfo(size.dtype).tiny) * bins).nan_to_num().long().clamp(max=bins - 1)
         found = torch.cat([zeros, near, bin_of.bincount(minlength=bins).double(), top.double()[None]]).tolist()
         zero, near_zero, histogram = found[: len(counts)], found[len(counts) : 2 * len(counts)], found[-bins - 1 : -1]
         return {

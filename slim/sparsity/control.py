@@ -37,14 +37,19 @@ class Target:
     (at least one) are never pushed, so no layer runs empty.
 
     For the first tenth of the steps λ is 0: scales that all began with the same value have to differ first. From then
-    until four fifths of the steps the share of zeros follows s(u) = target·(1 − (1 − u)³), the curve of gradual
+    until seven tenths of the steps the share of zeros follows s(u) = target·(1 − (1 − u)³), the curve of gradual
     pruning (Zhu and Gupta, https://arxiv.org/abs/1710.01878, equation 1), and stays at the target after that. An
-    integral controller on log λ keeps it there: where zeros are missing λ grows, where there are too many it falls,
-    d log λ / du = GAIN·(s − zeros).
+    integral controller on log λ keeps it there: with t the share of steps done,
+
+        d log λ / dt = GAIN · log((target − zeros + SLACK) / (target − s + SLACK)),
+
+    so λ grows where more zeros are still missing than should be, and falls where fewer are. The ratio, rather than
+    the difference, makes it finish: at the end the last few zeros are the hardest, and the learning rate is small.
     """
 
-    START, END = 0.1, 0.8  # shares of the steps
-    GAIN = 80.0  # e-folds of λ over the whole training, for each unit of error
+    START, END = 0.1, 0.7  # shares of the steps
+    GAIN = 40.0
+    SLACK = 0.02  # below this share missing, the controller slows down
 
     def __init__(self, target: float, floor: float, steps: int, layers: Tensor) -> None:
         """`layers` int64 [P] is the number of the layer that each value belongs to."""
@@ -72,7 +77,8 @@ class Target:
 
     def factor(self, step: int, zeros: float) -> float:
         """What λ is multiplied by when, after `step` steps, `zeros` is the share of zeros."""
-        return math.exp(self.GAIN * (self.share(step) - zeros) * self.every / self.steps)
+        missing, planned = max(0.0, self.target - zeros), self.target - self.share(step)
+        return ((missing + self.SLACK) / (planned + self.SLACK)) ** (self.GAIN * self.every / self.steps)
 
     def pushed(self, magnitude: Tensor) -> Tensor:
         """Which values [P] to push: the lowest `count` of those that no floor protects."""
