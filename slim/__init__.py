@@ -21,6 +21,7 @@ _HOME = {  # public name -> the room it lives in
     "Polarization": "sparsity",
     "TransformedL1": "sparsity",
     "Penalty": "sparsity",
+    "Sparsity": "sparsity",
     "coupled": "sparsity",
     "parameter_groups": "sparsity",
     "plan": "planning",
