@@ -1,7 +1,5 @@
 """How strong a penalty is over time: by a schedule, or by a controller that finds λ for a requested share of zeros."""
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -62,7 +60,7 @@ class Target:
         self.count = round(target * len(layers))  # of zeros at the end
         sizes = layers.bincount()
         self.kept = (floor * sizes).ceil().long().clamp(min=1)  # of each layer
-        self.starts = sizes.cumsum(0) - sizes  # of each layer, where values are sorted by layer
+        self.ends = sizes.cumsum(0)  # of each layer, where values are sorted by layer
         room = 1 - int(self.kept.sum()) / len(layers)
         if target > room:
             raise SlimError(f"sparsity target is {target}: expected at most {room:.3f} with a floor of {floor:.0%}")
@@ -82,12 +80,12 @@ class Target:
 
     def pushed(self, magnitude: Tensor) -> Tensor:
         """Which values [P] to push: the lowest `count` of those that no floor protects."""
-        self.layers, self.kept, self.starts = (t.to(magnitude.device) for t in (self.layers, self.kept, self.starts))
-        order = magnitude.argsort(descending=True, stable=True)
-        order = order[self.layers[order].argsort(stable=True)]  # by layer, and the best first in each
-        rank = torch.empty_like(order)
-        rank[order] = torch.arange(len(order), device=order.device) - self.starts[self.layers[order]]
-        free = torch.where(rank < self.kept[self.layers], math.inf, magnitude)
-        mask = torch.zeros_like(magnitude, dtype=torch.bool)
-        mask[free.argsort(stable=True)[: self.count]] = True
+        self.layers, self.kept, self.ends = (t.to(magnitude.device) for t in (self.layers, self.kept, self.ends))
+        order = magnitude.argsort(stable=True)
+        by_layer = order[self.layers[order].argsort(stable=True)]  # the lowest first in each layer
+        from_top = torch.empty_like(order)
+        from_top[by_layer] = self.ends[self.layers[by_layer]] - torch.arange(len(order), device=order.device)
+        free = from_top > self.kept[self.layers]
+        mask = torch.zeros_like(free)
+        mask[order[free[order]][: self.count]] = True
         return mask

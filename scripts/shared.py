@@ -1,0 +1,75 @@
+"""What the experiments share: the line that says on what they ran, tables, and pictures."""
+
+import os
+import platform
+import tarfile
+import tempfile
+from collections.abc import Sequence
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def ran_on(command: str, *packages: str) -> str:
+    """One line: date, command, machine, versions."""
+    name = next((line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), "")
+    versions = ", ".join(f"{package} {version(package)}" for package in ("slim", "torch", "numpy", *packages))
+    machine = f"{name or platform.processor()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}"
+    return f"{date.today()}, `{command}`, on {machine}; python {platform.python_version()}, {versions}."
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A Markdown table; numbers are written as they should be read, so format them first."""
+    lines = [header, ["---:"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def mean_and_spread(values: Sequence[float], digits: int = 2) -> str:
+    """Mean ± standard deviation (of a sample)."""
+    mean = sum(values) / len(values)
+    spread = (sum((value - mean) ** 2 for value in values) / max(1, len(values) - 1)) ** 0.5
+    return f"{mean:.{digits}f} ± {spread:.{digits}f}"
+
+
+def write(name: str, text: str) -> Path:
+    """A dated Markdown file of results."""
+    path = RESULTS / f"{name}-{date.today()}.md"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text.rstrip() + "\n", encoding="utf-8")
+    return path
+
+
+def save(name: str, *figures: Any) -> Path:
+    """A dated page of Plotly figures that needs no network: plotly.js is in it (so it is 5 MB and not in git)."""
+    path = RESULTS / f"{name}-{date.today()}.html"
+    path.parent.mkdir(exist_ok=True)
+    parts = [figure.to_html(full_html=False, include_plotlyjs=not i) for i, figure in enumerate(figures)]
+    body = "\n".join(parts)
+    path.write_text(f"<!doctype html><meta charset='utf-8'><title>{name}</title>\n{body}\n", encoding="utf-8")
+    return path
+
+
+def real_data(name: str) -> Path | None:
+    """A file or folder under the folder $SLIM_DATA; None where it isn't there."""
+    path = Path(os.environ.get("SLIM_DATA", "/nowhere")) / name
+    return path if path.exists() else None
+
+
+def cifar10_jpeg() -> Path | None:
+    """CIFAR-10 re-encoded as JPEG: $SLIM_DATA/cifar10-jpeg with train/CLASS and test/CLASS, or the archive of it."""
+    folder = real_data("cifar10-jpeg")
+    archive = real_data("cifar10-jpeg.tar.gz")
+    if folder is None and archive is not None:
+        folder = Path(tempfile.gettempdir()) / "slim-data" / "cifar10-jpeg"
+        if not folder.exists():
+            with tarfile.open(archive) as tar:
+                tar.extractall(folder.parent, filter="data")
+    return folder
