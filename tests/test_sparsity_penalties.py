@@ -1,6 +1,7 @@
 """Each penalty against finite differences and against the minimum of its proximal objective, found by search."""
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -178,6 +179,8 @@ def test_proximal_operators_are_finite_in_float32(name: str) -> None:
 def test_names_and_mistakes() -> None:
     assert set(PENALTIES.values()) == {type(case) for case in CASES.values()}
     assert penalty("lp", 0.1, p=3) == slim.Lp(0.1, 3)
+    with pytest.raises(SlimError, match=r"lp can't take \{'q': 3\}: expected p$"):
+        penalty("lp", 0.1, q=3)
     for wrong in (
         lambda: penalty("l11", 0.1),
         lambda: penalty("l1", 0.1, p=3),
@@ -194,3 +197,36 @@ def test_names_and_mistakes() -> None:
             wrong()
         assert "\n" not in str(caught.value)
     assert {method for case in CASES.values() for method in case.methods} == set(METHODS)
+
+
+@dataclass
+class Huber(slim.Penalty):
+    """A user's own: λ·Σ h(x), h(x) = x²/2 within ±1 and |x| − ½ beyond."""
+
+    def value(self, x: Tensor) -> Tensor:
+        return self.strength * torch.where(x.abs() < 1, x.square() / 2, x.abs() - 0.5).sum()
+
+    def subgradient(self, x: Tensor) -> Tensor:
+        return self.strength * x.clamp(-1, 1)
+
+    def prox(self, x: Tensor, step: Tensor | float) -> Tensor:
+        s = step * self.strength
+        return torch.where(x.abs() <= 1 + s, x / (1 + s), x - s * x.sign())
+
+
+def test_a_penalty_of_your_own_is_a_class_of_ten_lines() -> None:
+    ends = []
+    for method in METHODS:
+        model = torch.nn.BatchNorm1d(4).double()
+        with torch.no_grad():
+            model.weight.copy_(torch.tensor([0.2, -0.9, 1.5, -3.0]))
+        optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+        sparsity = slim.sparsify(model, optimizer, Huber(0.5), method=method)
+        for _ in range(1000):
+            optimizer.zero_grad()
+            ((0 * model.weight).sum() + (sparsity.loss() if method == "loss" else 0)).backward()
+            optimizer.step()
+        ends.append(model.weight.detach())
+    expected = torch.tensor([0.2 * math.exp(-0.5), -0.9 * math.exp(-0.5), 1.0, -2.5], dtype=torch.float64)  # the flow
+    for end in ends:
+        torch.testing.assert_close(end, expected, rtol=1e-3, atol=1e-3)

@@ -194,12 +194,12 @@ class Sparsity:
     @torch.no_grad()
     def zero(self) -> float:
         """The share, 0 to 1, of penalised values that are exactly 0."""
-        return float((self._flat() == 0).double().mean())
+        return _share(self._flat() == 0)
 
     @torch.no_grad()
     def near_zero(self, threshold: float = NEAR_ZERO) -> float:
         """The share, 0 to 1, of penalised values with |x| < threshold."""
-        return float((self._flat().abs() < threshold).double().mean())
+        return _share(self._flat().abs() < threshold)
 
     @torch.no_grad()
     def statistics(self, threshold: float = NEAR_ZERO, bins: int = 40) -> dict[str, Any]:
@@ -211,11 +211,11 @@ class Sparsity:
         size = self._flat().abs()
         counts = torch.bincount(self._layers).tolist()
         self._layers = self._layers.to(size.device)
-        zeros = self._layers.bincount(weights=(size == 0).double(), minlength=len(counts))
-        near = self._layers.bincount(weights=(size < threshold).double(), minlength=len(counts))
+        zeros = self._layers.bincount(weights=(size == 0).float(), minlength=len(counts))
+        near = self._layers.bincount(weights=(size < threshold).float(), minlength=len(counts))
         top = size.max()
         bin_of = (size / top.clamp(min=torch.finfo(size.dtype).tiny) * bins).nan_to_num().long().clamp(max=bins - 1)
-        found = torch.cat([zeros, near, bin_of.bincount(minlength=bins).double(), top.double()[None]]).tolist()
+        found = torch.cat([zeros, near, bin_of.bincount(minlength=bins), top[None]]).tolist()
         zero, near_zero, histogram = found[: len(counts)], found[len(counts) : 2 * len(counts)], found[-bins - 1 : -1]
         return {
             "zero": sum(zero) / len(size),
@@ -314,6 +314,10 @@ class Sparsity:
         pushed = self._target.pushed(magnitude).split([sum(part.sizes) for part in self._parts])
         for part, mask in zip(self._parts, pushed):
             part.pushed = mask
+
+
+def _share(flags: Tensor) -> float:
+    return int(flags.sum()) / len(flags)
 
 
 class _Value(torch.autograd.Function):

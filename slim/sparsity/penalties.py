@@ -11,7 +11,7 @@ methods; `methods` names the ways in which it can act (see `slim.sparsify`).
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 import torch
@@ -313,7 +313,7 @@ def penalty(name: str, strength: float, **kwargs: Any) -> Penalty:
     try:
         return PENALTIES[name](strength, **kwargs)
     except TypeError:
-        allowed = [key for key in PENALTIES[name].__dataclass_fields__ if key != "strength" and key[0] != "_"]
+        allowed = [f.name for f in fields(PENALTIES[name]) if f.init and f.name != "strength"]
         raise SlimError(f"penalty {name} can't take {kwargs}: expected {', '.join(allowed) or 'no settings'}") from None
 
 
