@@ -220,9 +220,10 @@ def main() -> None:
         f"seeds {seeds} (mean ± standard deviation). Near zero: |w| < {NEAR:g}.\n\n"
         + table(header, rows)
         + "\n\nSeen: L1 leaves most weights exactly at zero and a few that work, so storing it sparse pays. L2 narrows "
-        "the whole bell without a single zero. L3 and L4 only rein in the largest weights: their pull at small ones "
-        "vanishes, and the middle of the bell looks as without a penalty. Dead-zone L1 piles weights up at the two "
-        "edges of its zone, ±0.02, and empties none: small weights are free, so nothing is gained by storing it sparse."
+        "the whole bell without a single zero. L3 and L4 rein in the large weights; their pull at small ones "
+        "vanishes, so the share near zero stays what it is without a penalty. Dead-zone L1 piles half of all "
+        "weights up at the two edges of its zone, ±0.02, and none at 0: small weights are free, so nothing is "
+        "gained by storing it sparse."
     )
     print(write("weight_distribution", text).read_text())
     print(f"picture: {html}, {html.stat().st_size / 1e6:.1f} MB")
