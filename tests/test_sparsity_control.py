@@ -200,7 +200,7 @@ def test_targets_types_and_strengths_of_their_own() -> None:
     for name, parameter in model.named_parameters():
         moved = before[name] - parameter.detach()
         torch.testing.assert_close(moved, 0.1 * relative.get(name, 0.0) * before[name].sign())
-    expected = 0.1 * sum(relative[n] * float(dict(model.named_parameters())[n].abs().sum()) for n in relative)
+    expected = 0.1 * sum(relative[n] * float(dict(model.named_parameters())[n].detach().abs().sum()) for n in relative)
     assert sparsity.value() == pytest.approx(expected)
 
 

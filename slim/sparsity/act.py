@@ -57,6 +57,8 @@ def sparsify(
       is then adapted during training, only the lowest values are pushed, and each layer keeps the share `floor` of
       its values: see `slim.sparsity.control.Target`. It needs method "proximal".
 
+    `model` is the network itself: inside a DDP or compiled wrapper, names begin with the wrapper's prefix.
+
     Penalised are all matching layers' weights that train. The penalty enters once per step of the optimizer, however
     many backward passes came before it, and on each process of a distributed run after gradients were averaged, so it
     needs no scaling for either. With `torch.amp.GradScaler` the gradients are already unscaled when an ordinary

@@ -283,7 +283,7 @@ class GroupLasso(Penalty):
         self._sum(x)  # checks the size, and brings the index to x's device
         t = (step * self.strength * self._root[self._index]).expand_as(x)
         alive = self._sum((x / t.clamp(min=tiny)).square()) > 1
-        r = torch.zeros_like(self._root).index_reduce_(0, self._index, x.abs() - t, "amax")  # r ≥ |v_i| − t_i
+        r = torch.zeros_like(self._root).scatter_reduce_(0, self._index, x.abs() - t, "amax")  # r ≥ |v_i| − t_i
         for _ in range(8):
             length = (r[self._index] + t).clamp(min=tiny)
             ratio = (x / length).square()
