@@ -83,6 +83,21 @@ def test_target_is_met_from_any_strength_and_leaves_no_layer_empty(target: float
         assert int((model.b.weight != 0).sum()) >= 4 and int((model.a.weight != 0).sum()) >= 6
 
 
+def test_a_penalty_that_makes_no_zeros_stays_finite() -> None:
+    model = Noisy()
+    optimizer = torch.optim.SGD(model.parameters(), 0.02)
+    penalty = slim.DeadZoneL1(1.0, a=0.05)
+    sparsity = sparsify(model, optimizer, penalty, method="proximal", target=0.5, steps=100)
+    for _ in range(100):
+        optimizer.zero_grad()
+        model.loss().backward()
+        optimizer.step()
+    assert sparsity.zero() == 0 and sparsity.strength == Target.LIMIT
+    gamma = torch.cat([model.a.weight, model.b.weight]).detach()
+    assert torch.isfinite(gamma).all()
+    assert 50 <= (gamma.abs() <= 0.05 + 1e-6).sum() < 100  # those that were pushed are in the zone
+
+
 def test_only_the_lowest_are_pushed_and_floors_hold() -> None:
     """Against a plain loop over layers."""
     generator = torch.Generator().manual_seed(0)
@@ -297,6 +312,7 @@ def test_mistakes() -> None:
         ({"target": 0.85, "method": "proximal", "steps": 10}, "at most 0.800"),
         ({"target": 0.5, "method": "proximal", "steps": 10, "floor": 1.0}, "floor is 1.0"),
         ({"target": 0.5, "method": "proximal", "steps": 10, "schedule": "ramp"}, "schedule 'ramp'"),
+        ({"penalty": L1(0.0), "target": 0.5, "method": "proximal", "steps": 10}, "strength is 0"),
         ({"schedule": "ramp"}, "steps is None"),
         ({"schedule": "rampp", "steps": 3}, "did you mean 'ramp'"),
         ({"types": "convolution"}, "layer type 'convolution'"),
@@ -304,6 +320,6 @@ def test_mistakes() -> None:
         ({"targets": {"1": -2.0}}, "'1' is -2.0"),
     ):
         with pytest.raises(SlimError, match=message):
-            sparsify(model, optimizer, L1(0.1), **kwargs)  # type: ignore[arg-type]
+            sparsify(model, optimizer, **{"penalty": L1(0.1)} | kwargs)  # type: ignore[arg-type]
     assert not optimizer._optimizer_step_pre_hooks and not optimizer._optimizer_step_post_hooks
     train(model, optimizer, 1)

@@ -86,6 +86,8 @@ def sparsify(
             f"a target can't go with method {method!r} and schedule {schedule!r}: expected 'proximal', which makes "
             "exact zeros to count, and 'constant', as λ is adapted"
         )
+    if target is not None and penalty.strength == 0:
+        raise SlimError("sparsity strength is 0: a target needs a λ above 0 to start from, such as 1e-4")
     found = chosen(model, targets, types, biases)
     numbers = {id(p): i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
     for name, (parameter, _) in found.items():
@@ -306,7 +308,7 @@ class Sparsity:
             and (self.step % target.every == 0 or self._parts[0].pushed is None)
         ):
             self._aim()
-            self._set(self._now * target.factor(self.step, self.zero()))
+            self._set(target.next(self._now, self.step, self.zero()))
 
     def _aim(self) -> None:
         """Choose the values to push."""

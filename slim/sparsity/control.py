@@ -48,6 +48,7 @@ class Target:
     START, END = 0.1, 0.7  # shares of the steps
     GAIN = 40.0
     SLACK = 0.02  # below this share missing, the controller slows down
+    LIMIT = 1e6  # of λ: where a penalty makes no zeros (DeadZoneL1), it must not overflow
 
     def __init__(self, target: float, floor: float, steps: int, layers: Tensor) -> None:
         """`layers` int64 [P] is the number of the layer that each value belongs to."""
@@ -73,10 +74,11 @@ class Target:
     def acts(self, step: int) -> bool:
         return step >= self.START * self.steps
 
-    def factor(self, step: int, zeros: float) -> float:
-        """What λ is multiplied by when, after `step` steps, `zeros` is the share of zeros."""
+    def next(self, strength: float, step: int, zeros: float) -> float:
+        """λ from here on, when after `step` steps it is `strength` and `zeros` is the share of zeros."""
         missing, planned = max(0.0, self.target - zeros), self.target - self.share(step)
-        return ((missing + self.SLACK) / (planned + self.SLACK)) ** (self.GAIN * self.every / self.steps)
+        factor = ((missing + self.SLACK) / (planned + self.SLACK)) ** (self.GAIN * self.every / self.steps)
+        return min(strength * factor, self.LIMIT)
 
     def pushed(self, magnitude: Tensor) -> Tensor:
         """Which values [P] to push: the lowest `count` of those that no floor protects."""
