@@ -27,6 +27,7 @@ QUICK = {  # operators whose result is sure to look like their operands: no need
     for name in (
         *("relu", "relu_", "silu", "silu_", "gelu", "hardtanh", "hardtanh_", "hardswish", "hardswish_", "add", "add_"),
         *("mul", "mul_", "sigmoid", "sigmoid_", "hardsigmoid", "hardsigmoid_", "leaky_relu", "leaky_relu_"),
+        *("sub", "sub_", "relu6", "tanh", "elu", "elu_", "mish", "softplus"),
     )
 }
 UNTAGGED_POINTWISE = {  # element by element, although torch doesn't tag them so
@@ -319,8 +320,11 @@ def in_place(func: Any) -> bool:
 def pointwise(tracer: Tracer, func: Any, args: Any, kwargs: Any) -> Any:
     operands = tensors_in(args, kwargs)
     first = operands[0]
-    if first.is_meta and func.overloadpacket in QUICK and all(t.is_meta and t.shape == first.shape for t in operands):
-        out = first if in_place(func) else torch.empty(first.shape, dtype=first.dtype, device=META)
+    if func.overloadpacket in QUICK and all(t.is_meta and t.dtype == first.dtype for t in operands):
+        shape = first.shape if len(operands) == 1 else torch.broadcast_shapes(*(t.shape for t in operands))
+        if in_place(func) and shape != first.shape:
+            raise RuntimeError(f"{func} can't write {tuple(shape)} into {tuple(first.shape)}")
+        out = first if in_place(func) else torch.empty(shape, dtype=first.dtype, device=META)
     else:
         out = tracer.run(func, args, kwargs)
     if not isinstance(out, Tensor) or not any_codes(operands):
@@ -749,13 +753,17 @@ def reduce(tracer: Tracer, func: Any, args: Any, kwargs: Any) -> Any:
     if len(operands) > 1:  # max(a, b) and its like
         return pointwise(tracer, func, args, kwargs)
     p = bind(func, args, kwargs)
-    out = tracer.run(func, args, kwargs)
     x = operands[0]
+    name = func.overloadpacket.__name__
+    dims = _dims(p.get("dim"), x.dim())
+    if name == "mean" and x.is_meta and p.get("dtype") is None:
+        kept = [1 if d in dims else n for d, n in enumerate(x.shape) if d not in dims or p.get("keepdim")]
+        out: Any = torch.empty(kept, dtype=x.dtype, device=META)
+    else:
+        out = tracer.run(func, args, kwargs)
     codes = tracer.codes(x)
     if not codes:
         return out
-    name = func.overloadpacket.__name__
-    dims = _dims(p.get("dim"), x.dim())
     keeps_gate = name in ("mean", "sum", "amax", "amin", "max", "min", "prod", "linalg_vector_norm", "norm")
     result = {}
     for d, vector in codes.items():

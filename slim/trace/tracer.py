@@ -126,6 +126,10 @@ class Tracer(TorchDispatchMode):
         self.decisions: list[Any] = []
         self.place = "the input"  # the last layer met, for messages
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:  # nothing is compiled here, and the guard against it costs a quarter
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         taken = [v for t in tensors_in(args, kwargs) if (c := getattr(t, "_codes", None)) for v in c.values()]
