@@ -49,5 +49,28 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-if TYPE_CHECKING:
-    pass
+if TYPE_CHECKING:  # what type checkers and editors see
+    from slim.bench import benchmark as benchmark
+    from slim.checkpoint import load as load
+    from slim.checkpoint import save as save
+    from slim.errors import SlimError as SlimError
+    from slim.export import OnnxModel as OnnxModel
+    from slim.export import export_onnx as export_onnx
+    from slim.planning import PruningPlan as PruningPlan
+    from slim.planning import explain as explain
+    from slim.planning import plan as plan
+    from slim.sparsity import L0 as L0
+    from slim.sparsity import L1 as L1
+    from slim.sparsity import L2 as L2
+    from slim.sparsity import DeadZoneL1 as DeadZoneL1
+    from slim.sparsity import ElasticNet as ElasticNet
+    from slim.sparsity import GroupLasso as GroupLasso
+    from slim.sparsity import Lp as Lp
+    from slim.sparsity import Penalty as Penalty
+    from slim.sparsity import Polarization as Polarization
+    from slim.sparsity import Sparsity as Sparsity
+    from slim.sparsity import TransformedL1 as TransformedL1
+    from slim.sparsity import coupled as coupled
+    from slim.sparsity import parameter_groups as parameter_groups
+    from slim.sparsity import sparsify as sparsify
+    from slim.verification import verify as verify

@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from slim.errors import SlimError
 from slim.files import replacing
-from slim.rebuild import rebuild
+from slim.rebuild import rebuild, thin_tensor
 from slim.trace import Trace, trace
 from slim.trace.check import find_misfit
 from slim.trace.clone import named_tensors
@@ -86,6 +87,28 @@ class PruningPlan:
             gone = set(self.removed.get(bn, []))
             chosen[bn] = [i for i in range(self.shapes[f"{bn}.weight"][0]) if i not in gone]
         return rebuild(model, self.cuts, self.sizes, chosen)
+
+    def prune_optimizer(self, optimizer: torch.optim.Optimizer, model: nn.Module, thin: nn.Module) -> None:
+        """Hand an optimizer of `model` over to `thin`, in place: its parameters become the thinner ones, and what it
+        keeps for each (momentum, Adam's moments) loses the removed channels. Parameters of neither stay.
+        """
+        thinner = dict(named_tensors(thin))
+        successor: dict[int, tuple[Tensor, dict[int, list[int]]]] = {}
+        for name, tensor in named_tensors(model):
+            if id(tensor) not in successor or name in self.cuts:
+                if name not in thinner:
+                    raise SlimError(f"the thin network doesn't come from this model: it has no {name}")
+                successor[id(tensor)] = thinner[name], self.cuts.get(name, {})
+        for group in optimizer.param_groups:
+            group["params"] = [successor[id(p)][0] if id(p) in successor else p for p in group["params"]]
+        for parameter in list(optimizer.state):
+            if id(parameter) in successor:
+                heir, cuts = successor[id(parameter)]
+                state = optimizer.state.pop(parameter)
+                optimizer.state[heir] = {
+                    key: thin_tensor(v, cuts) if isinstance(v, Tensor) and v.shape == parameter.shape else v
+                    for key, v in state.items()
+                }
 
     @property
     def ratio_requested(self) -> float | None:

@@ -220,3 +220,30 @@ def test_explain_names_what_is_tied():
     assert "16 groups: a.0.1" in text and "16 groups: stem.1, a.1.1" in text
     frozen = slim.explain(net(lambda s, x: s.a(x.softmax(1)), a=cbr(16, 16)), X)
     assert "frozen: 16 groups in stem.1: _softmax" in frozen
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adam"])
+def test_the_optimizer_goes_on(kind):
+    """A step of the thin network is the step of the masked one on what is kept: momentum came along."""
+    torch.manual_seed(0)
+    model = randomise(ZOO["residual"]()).double().eval()
+    make = {"sgd": lambda p: torch.optim.SGD(p, 0.1, momentum=0.9), "adam": lambda p: torch.optim.Adam(p, 0.01)}[kind]
+    x, optimizer = X.double(), make(model.parameters())
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(x).square().sum().backward()
+        optimizer.step()
+    plan = slim.plan(model, x, ratio=0.4)
+    thin = plan.apply(model)
+    state = {n: {k: v for k, v in optimizer.state[p].items()} for n, p in model.named_parameters()}
+    plan.prune_optimizer(optimizer, model, thin)
+    assert {id(p) for g in optimizer.param_groups for p in g["params"]} == {id(p) for p in thin.parameters()}
+    key = "momentum_buffer" if kind == "sgd" else "exp_avg"
+    for name, p in thin.named_parameters():
+        expected = state[name][key]
+        for dim, gone in plan.cuts.get(name, {}).items():
+            kept = [i for i in range(expected.shape[dim]) if i not in gone]
+            expected = expected.index_select(dim, torch.tensor(kept))
+        assert torch.equal(optimizer.state[p][key], expected)
+    thin(x).square().sum().backward()
+    optimizer.step()

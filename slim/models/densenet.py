@@ -26,9 +26,7 @@ def densenet(depth: int, *, num_classes: int, in_channels: int = 3) -> nn.Sequen
     parts: OrderedDict[str, nn.Module] = OrderedDict()
     parts["conv1"] = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
     for block in (1, 2, 3):
-        parts[f"dense{block}"] = nn.Sequential(
-            *(DenseLayer(channels + i * growth, growth) for i in range(layers))
-        )
+        parts[f"dense{block}"] = nn.Sequential(*(DenseLayer(channels + i * growth, growth) for i in range(layers)))
         channels += layers * growth
         if block < 3:
             parts[f"transition{block}"] = nn.Sequential(
