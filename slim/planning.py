@@ -27,7 +27,7 @@ from slim.errors import SlimError
 from slim.files import replacing
 from slim.rebuild import rebuild, thin_tensor
 from slim.trace import Trace, trace
-from slim.trace.check import find_misfit
+from slim.trace.check import Counted, Misfit, count, find_misfit
 from slim.trace.clone import named_tensors
 
 if TYPE_CHECKING:
@@ -378,10 +378,11 @@ def plan(
     gammas = _gammas(model, traced)
     rules = Rules(floor, floor_count, round_to, scope)
     _freeze_kept(traced, keep)
-    misfit = None
-    for _ in range(50):
+    stored: dict[str, Counted] = {}
+    refused: set[str] = set()
+    for _ in range(100):
         made, kept = _plan(traced, gammas, requested, rules, score, layer_ratios or {})
-        misfit = find_misfit(traced, made.apply, kept)
+        misfit = _follow_stored_sizes(traced, made, kept, stored, refused)
         if misfit is None:
             return made
         if traced.add_inference():  # the two modes run different code: both have their say
@@ -390,6 +391,39 @@ def plan(
             break
         traced.classes.freeze(misfit.labels, misfit.reason)
     raise SlimError(f"no plan found that this model's forward code can run: {misfit.reason if misfit else ''}")
+
+
+def _follow_stored_sizes(
+    traced: Trace, made: PruningPlan, kept: Bools, stored: dict[str, Counted], refused: set[str]
+) -> Misfit | None:
+    """What keeps the thin network from running, once sizes that modules store follow their channels.
+
+    Where an attribute holds a size that an operator was given, it is tried with the thin size, alone or with the others
+    of its module; what brings the network further is kept in `stored`, what doesn't goes into `refused`.
+    """
+    made.sizes = {name: count(counted, kept) for name, counted in stored.items()}
+    misfit = find_misfit(traced, made.apply, kept)
+    while misfit is not None:
+        stale = {
+            name: counted
+            for name, counted in misfit.stored.items()
+            if name not in stored and name not in refused and count(counted, kept) != count(counted, np.ones_like(kept))
+        }
+        modules = {name.rpartition(".")[0] for name in stale}
+        together = [[name for name in stale if name.rpartition(".")[0] == module] for module in modules]
+        for names in [[name] for name in stale] + [names for names in together if len(names) > 1]:
+            tried = {name: stale[name] for name in names}
+            made.sizes |= {name: count(counted, kept) for name, counted in tried.items()}
+            after = find_misfit(traced, made.apply, kept)
+            if after is None or after.step > misfit.step:
+                stored |= tried
+                misfit = after
+                break
+            made.sizes = {name: size for name, size in made.sizes.items() if name not in tried}
+        else:
+            refused |= stale.keys()
+            return misfit
+    return None
 
 
 def _requested(ratio: float | None, flops: float | None, params: float | None) -> dict[str, float]:

@@ -116,7 +116,11 @@ def rebuild(
         bn.register_buffer("select", torch.tensor(index, dtype=torch.int64, device=device))
     for name, value in (sizes or {}).items():
         owner, _, attribute = name.rpartition(".")
-        setattr(new[owner + "." if owner else ""], attribute, value)
+        module = new.get(owner + "." if owner else "")
+        if not hasattr(module, attribute):
+            raise SlimError(f"the plan doesn't fit this model: it has no attribute {name!r}")
+        kind = type(getattr(module, attribute))
+        setattr(module, attribute, kind(value))
     return thin
 
 

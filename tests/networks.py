@@ -88,6 +88,21 @@ class Stored(nn.Module):
         return torch.cat([self.a(x), self.b(y)], 1)
 
 
+class StoredUnequal(nn.Module):
+    """Sizes in two attributes that only work when both follow, and one more in a list."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.first, self.rest = c // 4, c - c // 4
+        self.again = [c // 2, c // 4, c - c // 2 - c // 4]
+        self.a, self.b = cbr(self.first, self.first), cbr(c // 2, c // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, y = torch.split(x, [self.first, self.rest], 1)
+        x, y, z = torch.split(torch.cat([self.a(x), y], 1), self.again, 1)
+        return torch.cat([self.b(x), y, z], 1)
+
+
 class Aux(nn.Module):
     """A head that only the training forward uses."""
 
@@ -176,6 +191,7 @@ ZOO = {
     "kernel in a buffer": _with_buffer,
     "partial residual": lambda: net(_partial, small=cbr(16, 4), after=cbr(16, 16)),
     "stored split size": lambda: net(lambda s, x: s.st(x), st=Stored(16)),
+    "stored unequal sizes": lambda: net(lambda s, x: s.st(x), st=StoredUnequal(16)),
     "pre-activation": lambda: net(
         lambda s, x: F.relu(s.m(x + s.c(F.relu(s.n(x))))),
         n=nn.BatchNorm2d(16),

@@ -247,3 +247,14 @@ def test_the_optimizer_goes_on(kind):
         assert torch.equal(optimizer.state[p][key], expected)
     thin(x).square().sum().backward()
     optimizer.step()
+
+
+@pytest.mark.parametrize("name", ["stored split size", "stored unequal sizes"])
+def test_sizes_that_modules_store_follow_and_are_told(name):
+    model = randomise(ZOO[name]()).eval()
+    plan, thin = prune(model, ratio=0.4)
+    assert plan.sizes and not plan.frozen
+    for attribute, size in plan.sizes.items():
+        owner, _, key = attribute.rpartition(".")
+        before, after = getattr(model.get_submodule(owner), key), getattr(thin.get_submodule(owner), key)
+        assert after == size != before and type(after) is type(before)

@@ -15,16 +15,24 @@ import torch
 from torch import Tensor, nn
 
 from slim.trace.classes import Classes, Ints
-from slim.trace.clone import clone, named_tensors
+from slim.trace.clone import clone, named_modules, named_tensors
 from slim.trace.tracer import Run, Step, Trace, Tracer, label, name_tensors, run_once
+
+Counted = Ints | list[Ints]  # the labels that a stored size counts, or those of each of a list of sizes
 
 
 @dataclass
 class Misfit:
-    """Channels that can't go as planned, and why."""
+    """Channels that can't go as planned, and why.
+
+    `step` is how far the thin network came. `stored` are attributes of the modules at work there that hold a size which
+    operators before were given: "module.attribute" -> the labels that it counts.
+    """
 
     labels: Ints
     reason: str
+    step: int
+    stored: dict[str, Counted]
 
 
 class _Apart(Exception):
@@ -107,12 +115,14 @@ def find_misfit(traced: Trace, thin: Callable[[nn.Module], nn.Module], kept: np.
             continue
         except Exception as error:
             why = str(error) if isinstance(error, _Apart) else f"{type(error).__name__} after {follower.place}"
+            stored = _stored_sizes(bones, error, run.steps[: len(follower.steps) + 1])
+            at = len(follower.steps) + 10**6 * runs.index(run)
         for step in reversed(run.steps[: max(len(follower.steps), 1)]):
             met = [v >> 1 for v in step.codes]
             loose = np.concatenate([v[~traced.classes.frozen(v)] for v in met]) if met else np.zeros(0, np.int64)
             if len(loose) and not kept[loose].all():
-                return Misfit(loose, f"forward code holds a size: {why}")
-        return Misfit(np.zeros(0, np.int64), why)
+                return Misfit(loose, f"forward code holds a size: {why}", at, stored)
+        return Misfit(np.zeros(0, np.int64), why, at, stored)
     return None
 
 
@@ -132,3 +142,35 @@ def _masked_run(traced: Trace, kept: np.ndarray, training: bool) -> Run:
     with torch.random.fork_rng(devices=[]):
         outputs = run_once(clone(traced.skeleton, mask), traced.inputs, tracer, training)
     return Run(training, tracer.steps, tracer.decisions, [getattr(t, "shape", None) for t in outputs])
+
+
+RECENT = 60  # operators back from a failure, among which the one that was given a stored size is looked for
+
+
+def _stored_sizes(bones: nn.Module, error: Exception, steps: list[Step]) -> dict[str, Counted]:
+    """Attributes of the modules that were at work when `error` came up, and that hold what an operator was given."""
+    given = [step.sizes for step in reversed(steps[-RECENT:]) if step.sizes]
+    names = {id(module): name for name, module in named_modules(bones)}
+    at_work, trace = [], error.__traceback__
+    while trace is not None:
+        module = trace.tb_frame.f_locals.get("self")
+        if id(module) in names and not type(module).__module__.startswith("torch.nn"):
+            at_work.append(module)
+        trace = trace.tb_next
+    found: dict[str, Counted] = {}
+    for module in reversed(at_work):  # the innermost first
+        for attribute, value in vars(module).items():
+            counted: Counted | None = None
+            if type(value) is int:
+                counted = next((labels for sizes in given for size, labels in sizes if size == value), None)
+            elif isinstance(value, (list, tuple)) and value and all(type(v) is int for v in value):
+                lists = [[labels for _, labels in sizes] for sizes in given if [s for s, _ in sizes] == list(value)]
+                counted = lists[0] if lists else None
+            if counted is not None:
+                found.setdefault(names[id(module)] + attribute, counted)
+    return found
+
+
+def count(counted: Counted, kept: np.ndarray) -> int | list[int]:
+    """What a stored size comes to when only `kept` labels stay."""
+    return [int(kept[c].sum()) for c in counted] if isinstance(counted, list) else int(kept[counted].sum())

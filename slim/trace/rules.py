@@ -135,6 +135,8 @@ def convolution(tracer: Tracer, func: Any, args: Any, kwargs: Any) -> Any:
     why = f"read by {name} with no BatchNorm before it"
     if tracer.decide(groups > 1 and groups == channels):  # depthwise: each channel keeps to itself
         many = width // channels
+        if incoming is not None:
+            tracer.counts(groups, incoming)
         expanded = None if incoming is None else np.repeat(incoming, many)
         if transposed and many > 1:
             per_channel_weights = tracer.axis(w, 0, incoming, why)
@@ -509,6 +511,7 @@ def view(tracer: Tracer, func: Any, args: Any, kwargs: Any) -> Any:
         keep = tracer.decide(max(varying or range(grid.ndim), key=lambda k: (grid.shape[k], k)))
         columns = np.moveaxis(grid, keep, -1).reshape(-1, grid.shape[keep])
         result[outs[keep]] = columns[0] if len(varying) < 2 else tie_rows(tracer, columns, tracer.where(func))
+        tracer.counts(new[outs[keep]], result[outs[keep]])
     label(out, result)
     if hasattr(args[0], "_fresh"):
         mark_fresh(out)
@@ -556,6 +559,7 @@ def expand(tracer: Tracer, func: Any, args: Any, kwargs: Any) -> Any:
     for d, vector in tracer.codes(args[0]).items():
         if out.shape[d + shift] == len(vector):
             result[d + shift] = vector
+            tracer.counts(len(vector), vector)
         else:
             tracer.classes.freeze(vector >> 1, tracer.where(func))
     return label(out, result)
@@ -574,6 +578,8 @@ def slice_(tracer: Tracer, func: Any, args: Any, kwargs: Any) -> Any:
         vector = codes[d]
         if tracer.decide(step == 1 and size and n % size == 0 and start % size == 0):  # one of equal parts
             vector = np.tile(tie_rows(tracer, vector.reshape(-1, size), tracer.where(func)), n // size)
+        tracer.counts(start, vector[:start])
+        tracer.counts(start + size, vector[: start + size])
         codes[d] = vector[start::step][:size]
         if not size:
             codes.pop(d)
@@ -593,6 +599,8 @@ def split(tracer: Tracer, func: Any, args: Any, kwargs: Any) -> Any:
         vector = np.tile(tied, len(outs))
     for t in outs:
         size = t.shape[d]
+        if vector is not None:
+            tracer.counts(size, vector[start : start + size])
         label(t, codes if vector is None else {**codes, d: vector[start : start + size]})
         start += size
     return outs

@@ -92,11 +92,13 @@ class Trace:
 
 @dataclass
 class Step:
-    """One operator of a run: what it was, its fractional constants, and the codes of what it took."""
+    """One operator of a run: what it was, its fractional constants, the codes of what it took, and the sizes that it
+    was given for what follows channels (the size, and the labels that it counts)."""
 
     func: Any
     constants: list[float]
     codes: list[Ints]
+    sizes: list[tuple[int, Ints]] = field(default_factory=list)
 
 
 @dataclass
@@ -138,6 +140,10 @@ class Tracer(TorchDispatchMode):
 
     def step(self, step: Step) -> None:
         self.steps.append(step)
+
+    def counts(self, size: int, codes: Ints) -> None:
+        """The operator at hand was given `size` for the channels that `codes` stand for."""
+        self.steps[-1].sizes.append((size, codes >> 1))
 
     def decide(self, choice: Any) -> Any:
         """How to read an operator that can be read in several ways."""
