@@ -258,6 +258,7 @@ def name_tensors(bones: nn.Module) -> nn.Module:
 @contextmanager
 def tracing_mode(bones: nn.Module, training: bool) -> Iterator[None]:
     """Put the skeleton in training or inference mode; what is random or needs several processes stays out of it."""
+    bones.train().train(training)  # there and back: modules that cache something for inference drop it
     for _, module in named_modules(bones):
         leaf = not (module._modules or module._parameters or module._buffers)  # dropout, drop path: noise, no channels
         module.training = training and not leaf and not isinstance(module, nn.SyncBatchNorm)
