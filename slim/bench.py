@@ -60,6 +60,11 @@ class BenchReport:
         """All of it in plain lists, strings and numbers, as JSON takes them."""
         return asdict(self)
 
+    def __str__(self) -> str:
+        from slim.report import render  # a later room, for words only
+
+        return render(self.table())
+
     def table(self) -> Table:
         threads = "all threads" if self.threads == 0 else f"{self.threads} thread{'s' * (self.threads > 1)}"
         table = Table(
@@ -69,7 +74,7 @@ class BenchReport:
             box=box.SIMPLE_HEAD,
             padding=0,
         )
-        table.add_column("model")
+        table.add_column("model", min_width=max(len(row.model) for row in self.rows), no_wrap=True)
         for heading in ("batch", "median", "p10", "p90", "p99", "images/s", "speed-up", "p10–p90"):
             table.add_column(heading, justify="right", no_wrap=True)
         for row in self.rows:

@@ -107,7 +107,7 @@ class BenchConfig:
     batch_sizes: list[int] = field(
         default_factory=lambda: [1, 32], metadata=about("images in one call, such as [1, 32]", "[1, inf)")
     )
-    threads: int = setting(0, "0: all cores", "[0, inf)")
+    threads: int = setting(0, "0: all cores", "[0, 256]")
     provider: str = setting("auto", "auto, cpu, cuda, or the name of an onnxruntime execution provider")
     runs: int = setting(50, "timed runs per model, alternating with the others", "[1, inf)")
     warmup: int = setting(10, "runs per model before the clock starts", "[0, inf)")
@@ -183,7 +183,7 @@ def updated(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
     Raises SlimError for an unknown key (naming the nearest), a wrong type, or a value out of range.
     """
     new: RunConfig = _updated(config, values, "")
-    if not new.name or Path(new.name).name != new.name:
+    if not new.name or Path(new.name).name != new.name or new.name in (".", ".."):
         raise SlimError(f"name is {new.name!r}: expected a plain folder name")
     return new
 

@@ -66,6 +66,7 @@ def prune_stage(
 ) -> list[Path]:
     """Prune the network in `source`, and check what the thin one computes. A dry run writes nothing."""
     console = console or Console()
+    _read_records(source.parent)
     before = _open(source, settings, allow_code)
     made = plan(before.model, before.example, **asdict(settings.prune))
     _tell(made, console)
@@ -108,6 +109,7 @@ def finetune_stage(
 ) -> list[Path]:
     """Train the network in `source` on, without a penalty."""
     console = console or Console()
+    _read_records(source.parent)
     before = _open(source, settings, allow_code)
     dataset = before.dataset or data.load(settings.data, settings.seed)
     records = _fit("fine-tuning", before.model, dataset, settings, settings.finetune, None, console)
@@ -129,14 +131,15 @@ def export_stage(
     """Write the network in `source` as model.onnx and, if it exists, `unpruned` as baseline.onnx; by default
     that is sparse.safetensors beside `source`."""
     console = console or Console()
+    _read_records(source.parent)
     before = _open(source, settings, allow_code)
-    path, written = source.with_name(STAGES["onnx"][0]), []
-    made = _export(before, path, settings)
-    written.append(path)
     unpruned = unpruned or source.with_name(STAGES["sparse"][0])
-    if unpruned.exists():
+    whole = _open(unpruned, settings, allow_code) if unpruned.exists() else None  # both are sound before one is written
+    path = source.with_name(STAGES["onnx"][0])
+    made, written = _export(before, path, settings), [path]
+    if whole is not None:
         written.append(source.with_name("baseline.onnx"))
-        _export(_open(unpruned, settings, allow_code), written[-1], settings)
+        _export(whole, written[-1], settings)
     record = before.metrics | {"file_size": made.file_size, "max_relative_error": made.max_relative_error}
     if before.dataset:
         record["accuracy"] = _onnx_accuracy(path, before.dataset)
@@ -182,7 +185,7 @@ def run(
             _export(_open(path, settings, allow_code), files[stage], settings)
         made = bench_files(files | {"onnx": onnx[0]}, settings, console=console)
     summary_path = _enter_latency(baseline.parent, made, settings)
-    summary = _read_summary(baseline.parent)
+    summary, _ = _read_records(baseline.parent)
     console.print(report.stage_table(summary, f"{settings.name}, seed {settings.seed}"))
     console.print(f"{report.headline(summary['baseline'], summary['onnx'])} (latency: {report.conditions(made)})")
     return [baseline, sparse, pruned, plan_path, finetuned, *onnx, summary_path], summary
@@ -208,6 +211,9 @@ def _train_new(
     }
     torch.manual_seed(settings.seed)
     model = models.build(facts["arch"], allow_code=allow_code, **facts["arch_kwargs"])
+    if not any(isinstance(module, _BatchNorm) and module.affine for module in model.modules()):
+        raise SlimError(f"{facts['arch']} has no BatchNorm with a scale γ: there is nothing to prune")
+    _read_records(ROOT / settings.name)  # before the work, so that a broken file costs none of it
     records = _fit(stage, model, dataset, settings, settings.train, sparsity, console)
     path = ROOT / settings.name / STAGES[stage][0]
     record = _save(path, model, [], facts, settings, dataset, records, fresh)
@@ -316,10 +322,10 @@ def _enter(
     """Enter a stage in the run's summary, metrics and settings. What later stages entered goes; everything
     goes if `fresh`."""
     earlier = [] if fresh else list(STAGES)[: list(STAGES).index(stage)]
-    summary = {key: value for key, value in _read_summary(folder).items() if key in earlier}
+    summary, entries = _read_records(folder)
+    summary = {key: value for key, value in summary.items() if key in earlier}
     metrics = folder / "metrics.jsonl"
-    lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
-    lines = [line for line in lines if json.loads(line)["stage"] in earlier]
+    lines = [json.dumps(entry) for entry in entries if entry["stage"] in earlier]
     lines += [json.dumps({"stage": stage, **epoch}) for epoch in epochs]
     _write(folder / "summary.json", json.dumps(summary | {stage: record}, indent=2))
     _write(metrics, "\n".join(lines))
@@ -331,9 +337,21 @@ def _write(path: Path, text: str) -> None:
         temporary.write_text(text + "\n" if text else "", encoding="utf-8")
 
 
-def _read_summary(folder: Path) -> dict[str, Any]:
+def _read_records(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The run's summary and the lines of its metrics, empty where there are none yet."""
     path = folder / "summary.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if not isinstance(summary, dict) or not all(isinstance(stage, dict) for stage in summary.values()):
+            raise ValueError
+        path = folder / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        metrics = [json.loads(line) for line in lines]
+        if not all(isinstance(line, dict) and "stage" in line for line in metrics):
+            raise ValueError
+    except ValueError:
+        raise SlimError(f"{str(path)!r} is broken: expected what slim wrote there; move it away to go on") from None
+    return summary, metrics
 
 
 def _export(trained: Trained, path: Path, settings: RunConfig) -> "export.ExportReport":
@@ -356,7 +374,7 @@ def _onnx_accuracy(path: Path, dataset: Dataset) -> float:
 def _enter_latency(folder: Path, made: "BenchReport", settings: RunConfig) -> Path:
     """Enter latencies (ms for a batch of the first size) in the summary. The fine-tuned network's is its
     export's."""
-    summary = _read_summary(folder)
+    summary, _ = _read_records(folder)
     batch = settings.bench.batch_sizes[0]
     for row in made.rows:
         if row.batch_size == batch:

@@ -16,7 +16,7 @@ from PIL import Image
 from rich.console import Console
 
 import slim
-from slim import checkpoint, data, pipeline, report
+from slim import checkpoint, config, data, pipeline, report
 from slim.config import DataConfig, RunConfig
 
 COMMANDS = ["train", "prune", "finetune", "export", "bench", "predict", "run"]
@@ -276,7 +276,7 @@ def test_a_dry_run_needs_no_checkpoint(tmp_path: Path, monkeypatch: pytest.Monke
     argv = ["--arch", "torchvision:resnet18", "--ratio", "0.5", "--dry-run", "--data.image_size", "64"]
     text = command("prune", *argv)
     assert "layer4.1.bn2" in text and "untrained" in text
-    assert not list(tmp_path.iterdir())
+    assert not (tmp_path / "checkpoints").exists()
 
 
 # -- mistakes ------------------------------------------------------------------------------------------
@@ -408,3 +408,32 @@ def test_the_chain_without_arguments_from_a_shell(tmp_path: Path) -> None:
         assert done.stderr == ""
     summary = json.loads((tmp_path / "checkpoints/digits/summary.json").read_text())
     assert summary["onnx"]["accuracy"] > 0.96
+
+
+@pytest.mark.parametrize(
+    "name, text", [("summary.json", "{"), ("summary.json", "[]"), ("metrics.jsonl", "3"), ("metrics.jsonl", "{}")]
+)
+def test_broken_records_are_one_line_before_any_work(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(slim.SlimError, match="is broken"):
+        pipeline._read_records(tmp_path)
+    for stage in (pipeline.prune_stage, pipeline.finetune_stage, pipeline.export_stage):
+        with pytest.raises(slim.SlimError, match="is broken"):
+            stage(tmp_path / "sparse.safetensors", RunConfig())
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+def test_a_network_without_batchnorm_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bare.py").write_text("import torch\ndef net(): return torch.nn.Flatten()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    settings = config.updated(RunConfig(), {"model": {"arch": "bare:net"}})
+    with pytest.raises(slim.SlimError, match="no BatchNorm"):
+        pipeline.run(settings, allow_code=True)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("name", ["..", ".", "a/b", ""])
+def test_a_run_stays_in_its_folder(name):
+    with pytest.raises(slim.SlimError, match="plain folder name"):
+        config.updated(RunConfig(), {"name": name})

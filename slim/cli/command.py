@@ -1,6 +1,7 @@
 """What the commands share: options made from the settings, help, and mistakes told in one line."""
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -161,6 +162,9 @@ def _metavar(kind: Any) -> str:
 @contextmanager
 def mistakes_in_one_line(program: str) -> Iterator[None]:
     """Turns a user's mistake, a file that can't be read or written, and Ctrl-C into one line and a status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without γ gets a question mark
     try:
         yield
     except (SlimError, OSError) as e:

@@ -103,6 +103,9 @@ class OnnxModel:
                 f"{self.path.name} has no {', '.join(missing)} in its metadata: predict expects a file that "
                 "slim.export_onnx wrote with mean and std; call the model itself on normalised arrays"
             )
+        for key, value in needed.items():
+            if not isinstance(value, list) or not all(isinstance(v, (int, float)) for v in value):
+                raise SlimError(f"{self.path.name} has metadata {key} = {value!r}: expected a list of numbers")
         assert self.input_shape is not None
         if len(self.input_shape) != 3 or self.input_shape[0] not in PIL_MODES:
             raise SlimError(f"{self.path.name} takes inputs of shape {self.input_shape}: expected grey or RGB images")

@@ -5,6 +5,7 @@ A name is `slim:vgg19` (ours), `torchvision:resnet50`, `timm:repvgg_a0` (timm is
 plain modules that know nothing of pruning.
 """
 
+import warnings
 from collections.abc import Callable
 from difflib import get_close_matches
 from functools import partial
@@ -58,7 +59,7 @@ def arguments(arch: str) -> list[str]:
 def build(
     arch: str,
     *,
-    num_classes: int,
+    num_classes: int | None = None,
     in_channels: int = 3,
     gamma: float | None = 0.5,
     allow_code: bool = False,
@@ -77,7 +78,7 @@ def build(
         - `timm:NAME`, where timm is installed, without pretrained weights.
         - `package.module:factory`: imports the module and calls the factory, a function or class. It gets
           num_classes and in_channels where its signature has them.
-    num_classes, in_channels: width of the last layer, and channels of the images.
+    num_classes, in_channels: width of the last layer (None: the network's own default), and channels of the images.
     gamma: initial value of every BatchNorm scale γ (0.5 in Network Slimming); None leaves the network's own.
     allow_code: whether `package.module:factory` may be imported.
     kwargs: passed on to the network.
@@ -86,12 +87,12 @@ def build(
     code that isn't allowed.
     """
     for key, value in (("num_classes", num_classes), ("in_channels", in_channels)):
-        if value < 1:
+        if value is not None and value < 1:
             raise SlimError(f"{key} {value}: expected at least 1")
     source, _, name = arch.partition(":")
     if not source or not name:
         raise _unnamed(arch)
-    sizes = {"num_classes": num_classes, "in_channels": in_channels}
+    sizes = {"in_channels": in_channels} | ({} if num_classes is None else {"num_classes": num_classes})
     if source == "slim":
         model = _slim(name, sizes, kwargs)
     elif source == "torchvision":
@@ -145,7 +146,10 @@ def _torchvision(name: str, sizes: dict[str, int], kwargs: dict[str, Any]) -> nn
     builder = models.get_model_builder(name)
     # Without this, segmentation and detection networks download a trained backbone.
     weights = {key: None for key in ("weights", "weights_backbone") if key in signature(builder).parameters}
-    return _call(arch, builder, {**weights, "num_classes": sizes["num_classes"], **kwargs})
+    classes = {key: value for key, value in sizes.items() if key == "num_classes"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of initialisations that will change
+        return _call(arch, builder, {**weights, **classes, **kwargs})
 
 
 def _torchvision_names() -> list[str]:
@@ -164,7 +168,7 @@ def _timm(name: str, sizes: dict[str, int], kwargs: dict[str, Any]) -> nn.Module
     if not timm.is_model(name):
         raise unknown("timm model", name, timm.list_models())
     _refuse_weights(arch, kwargs)
-    sizes = {"num_classes": sizes["num_classes"], "in_chans": sizes["in_channels"]}
+    sizes = {"in_chans" if key == "in_channels" else key: value for key, value in sizes.items()}
     return _call(arch, timm.create_model, {"model_name": name, "pretrained": False, **sizes, **kwargs})
 
 
