@@ -135,7 +135,7 @@ def draw(p: float, x: float) -> tuple[go.Figure, go.Figure]:
         2, 2, specs=[[{"type": "surface"}] * 2] * 2, subplot_titles=KINDS, horizontal_spacing=0, vertical_spacing=0.03
     )
     flat = make_subplots(2, 2, subplot_titles=KINDS)
-    colours = {"subgradient": "red", "proximal": "white", "coordinate": "orange"}
+    colours = {"subgradient": "red", "proximal": "cyan", "coordinate": "orange"}
 
     def traces(strength: float) -> tuple[list[Any], list[Any]]:
         above, below = [], []
@@ -165,6 +165,7 @@ def draw(p: float, x: float) -> tuple[go.Figure, go.Figure]:
             sliders=[{"steps": steps, "currentvalue": {"prefix": "λ = "}}],
             height=1000,
         )
+    solid.update_scenes(xaxis_title="β₁", yaxis_title="β₂", zaxis_title="loss")
     return solid, flat
 
 
