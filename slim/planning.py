@@ -226,7 +226,7 @@ class PruningPlan:
 
 
 class Groups:
-    """The groups of a traced model that hold a γ, in arrays: one entry per group, best score first within a layer.
+    """The groups of a traced model that hold a γ, in arrays: one entry per group.
 
     `roots` are their labels, `score` and `size` (number of γ) follow; `member` and `layer` list which group sits in
     which BatchNorm, once for each channel. A *pattern* is a set of layers that groups share: groups of one pattern are
@@ -453,13 +453,16 @@ def _gammas(model: nn.Module, traced: Trace) -> dict[str, Floats]:
 
 def _freeze_kept(traced: Trace, patterns: Sequence[str]) -> None:
     for pattern in patterns:
-        found = [bn for bn in traced.norms if fnmatch(bn, pattern)]
-        if not found:
-            raise SlimError(
-                f"keep {pattern!r} matches no BatchNorm: expected a name such as {next(iter(traced.norms))!r}"
-            )
-        for bn in found:
+        for bn in _matching(list(traced.norms), pattern, "keep"):
             traced.classes.freeze(traced.norms[bn], "kept on request")
+
+
+def _matching(names: Sequence[str], pattern: str, setting: str) -> list[str]:
+    """The BatchNorms that a shell pattern of a setting means."""
+    found = [name for name in names if fnmatch(name, pattern)]
+    if not found:
+        raise SlimError(f"{setting} {pattern!r} matches no BatchNorm: expected a name such as {names[0]!r}")
+    return found
 
 
 def _plan(
@@ -513,11 +516,7 @@ def _fixed(groups: Groups, layer_ratios: Mapping[str, float]) -> NDArray[np.int6
     """For each pattern the number of groups to keep that `layer_ratios` sets, or -1."""
     fixed = np.full(len(groups.pattern_size), -1, np.int64)
     for pattern, share in layer_ratios.items():
-        layers = [i for i, name in enumerate(groups.names) if fnmatch(name, pattern)]
-        if not layers:
-            raise SlimError(
-                f"layer_ratios {pattern!r} matches no BatchNorm: expected a name such as {groups.names[0]!r}"
-            )
+        layers = [groups.names.index(name) for name in _matching(groups.names, pattern, "layer_ratios")]
         if not 0 <= share < 1:
             raise SlimError(f"layer_ratios {pattern!r}: {share!r} is out of range: expected 0 <= ratio < 1")
         touched = np.unique(groups.pattern[groups.member[np.isin(groups.layer, layers)]])

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from slim.trace.classes import Ints
 from slim.trace.tracer import INDEXED, META, Product, Tracer, label, mark_fresh, tensors_in
@@ -129,7 +129,6 @@ def convolution(tracer: Tracer, func: Any, args: Any, kwargs: Any) -> Any:
     incoming = codes.pop(1, None)
     for vector in codes.values():
         tracer.classes.freeze(vector >> 1, "a convolution runs along it")
-    tracer.codes(w) if not hasattr(w, "_slim_name") else None
     channels, width = x.shape[1], out.shape[1]
     name = getattr(w, "_slim_name", "").rpartition(".")[0] or getattr(w, "_slim_name", "a computed weight")
     why = f"read by {name} with no BatchNorm before it"
@@ -221,7 +220,6 @@ def product(tracer: Tracer, func: Any, args: Any, kwargs: Any) -> Any:
     first, second = next(names for names in (("mat1", "mat2"), ("batch1", "batch2"), ("self", "mat2")) if names[0] in p)
     a, b = p[first], p[second]
     bias = p["self"] if first != "self" else None
-    tracer.codes(a), tracer.codes(b)
     return mark_fresh(_product(tracer, a, b, out, bias, tracer.place))
 
 
@@ -305,8 +303,6 @@ def keeps_zero(func: Any, args: Any, kwargs: Any, gated: tuple[bool, ...]) -> bo
             return torch.zeros(4, dtype=kind) if zero else _SAMPLE[kind].clone()
 
         try:
-            from torch.utils._pytree import tree_map
-
             result = func(*tree_map(stand_in, args), **tree_map(stand_in, kwargs))
             _keeps_zero_cache[key] = bool((result == 0).all())
         except Exception:
