@@ -107,6 +107,8 @@ def batches(
     shuffle_seed: int | None = None,
     augment: bool = False,
     device: torch.device | str = "cpu",
+    start: int = 0,
+    shard: tuple[int, int] = (0, 1),
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """One pass over a split: normalised float32 images [B, C, H, W] and labels [B], on `device`.
 
@@ -117,6 +119,9 @@ def batches(
 
     `augment` applies the data set's augmentation and needs `shuffle_seed`: order, crops and flips all follow
     from it, and are the same on every device.
+
+    `start` leaves out that many batches, for a training that goes on within an epoch. `shard` = (i, n) gives every
+    n-th image of each batch, from the i-th on: the part of process i of n. A part without images is left out.
     """
     if augment and shuffle_seed is None:
         raise ValueError("augment needs shuffle_seed: without it the crops would not be reproducible")
@@ -127,8 +132,10 @@ def batches(
     scale, shift = (values.reshape(1, -1, 1, 1).to(device) for values in (scale, shift))
 
     if shuffle_seed is None:
-        for start in range(0, size, batch_size):
-            batch = split[start : start + batch_size]
+        for first in range(start * batch_size, size, batch_size):
+            batch = split[first + shard[0] : first + batch_size : shard[1]]
+            if not len(batch):
+                continue
             yield batch.images.float().mul_(scale).add_(shift), batch.labels
         return
 
@@ -138,8 +145,8 @@ def batches(
     pads = max(1, height // 8), max(1, width // 8)  # 4 pixels for CIFAR's 32, 1 for the digits' 8
     top, left = (torch.randint(2 * pad + 1, (size,), generator=generator).to(device) for pad in pads)
     mirrored = torch.randint(2, (size,), generator=generator).bool().to(device)
-    for step in range(steps_per_epoch(size, batch_size)):
-        here = slice(step * batch_size, (step + 1) * batch_size)
+    for step in range(start, steps_per_epoch(size, batch_size)):
+        here = slice(step * batch_size + shard[0], (step + 1) * batch_size, shard[1])
         batch = split[order[here]]
         images = batch.images
         if augment and dataset.augment != "none":

@@ -166,6 +166,23 @@ def test_shuffling_follows_its_seed() -> None:
     assert torch.equal(torch.get_rng_state(), state)  # nothing is drawn from torch's global generator
 
 
+@pytest.mark.parametrize("seed", [None, 3])
+def test_parts_of_batches_and_of_epochs_are_those_of_the_whole(seed: int | None) -> None:
+    data = dataset_of(random_images(23, 3, 16, 16), "crop+flip")
+
+    def taken(**which: object) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        return list(batches(data.train, data, 5, shuffle_seed=seed, augment=seed is not None, **which))  # type: ignore[arg-type]
+
+    whole = taken()
+    for (images, labels), (later_images, later_labels) in zip(whole[2:], taken(start=2), strict=True):
+        assert torch.equal(images, later_images) and torch.equal(labels, later_labels)
+    shards = [taken(shard=(i, 3), start=1) for i in range(3)]
+    for number, (images, labels) in enumerate(whole[1:]):
+        for i in range(3):
+            assert torch.equal(shards[i][number][0], images[i::3])
+            assert torch.equal(shards[i][number][1], labels[i::3])
+
+
 def test_augmentation_without_a_seed_is_refused() -> None:
     data = dataset_of(random_images(4, 1, 8, 8), "crop")
     with pytest.raises(ValueError, match="shuffle_seed"):
