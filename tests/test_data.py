@@ -13,7 +13,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from slim.config import DataConfig
-from slim.data import Dataset, Split, _hold_out, batches, load, statistics
+from slim.data import Dataset, Split, batches, load, statistics
+from slim.data.splits import hold_out
 from slim.errors import SlimError
 
 
@@ -72,7 +73,7 @@ def test_splits_are_stratified_and_follow_the_seed(fraction: float) -> None:
     numbered = Split(torch.arange(len(labels)), labels)
     shares = []
     for seed in range(300):
-        kept, held = _hold_out(numbered, fraction, torch.Generator().manual_seed(seed))
+        kept, held = hold_out(numbered, fraction, torch.Generator().manual_seed(seed))
         assert sorted(kept.images.tolist() + held.images.tolist()) == list(range(len(labels)))
         counts = torch.bincount(held.labels, minlength=5).numpy()
         assert (np.abs(counts - fraction * np.array(sizes)) < 1 + 1e-9).all()
@@ -428,3 +429,62 @@ def test_cifar_and_svhn_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_an_unknown_data_set_names_the_nearest() -> None:
     with pytest.raises(SlimError, match="did you mean 'cifar10'"):
         load(DataConfig(name="cifar_10"), seed=0)
+
+
+# Any position, any number of processes
+
+
+@pytest.mark.parametrize("augment", ["none", "crop+flip", "crop+flip+cutout"])
+def test_an_epoch_can_be_entered_at_any_step(augment: str) -> None:
+    data = dataset_of(random_images(103, 3, 8, 8), augment)
+    for seed in (None, 4):
+        settings = {"shuffle_seed": seed, "augment": seed is not None}
+        whole = list(batches(data.train, data, 20, **settings))
+        for start in range(len(whole) + 1):
+            rest = list(batches(data.train, data, 20, start=start, **settings))
+            assert len(rest) == len(whole) - start
+            for ours, theirs in zip(rest, whole[start:]):
+                assert all(torch.equal(a, b) for a, b in zip(ours, theirs))
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 7])
+def test_the_shares_of_all_processes_are_the_batches_of_one(world_size: int) -> None:
+    data = dataset_of(random_images(103, 3, 8, 8), "crop+flip+cutout")
+    for seed in (None, 4):
+        settings = {"shuffle_seed": seed, "augment": seed is not None, "start": 1}
+        whole = list(batches(data.train, data, 20, **settings))
+        shares = [
+            list(batches(data.train, data, 20, shard=(rank, world_size), **settings)) for rank in range(world_size)
+        ]
+        for step, batch in enumerate(whole):
+            parts = [share[step] for share in shares if step < len(share)]
+            for mine, theirs in zip(zip(*parts), batch):
+                together = torch.empty_like(theirs)
+                for rank, part in enumerate(mine):
+                    together[rank::world_size] = part
+                assert torch.equal(together, theirs)
+    with pytest.raises(ValueError, match="at least one for each of 8"):
+        next(batches(data.train[:7], data, 20, shuffle_seed=1, shard=(0, 8)))
+
+
+def test_cutout_sets_a_square_around_a_uniform_centre_to_the_mean() -> None:
+    height, width, size = 8, 12, 4000
+    images = torch.full((size, 2, height, width), 200, dtype=torch.uint8)
+    split = Split(images, torch.arange(size))
+    data = Dataset("made up", ["a"], split, split, split, (0.1, 0.2), (0.5, 0.25), "cutout")
+    ((got, _),) = batches(split, data, size, shuffle_seed=3, augment=True)
+    value = (200 / 255 - np.array(data.mean)) / np.array(data.std)
+    cut = (got == 0).numpy()
+    np.testing.assert_allclose(
+        np.where(cut, value[:, None, None], got.numpy()), value[None, :, None, None] + 0 * cut, rtol=1e-5
+    )
+    assert (cut[:, 0] == cut[:, 1]).all()
+    # brute force: how often each pixel is covered by a 4×4 square whose centre (the third of its pixels) is uniform
+    expected = np.zeros((height, width))
+    for y in range(height):
+        for x in range(width):
+            expected[max(0, y - 2) : y + 2, max(0, x - 2) : x + 2] += 1 / (height * width)
+    assert cut[:, 0].mean(0) == pytest.approx(expected, abs=0.03)
+    assert {tuple(sorted((mask.any(1).sum(), mask.any(0).sum()))) for mask in cut[:, 0]} <= {
+        (a, b) for a in (2, 3, 4) for b in (2, 3, 4) if a <= b
+    }

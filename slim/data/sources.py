@@ -1,12 +1,7 @@
-"""Datasets as uint8 tensors in memory, and fast batches of them.
-
-Every data set becomes three splits (train, val, test) of uint8 images, decoded once. Batches are cut,
-augmented and normalised as whole tensors on the device that trains, so that small images cost next to nothing
-per step.
-"""
+"""Where data sets come from: the digits, torchvision's small sets, and folders of images."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -15,60 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
 
 from slim.config import DataConfig
+from slim.data.splits import Dataset, Split, hold_out, statistics
 from slim.errors import SlimError, unknown
 
 TEST_FRACTION = 0.2  # held out for testing where the source has no test set of its own
 IMAGE_FILES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-
-
-@dataclass(frozen=True)
-class Split:
-    """Images, uint8 [N, C, H, W], and their class numbers, int64 [N]."""
-
-    images: Tensor
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: Tensor | slice) -> "Split":
-        return Split(self.images[index], self.labels[index])
-
-    def to(self, device: torch.device | str) -> "Split":
-        """The same split on a device; no copy where it is there already."""
-        return Split(self.images.to(device), self.labels.to(device))
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """Three disjoint splits, with the statistics that normalise them.
-
-    `mean` and `std` hold one number per channel, in units where black is 0 and white is 1, from the training
-    images alone. `augment` is "none", "crop" or "crop+flip".
-    """
-
-    name: str
-    classes: list[str]
-    train: Split
-    val: Split
-    test: Split
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    augment: str
-
-    @property
-    def channels(self) -> int:
-        return self.train.images.shape[1]
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """Height and width in pixels."""
-        return self.train.images.shape[2], self.train.images.shape[3]
 
 
 def load(cfg: DataConfig, seed: int) -> Dataset:
@@ -88,116 +37,15 @@ def load(cfg: DataConfig, seed: int) -> Dataset:
     classes, parts = source.read(cfg)
     generator = torch.Generator().manual_seed(seed)
     if "test" not in parts:
-        parts["train"], parts["test"] = _hold_out(parts["train"], TEST_FRACTION, generator)
+        parts["train"], parts["test"] = hold_out(parts["train"], TEST_FRACTION, generator)
     if "val" not in parts:
-        parts["train"], parts["val"] = _hold_out(parts["train"], cfg.val_fraction, generator)
+        parts["train"], parts["val"] = hold_out(parts["train"], cfg.val_fraction, generator)
     for part in ("train", "test"):
         if not len(parts[part]):
             raise SlimError(f"{cfg.name} has too few images: none is left for the {part} split")
     mean, std = statistics(parts["train"].images)
     augment = source.augment if cfg.augment == "auto" else cfg.augment
     return Dataset(name, classes, parts["train"], parts["val"], parts["test"], mean, std, augment)
-
-
-def batches(
-    split: Split,
-    dataset: Dataset,
-    batch_size: int,
-    *,
-    shuffle_seed: int | None = None,
-    augment: bool = False,
-    device: torch.device | str = "cpu",
-    start: int = 0,
-    shard: tuple[int, int] = (0, 1),
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """One pass over a split: normalised float32 images [B, C, H, W] and labels [B], on `device`.
-
-    Without `shuffle_seed` the order is the split's own and the last batch may be smaller. With it the order
-    is random and all batches have the same size: the images left over, fewer than a batch and others in each
-    epoch, are skipped (a tiny last batch would give BatchNorm bad statistics). A split smaller than a batch
-    is one batch.
-
-    `augment` applies the data set's augmentation and needs `shuffle_seed`: order, crops and flips all follow
-    from it, and are the same on every device.
-
-    `start` leaves out that many batches, for a training that goes on within an epoch. `shard` = (i, n) gives every
-    n-th image of each batch, from the i-th on: the part of process i of n. A part without images is left out.
-    """
-    if augment and shuffle_seed is None:
-        raise ValueError("augment needs shuffle_seed: without it the crops would not be reproducible")
-    split = split.to(device)
-    size = len(split)
-    scale = 1 / (255 * torch.tensor(dataset.std))
-    shift = -torch.tensor(dataset.mean) / torch.tensor(dataset.std)
-    scale, shift = (values.reshape(1, -1, 1, 1).to(device) for values in (scale, shift))
-
-    if shuffle_seed is None:
-        for first in range(start * batch_size, size, batch_size):
-            batch = split[first + shard[0] : first + batch_size : shard[1]]
-            if not len(batch):
-                continue
-            yield batch.images.float().mul_(scale).add_(shift), batch.labels
-        return
-
-    generator = torch.Generator().manual_seed(shuffle_seed)  # on the CPU: the same draws whatever the device
-    order = torch.randperm(size, generator=generator).to(device)
-    height, width = split.images.shape[2:]
-    pads = max(1, height // 8), max(1, width // 8)  # 4 pixels for CIFAR's 32, 1 for the digits' 8
-    top, left = (torch.randint(2 * pad + 1, (size,), generator=generator).to(device) for pad in pads)
-    mirrored = torch.randint(2, (size,), generator=generator).bool().to(device)
-    for step in range(start, steps_per_epoch(size, batch_size)):
-        here = slice(step * batch_size + shard[0], (step + 1) * batch_size, shard[1])
-        batch = split[order[here]]
-        images = batch.images
-        if augment and dataset.augment != "none":
-            images = crop(images, top[here], left[here], pads)
-        if augment and dataset.augment == "crop+flip":
-            images = torch.where(mirrored[here, None, None, None], images.flip(3), images)
-        yield images.float().mul_(scale).add_(shift), batch.labels
-
-
-def steps_per_epoch(size: int, batch_size: int) -> int:
-    """The number of shuffled batches that `batches` cuts from `size` images."""
-    return max(1, size // batch_size)
-
-
-def crop(images: Tensor, top: Tensor, left: Tensor, pads: tuple[int, int]) -> Tensor:
-    """Each image of [B, C, H, W] shifted: padded with black by `pads` = (rows, columns) on each side, then
-    cut to its old size with the corner at (top[i], left[i]), both int64 [B] in 0 … 2·pad."""
-    height, width = images.shape[2:]
-    padded = F.pad(images, (pads[1], pads[1], pads[0], pads[0]))
-    windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view [B, C, top, left, H, W]
-    return windows[torch.arange(len(images), device=images.device), :, top, left]
-
-
-def statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and (population) standard deviation per channel of uint8 images [N, C, H, W], where white is 1.
-
-    The sums are whole numbers, so the result doesn't depend on their order. A constant channel gets the
-    deviation of one grey level, 1/255, so that normalising it stays finite.
-    """
-    total = torch.zeros(images.shape[1], dtype=torch.int64)
-    squares = torch.zeros_like(total)
-    for chunk in images.split(4096):  # int64 copies of everything would be large
-        values = chunk.to(torch.int64)
-        total += values.sum((0, 2, 3))
-        squares += (values * values).sum((0, 2, 3))
-    count = images.numel() // images.shape[1]
-    mean = total.double() / count
-    std = (squares.double() / count - mean * mean).clamp(min=0).sqrt().clamp(min=1)
-    return tuple((mean / 255).tolist()), tuple((std / 255).tolist())
-
-
-def _hold_out(split: Split, fraction: float, generator: torch.Generator) -> tuple[Split, Split]:
-    """What stays and what is held out. Walking through the shuffled images class by class and taking one
-    whenever the running share passes a whole number gives every class its share to within one image."""
-    shuffled = torch.randperm(len(split), generator=generator)
-    by_class = shuffled[split.labels[shuffled].argsort(stable=True)]
-    offset = torch.rand((), generator=generator, dtype=torch.float64)  # else the last classes give more
-    share = (torch.arange(len(split) + 1, dtype=torch.float64) * fraction + offset).floor()
-    held = torch.zeros(len(split), dtype=torch.bool)
-    held[by_class] = share[1:] > share[:-1]
-    return split[~held], split[held]
 
 
 Parts = dict[str, Split]  # split name -> split: at least train
