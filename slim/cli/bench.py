@@ -22,10 +22,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             settings = given.settings()
             from slim import pipeline
 
-            pipeline.bench_files({file: Path(file) for file in given.arguments.files}, settings)
+            made = pipeline.bench_files(
+                {file: Path(file) for file in given.arguments.files}, settings, console=given.console
+            )
+            if given.arguments.json:
+                given.close([], "slim-predict", bench=made.to_dict())
         else:
             source, settings = given.after("onnx")
-            from slim import pipeline, report
+            from slim import pipeline
 
-            written = pipeline.bench_stage(source, settings)
-            print(report.closing(written, f"slim-predict {source} IMAGE"))
+            written = pipeline.bench_stage(source, settings, console=given.console)
+            given.close(written, f"slim-predict {source} IMAGE")

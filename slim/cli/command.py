@@ -10,11 +10,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from slim import __version__, config
 from slim.config import RunConfig, Setting
 from slim.errors import SlimError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 # Before torch loads OpenMP: on a machine with other work, threads that spin while they wait for each other made
 # a small network train 40 times slower (64 images/s, passive 2,500; 2 threads on 2 busy cores).
@@ -36,6 +39,28 @@ class Given:
             print(config.to_yaml(settings), end="")
             sys.exit(0)
         return settings
+
+    @property
+    def console(self) -> "Console | None":
+        """Where the stages tell what they do: nowhere with --quiet, on stderr with --json, else None for stdout."""
+        if not self.arguments.quiet and not self.arguments.json:
+            return None
+        from rich.console import Console
+
+        return Console(stderr=self.arguments.json, quiet=self.arguments.quiet)
+
+    def close(self, wrote: Sequence[Path], following: str, **facts: Any) -> None:
+        """The last word of a command: what it wrote, and which command comes next; with --json an object with both,
+        with `facts`, and with the run's summary where a run was written to."""
+        if self.arguments.json:
+            summary = wrote[0].with_name("summary.json") if wrote else Path()
+            if summary.is_file():
+                facts["summary"] = json.loads(summary.read_text(encoding="utf-8"))
+            print(json.dumps({"wrote": [str(path) for path in wrote], "next": following, **facts}, ensure_ascii=False))
+        elif not self.arguments.quiet:
+            from slim.report import closing
+
+            print(closing(wrote, following))
 
     def after(self, stage: str) -> tuple[Path, RunConfig]:
         """The file of the stage before, and the settings over those of its run.
@@ -107,6 +132,8 @@ class Parser(PlainParser):
         super().__init__(program, about, more)
         self.add_argument("--config", metavar="FILE", help="settings in YAML; options override them")
         self.add_argument("--print-config", action="store_true", help="show all settings as YAML, and stop")
+        self.add_argument("--quiet", action="store_true", help="say nothing unless something goes wrong")
+        self.add_argument("--json", action="store_true", help="close with one JSON object; all else goes to stderr")
         groups = {s: self.add_argument_group(f"{s or 'run'} settings") for s in dict.fromkeys([bare, *shown, ""])}
         for key, s in config.settings().items():
             section, _, name = key.rpartition(".")

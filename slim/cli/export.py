@@ -17,7 +17,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.add_file("the network (the newest finetuned.safetensors)")
         given = parser.read(argv)
         source, settings = given.after("finetuned")
-        from slim import pipeline, report
+        from slim import pipeline
 
-        written = pipeline.export_stage(source, settings, allow_code=given.arguments.allow_code and code_from_here())
-        print(report.closing(written, "slim-bench"))
+        allow_code = given.arguments.allow_code and code_from_here()
+        written = pipeline.export_stage(source, settings, allow_code=allow_code, console=given.console)
+        given.close(written, "slim-bench")

@@ -17,7 +17,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.add_file("the pruned network (the newest pruned.safetensors)")
         given = parser.read(argv)
         source, settings = given.after("pruned")
-        from slim import pipeline, report
+        from slim import pipeline
 
-        written = pipeline.finetune_stage(source, settings, allow_code=given.arguments.allow_code and code_from_here())
-        print(report.closing(written, "slim-export"))
+        allow_code = given.arguments.allow_code and code_from_here()
+        written = pipeline.finetune_stage(source, settings, allow_code=allow_code, console=given.console)
+        given.close(written, "slim-export")

@@ -23,13 +23,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         if arguments.arch and (arguments.file or not arguments.dry_run):
             raise SlimError(f"--arch {arguments.arch} is untrained: expected --dry-run with it, and no FILE")
         source, settings = (None, given.settings()) if arguments.arch else given.after("sparse")
-        from slim import pipeline, report
+        from slim import pipeline
 
         allow_code = arguments.allow_code and code_from_here()
         if source is None:
-            pipeline.dry_run(arguments.arch, settings)
+            pipeline.dry_run(arguments.arch, settings, console=given.console)
         elif arguments.dry_run:
-            pipeline.prune_stage(source, settings, dry_run=True, allow_code=allow_code)
+            pipeline.prune_stage(source, settings, dry_run=True, allow_code=allow_code, console=given.console)
         else:
-            written = pipeline.prune_stage(source, settings, allow_code=allow_code)
-            print(report.closing(written, "slim-finetune"))
+            written = pipeline.prune_stage(source, settings, allow_code=allow_code, console=given.console)
+            given.close(written, "slim-finetune")

@@ -18,9 +18,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser = Parser("slim-run", __doc__, shown=["train", "sparsity", "prune", "finetune"])
         parser.usage = "%(prog)s [CONFIG] [options]"
         parser.add_argument("config", nargs="?", metavar="CONFIG", default=SUPPRESS, help="the same as --config")
-        settings = parser.read(argv).settings()
-        from slim import pipeline, report
+        given = parser.read(argv)
+        settings = given.settings()
+        from slim import pipeline
 
-        written, _ = pipeline.run(settings, allow_code=code_from_here())
+        written, _ = pipeline.run(settings, allow_code=code_from_here(), console=given.console)
         model = next(path for path in written if path.name == "model.onnx")
-        print(report.closing([f"{len(written)} files in {model.parent}"], f"slim-predict {model} IMAGE"))
+        given.close(written, f"slim-predict {model} IMAGE")

@@ -15,8 +15,9 @@ from slim.cli.command import Parser, code_from_here, mistakes_in_one_line
 def main(argv: Sequence[str] | None = None) -> None:
     with mistakes_in_one_line("slim-train"):
         parser = Parser("slim-train", __doc__, "train", ["sparsity", "data", "model"])
-        settings = parser.read(argv).settings()
-        from slim import pipeline, report
+        given = parser.read(argv)
+        settings = given.settings()
+        from slim import pipeline
 
-        written = pipeline.train_stage(settings, allow_code=code_from_here())
-        print(report.closing(written, "slim-prune"))
+        written = pipeline.train_stage(settings, allow_code=code_from_here(), console=given.console)
+        given.close(written, "slim-prune")

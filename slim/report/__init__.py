@@ -1,0 +1,21 @@
+"""What a run has to show: in the terminal, on one page (report.html), in Markdown, and as a model card.
+
+`terminal`  live table while it trains, tables of plans and stages
+`words`     numbers and names as people read them
+"""
+
+from slim.report.terminal import FittingTable, conditions, plan_table, render, stage_table, training
+from slim.report.words import closing, count, headline, size
+
+__all__ = [
+    "FittingTable",
+    "closing",
+    "conditions",
+    "count",
+    "headline",
+    "plan_table",
+    "render",
+    "size",
+    "stage_table",
+    "training",
+]

@@ -1,0 +1,202 @@
+"""What a run tells in the terminal: a live table while it trains, a table for each stage, one for the whole.
+
+Tables drop their least important columns where the terminal is too narrow for all. Where the output isn't a terminal,
+progress is a plain line now and then. Colours follow NO_COLOR and the terminal, as rich does.
+"""
+
+import copy
+import io
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.live import Live
+from rich.measure import Measurement
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from slim.report import words
+from slim.report.words import Record
+
+if TYPE_CHECKING:
+    from slim import train
+    from slim.bench import BenchReport
+    from slim.planning import PruningPlan
+
+LINES_PER_TRAINING = 10  # where there is no terminal to draw in
+EPOCHS_SHOWN = 8  # in the live table
+BAR = 20  # characters for a whole layer
+SPARKS = "▁▂▃▄▅▆▇█"
+
+
+class FittingTable(Table):
+    """A rich table that leaves out columns where it has too little room: those in `drops`, the first one first."""
+
+    def __init__(self, title: str = "", drops: Sequence[str] = (), **kwargs: Any) -> None:
+        style = {"title_justify": "left", "title_style": "bold", "box": box.SIMPLE_HEAD, "padding": (0, 1)}
+        super().__init__(title=title or None, **{**style, "pad_edge": False, **kwargs})
+        self.drops = drops
+
+    def fitted(self, console: Console, options: ConsoleOptions) -> Table:
+        """The table with as many columns as fit."""
+        table = Table.__new__(Table)
+        table.__dict__ = copy.copy(self.__dict__)
+        unbounded = options.update(width=10_000)
+        for heading in self.drops:
+            if Table.__rich_measure__(table, console, unbounded).maximum <= options.max_width:
+                break
+            left = [column for column in table.columns if column.header != heading]
+            table.columns = [replace(column, _index=i) for i, column in enumerate(left)]
+        return table
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield from self.fitted(console, options).__rich_console__(console, options)
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Table.__rich_measure__(self.fitted(console, options), console, options)
+
+
+@contextmanager
+def training(
+    console: Console, title: str, epochs: int
+) -> Iterator[tuple[Callable[["train.Progress"], None], Callable[[dict[str, Any]], None]]]:
+    """Shows a training; yields what `slim.train.fit` takes as `on_step` and `on_epoch`."""
+    bar = Progress(
+        TextColumn("[bold]{task.description}"),
+        BarColumn(bar_width=None),
+        TextColumn("{task.fields[state]}"),
+        TimeRemainingColumn(compact=True),
+        console=console,
+        expand=True,
+    )
+    task = bar.add_task(title, total=None, state="")
+    records: list[dict[str, Any]] = []
+
+    def on_step(now: "train.Progress") -> None:
+        state = f"{now.epoch}/{now.epochs}"
+        if console.width >= 60:
+            state = f"epoch {state}  loss {now.loss:.3f}"
+        bar.update(task, total=now.steps, completed=now.step, state=state)
+
+    def on_epoch(record: dict[str, Any]) -> None:
+        epoch = record["epoch"]
+        records.append(record)
+        if not console.is_terminal and (epoch % max(1, epochs // LINES_PER_TRAINING) == 0 or epoch == epochs):
+            console.print(f"{title} {epoch}/{epochs}  {epoch_line(record)}")
+
+    def shown() -> RenderableType:
+        return Group(epoch_table(records[-EPOCHS_SHOWN:]), bar) if records else bar
+
+    if not console.is_terminal:
+        yield on_step, on_epoch
+        return
+    with Live(console=console, get_renderable=shown, refresh_per_second=8):
+        yield on_step, on_epoch
+
+
+def epoch_line(record: Record) -> str:
+    """An epoch's record in one plain line."""
+    parts = [f"loss {record['train_loss']:.3f}", f"acc {record['train_accuracy']:.1%}"]
+    if record.get("val_accuracy") is not None:
+        parts[-1] += f"  val {record['val_accuracy']:.1%}"
+    if record.get("near_zero") is not None:
+        parts[-1] += f"  γ≈0 {record['near_zero']:.0%}"
+    return "  ".join(parts)
+
+
+def epoch_table(records: Sequence[Record]) -> FittingTable:
+    """Epochs one below the other, with the histogram of |γ| as a sparkline where γ was penalised."""
+    table = FittingTable(drops=["val loss", "lr", "images/s", "λ", "accuracy", "|γ|, 0 to largest", "loss"])
+    columns: dict[str, Callable[[Record], str]] = {
+        "epoch": lambda r: str(r["epoch"]),
+        "loss": lambda r: f"{r['train_loss']:.4f}",
+        "accuracy": lambda r: f"{r['train_accuracy']:.1%}",
+    }
+    optional: dict[str, tuple[str, Callable[[Record], str]]] = {
+        "val loss": ("val_loss", lambda r: f"{r['val_loss']:.4f}"),
+        "val acc": ("val_accuracy", lambda r: f"{r['val_accuracy']:.1%}"),
+        "lr": ("lr", lambda r: f"{r['lr']:.3g}"),
+        "λ": ("strength", lambda r: f"{r['strength']:.2g}"),
+        "γ≈0": ("near_zero", lambda r: f"{r['near_zero']:.1%}"),
+        "|γ|, 0 to largest": ("gamma", lambda r: sparkline(r["gamma"]["histogram"]["counts"])),
+        "images/s": ("images_per_second", lambda r: f"{r['images_per_second']:,.0f}"),
+    }
+    columns |= {name: show for name, (key, show) in optional.items() if any(r.get(key) for r in records)}
+    for name in columns:
+        table.add_column(name, justify="left" if name.startswith("|") else "right", no_wrap=True)
+    for record in records:
+        known = {name for name in columns if name not in optional or record.get(optional[name][0]) is not None}
+        table.add_row(*(show(record) if name in known else "" for name, show in columns.items()))
+    return table
+
+
+def sparkline(counts: Sequence[float], width: int = 16) -> str:
+    """A histogram in one line of blocks: neighbouring bins together, heights by the square root of the counts (the
+    few large γ stay visible beside the many at zero); an empty bin is a blank."""
+    step = max(1, math.ceil(len(counts) / width))
+    merged = [sum(counts[i : i + step]) for i in range(0, len(counts), step)]
+    top = max(merged, default=0)
+    return "".join(
+        SPARKS[min(len(SPARKS) - 1, int(math.sqrt(n / top) * len(SPARKS)))] if n > 0 else " " for n in merged
+    )
+
+
+def stage_table(stages: Mapping[str, Record], title: str) -> FittingTable:
+    """Stages side by side, in the columns for which any of them has a value."""
+    columns: dict[str, tuple[str, Callable[[Any], str]]] = {
+        "accuracy": ("accuracy", lambda v: f"{v:.2%}"),
+        "params": ("parameters", lambda v: f"{v:,}"),
+        "flops": ("FLOPs", words.count),
+        "channels": ("channels", lambda v: f"{v:,}"),
+        "file_size": ("file", words.size),
+        "latency_ms": ("latency", lambda v: f"{v:.3f} ms"),
+    }
+    table = FittingTable(title, drops=["channels", "file", "parameters", "latency", "FLOPs"])
+    table.add_column("stage", no_wrap=True)
+    shown = [key for key in columns if any(record.get(key) is not None for record in stages.values())]
+    for key in shown:
+        table.add_column(columns[key][0], justify="right", no_wrap=True)
+    for stage, record in stages.items():
+        table.add_row(
+            words.stage(stage),
+            *(columns[key][1](record[key]) if record.get(key) is not None else "" for key in shown),
+        )
+    return table
+
+
+def plan_table(plan: "PruningPlan") -> FittingTable:
+    """The layers of a pruning plan: channels before and after, the share that stays, what was held back."""
+    table = FittingTable(
+        f"pruning plan: {plan.ratio_achieved:.1%} of all BatchNorm channels go",
+        drops=["stays", "held by floor", "frozen"],
+    )
+    held = {"held by floor": [layer.floor for layer in plan.layers], "frozen": [layer.frozen for layer in plan.layers]}
+    held = {name: numbers for name, numbers in held.items() if any(numbers)}
+    table.add_column("layer", overflow="fold")
+    for name in ("before", "after", *held):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("stays", no_wrap=True)
+    for i, layer in enumerate(plan.layers):
+        bar = "█" * max(1, round(BAR * layer.after / layer.before)) if layer.after else ""
+        holds = [str(numbers[i] or "") for numbers in held.values()]
+        table.add_row(layer.name, f"{layer.before:,}", f"{layer.after:,}", *holds, bar.ljust(BAR, "░"))
+    return table
+
+
+def render(table: RenderableType, width: int = 80) -> str:
+    """A table as plain text."""
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    with console.capture() as captured:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in captured.get().splitlines()).strip("\n")
+
+
+def conditions(made: "BenchReport") -> str:
+    """What the first latencies of a benchmark hold for."""
+    provider = made.provider.removesuffix("ExecutionProvider")
+    threads = "all cores" if made.threads == 0 else f"{made.threads} threads"
+    return f"onnxruntime, {provider}, {threads}, batch {made.rows[0].batch_size}"

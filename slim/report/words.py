@@ -1,0 +1,91 @@
+"""Numbers and names as people read them: the same in the terminal, on the page, in Markdown."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+Record = Mapping[str, Any]  # what summary.json holds for a stage
+
+STAGES = {  # a stage's key in summary.json -> what it is called
+    "baseline": "baseline",
+    "sparse": "sparse",
+    "pruned": "pruned",
+    "recovered": "recovered",
+    "finetuned": "fine-tuned",
+    "onnx": "ONNX",
+    "int8": "INT8",
+}
+
+
+def stage(key: str) -> str:
+    """A stage's name in words; one that isn't known keeps its key."""
+    return STAGES.get(key, key.replace("_", " "))
+
+
+def count(number: float) -> str:
+    """12,345,678 as "12.3 M"."""
+    return _scaled(number, ("", " k", " M", " G", " T"))
+
+
+def size(number: float) -> str:
+    """A number of bytes, such as "1.2 MB" (10⁶)."""
+    return _scaled(number, (" B", " kB", " MB", " GB", " TB"))
+
+
+def milliseconds(number: float) -> str:
+    """A latency to three significant digits: "0.0812 ms", "1.56 ms", "143 ms"."""
+    decimals = 4 if number < 0.0995 else 3 if number < 0.995 else 2 if number < 9.95 else 1 if number < 99.5 else 0
+    return f"{number:,.{decimals}f} ms"
+
+
+def percent(share: float, decimals: int = 1) -> str:
+    """0.6 as "60.0 %"."""
+    return f"{100 * share:.{decimals}f} %"
+
+
+def change(before: float, after: float) -> str:
+    """How a size changed: "−84.6 %", "+3.0 %"; "" where there was nothing before."""
+    return f"{100 * (after / before - 1):+.1f} %".replace("-", "−") if before else ""
+
+
+def points(before: float, after: float) -> str:
+    """How a share changed, in percentage points: "−0.28 points"."""
+    return f"{100 * (after - before):+.2f} points".replace("-", "−")
+
+
+def duration(seconds: float) -> str:
+    """ "8 s", "3 min 05 s", "2 h 10 min"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+
+
+def headline(before: Record, after: Record) -> str:
+    """What pruning gave and took, in one line."""
+    parts = []
+    if "accuracy" in before and "accuracy" in after:
+        parts.append(f"accuracy {100 * (after['accuracy'] - before['accuracy']):+.2f} points")
+    for key, name in (("params", "parameters"), ("flops", "FLOPs")):
+        if before.get(key) and key in after:
+            parts.append(f"{after[key] / before[key] - 1:+.0%} {name}")
+    if "speedup" in after:
+        parts.append(f"{after['speedup']:.2f}× as fast")
+    return ", ".join(parts)
+
+
+def closing(wrote: Sequence[Path], following: str) -> str:
+    """The last line of a command: what it wrote, and which command comes next."""
+    names = [str(path) for path in wrote] if len(wrote) < 4 else [f"{len(wrote)} files in {wrote[0].parent}"]
+    *others, last = names or ["nothing"]
+    return f"wrote {', '.join(others) + ' and ' if others else ''}{last}; next: {following}"
+
+
+def _scaled(number: float, units: Sequence[str]) -> str:
+    power = 0
+    while number >= 999.5 and power < len(units) - 1:
+        number, power = number / 1000, power + 1
+    decimals = 0 if power == 0 or number >= 99.95 else 1 if number >= 9.995 else 2
+    return f"{number:.{decimals}f}{units[power]}"
