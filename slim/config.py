@@ -38,7 +38,15 @@ class DataConfig:
         None, "pixels, height = width; null: the data set's own (imagefolder needs one)", "[1, inf)"
     )
     val_fraction: float = setting(0.1, "share of the training images held out to choose models by", "[0, 1)")
-    augment: Literal["auto", "none", "crop", "crop+flip"] = setting("auto", "auto: what suits the data set")
+    augment: str = setting(
+        "auto",
+        "auto: what suits the data set; none; or some of crop, flip, cutout, randaugment, trivialaugment, joined by +",
+    )
+    storage: Literal["auto", "device", "host", "stream"] = setting(
+        "auto", "decoded images on the device or in memory; stream: decoded again in each epoch; auto: what fits"
+    )
+    workers: int | None = setting(None, "processes that decode image files; null: one for each core", "[0, inf)")
+    cache: bool = setting(True, "keep decoded images of an image folder in its subfolder .slim")
     batch_size: int = setting(64, "images in a training step", "[1, inf)")
 
 

@@ -204,7 +204,7 @@ def _pressed(
 ) -> Sparsity:
     kwargs = dict(sparsity.penalty_kwargs)
     if sparsity.penalty == "group_lasso":
-        kwargs = {"groups": coupled(model, train.images[:2].float())} | kwargs
+        kwargs = {"groups": coupled(model, train[:2].decoded().float())} | kwargs
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "weight decay acts on")  # decay_norm asked for it
         return sparsify(

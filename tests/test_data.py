@@ -1,9 +1,11 @@
 """Datasets and batches, against numpy, brute force and the files that the tests write themselves."""
 
 import io
+import math
 import os
 import pickle
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,8 @@ from sklearn.datasets import load_digits
 
 from slim.config import DataConfig
 from slim.data import Dataset, Split, batches, load, statistics
+from slim.data.files import WORTHWHILE, ImageFiles
+from slim.data.policies import Policy
 from slim.data.splits import hold_out
 from slim.errors import SlimError
 
@@ -488,3 +492,162 @@ def test_cutout_sets_a_square_around_a_uniform_centre_to_the_mean() -> None:
     assert {tuple(sorted((mask.any(1).sum(), mask.any(0).sum()))) for mask in cut[:, 0]} <= {
         (a, b) for a in (2, 3, 4) for b in (2, 3, 4) if a <= b
     }
+
+
+# RandAugment and TrivialAugment, against torchvision's on one image at a time
+
+
+@pytest.mark.parametrize("policy", ["randaugment", "trivialaugment"])
+def test_policies_do_what_torchvision_does_to_one_image(policy: str) -> None:
+    from torchvision.transforms import v2
+
+    theirs = v2.RandAugment() if policy == "randaugment" else v2.TrivialAugmentWide()
+    height, width, size = 16, 12, 300
+    images = random_images(size, 3, height, width)
+    ours = Policy(policy, size, (height, width), torch.Generator().manual_seed(1))
+    names = [name.lower().replace("_", "") for name in ours.ranges]
+    space = {name.lower().replace("color", "colour"): name for name in theirs._AUGMENTATION_SPACE}
+    assert sorted(names) == sorted(space)
+    got = torch.cat([ours(images[here], here) for here in (slice(0, 7), slice(7, size))])
+
+    for image, result, operations, levels, signs in zip(images, got, ours.operation, ours.level, ours.sign):
+        for operation, level, sign in zip(operations.tolist(), levels.tolist(), signs.tolist()):
+            name = space[names[operation]]
+            magnitudes, signed = theirs._AUGMENTATION_SPACE[name]
+            magnitudes = magnitudes(31, height, width)
+            value = 0.0 if magnitudes is None else float(magnitudes[level])
+            value = -value if signed and sign else value
+            arguments = {"interpolation": theirs.interpolation, "fill": theirs._fill}
+            image = theirs._apply_image_or_video_transform(image, name, value, **arguments)
+        assert torch.equal(image, result)
+    if policy == "randaugment":
+        assert theirs.num_ops == ours.operation.shape[1]
+        assert (ours.level == theirs.magnitude).all()
+    else:
+        assert torch.bincount(ours.level[:, 0], minlength=31).min() > 0
+    assert torch.bincount(ours.operation.flatten(), minlength=14).min() > 0
+
+
+def test_an_unknown_augmentation_names_the_nearest() -> None:
+    with pytest.raises(SlimError, match="unknown augmentation 'croop': did you mean 'crop'"):
+        load(DataConfig(augment="croop+flip"), seed=0)
+
+
+# Streams and the cache
+
+
+def test_streamed_batches_are_those_from_memory_bit_for_bit(tmp_path: Path) -> None:
+    write_tree(tmp_path, {"a": 430, "b": 330}, size=(9, 8))
+    memory = folder(tmp_path, storage="host", cache=False, augment="crop+flip+randaugment+cutout")
+    streamed = folder(tmp_path, storage="stream", workers=2, augment="crop+flip+randaugment+cutout")
+    assert len(streamed.train) > WORTHWHILE  # so that processes do the work
+    assert (streamed.mean, streamed.std) == (memory.mean, memory.std)
+    assert streamed.train.images.shape == memory.train.images.shape
+    assert not (tmp_path / ".slim").exists()
+    state = torch.get_rng_state()
+    for settings in (
+        {},
+        {"shuffle_seed": 1, "augment": True},
+        {"shuffle_seed": 1, "augment": True, "start": 3, "shard": (1, 2)},
+    ):
+        pairs = zip(batches(memory.train, memory, 64, **settings), batches(streamed.train, streamed, 64, **settings))
+        count = 0
+        for ours, theirs in pairs:
+            assert all(torch.equal(a, b) for a, b in zip(ours, theirs))
+            count += 1
+        assert count >= 5
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_mistake_in_a_worker_is_one_line(tmp_path: Path) -> None:
+    files = sorted(write_tree(tmp_path, {"a": 400, "b": 400}))
+    data = folder(tmp_path, storage="stream", workers=2)
+    for file in files[1:]:
+        file.write_bytes(b"no image")
+    with pytest.raises(SlimError, match="can't read image") as error:
+        list(batches(data.train, data, 64, shuffle_seed=0))
+    assert "\n" not in str(error.value)
+
+
+def test_storage_follows_what_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_tree(tmp_path, {"a": 20, "b": 20})
+    size = 40 * 3 * 6 * 6
+    for free, in_memory in ((4 * size, True), (4 * size - 1, False)):
+        monkeypatch.setattr("slim.data.folder._free_memory", lambda free=free: free)
+        assert isinstance(folder(tmp_path).train.images, torch.Tensor) == in_memory
+    assert isinstance(folder(tmp_path, storage="host").train.images, torch.Tensor)
+    assert not isinstance(folder(tmp_path, storage="stream").train.images, torch.Tensor)
+
+    data = folder(tmp_path, storage="host")
+    needed = data.train.nbytes + data.val.nbytes
+    assert needed == data.train.images.numel() + data.val.images.numel()
+    for storage, free, moves in (
+        ("auto", 2 * needed, True),
+        ("auto", 2 * needed - 2, False),
+        ("device", 0, True),
+        ("host", math.inf, False),
+    ):
+        monkeypatch.setattr("slim.data.splits._free_on", lambda device, free=free: free)
+        placed = replace(data, storage=storage).to("meta")
+        assert (placed.train.images.device.type, placed.train.labels.device.type) == (
+            "meta" if moves else "cpu",
+            "meta",
+        )
+
+
+def test_the_cache_saves_decoding_and_follows_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = write_tree(tmp_path, {"a": 30, "b": 30})
+    decoded = []
+    original = ImageFiles.decoded
+    monkeypatch.setattr(ImageFiles, "decoded", lambda self: decoded.append(len(self)) or original(self))
+
+    def everything() -> list[bytes]:
+        data = folder(tmp_path)
+        splits = (data.train, data.val, data.test)
+        return sorted(map(bytes, torch.cat([s.images for s in splits]).permute(0, 2, 3, 1).numpy()))
+
+    first = everything()
+    assert first == sorted(map(bytes, files.values()))
+    assert (everything(), decoded) == (first, [60])
+
+    changed, removed, *_ = sorted(files)
+    Image.fromarray(np.zeros((6, 6, 3), np.uint8)).save(changed)
+    removed.unlink()
+    expected = sorted([bytes(108), *(bytes(files[path]) for path in files if path not in (changed, removed))])
+    assert (everything(), decoded) == (expected, [60, 59])
+    assert folder(tmp_path, image_size=3).image_size == (3, 3)  # another size has a file of its own
+    assert (everything(), decoded) == (expected, [60, 59, 59])
+
+    [cache] = (tmp_path / ".slim").glob("*as-they-are*")
+    cache.write_bytes(cache.read_bytes()[:-100])  # cut short: not believed
+    assert (everything(), decoded) == (expected, [60, 59, 59, 59])
+    assert folder(tmp_path, cache=False).train.images.shape[1:] == (3, 6, 6)
+    assert decoded[4:] == [59]
+
+
+def test_a_cache_that_can_not_be_written_is_no_error(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    write_tree(tmp_path, {"a": 20, "b": 20})
+    (tmp_path / ".slim").write_text("in the way")
+    assert len(folder(tmp_path).train) > 20
+    assert "can't keep the decoded images" in capsys.readouterr().err
+
+
+def test_training_from_a_stream_gives_the_same_weights(tmp_path: Path) -> None:
+    from slim.config import OptimConfig, SparsityConfig
+    from slim.models import build
+    from slim.train import evaluate, fit
+
+    write_tree(tmp_path, {"a": 40, "b": 40}, size=(8, 8))
+    results = []
+    for storage in ("host", "stream"):
+        data = folder(tmp_path, storage=storage, workers=1)
+        torch.manual_seed(0)
+        model = build("slim:mlp", num_classes=2, in_channels=3, image_size=8)
+        sparsity = SparsityConfig(penalty="group_lasso")  # which looks at images before the training
+        records = fit(model, data, OptimConfig(epochs=2), batch_size=16, device="cpu", sparsity=sparsity)
+        scores = evaluate(model, data.test, data, device="cpu")
+        results.append(
+            (records[-1]["train_loss"], scores["loss"], torch.cat([p.flatten() for p in model.parameters()]))
+        )
+    assert results[0][:2] == results[1][:2]
+    assert torch.equal(results[0][2], results[1][2])

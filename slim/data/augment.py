@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from slim.data.policies import POLICIES, Policy
 from slim.errors import unknown
 
-OPERATIONS = ("crop", "flip", "cutout")
+OPERATIONS = ("crop", "flip", *POLICIES, "cutout")  # in the order of their use
 
 
 def operations(names: str) -> list[str]:
@@ -25,9 +26,12 @@ def operations(names: str) -> list[str]:
 class Augmentation:
     """The changes to the images of one epoch, drawn for `size` positions.
 
-    names: what to do, joined by "+", in whatever order:
+    names: what to do, joined by "+"; done in the order of this list, whatever that of the names:
     - crop: pad with black by an eighth of the side, cut to the old size at a random place (He et al., 2016);
     - flip: mirror left and right, every second time;
+    - randaugment: two of 14 operations, drawn for each image, at strength 9 of 30 (Cubuk et al., 2020,
+      arXiv:1909.13719);
+    - trivialaugment: one operation at a strength drawn for each image (Müller and Hutter, 2021, arXiv:2103.10158);
     - cutout: set a square, half as wide as the shorter side, to the mean; its centre is anywhere in the image, so that
       it may stick out (DeVries and Taylor, 2017, arXiv:1708.04552).
     """
@@ -49,6 +53,9 @@ class Augmentation:
         self.pads = max(1, height // 8), max(1, width // 8)  # 4 pixels for CIFAR's 32, 1 for the digits' 8
         self.top, self.left = (draw(2 * pad + 1) for pad in self.pads)
         self.mirrored = draw(2).bool()
+        self.policies = [
+            Policy(name, size, image_size, generator) for name in OPERATIONS if name in POLICIES and name in self.names
+        ]
         if "cutout" in self.names:
             self.hole = max(1, min(height, width) // 2)
             self.centre = draw(height), draw(width)
@@ -59,6 +66,8 @@ class Augmentation:
             images = crop(images, self.top[here], self.left[here], self.pads)
         if "flip" in self.names:
             images = torch.where(self.mirrored[here, None, None, None], images.flip(3), images)
+        for policy in self.policies:
+            images = policy(images, here)
         return images
 
     def normalised(self, images: Tensor, here: slice) -> Tensor:

@@ -1,11 +1,8 @@
 """Where data sets come from: the digits, torchvision's small sets, and folders of images."""
 
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,11 +10,14 @@ import torch
 from PIL import Image
 
 from slim.config import DataConfig
+from slim.data import folder
+from slim.data.augment import operations
+from slim.data.files import resized
 from slim.data.splits import Dataset, Split, hold_out, statistics
 from slim.errors import SlimError, unknown
 
 TEST_FRACTION = 0.2  # held out for testing where the source has no test set of its own
-IMAGE_FILES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+STATISTICS_FROM = 4096  # training images that give mean and deviation, where they are still in their files
 
 
 def load(cfg: DataConfig, seed: int) -> Dataset:
@@ -34,6 +34,8 @@ def load(cfg: DataConfig, seed: int) -> Dataset:
     if name not in SOURCES:
         raise unknown("data set", cfg.name, SOURCES)
     source = SOURCES[name]
+    augment = source.augment if cfg.augment == "auto" else cfg.augment
+    operations(augment)  # a mistake shows before any work
     classes, parts = source.read(cfg)
     generator = torch.Generator().manual_seed(seed)
     if "test" not in parts:
@@ -43,9 +45,8 @@ def load(cfg: DataConfig, seed: int) -> Dataset:
     for part in ("train", "test"):
         if not len(parts[part]):
             raise SlimError(f"{cfg.name} has too few images: none is left for the {part} split")
-    mean, std = statistics(parts["train"].images)
-    augment = source.augment if cfg.augment == "auto" else cfg.augment
-    return Dataset(name, classes, parts["train"], parts["val"], parts["test"], mean, std, augment)
+    mean, std = statistics(parts["train"].sample(STATISTICS_FROM))
+    return Dataset(name, classes, parts["train"], parts["val"], parts["test"], mean, std, augment, cfg.storage)
 
 
 Parts = dict[str, Split]  # split name -> split: at least train
@@ -83,101 +84,10 @@ def _torchvision(cls_name: str, cfg: DataConfig) -> tuple[list[str], Parts]:
     return [name.partition(" - ")[0] for name in data.classes], parts  # MNIST calls them "0 - zero"
 
 
-def _image_folder(cfg: DataConfig) -> tuple[list[str], Parts]:
-    """root/train/CLASS and root/test/CLASS, with root/val/CLASS as the validation set (or, where there is no
-    root/test, as the test set); or root/CLASS alone. Images become RGB."""
-    root = Path(cfg.root).expanduser()
-    if not root.is_dir():
-        raise SlimError(f"no folder {str(root)!r}: expected a tree root/train/CLASS/IMAGE or root/CLASS/IMAGE")
-    folders = {"train": root}
-    if _subfolders(root / "train"):  # a class may be called train, but holds images
-        folders = {part: root / part for part in ("train", "val", "test") if (root / part).is_dir()}
-    if "test" not in folders and "val" in folders:
-        folders["test"] = folders.pop("val")
-    classes = [folder.name for folder in _subfolders(folders["train"])]
-    if len(classes) < 2:
-        raise SlimError(f"{str(folders['train'])!r} holds {len(classes)} class folders: expected at least 2")
-    files = {part: _list_images(folder, classes) for part, folder in folders.items()}
-    images = iter(_decode([path for part in files.values() for path, _ in part], cfg.image_size))
-    parts = {}
-    for part, listed in files.items():
-        labels = torch.tensor([label for _, label in listed])
-        stacked = np.stack([next(images) for _ in listed])
-        parts[part] = Split(torch.from_numpy(stacked).permute(0, 3, 1, 2).contiguous(), labels)
-    return classes, parts
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
-def _list_images(folder: Path, classes: list[str]) -> list[tuple[Path, int]]:
-    """The images under folder/CLASS, at any depth, with their class numbers."""
-    found = {path.name for path in _subfolders(folder)}
-    for name in sorted(found.symmetric_difference(classes)):
-        raise SlimError(
-            f"{str(folder)!r} has {'an unknown' if name in found else 'no'} class folder {name!r}: "
-            f"expected the {len(classes)} classes of the training folder"
-        )
-    listed = []
-    for label, name in enumerate(classes):
-        paths = (folder / name).rglob("*")
-        images = sorted(path for path in paths if path.suffix.lower() in IMAGE_FILES and not path.name.startswith("."))
-        if not images:
-            raise SlimError(f"no image in class folder {str(folder / name)!r}: expected {', '.join(IMAGE_FILES)} files")
-        listed += [(path, label) for path in images]
-    return listed
-
-
-def _decode(paths: list[Path], size: int | None) -> list[np.ndarray]:
-    """Images as uint8 [H, W, 3] of one size, in the order of `paths`."""
-    from rich.console import Console
-    from rich.progress import track
-
-    images: list[np.ndarray] = []
-    pool = ThreadPoolExecutor(os.cpu_count())  # Pillow decodes outside the interpreter lock
-    try:
-        decoded = pool.map(lambda path: _open(path, size), paths)
-        bar = partial(track, console=Console(stderr=True), transient=True, disable=len(paths) < 1000)
-        for path, image in zip(paths, bar(decoded, "decoding images", len(paths))):
-            if images and image.shape != images[0].shape:
-                raise SlimError(
-                    f"{str(path)!r} is {_pixels(image)}, but {str(paths[0])!r} is {_pixels(images[0])}: "
-                    "images of different sizes need data.image_size"
-                )
-            images.append(image)
-    finally:
-        pool.shutdown(cancel_futures=True)
-    return images
-
-
-def _pixels(image: np.ndarray) -> str:
-    return f"{image.shape[1]}×{image.shape[0]} pixels"
-
-
-def _open(path: Path, size: int | None) -> np.ndarray:
-    try:
-        with Image.open(path) as image:
-            if image.mode[0] in "IF":  # Pillow would clip 16 bits at 255
-                raise SlimError(f"image {str(path)!r} has mode {image.mode}: expected 8 bits per channel")
-            return np.asarray(_resize(image.convert("RGB"), size))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise SlimError(f"can't read image {str(path)!r}: expected a whole JPEG, PNG or similar file") from error
-
-
-def _resize(image: Image.Image, size: int | None) -> Image.Image:
-    """To size × size pixels, bilinear, not keeping the aspect ratio: as `OnnxModel.predict` does it."""
-    if size is None or image.size == (size, size):
-        return image
-    return image.resize((size, size), Image.Resampling.BILINEAR)
-
-
 def _split(images: np.ndarray, labels: Any, size: int | None) -> Split:
     """Arrays uint8 [N, H, W] or [N, H, W, C] as a split, resized where `size` asks for it."""
     if size is not None and images.shape[1:3] != (size, size):
-        images = np.stack([np.asarray(_resize(Image.fromarray(image), size)) for image in images])
+        images = np.stack([np.asarray(resized(Image.fromarray(image), (size, size))) for image in images])
     tensor = torch.from_numpy(np.ascontiguousarray(images)).reshape(*images.shape[:3], -1)
     return Split(tensor.permute(0, 3, 1, 2).contiguous(), torch.as_tensor(labels, dtype=torch.int64))
 
@@ -195,5 +105,5 @@ SOURCES = {
     "fashionmnist": _Source(partial(_torchvision, "FashionMNIST"), "crop+flip"),
     "cifar10": _Source(partial(_torchvision, "CIFAR10"), "crop+flip"),
     "cifar100": _Source(partial(_torchvision, "CIFAR100"), "crop+flip"),
-    "imagefolder": _Source(_image_folder, "crop+flip"),
+    "imagefolder": _Source(folder.read, "crop+flip"),
 }

@@ -1,17 +1,20 @@
 """Images with their labels, in memory or in files, and what a data set is made of."""
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from slim.data.files import ImageFiles
+
 
 @dataclass(frozen=True)
 class Split:
-    """Images, uint8 [N, C, H, W], and their class numbers, int64 [N]."""
+    """Images, uint8 [N, C, H, W] in memory or in files, and their class numbers, int64 [N]."""
 
-    images: Tensor
+    images: Tensor | ImageFiles
     labels: Tensor
 
     def __len__(self) -> int:
@@ -20,16 +23,41 @@ class Split:
     def __getitem__(self, index: Tensor | slice) -> "Split":
         return Split(self.images[index], self.labels[index])
 
+    @property
+    def nbytes(self) -> int:
+        """What the images take in memory, or would take."""
+        return math.prod(self.images.shape)
+
     def to(self, device: torch.device | str) -> "Split":
-        """The same split on a device; no copy where it is there already."""
+        """The same split on a device; no copy where it is there already. Files stay files."""
         return Split(self.images.to(device), self.labels.to(device))
 
-    def take(self, indices: Iterable[Tensor | slice], device: torch.device | str) -> Iterator[tuple[Tensor, Tensor]]:
+    def decoded(self) -> Tensor:
+        """All images as a tensor."""
+        return self.images if isinstance(self.images, Tensor) else self.images.decoded()
+
+    def sample(self, count: int) -> Tensor:
+        """The images, or of those in files `count` at even distances: the classes follow one another."""
+        if isinstance(self.images, Tensor) or len(self) <= count:
+            return self.decoded()
+        return self[torch.arange(count) * len(self) // count].decoded()
+
+    def take(self, indices: Sequence[Tensor | slice], device: torch.device | str) -> Iterator[tuple[Tensor, Tensor]]:
         """For each index of a batch its images, uint8 [B, C, H, W], and labels, on `device`."""
-        for index in indices:
-            if isinstance(index, Tensor):
-                index = index.to(self.labels.device)
-            yield self.images[index].to(device), self.labels[index].to(device)
+        if isinstance(self.images, ImageFiles):
+            brought = self.images.stream(indices, device)
+        else:
+            brought = (_bring(self.images, index, torch.device(device)) for index in indices)
+        for index, images in zip(indices, brought):
+            place = index.to(self.labels.device) if isinstance(index, Tensor) else index
+            yield images, self.labels[place].to(device)
+
+
+def _bring(images: Tensor, index: Tensor | slice, device: torch.device) -> Tensor:
+    part = images[index.to(images.device) if isinstance(index, Tensor) else index]
+    if device.type == "cuda" and part.device.type == "cpu":
+        return part.pin_memory().to(device, non_blocking=True)
+    return part.to(device)
 
 
 @dataclass(frozen=True)
@@ -37,7 +65,8 @@ class Dataset:
     """Three disjoint splits, with the statistics that normalise them.
 
     `mean` and `std` hold one number per channel, in units where black is 0 and white is 1, from the training
-    images alone. `augment` is "none", "crop" or "crop+flip".
+    images alone (from a sample of them where they stay in files). `augment` names what is done to training images: see
+    `slim.data.augment`. `storage` says where images live, as DataConfig has it.
     """
 
     name: str
@@ -48,6 +77,7 @@ class Dataset:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     augment: str
+    storage: str = "auto"
 
     @property
     def channels(self) -> int:
@@ -57,6 +87,27 @@ class Dataset:
     def image_size(self) -> tuple[int, int]:
         """Height and width in pixels."""
         return self.train.images.shape[2], self.train.images.shape[3]
+
+    def to(self, device: torch.device | str) -> "Dataset":
+        """The data set with training and validation on the device that trains. Images stay in host memory, and are
+        brought there batch by batch, where they would take more than half of what is free on the device (`storage`
+        "auto"), or if `storage` is "host"."""
+        device = torch.device(device)
+        size = self.train.nbytes + self.val.nbytes
+        fits = self.storage != "host" and (self.storage == "device" or size <= 0.5 * _free_on(device))
+        train, val = (
+            split.to(device) if fits else replace(split, labels=split.labels.to(device))
+            for split in (self.train, self.val)
+        )
+        return replace(self, train=train, val=val)
+
+
+def _free_on(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
+    return math.inf  # images in host memory are where the CPU wants them
 
 
 def statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
