@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from slim.errors import SlimError
 from slim.files import replacing
-from slim.rebuild import rebuild, thin_tensor
+from slim.rebuild import Change, rebuild, thin_tensor, thinned
 from slim.trace import Trace, trace
 from slim.trace.check import Counted, Misfit, count, find_misfit
 from slim.trace.clone import named_tensors
@@ -82,11 +82,16 @@ class PruningPlan:
             found = list(named[name].shape) if name in named else "nothing"
             if found != list(shape):
                 raise SlimError(f"the plan doesn't fit this model: {name} has shape {found}, expected {list(shape)}")
+        return rebuild(model, self.change)
+
+    @property
+    def change(self) -> Change:
+        """What the plan does to a model, for `slim.rebuild`."""
         chosen = {}
         for bn in self.selects:
             gone = set(self.removed.get(bn, []))
             chosen[bn] = [i for i in range(self.shapes[f"{bn}.weight"][0]) if i not in gone]
-        return rebuild(model, self.cuts, self.sizes, chosen)
+        return Change(self.cuts, self.sizes, chosen)
 
     def prune_optimizer(self, optimizer: torch.optim.Optimizer, model: nn.Module, thin: nn.Module) -> None:
         """Hand an optimizer of `model` over to `thin`, in place: its parameters become the thinner ones, and what it
@@ -225,6 +230,28 @@ class PruningPlan:
 # -- from a trace to groups --------------------------------------------------------------------------------------------
 
 
+class Vectors:
+    """Many vectors of labels as one array, to count in all of them at once."""
+
+    def __init__(self, vectors: Sequence[NDArray[np.int64]]) -> None:
+        self.starts = np.cumsum([0] + [len(v) for v in vectors])
+        self.all = np.concatenate([*vectors, np.zeros(0, np.int64)])
+
+    def __getitem__(self, index: int | np.integer[Any]) -> NDArray[np.int64]:
+        return self.all[self.starts[index] : self.starts[index + 1]]
+
+    def where(self, true: Bools) -> Iterator[NDArray[np.int64]]:
+        """In each vector, the places of the labels for which `true` (over all labels) holds."""
+        found = np.flatnonzero(true[self.all])
+        ends = np.searchsorted(found, self.starts)
+        for start, low, high in zip(self.starts, ends, ends[1:]):
+            yield found[low:high] - start
+
+    def count(self, true: Bools) -> NDArray[np.int64]:
+        """In each vector, the number of labels for which `true` (over all labels) holds."""
+        return np.diff(np.r_[0, np.cumsum(true[self.all])][self.starts])
+
+
 class Groups:
     """The groups of a traced model that hold a γ, in arrays: one entry per group.
 
@@ -237,6 +264,8 @@ class Groups:
         self.traced = traced
         self.names = list(traced.norms)
         classes = traced.classes
+        self.root_of = classes.roots(np.arange(len(classes)))
+        self.vectors = Vectors([labels for dims in traced.labels.values() for labels in dims.values()])
         labels = np.concatenate([traced.norms[n] for n in self.names])
         self.layer = np.repeat(np.arange(len(self.names)), [len(traced.norms[n]) for n in self.names])
         self.widths = np.bincount(self.layer)
@@ -279,11 +308,9 @@ class Groups:
         lost = np.full(len(self.traced.classes), -1)
         lost[self.roots[gone]] = np.flatnonzero(gone)
         found = {}
-        for dims in self.traced.labels.values():
-            for labels in dims.values():
-                groups = lost[self.traced.classes.roots(labels)]
-                if (groups >= 0).all():
-                    found[groups.tobytes()] = groups
+        for index in np.flatnonzero(self.vectors.count(lost[self.root_of] < 0) == 0):
+            groups = lost[self.root_of[self.vectors[index]]]
+            found[groups.tobytes()] = groups
         return list(found.values())
 
 
@@ -401,8 +428,12 @@ def _follow_stored_sizes(
     Where an attribute holds a size that an operator was given, it is tried with the thin size, alone or with the others
     of its module; what brings the network further is kept in `stored`, what doesn't goes into `refused`.
     """
+
+    def check() -> Misfit | None:
+        return find_misfit(traced, lambda bones: thinned(bones, made.change), kept)
+
     made.sizes = {name: count(counted, kept) for name, counted in stored.items()}
-    misfit = find_misfit(traced, made.apply, kept)
+    misfit = check()
     while misfit is not None:
         stale = {
             name: counted
@@ -414,7 +445,7 @@ def _follow_stored_sizes(
         for names in [[name] for name in stale] + [names for names in together if len(names) > 1]:
             tried = {name: stale[name] for name in names}
             made.sizes |= {name: count(counted, kept) for name, counted in tried.items()}
-            after = find_misfit(traced, made.apply, kept)
+            after = check()
             if after is None or after.step > misfit.step:
                 stored |= tried
                 misfit = after
@@ -525,17 +556,19 @@ def _fixed(groups: Groups, layer_ratios: Mapping[str, float]) -> NDArray[np.int6
 
 
 class Costs:
-    """What a choice of groups costs, without rebuilding anything."""
+    """What a choice of groups costs, without rebuilding anything: sums of products of numbers of channels."""
 
     def __init__(self, traced: Trace, groups: Groups) -> None:
-        self.traced, self.groups = traced, groups
-        self.root_of = traced.classes.roots(np.arange(len(traced.classes)))
+        self.groups = groups
+        params = [(1, _dims_of(traced, name)) for name in traced.parameters]
+        flops = [(2 * product.positions, [_labels_of(dim) for dim in product.dims]) for product in traced.products]
+        self.sums = {"params": _SumOfProducts(params), "flops": _SumOfProducts(flops)}
 
     def kept(self, gone: Bools) -> Bools:
         """For every label, whether it stays."""
-        lost = np.zeros(len(self.root_of), bool)
+        lost = np.zeros(len(self.groups.root_of), bool)
         lost[self.groups.roots[gone]] = True
-        out: Bools = ~lost[self.root_of]
+        out: Bools = ~lost[self.groups.root_of]
         return out
 
     def channels(self, gone: Bools) -> int:
@@ -546,16 +579,34 @@ class Costs:
         """What stays of `kind`: channels, params or flops."""
         if kind == "channels":
             return len(self.groups.member) - self.channels(gone)
-        kept = self.kept(gone)
-        if kind == "flops":
-            return sum(product.flops(kept) for product in self.traced.products)
-        total = 0
-        for name in self.traced.parameters:
-            dims = self.traced.labels.get(name, {})
-            total += math.prod(
-                int(kept[dims[d]].sum()) if d in dims else n for d, n in enumerate(self.traced.shapes[name])
-            )
-        return total
+        return self.sums[kind](self.kept(gone))
+
+
+Dims = Sequence[int | NDArray[np.int64]]  # of each dimension its fixed size, or the labels along it
+
+
+def _dims_of(traced: Trace, name: str) -> Dims:
+    labels = traced.labels.get(name, {})
+    return [labels.get(d, n) for d, n in enumerate(traced.shapes[name])]
+
+
+def _labels_of(dim: int | NDArray[np.int64]) -> int | NDArray[np.int64]:
+    return dim if isinstance(dim, int) else dim >> 1
+
+
+class _SumOfProducts:
+    """Σ factor × Π (what stays along each dimension)."""
+
+    def __init__(self, terms: Sequence[tuple[int, Dims]]) -> None:
+        vectors = [(t, dim) for t, (_, dims) in enumerate(terms) for dim in dims if not isinstance(dim, int)]
+        self.vectors = Vectors([labels for _, labels in vectors])
+        self.term = np.array([t for t, _ in vectors], np.int64)
+        self.fixed = [factor * math.prod(d for d in dims if isinstance(d, int)) for factor, dims in terms]
+
+    def __call__(self, kept: Bools) -> int:
+        value = np.array(self.fixed, np.int64)
+        np.multiply.at(value, self.term, self.vectors.count(kept))
+        return int(value.sum())
 
 
 def _nothing(groups: Groups, requested: dict[str, float], safe: Bools) -> str:
@@ -586,8 +637,7 @@ def _write(
     frozen: dict[str, dict[str, int]] = {}
     threshold = groups.score[out].max() if out.any() else -1.0
     held = safe & ~groups.frozen & (groups.score <= threshold)
-    for index, name in enumerate(groups.names):
-        members = groups.member[groups.layer == index]
+    for name, members in zip(groups.names, np.split(groups.member, np.cumsum(groups.widths)[:-1])):
         indices = np.flatnonzero(out[members]).tolist()
         if indices:
             removed[name] = indices
@@ -600,11 +650,11 @@ def _write(
             where = frozen.setdefault(reason, {})
             where[name] = where.get(name, 0) + int((members == group).sum())
     cuts: dict[str, dict[int, list[int]]] = {}
-    for name, dims in traced.labels.items():
-        for dim, labels in dims.items():
-            indices = np.flatnonzero(~kept[labels]).tolist()
-            if indices:
-                cuts.setdefault(name, {})[dim] = indices
+    known: dict[bytes, list[int]] = {}  # many tensors lose the same channels: one list for all of them
+    places = ((name, dim) for name, dims in traced.labels.items() for dim in dims)
+    for (name, dim), gone in zip(places, groups.vectors.where(~kept)):
+        if len(gone):
+            cuts.setdefault(name, {})[dim] = known.setdefault(gone.tobytes(), gone.tolist())
     nothing = np.zeros_like(out)
     totals = {kind: (costs.of(kind, nothing), costs.of(kind, out)) for kind in ("channels", "params", "flops")}
     kind, asked = next(iter(requested.items()))

@@ -7,6 +7,7 @@ there must stay.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +47,8 @@ class Settled(Classes):
         self.__dict__ = classes.__dict__
 
     def unite(self, a: Ints, b: Ints, reason: str) -> None:
+        if np.array_equal(a, b):
+            return
         if a.shape[-1] != b.shape[-1]:
             raise _Apart(reason)
         apart = self.roots(a) != self.roots(b)
@@ -91,39 +94,47 @@ class Follower(Tracer):
         return name is not None and name not in self.names
 
 
-def find_misfit(traced: Trace, thin: Callable[[nn.Module], nn.Module], kept: np.ndarray) -> Misfit | None:
+def find_misfit(
+    traced: Trace, thinned: Callable[[nn.Module], AbstractContextManager[None]], kept: np.ndarray
+) -> Misfit | None:
     """The first place where the thin network's forward code doesn't line up with the original's, or None.
 
-    `thin` makes the thin skeleton of the trace's skeleton; `kept` says for every label whether it stays.
+    `thinned` makes the trace's skeleton thin for a while; `kept` says for every label whether it stays.
     """
-    bones = thin(traced.skeleton)
-    for name, tensor in named_tensors(name_tensors(bones)):
-        labels = traced.labels.get(name)
-        if labels:
-            tensor._codes = {d: 2 * v[kept[v]] for d, v in labels.items()}  # type: ignore[attr-defined]
     # Forward code that looks at values takes the path that the values say: compare with the masked network's.
     runs = traced.runs if traced.inputs_are_meta else [_masked_run(traced, kept, run.training) for run in traced.runs]
-    for run in runs:
-        follower = Follower(traced, run)
-        training = run.training and len(runs) > 1  # one run: both modes take the same steps, or this finds out
-        try:
-            with torch.random.fork_rng(devices=[]):
-                outputs = run_once(bones, traced.inputs, follower, training)
-            shapes = [getattr(t, "shape", None) for t in outputs]
-            if shapes != run.shapes:
-                raise _Apart("an output changes its shape")
-            continue
-        except Exception as error:
-            why = str(error) if isinstance(error, _Apart) else f"{type(error).__name__} after {follower.place}"
-            stored = _stored_sizes(bones, error, run.steps[: len(follower.steps) + 1])
-            at = len(follower.steps) + 10**6 * runs.index(run)
-        for step in reversed(run.steps[: max(len(follower.steps), 1)]):
-            met = [v >> 1 for v in step.codes]
-            loose = np.concatenate([v[~traced.classes.frozen(v)] for v in met]) if met else np.zeros(0, np.int64)
-            if len(loose) and not kept[loose].all():
-                return Misfit(loose, f"forward code holds a size: {why}", at, stored)
-        return Misfit(np.zeros(0, np.int64), why, at, stored)
+    with thinned(traced.skeleton):
+        for name, tensor in named_tensors(name_tensors(traced.skeleton)):
+            labels = traced.labels.get(name)
+            if labels:
+                tensor._codes = {d: 2 * v[kept[v]] for d, v in labels.items()}  # type: ignore[attr-defined]
+        for run in runs:
+            misfit = _follow(traced, run, run.training and len(runs) > 1, kept)
+            if misfit is not None:
+                misfit.step += 10**6 * runs.index(run)
+                return misfit
     return None
+
+
+def _follow(traced: Trace, run: Run, training: bool, kept: np.ndarray) -> Misfit | None:
+    """Run the thin skeleton along `run`. Where there is but one, both modes take the same steps, or this finds out."""
+    follower = Follower(traced, run)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            outputs = run_once(traced.skeleton, traced.inputs, follower, training)
+        if [getattr(t, "shape", None) for t in outputs] != run.shapes:
+            raise _Apart("an output changes its shape")
+        return None
+    except Exception as error:
+        why = str(error) if isinstance(error, _Apart) else f"{type(error).__name__} after {follower.place}"
+        stored = _stored_sizes(traced.skeleton, error, run.steps[: len(follower.steps) + 1])
+    at = len(follower.steps)
+    for step in reversed(run.steps[: max(at, 1)]):
+        met = [v >> 1 for v in step.codes]
+        loose = np.concatenate([v[~traced.classes.frozen(v)] for v in met]) if met else np.zeros(0, np.int64)
+        if len(loose) and not kept[loose].all():
+            return Misfit(loose, f"forward code holds a size: {why}", at, stored)
+    return Misfit(np.zeros(0, np.int64), why, at, stored)
 
 
 def _masked_run(traced: Trace, kept: np.ndarray, training: bool) -> Run:

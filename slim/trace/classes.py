@@ -54,7 +54,7 @@ class Classes:
 
     def unite(self, a: Ints, b: Ints, reason: str) -> None:
         """Join the classes of `a[i]` and `b[i]` for every i (they broadcast); `reason` is for those that meet 0."""
-        if a is b:
+        if a is b or np.array_equal(a, b):
             return
         a, b = self.roots(a), self.roots(b)
         apart = a != b

@@ -30,11 +30,15 @@ def named_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
 
 def named_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """Every module under each of its names, with a dot at the end."""
-    found, todo = [], [("", model)]
-    while todo:
-        prefix, module = todo.pop()
+    found: list[tuple[str, nn.Module]] = []
+
+    def visit(prefix: str, module: nn.Module) -> None:
         found.append((prefix, module))
-        todo += [(f"{prefix}{name}.", child) for name, child in reversed(module._modules.items()) if child is not None]
+        for name, child in module._modules.items():
+            if child is not None:
+                visit(f"{prefix}{name}.", child)
+
+    visit("", model)
     return found
 
 
@@ -52,9 +56,10 @@ def clone(model: nn.Module, replace: Callable[[Tensor], Tensor]) -> nn.Module:
             new = memo[id(module)] = type(module).__new__(type(module))
             fresh.append((module, new))
     for old, new in fresh:  # all are known by now, so attributes that refer to other modules find their copies
-        new.__dict__ = {key: _copy(value, memo) for key, value in old.__dict__.items()}
-    copied: nn.Module = memo.get(id(model)) or copy.deepcopy(model, memo)
-    return copied
+        copied = {k: v if type(v) in _PLAIN else _copy(v, memo) for k, v in old.__dict__.items()}
+        object.__setattr__(new, "__dict__", copied)
+    made: nn.Module = memo.get(id(model)) or copy.deepcopy(model, memo)
+    return made
 
 
 def _is_simple(kind: type[nn.Module]) -> bool:

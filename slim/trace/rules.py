@@ -216,9 +216,12 @@ def _product(tracer: Tracer, a: Tensor, b: Tensor, out: Tensor, bias: Tensor | N
 @rule("mm", "bmm", "addmm", "baddbmm")
 def product(tracer: Tracer, func: Any, args: Any, kwargs: Any) -> Any:
     p = bind(func, args, kwargs)
-    out = tracer.run(func, args, kwargs)
     first, second = next(names for names in (("mat1", "mat2"), ("batch1", "batch2"), ("self", "mat2")) if names[0] in p)
     a, b = p[first], p[second]
+    if a.is_meta and a.shape[-1] == b.shape[-2] and a.shape[:-2] == b.shape[:-2]:
+        out = torch.empty((*a.shape[:-1], b.shape[-1]), dtype=a.dtype, device=META)
+    else:
+        out = tracer.run(func, args, kwargs)
     bias = p["self"] if first != "self" else None
     return mark_fresh(_product(tracer, a, b, out, bias, tracer.place))
 
@@ -291,7 +294,7 @@ def keeps_zero(func: Any, args: Any, kwargs: Any, gated: tuple[bool, ...]) -> bo
     if torch.Tag.nondeterministic_seeded in func.tags:
         return False
     kinds = tuple(_kind(t.dtype) for t in tensors_in(args, kwargs))
-    scalars = tuple(repr(a) for a in tree_leaves((args, kwargs)) if not isinstance(a, Tensor))
+    scalars = tuple(repr(a) for a in (*args, *kwargs.values()) if not isinstance(a, Tensor))
     key = (func, kinds, scalars, gated)
     if key not in _keeps_zero_cache:
         turn = iter(zip(kinds, gated))
@@ -319,7 +322,7 @@ def pointwise(tracer: Tracer, func: Any, args: Any, kwargs: Any) -> Any:
     operands = tensors_in(args, kwargs)
     first = operands[0]
     if func.overloadpacket in QUICK and all(t.is_meta and t.dtype == first.dtype for t in operands):
-        shape = first.shape if len(operands) == 1 else torch.broadcast_shapes(*(t.shape for t in operands))
+        shape = first.shape if len(operands) == 1 else np.broadcast_shapes(*(t.shape for t in operands))
         if in_place(func) and shape != first.shape:
             raise RuntimeError(f"{func} can't write {tuple(shape)} into {tuple(first.shape)}")
         out = first if in_place(func) else torch.empty(shape, dtype=first.dtype, device=META)
@@ -374,7 +377,7 @@ def pointwise(tracer: Tracer, func: Any, args: Any, kwargs: Any) -> Any:
                 gates.append(vector & 1)
         patterns = sum((np.int64(0) if g is None else g << i for i, g in enumerate(gates)), np.int64(0))
         gate = fixed(size)
-        for pattern in np.unique(patterns):
+        for pattern in np.flatnonzero(np.bincount(np.broadcast_to(patterns, size))):
             zero = tuple(bool(pattern >> i & 1) for i in range(len(operands)))
             if any(zero) and keeps_zero(func, args, kwargs, zero):
                 gate |= patterns == pattern

@@ -34,13 +34,6 @@ class Product:
     positions: int
     dims: list[int | Ints]  # a fixed size, or one code per channel
 
-    def flops(self, kept: Any) -> int:
-        """FLOPs (multiply-adds × 2), where `kept` is a boolean array over all labels."""
-        total = 2 * self.positions
-        for dim in self.dims:
-            total *= dim if isinstance(dim, int) else int(kept[dim >> 1].sum())
-        return total
-
 
 @dataclass
 class Trace:
@@ -258,10 +251,13 @@ def name_tensors(bones: nn.Module) -> nn.Module:
 @contextmanager
 def tracing_mode(bones: nn.Module, training: bool) -> Iterator[None]:
     """Put the skeleton in training or inference mode; what is random or needs several processes stays out of it."""
-    bones.train().train(training)  # there and back: modules that cache something for inference drop it
-    for _, module in named_modules(bones):
+    modules = named_modules(bones)
+    for _, module in modules:
+        if type(module).train is not nn.Module.train:
+            module.train().train(training)  # there and back: modules that cache something for inference drop it
+    for _, module in modules:
         leaf = not (module._modules or module._parameters or module._buffers)  # dropout, drop path: noise, no channels
-        module.training = training and not leaf and not isinstance(module, nn.SyncBatchNorm)
+        module.__dict__["training"] = training and not leaf and not isinstance(module, nn.SyncBatchNorm)
     with torch.no_grad():
         yield
 
@@ -322,7 +318,8 @@ def _trace_somehow(model: nn.Module, example_inputs: Any, select: set[str]) -> T
             bones = skeleton(model, meta)
             result = Trace(Classes(), skeleton=bones, inputs_are_meta=meta, selecting=select)
             result.inputs = as_meta(example_inputs) if meta else example_inputs
-            result.parameters = [name for name, _ in bones.named_parameters()]
+            named = {id(t): name for name, t in reversed(named_tensors(bones)) if isinstance(t, nn.Parameter)}
+            result.parameters = list(reversed(named.values()))
             try:
                 result.add_run(training)
                 return result
