@@ -8,6 +8,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -20,7 +21,8 @@ from torch import nn
 
 import slim
 from slim.errors import SlimError
-from slim.export import OnnxModel, export_onnx, session, write
+from slim.export import ExportReport, OnnxModel, export_onnx, session, write
+from slim.export.predict import find_images
 
 README = Path(__file__).parent.parent / "README.md"
 CLASSES = ["zero", "one", "two", "drei", "quatre", "пять", "six", "seven", "eight", "nine"]
@@ -306,6 +308,24 @@ class NotSeven(nn.Module):
         (nn.Linear(2, 1), {"example": torch.zeros(0, 2)}, r"^example_inputs: expected"),
         (nn.Linear(2, 1), {"example": "photo"}, r"^example_inputs: expected"),
         (Bessel(), {}, r"bessel_j0"),
+        (nn.Flatten(), {"preprocess": True}, r"^preprocess needs mean and std"),
+        (
+            nn.Flatten(0, 1),
+            {"preprocess": True, "mean": [0.5] * 3, "std": [0.5] * 3},
+            r"^preprocess takes a classifier that gives \[N, K\]: this network gives \[\[6, 2, 2\]\]",
+        ),
+        (nn.Flatten(), {"preprocess": True, "mean": [0.5] * 3, "std": [0.5, 0, 1]}, r"^std is .*above 0"),
+        (nn.Linear(2, 1), {"dynamic_size": True, "example": torch.zeros(1, 2)}, r"^dynamic_size: .*\[1, 2\]"),
+        (
+            nn.Sequential(nn.Flatten(), nn.Linear(12, 2)),
+            {"dynamic_size": True},
+            r"^the network can't run a batch of 2 of another size, \[2, 3, 34, 66\]: ",
+        ),
+        (
+            nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 2)),
+            {"dynamic_size": True},
+            r"^model.onnx doesn't run in onnxruntime .*running Gemm node",
+        ),
         (OnlyPairs(), {}, r"^the network can only be exported for a batch of 2: "),
         (NotSeven(), {}, r"^the network can't run a batch of 7 like the example: not seven$"),
     ],
@@ -463,7 +483,7 @@ def bad_images(folder: Path) -> dict[str, object]:
         "not an image": folder,
         "dtype float32": np.zeros((4, 5), np.float32),
         r"shape \[4, 5, 2\]": np.zeros((4, 5, 2), np.uint8),
-        r"shape \[1, 4, 5, 3\]": np.zeros((1, 4, 5, 3), np.uint8),
+        r"shape \[1, 1, 4, 5, 3\]": np.zeros((1, 1, 4, 5, 3), np.uint8),
         "at least one pixel": np.zeros((0, 5), np.uint8),
         "mode I;16": Image.fromarray(np.zeros((4, 5), np.uint16)),
         "image of type int": 7,
@@ -476,11 +496,136 @@ def test_bad_images_get_one_line(pixels: Path, tmp_path: Path) -> None:
         with pytest.raises(SlimError, match=message) as caught:
             model.predict([image])
         assert "\n" not in str(caught.value)
-    for images in ("photo.png", np.zeros((4, 5), np.uint8)):
-        with pytest.raises(SlimError, match="expected a list of images"):
-            model.predict(images)
     with pytest.raises(SlimError, match="top 0"):
         model.predict([], top=0)
+    with pytest.raises(SlimError, match="batch_size 0"):
+        model.predict([], batch_size=0)
+
+
+def test_folders_patterns_and_arrays_stand_for_their_images(
+    exported: tuple[Path, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = np.random.default_rng(1).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
+    (tmp_path / "more").mkdir()
+    for name, image in zip(["b.png", "a.PNG", "more/d.bmp", "more/c.png", "[1].png"], images):
+        Image.fromarray(image).save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("not an image")
+    model = OnnxModel(exported[0])
+    singly = [model.predict([image])[0] for image in images]
+    order = [4, 1, 0, 3, 2]  # by name: [1].png a.PNG b.png more/c.png more/d.bmp
+    assert find_images(tmp_path) == [
+        str(tmp_path / n) for n in ("[1].png", "a.PNG", "b.png", "more/c.png", "more/d.bmp")
+    ]
+    for given, expected in [
+        (tmp_path, order),
+        (str(tmp_path / "more"), [3, 2]),
+        (str(tmp_path / "**" / "?.png"), [0, 3]),
+        (tmp_path / "[1].png", [4]),  # a file of that name, not a pattern
+        (Image.fromarray(images[2]), [2]),
+        (images[3], [3]),
+        (images, range(5)),
+        ([tmp_path / "b.png", images[1:3]], [0, 1, 2]),
+    ]:
+        found = model.predict(given)
+        assert [[label for label, _ in best] for best in found] == [[label for label, _ in singly[i]] for i in expected]
+        assert [best[0][1] for best in found] == pytest.approx([singly[i][0][1] for i in expected], rel=1e-5)
+    (tmp_path / "empty").mkdir()
+    for nothing, message in [(tmp_path / "empty", "holds no image"), (str(tmp_path / "*.gif"), "no file matches")]:
+        with pytest.raises(SlimError, match=message):
+            model.predict(nothing)
+
+
+def test_a_stream_can_leave_out_what_it_can_not_read(exported: tuple[Path, float], tmp_path: Path) -> None:
+    image = np.zeros((8, 8, 3), np.uint8)
+    (tmp_path / "broken.png").write_text("no image")
+    given = [image, tmp_path / "broken.png", image, np.zeros((8, 8), np.int64), image]
+    left_out: list[tuple[object, str]] = []
+    model = OnnxModel(exported[0])
+    shown = [
+        seen for seen, _ in model.stream(given, batch_size=2, on_error=lambda *e: left_out.append((e[0], str(e[1]))))
+    ]
+    assert [any(seen is one for one in (given[0], given[2], given[4])) for seen in shown] == [True] * 3
+    assert left_out[0][0] == given[1] and "not an image" in left_out[0][1]
+    assert left_out[1][0] is given[3] and "dtype int64" in left_out[1][1]
+
+
+# Preprocessing in the graph, and images of any size
+
+
+@pytest.fixture(scope="module")
+def small() -> nn.Module:
+    torch.manual_seed(1)
+    body = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1, stride=2, bias=False), nn.BatchNorm2d(6), nn.Hardswish())
+    return shake(nn.Sequential(body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 10))).eval()
+
+
+@pytest.fixture(scope="module")
+def whole(small: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> ExportReport:
+    """With everything that can be put in, checked in float64 too."""
+    path = tmp_path_factory.mktemp("whole") / "whole.onnx"
+    settings = {"classes": CLASSES, "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
+    return export_onnx(
+        small, torch.zeros(1, 3, 8, 8), path, dynamic_size=True, preprocess=True, float64=True, **settings
+    )
+
+
+def test_preprocessing_in_the_graph_against_numpy(small: nn.Module, whole: ExportReport) -> None:
+    net = onnxruntime.InferenceSession(whole.path)
+    assert [(entry.name, entry.type, entry.shape) for entry in net.get_inputs()] == [
+        ("images", "tensor(uint8)", ["batch", "height", "width", 3])
+    ]
+    assert net.get_outputs()[0].name == "probabilities"
+    for shape in ((1, 8, 8, 3), (5, 8, 8, 3), (2, 11, 30, 3)):
+        images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+        normalised = (images / 255 - [0.1, 0.2, 0.3]) / [0.4, 0.5, 0.6]
+        with torch.no_grad():
+            logits = small(torch.tensor(normalised.transpose(0, 3, 1, 2), dtype=torch.float32)).numpy()
+        expected = np.stack([softmax(row) for row in logits])
+        assert np.allclose(net.run(None, {"images": images})[0], expected, rtol=1e-4)
+    # strides would be traced as ten nodes with Range and Gather
+    assert ops(whole.path) == [
+        *("Cast", "Mul", "Add", "Transpose", "Conv", "HardSwish", "ReduceMean", "Reshape", "Gemm", "Softmax")
+    ]
+
+
+def test_predict_is_the_same_with_preprocessing_in_the_graph(
+    small: nn.Module, whole: ExportReport, tmp_path: Path
+) -> None:
+    plain = tmp_path / "plain.onnx"
+    export_onnx(small, torch.zeros(1, 3, 8, 8), plain, classes=CLASSES, mean=[0.1, 0.2, 0.3], std=[0.4, 0.5, 0.6])
+    images = list(np.random.default_rng(4).integers(0, 256, (4, 9, 7, 3), dtype=np.uint8))
+    for inside, outside in zip(OnnxModel(whole.path).predict(images), OnnxModel(plain).predict(images)):
+        assert [label for label, _ in inside] == [label for label, _ in outside]
+        assert [p for _, p in inside] == pytest.approx([p for _, p in outside], rel=1e-4)
+    with pytest.raises(SlimError, match=r"float32: whole.onnx normalises by itself; expected uint8"):
+        OnnxModel(whole.path)(np.zeros((1, 8, 8, 3), np.float32))
+    with pytest.raises(SlimError, match=r"shape \[1, 3, 8, 8\]: expected \[N, N, N, 3\]"):
+        OnnxModel(whole.path)(np.zeros((1, 3, 8, 8), np.uint8))
+
+
+def test_float64_tells_a_wrong_graph_from_rounding(
+    small: nn.Module, whole: ExportReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert whole.float64_engine == "onnx reference"  # onnxruntime has no Conv in float64
+    assert whole.float64_error is not None and 0 < whole.float64_error < 1e-7
+    made = export_onnx(nn.Linear(4, 3).double(), torch.zeros(1, 4), tmp_path / "linear.onnx", float64=True)
+    assert made.float64_engine == "onnxruntime" and made.float64_error is not None and made.float64_error < 1e-14
+
+    # A BatchNorm with a wrong epsilon: 10⁻⁵ of the running variance, which float32 can't be trusted to show
+    translate = write._translate
+
+    def wrong(net: nn.Module, call: write.Call, opset: int, names: object, optimize: bool) -> object:
+        made = translate(net, call, opset, names, optimize)
+        proto = made.model_proto
+        for node in proto.graph.node:
+            if node.op_type == "BatchNormalization":
+                next(a for a in node.attribute if a.name == "epsilon").f += 1e-5
+        return made if optimize else SimpleNamespace(model_proto=proto)
+
+    monkeypatch.setattr(write, "_translate", wrong)
+    with pytest.raises(SlimError, match=r"^a.onnx: before optimisation, the graph differs .* in float64"):
+        export_onnx(small, torch.zeros(1, 3, 8, 8), tmp_path / "a.onnx", float64=True)
+    assert not (tmp_path / "a.onnx").exists()
 
 
 # Files that OnnxModel must refuse
@@ -503,6 +648,16 @@ def test_bad_files_get_one_line(tmp_path: Path, exported: tuple[Path, float]) ->
         assert name in str(caught.value) and "\n" not in str(caught.value)
     with pytest.raises(SlimError, match="no file"):
         OnnxModel(tmp_path)
+
+    model = onnx.load_from_string(whole)
+    for opset, ir_version, message in [
+        (99, 10, r"future.onnx' needs opset 99 of ai.onnx: expected at most \d+, which onnxruntime"),
+        (20, 99, r"future.onnx' has ONNX IR version 99: expected at most \d+, which onnxruntime"),
+    ]:
+        model.opset_import[0].version, model.ir_version = opset, ir_version
+        onnx.save(model, tmp_path / "future.onnx")
+        with pytest.raises(SlimError, match=message):
+            OnnxModel(tmp_path / "future.onnx")
 
 
 def test_missing_and_broken_metadata(tmp_path: Path, exported: tuple[Path, float]) -> None:

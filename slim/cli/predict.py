@@ -8,17 +8,27 @@ writes  nothing
 from collections.abc import Sequence
 
 from slim.cli.command import PlainParser, mistakes_in_one_line
+from slim.errors import SlimError
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     with mistakes_in_one_line("slim-predict"):
         parser = PlainParser("slim-predict", __doc__)
         parser.add_argument("model", metavar="MODEL", help="an ONNX file")
-        parser.add_argument("images", nargs="+", metavar="IMAGE", help="an image file")
+        parser.add_argument("images", nargs="+", metavar="IMAGE", help='an image file, a folder, or "*.jpg"')
         parser.add_argument("--top", type=int, default=3, metavar="N", help="classes to show of each image (3)")
+        parser.add_argument("--batch_size", type=int, default=64, metavar="N", help="images in one call (64)")
+        parser.add_argument("--provider", default="auto", metavar="TEXT", help="auto, cpu, cuda, … (auto)")
         arguments = parser.parse_args(argv)
-        from slim.export import OnnxModel
+        from slim import report
+        from slim.export.predict import OnnxModel, find_images
 
-        results = OnnxModel(arguments.model).predict(arguments.images, top=arguments.top)
-        for image, classes in zip(arguments.images, results, strict=True):
+        images = find_images(arguments.images)
+        net = OnnxModel(arguments.model, arguments.provider)
+        unread: list[SlimError] = []  # told at the end: one broken file among many costs only itself
+        results = net.stream(images, arguments.top, arguments.batch_size, lambda _, error: unread.append(error))
+        for image, classes in report.counted(results, "images", len(images)):
             print(f"{image}: " + ", ".join(f"{label} ({share:.1%})" for label, share in classes))
+        if unread:
+            others = f" (and {len(unread) - 1} more)" if len(unread) > 1 else ""
+            raise SlimError(f"{unread[0]}{others}")

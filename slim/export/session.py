@@ -1,6 +1,11 @@
 """Opening an ONNX file in onnxruntime: which provider runs it, on how many threads, and clear errors."""
 
-from collections.abc import Mapping
+import contextlib
+import io
+import logging
+import re
+import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import onnxruntime
@@ -37,7 +42,7 @@ def open_session(
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # onnxruntime's own errors share no base class
-        raise SlimError(f"{str(path)!r} is not an ONNX file that onnxruntime can run: {brief(error)}") from error
+        raise SlimError(f"{str(path)!r} {_cause(str(error))}") from error
     started = session.get_providers()[0]
     if provider != "auto" and started != wanted:
         raise SlimError(f"provider {provider!r} doesn't start here (onnxruntime would use {started})")
@@ -56,6 +61,32 @@ def find_provider(name: str) -> str:
     return by_name[short]
 
 
-def brief(error: Exception) -> str:
+def _cause(message: str) -> str:
+    """What is wrong with a file that onnxruntime refuses with this message."""
+    runtime = f"onnxruntime {onnxruntime.__version__}"
+    if opset := re.search(r"Opset (\d+) .*?domain (\S+) is till opset (\d+)", message, re.DOTALL):
+        return f"needs opset {opset[1]} of {opset[2]}: expected at most {opset[3]}, which {runtime} knows"
+    if version := re.search(r"IR version: (\d+), max supported IR version: (\d+)", message):
+        return f"has ONNX IR version {version[1]}: expected at most {version[2]}, which {runtime} reads"
+    return f"is not an ONNX file that onnxruntime can run: {brief(message)}"
+
+
+def brief(error: Exception | str) -> str:
     """onnxruntime's message without its prefix, on one line."""
     return " ".join(str(error).split(" : ", 3)[-1].split())[:200]
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """Neither logs, warnings nor prints: what matters of them is in the error."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with (
+            warnings.catch_warnings(action="ignore"),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            yield
+    finally:
+        logging.disable(disabled)

@@ -4,7 +4,7 @@
 `words`     numbers and names as people read them
 """
 
-from slim.report.terminal import FittingTable, conditions, plan_table, render, stage_table, training
+from slim.report.terminal import FittingTable, conditions, counted, plan_table, render, stage_table, training
 from slim.report.words import closing, count, headline, size
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "closing",
     "conditions",
     "count",
+    "counted",
     "headline",
     "plan_table",
     "render",

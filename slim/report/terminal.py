@@ -7,16 +7,16 @@ progress is a plain line now and then. Colours follow NO_COLOR and the terminal,
 import copy
 import io
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich import box
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
 from rich.measure import Measurement
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn, track
 from rich.table import Table
 
 from slim.report import words
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from slim.bench import BenchReport
     from slim.planning import PruningPlan
 
+Item = TypeVar("Item")
+
+FEW = 100  # images that need no bar
 LINES_PER_TRAINING = 10  # where there is no terminal to draw in
 EPOCHS_SHOWN = 8  # in the live table
 BAR = 20  # characters for a whole layer
@@ -143,6 +146,13 @@ def sparkline(counts: Sequence[float], width: int = 16) -> str:
     return "".join(
         SPARKS[min(len(SPARKS) - 1, int(math.sqrt(n / top) * len(SPARKS)))] if n > 0 else " " for n in merged
     )
+
+
+def counted(work: Iterable[Item], what: str, total: int) -> Iterator[Item]:
+    """Goes through `work` with a bar on stderr, if that is a terminal and there is enough to wait for."""
+    console = Console(stderr=True)
+    hidden = total < FEW or not console.is_terminal
+    yield from track(work, what, total, console=console, transient=True, disable=hidden)
 
 
 def stage_table(stages: Mapping[str, Record], title: str) -> FittingTable:
