@@ -32,6 +32,7 @@ _HOME = {  # public name -> the room it lives in
     "load": "checkpoint",
     "export_onnx": "export",
     "OnnxModel": "export",
+    "quantize_onnx": "export",
     "benchmark": "bench",
     "SlimError": "errors",
 }
@@ -56,6 +57,7 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from slim.errors import SlimError as SlimError
     from slim.export import OnnxModel as OnnxModel
     from slim.export import export_onnx as export_onnx
+    from slim.export import quantize_onnx as quantize_onnx
     from slim.planning import PruningPlan as PruningPlan
     from slim.planning import explain as explain
     from slim.planning import plan as plan

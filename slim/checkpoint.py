@@ -33,6 +33,7 @@ STAGES = {
     "pruned": ("pruned.safetensors", "slim-prune"),
     "finetuned": ("finetuned.safetensors", "slim-finetune"),
     "onnx": ("model.onnx", "slim-export"),
+    "int8": ("model.int8.onnx", "slim-export --int8"),
 }
 
 

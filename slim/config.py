@@ -108,6 +108,16 @@ class PruneConfig:
 @dataclass
 class ExportConfig:
     opset: int = setting(20, "version of the ONNX operator set", "[18, 25]")
+    dynamic_size: bool = setting(False, "leave height and width of the images open")
+    preprocess: bool = setting(False, "normalise inside: raw images in, uint8 [N, H, W, C], probabilities out")
+    float64: bool = setting(False, "also compare in float64, before optimisation; takes twice as long")
+    int8: bool = setting(False, "also write model.int8.onnx, quantised on training images")
+    calibration: Literal["minmax", "entropy", "percentile"] = setting(
+        "minmax", "how INT8 finds the range of activations; the latter two keep all values in memory"
+    )
+    calibration_images: int = setting(256, "to find those ranges on", "[1, inf)")
+    max_loss: float = setting(0.01, "share of the test images that INT8 may lose, or it isn't kept", "[0, 1]")
+    reduce_range: bool = setting(False, "INT8 weights in 7 bits, for processors without VNNI")
 
 
 @dataclass

@@ -8,8 +8,10 @@ Every stage prints to `console` (a new one by default) and returns the paths tha
 """
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from math import ceil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -146,12 +148,59 @@ def export_stage(
     _enter(path.parent, "onnx", record, settings)
     console.print(report.stage_table({before.stage: before.metrics, "onnx": record}, "export"))
     console.print(f"the ONNX file equals PyTorch's network to {made.max_relative_error:.0e} (relative)")
+    if made.float64_engine:
+        reached = "not compared" if made.float64_error is None else f"equal to {made.float64_error:.0e}"
+        console.print(f"in float64, before optimisation: {reached} ({made.float64_engine})")
+    if settings.export.int8:
+        written.append(int8_stage(source, settings, allow_code=allow_code, console=console))
     return written
+
+
+def int8_stage(source: Path, settings: RunConfig, *, allow_code: bool = False, console: Console | None = None) -> Path:
+    """Quantise the model.onnx beside `source`, the network that it was exported from, as model.int8.onnx: on training
+    images, and only if the test images say that it is as good. SlimError where it isn't."""
+    from slim.bench import benchmark  # imports onnxruntime
+
+    console = console or Console()
+    before = _open(source, settings, allow_code)
+    dataset = before.dataset or data.load(settings.data, settings.seed)
+    shape = list(dataset.test.images.shape[1:])
+    if shape != before.facts["input_shape"] or len(dataset.classes) != len(before.facts["classes"] or dataset.classes):
+        raise SlimError(
+            f"data.name is {settings.data.name!r}, with {len(dataset.classes)} classes of images {shape}: INT8 needs "
+            f"images like those that {source} was trained on, {before.facts['input_shape']}"
+        )
+    files = {stage: source.with_name(STAGES[stage][0]) for stage in ("onnx", "int8")}
+    net = export.OnnxModel(files["onnx"])
+    size = 32
+    batches = data.batches(dataset.train, dataset, size, shuffle_seed=settings.seed)
+    calibration = (_as_taken(net, images, dataset) for images, _ in batches)
+    made = export.quantize_onnx(
+        files["onnx"],
+        files["int8"],
+        islice(calibration, ceil(settings.export.calibration_images / size)),
+        _test_batches(net, dataset),
+        max_loss=settings.export.max_loss,
+        method=settings.export.calibration,
+        reduce_range=settings.export.reduce_range,
+    )
+    summary, _ = _read_records(source.parent)
+    was = summary["onnx"]
+    record = was | {"accuracy": made.accuracy, "file_size": made.file_size}
+    for key in ("latency_ms", "speedup", "bench", "max_relative_error"):
+        record.pop(key, None)
+    _enter(source.parent, "int8", record, settings)
+    timing = benchmark(files, **asdict(replace(settings.bench, batch_sizes=settings.bench.batch_sizes[:1])))
+    rows = {row.model: {"latency_ms": row.median_ms} for row in timing.rows}
+    console.print(report.stage_table({"onnx": was | rows["onnx"], "int8": record | rows["int8"]}, "INT8"))
+    return files["int8"]
 
 
 def bench_stage(source: Path, settings: RunConfig, *, console: Console | None = None) -> list[Path]:
     """Measure `source`, a run's model.onnx, against the baseline.onnx beside it."""
     files = {"baseline": source.with_name("baseline.onnx"), "onnx": source}
+    if "int8" in _read_records(source.parent)[0]:
+        files["int8"] = source.with_name(STAGES["int8"][0])
     made = bench_files({name: path for name, path in files.items() if path.exists()}, settings, console=console)
     return [_enter_latency(source.parent, made, settings)]
 
@@ -174,16 +223,24 @@ def run(
     [sparse] = _train_new("sparse", settings, settings.sparsity, allow_code, console, fresh=False)
     [pruned, plan_path] = prune_stage(sparse, settings, allow_code=allow_code, console=console)
     [finetuned] = finetune_stage(pruned, settings, allow_code=allow_code, console=console)
-    onnx = export_stage(finetuned, settings, unpruned=baseline, allow_code=allow_code, console=console)
+    in_float = replace(settings, export=replace(settings.export, int8=False))
+    onnx = export_stage(finetuned, in_float, unpruned=baseline, allow_code=allow_code, console=console)
+    files = {"onnx": onnx[0]}
+    if settings.export.int8:
+        try:
+            files["int8"] = int8_stage(finetuned, settings, allow_code=allow_code, console=console)
+            onnx.append(files["int8"])
+        except SlimError as refused:  # the rest of the run is no worse for it
+            console.print(str(refused))
     with TemporaryDirectory() as folder:
-        files = {
+        before = {
             "baseline": onnx[1],
             "sparse": Path(folder, "sparse.onnx"),
             "pruned": Path(folder, "pruned.onnx"),
         }
         for stage, path in (("sparse", sparse), ("pruned", pruned)):
-            _export(_open(path, settings, allow_code), files[stage], settings)
-        made = bench_files(files | {"onnx": onnx[0]}, settings, console=console)
+            _export(_open(path, settings, allow_code), before[stage], settings)
+        made = bench_files(before | files, settings, console=console)
     summary_path = _enter_latency(baseline.parent, made, settings)
     summary, _ = _read_records(baseline.parent)
     console.print(report.stage_table(summary, f"{settings.name}, seed {settings.seed}"))
@@ -358,17 +415,37 @@ def _export(trained: Trained, path: Path, settings: RunConfig) -> "export.Export
     facts = {key: trained.facts[key] for key in ("classes", "mean", "std")}
     digest = trained.plans[-1].digest if trained.plans else None
     return export.export_onnx(
-        trained.model, trained.example, path, opset=settings.export.opset, plan_digest=digest, **facts
+        trained.model,
+        trained.example,
+        path,
+        opset=settings.export.opset,
+        dynamic_size=settings.export.dynamic_size,
+        preprocess=settings.export.preprocess,
+        float64=settings.export.float64,
+        plan_digest=digest,
+        **facts,
     )
 
 
 def _onnx_accuracy(path: Path, dataset: Dataset) -> float:
     """Accuracy on the test images, run in onnxruntime."""
     net = export.OnnxModel(path)
-    right = 0
-    for images, labels in data.batches(dataset.test, dataset, 256):
-        right += int((net(images).argmax(1) == labels.numpy()).sum())
+    right = sum(int((net(images).argmax(1) == labels.numpy()).sum()) for images, labels in _test_batches(net, dataset))
     return right / len(dataset.test)
+
+
+def _test_batches(net: "export.OnnxModel", dataset: Dataset) -> Iterator[tuple[Tensor, Tensor]]:
+    """The test images as a file takes them, with their labels."""
+    for images, labels in data.batches(dataset.test, dataset, 256):
+        yield _as_taken(net, images, dataset), labels
+
+
+def _as_taken(net: "export.OnnxModel", images: Tensor, dataset: Dataset) -> Tensor:
+    """Normalised images [N, C, H, W] as they are, or as the pixels that they were where the file normalises."""
+    if not net.raw:
+        return images
+    mean, std = (torch.tensor(values).reshape(-1, 1, 1) for values in (dataset.mean, dataset.std))
+    return ((images * std + mean) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
 
 
 def _enter_latency(folder: Path, made: "BenchReport", settings: RunConfig) -> Path:

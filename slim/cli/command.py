@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 # a small network train 40 times slower (64 images/s, passive 2,500; 2 threads on 2 busy cores).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+SWITCH = "true|false"  # the metavar of a setting that is on or off
+
 
 @dataclass(frozen=True)
 class Given:
@@ -104,10 +106,19 @@ class PlainParser(argparse.ArgumentParser):
         self.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
 
     def parse_args(self, args: Sequence[str] | None = None) -> argparse.Namespace:  # type: ignore[override]
-        arguments, rest = self.parse_known_args(args)
+        arguments, rest = self.parse_known_args(self._with_true(sys.argv[1:] if args is None else args))
         for word in rest:
             raise (self._unknown(word.partition("=")[0]) if word.startswith("-") else SlimError(f"what is {word!r}?"))
         return arguments
+
+    def _with_true(self, args: Sequence[str]) -> list[str]:
+        """A switch alone means true: --int8 FILE is --int8=true FILE, and --int8 false stays."""
+        switches = {o for a in self._actions if a.metavar == SWITCH for o in a.option_strings}
+        following = [*args[1:], ""]
+        return [
+            f"{word}=true" if word in switches and then.lower() not in ("true", "false") else word
+            for word, then in zip(args, following)
+        ]
 
     def error(self, message: str) -> Any:
         raise SlimError(message)
@@ -182,7 +193,7 @@ def _metavar(kind: Any) -> str:
     if get_origin(kind) is Literal:
         choices = "|".join(get_args(kind))
         return choices if len(choices) < 40 else "NAME"  # a longer one would break 80 columns
-    words = {str: "TEXT", bool: "true|false", list[int]: "[N, ...]", dict[str, Any]: "{...}"}
+    words = {str: "TEXT", bool: SWITCH, list[int]: "[N, ...]", dict[str, Any]: "{...}"}
     return words.get(kind, "N" if kind in (int, int | None) else "X")
 
 

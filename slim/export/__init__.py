@@ -1,8 +1,8 @@
 """ONNX out, checked; ONNX in, ready to predict.
 
 `session` opens a file in onnxruntime, `write` exports a network and checks the file against it, `predict`
-runs a file on arrays and on images. Only `write` needs torch, so names are looked up on first use: predicting
-starts in a blink.
+runs a file on arrays and on images, `quantize` makes an INT8 file of a float one. Only `write` needs torch, so
+names are looked up on first use: predicting starts in a blink.
 """
 
 from importlib import import_module
@@ -10,11 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from slim.export.predict import OnnxModel
+    from slim.export.quantize import Int8Report, quantize_onnx
     from slim.export.write import ExportReport, export_onnx
 
-__all__ = ["ExportReport", "OnnxModel", "export_onnx"]
+__all__ = ["ExportReport", "Int8Report", "OnnxModel", "export_onnx", "quantize_onnx"]
 
-_HOME = {"export_onnx": "write", "ExportReport": "write", "OnnxModel": "predict"}
+_HOME = {
+    "export_onnx": "write",
+    "ExportReport": "write",
+    "OnnxModel": "predict",
+    "quantize_onnx": "quantize",
+    "Int8Report": "quantize",
+}
 
 
 def __getattr__(name: str) -> Any:

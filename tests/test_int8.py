@@ -1,0 +1,153 @@
+"""INT8 files: what is in them, what they predict against onnxruntime alone, and what must be refused."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import numpy_helper
+from sklearn.datasets import load_digits
+from torch import nn
+
+import slim
+from slim import pipeline
+from slim.cli import export as export_command
+from slim.config import RunConfig
+from slim.errors import SlimError
+
+CLASSES = [str(digit) for digit in range(10)]
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[torch.Tensor, torch.Tensor]:
+    """Raw images uint8 [N, 1, 8, 8] and labels."""
+    bunch = load_digits()
+    return torch.tensor(bunch.images * 15, dtype=torch.uint8)[:, None], torch.tensor(bunch.target)
+
+
+@pytest.fixture(scope="module")
+def net(digits: tuple[torch.Tensor, torch.Tensor]) -> nn.Module:
+    """A random body whose head is fitted by least squares: right on more than 9 of 10 digits, without training."""
+    torch.manual_seed(0)
+    images, labels = digits[0].float() / 255, digits[1]
+    body = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten())
+    head = nn.Linear(256, 10)
+    with torch.no_grad():
+        body[1].momentum = None
+        body(images[:1500])
+        features = torch.cat([body.eval()(images), torch.ones(len(images), 1)], 1)
+        targets = nn.functional.one_hot(labels[:1500]).float()
+        solution = torch.linalg.lstsq(features[:1500], targets, driver="gelsd").solution
+        head.weight.copy_(solution[:-1].T)
+        head.bias.copy_(solution[-1])
+    return nn.Sequential(body, head).eval()
+
+
+@pytest.fixture(scope="module")
+def source(net: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("int8") / "float.onnx"
+    slim.export_onnx(net, torch.zeros(1, 1, 8, 8), path, classes=CLASSES, mean=[0.0], std=[1.0], plan_digest="abc")
+    return path
+
+
+@pytest.mark.parametrize("reduce_range", [False, True])
+def test_int8_predicts_like_float(
+    source: Path, digits: tuple[torch.Tensor, torch.Tensor], tmp_path: Path, reduce_range: bool
+) -> None:
+    images, labels = digits[0].float() / 255, digits[1]
+    path = tmp_path / "int8.onnx"
+    test = [(images[1500:1600], labels[1500:1600]), (images[1600:], labels[1600:])]
+    report = slim.quantize_onnx(source, path, [images[:128], images[128:200]], test, reduce_range=reduce_range)
+    assert report.path == path and report.file_size == path.stat().st_size < source.stat().st_size
+    accuracies = []
+    for file in (source, path):  # by onnxruntime alone
+        logits = onnxruntime.InferenceSession(file).run(None, {"images": images[1500:].numpy()})[0]
+        accuracies.append(float(np.mean(logits.argmax(1) == labels[1500:].numpy())))
+    assert [report.float_accuracy, report.accuracy] == pytest.approx(accuracies)
+    assert accuracies[0] > 0.9 and report.images == 297 and report.loss <= 0.01
+
+    model, before = onnx.load(path), onnx.load(source)
+    assert {e.key: e.value for e in model.metadata_props} == {e.key: e.value for e in before.metadata_props}
+    # Weights: a scale for each output channel, and no further from the float ones than half a step
+    weights = {entry.name: numpy_helper.to_array(entry) for entry in model.graph.initializer}
+    convolution = next(node for node in before.graph.node if node.op_type == "Conv")
+    name = convolution.input[1]
+    original = next(numpy_helper.to_array(e) for e in before.graph.initializer if e.name == name)
+    quantised, scale = weights[f"{name}_quantized"], weights[f"{name}_scale"]
+    assert quantised.dtype == np.int8 and scale.shape == (16,)
+    assert np.abs(quantised.astype(int)).max() <= (64 if reduce_range else 127)
+    steps = scale[:, None, None, None]
+    assert (np.abs(quantised * steps - original) <= steps / 2 * 1.001).all()
+    # … and integer kernels run it
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    kinds = {node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node}
+    assert "QLinearConv" in kinds and not kinds & {"Conv", "FusedConv"}
+
+
+def test_with_preprocessing_in_the_graph(
+    net: nn.Module, digits: tuple[torch.Tensor, torch.Tensor], tmp_path: Path
+) -> None:
+    float_path, path = tmp_path / "float.onnx", tmp_path / "int8.onnx"
+    slim.export_onnx(net, torch.zeros(1, 1, 8, 8), float_path, preprocess=True, mean=[0.0], std=[1.0], classes=CLASSES)
+    raw = digits[0].permute(0, 2, 3, 1)
+    slim.quantize_onnx(float_path, path, [raw[:200]], [(raw[1500:], digits[1][1500:])])
+    kinds = [node.op_type for node in onnx.load(path).graph.node]
+    assert [kind for kind in kinds if "Linear" not in kind][:4] == ["Cast", "Mul", "Add", "Transpose"]
+    assert "QuantizeLinear" not in kinds[: kinds.index("Mul")] and kinds.count("DequantizeLinear") >= 6
+    predicted = slim.OnnxModel(path).predict(list(raw[1500:].numpy()), top=1)
+    assert np.mean([int(best[0][0]) == label for best, label in zip(predicted, digits[1][1500:])]) > 0.9
+
+
+def test_bad_results_are_refused(source: Path, digits: tuple[torch.Tensor, torch.Tensor], tmp_path: Path) -> None:
+    images, labels = digits[0].float() / 255, digits[1]
+    path = tmp_path / "int8.onnx"
+    path.write_bytes(b"earlier")
+    test = [(images[1500:], labels[1500:])]
+    dark = images[:32] * 0.01  # ranges that real images pass a hundredfold
+    with pytest.raises(SlimError, match=r"^INT8 is right on \d+\.\d\d% where float is on 9\d.* 297 images: .* 1\.00%"):
+        slim.quantize_onnx(source, path, [dark], test)
+    with pytest.raises(SlimError, match="loss of at most 5"):  # without labels, float's own answers are the truth
+        slim.quantize_onnx(source, path, [dark], [(images[1500:], None)], max_loss=0.05)
+    with pytest.raises(SlimError, match="no calibration images"):
+        slim.quantize_onnx(source, path, [], test)
+    with pytest.raises(SlimError, match="no test images"):
+        slim.quantize_onnx(source, path, [images[:32]], [])
+    with pytest.raises(SlimError, match=r"images of shape \[2, 3, 8, 8\]: expected \[N, 1, 8, 8\]"):
+        slim.quantize_onnx(source, path, [torch.zeros(2, 3, 8, 8)], test)
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"earlier"]
+    assert slim.quantize_onnx(source, path, [dark], test, max_loss=1).loss > 0.01
+
+
+def test_the_command_enters_a_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = RunConfig(name="short")
+    settings.train.epochs = 1
+    pipeline.train_stage(settings)
+    run = tmp_path / "checkpoints" / "short"
+    shutil.copy(run / "sparse.safetensors", run / "finetuned.safetensors")
+    export_command.main(["--int8", "--calibration_images", "64", "--bench.runs", "3", "--max_loss", "1"])
+    summary = json.loads((run / "summary.json").read_text())
+    assert list(summary) == ["sparse", "onnx", "int8"]
+    assert summary["int8"]["file_size"] == (run / "model.int8.onnx").stat().st_size < summary["onnx"]["file_size"]
+    assert 0 < summary["int8"]["accuracy"] < 1
+    printed = capsys.readouterr().out
+    assert "INT8" in printed and "latency" in printed and "model.int8.onnx" in printed.splitlines()[-1]
+
+    pipeline.bench_stage(run / "model.onnx", settings)
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["int8"]["latency_ms"] > 0 and summary["int8"]["speedup"] > 0
+
+    kept = (run / "model.int8.onnx").read_bytes()
+    monkeypatch.setattr("slim.export.quantize._compare", lambda *_: (0.5, 0.9, 10))
+    with pytest.raises(SlimError, match=r"^INT8 is right on 50.00% where float is on 90.00%"):
+        pipeline.int8_stage(run / "finetuned.safetensors", settings)
+    assert (run / "model.int8.onnx").read_bytes() == kept
+    assert json.loads((run / "summary.json").read_text()) == summary
