@@ -1,0 +1,326 @@
+"""How fast slim trains, against the loops that people start from: images per second of whole epochs, data included.
+
+    python scripts/bench_train.py [--images 5120] [--rounds 3] [--threads 2] [--device cpu] [--compile]
+    python scripts/bench_train.py --accuracy [--images 8192] [--epochs 6] [--seeds 3]
+
+CIFAR-10 (JPEG) of $SLIM_DATA, ResNet-20, batch 64, SGD with momentum, the L1 penalty on γ. In each round every way
+trains one epoch on the same images; the order turns with the rounds. The ways:
+
+- slim: `slim.train.fit` with its defaults: decoded images on the device, channels_last, fused optimizer;
+- slim, compiled: the same with compile=True; the compiler's time, before the first round, is given apart;
+- paper: the loop of the paper's authors: torchvision's ImageFolder, a DataLoader with one worker and PIL transforms,
+  fp32, NCHW, and a Python loop over all BatchNorms for the penalty;
+- paper, arrays: the same on images that are decoded already, as torchvision keeps the original CIFAR-10;
+- lightning: the paper's data and penalty in Lightning's Trainer as it comes (no checkpoints, no logger, no bar);
+- slim, pruned / pruned to multiples of 8: slim on the network that `slim.plan` leaves of ResNet-20 at half its FLOPs.
+
+--accuracy trains slim and paper from the same weights with the same recipe and compares accuracies on the test images
+over the seeds. It goes on where it was stopped: finished trainings are read from scripts/results/.
+"""
+
+import argparse
+import copy
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the slim commands set it; for all ways
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from shared import RESULTS, cifar10_jpeg, mean_and_spread, ran_on, table, write
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, Subset
+from torchvision import datasets, transforms
+
+import slim
+from slim import data, models, train
+from slim.config import DataConfig, OptimConfig, SparsityConfig
+from slim.data import Split
+from slim.size import measure
+
+BATCH, LAMBDA = 64, 1e-4
+RECIPE = OptimConfig(lr=0.1, nesterov=False, schedule="step", warmup=0.0, decay_norm=True)  # the authors'
+
+
+class Arrays(Dataset):
+    """Decoded images that become PIL images one by one, as in torchvision.datasets.CIFAR10."""
+
+    def __init__(self, split: Split, transform: Callable) -> None:
+        self.images = split.decoded().permute(0, 2, 3, 1).contiguous().numpy()
+        self.labels, self.transform = split.labels.tolist(), transform
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, number: int) -> tuple[torch.Tensor, int]:
+        return self.transform(Image.fromarray(self.images[number])), self.labels[number]
+
+
+class Material:
+    """The same images for everyone."""
+
+    def __init__(self, images: int) -> None:
+        root = cifar10_jpeg()
+        if root is None:
+            raise SystemExit("no cifar10-jpeg under $SLIM_DATA: see scripts/shared.py")
+        started = time.perf_counter()
+        whole = data.load(DataConfig(name="imagefolder", root=str(root), val_fraction=0.0), 0)
+        self.seconds_to_load = time.perf_counter() - started
+        chosen = torch.randperm(len(whole.train), generator=torch.Generator().manual_seed(0))[:images].sort().values
+        nothing = whole.train[:0]
+        self.dataset = data.Dataset(
+            "CIFAR-10 (JPEG)",
+            whole.classes,
+            whole.train[chosen],
+            nothing,
+            whole.test,
+            whole.mean,
+            whole.std,
+            "crop+flip",
+        )
+        self.transform = transforms.Compose(
+            [
+                transforms.Pad(4),
+                transforms.RandomCrop(32),
+                transforms.RandomHorizontalFlip(),
+                transforms.ToTensor(),
+                transforms.Normalize(whole.mean, whole.std),
+            ]
+        )
+        files = datasets.ImageFolder(str(root / "train"), self.transform)
+        self.files = Subset(files, chosen.tolist())  # both list the files in the same order
+        self.arrays = Arrays(self.dataset.train, self.transform)
+
+    def loader(self, source: Dataset) -> DataLoader:
+        return DataLoader(source, BATCH, shuffle=True, num_workers=1, pin_memory=torch.cuda.is_available())
+
+
+def with_slim(
+    model: nn.Module, material: Material, device: str, epochs: int = 1, seed: int = 0, **settings: Any
+) -> None:
+    train.fit(
+        model,
+        material.dataset,
+        replace(RECIPE, epochs=epochs),
+        batch_size=BATCH,
+        seed=seed,
+        device=device,
+        sparsity=SparsityConfig(strength=LAMBDA),
+        **settings,
+    )
+
+
+def with_papers_loop(model: nn.Module, source: Dataset, loader: DataLoader, device: str, epochs: int = 1) -> None:
+    model.to(device).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=RECIPE.lr, momentum=0.9, weight_decay=RECIPE.weight_decay)
+    for epoch in range(epochs):
+        for group in optimizer.param_groups:
+            group["lr"] = RECIPE.lr * 0.1 ** ((epoch >= epochs * 0.5) + (epoch >= epochs * 0.75))
+        total, right = 0.0, 0
+        for images, labels in loader:
+            images, labels = images.to(device), labels.to(device)
+            optimizer.zero_grad()
+            output = model(images)
+            loss = F.cross_entropy(output, labels)
+            total += loss.item()
+            right += int(output.max(1)[1].eq(labels).sum())
+            loss.backward()
+            add_penalty(model)
+            optimizer.step()
+    model.eval()
+
+
+def add_penalty(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.weight.grad.data.add_(LAMBDA * torch.sign(module.weight.data))  # type: ignore[union-attr]
+
+
+def with_lightning(model: nn.Module, loader: DataLoader, device: str) -> None:
+    import logging
+    import warnings
+
+    import lightning
+
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+
+    class Module(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = model
+
+        def training_step(self, batch: Any, _: int) -> torch.Tensor:
+            images, labels = batch
+            return F.cross_entropy(self.network(images), labels)
+
+        def on_after_backward(self) -> None:
+            add_penalty(self.network)
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            parameters = self.network.parameters()
+            return torch.optim.SGD(parameters, lr=RECIPE.lr, momentum=0.9, weight_decay=RECIPE.weight_decay)
+
+    trainer = lightning.Trainer(
+        max_epochs=1,
+        accelerator="cpu" if device == "cpu" else "gpu",
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(Module(), loader)
+
+
+def resnet20() -> nn.Module:
+    torch.manual_seed(0)
+    return models.build("slim:resnet20", num_classes=10)
+
+
+def pruned(round_to: int) -> nn.Module:
+    """ResNet-20 at half its FLOPs; untrained, so γ is drawn at random."""
+    model = resnet20().eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight)
+    example = torch.zeros(1, 3, 32, 32)
+    return slim.plan(model, example, flops=0.5, round_to=round_to).apply(model)
+
+
+def speed(args: argparse.Namespace) -> None:
+    material = Material(args.images)
+    device = args.device
+    networks = {"whole": resnet20(), "pruned": pruned(1), "pruned8": pruned(8)}
+    flops = {name: measure(net, torch.zeros(1, 3, 32, 32)).flops for name, net in networks.items()}
+
+    def ours(name: str, **settings: Any) -> Callable[[], None]:
+        return partial(with_slim, copy.deepcopy(networks[name]), material, device, **settings)
+
+    def paper(source: Dataset) -> Callable[[], None]:
+        return partial(with_papers_loop, copy.deepcopy(networks["whole"]), source, material.loader(source), device)
+
+    ways: dict[str, Callable[[], None]] = {
+        "paper": paper(material.files),
+        "slim": ours("whole"),
+        "paper, arrays": paper(material.arrays),
+        "lightning": partial(with_lightning, copy.deepcopy(networks["whole"]), material.loader(material.files), device),
+        "slim, pruned": ours("pruned"),
+        "slim, pruned to multiples of 8": ours("pruned8"),
+    }
+    if args.compile:
+        ways["slim, compiled"] = ours("whole", compile=True)
+    if args.ways:
+        ways = {name: ways[name] for name in args.ways.split(";")}
+    notes = []
+    few = copy.copy(material)
+    few.dataset = replace(material.dataset, train=material.dataset.train[: 2 * BATCH])
+    for name, way in ways.items():
+        started = time.perf_counter()
+        if isinstance(way, partial) and way.func is with_slim:
+            with_slim(way.args[0], few, device, **way.keywords)  # the first steps fit and compile
+        if "compiled" in name:
+            notes.append(f"Compiling took {time.perf_counter() - started:.0f} s.")
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    names = list(ways)
+    for number in range(args.rounds):
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            if args.device == "cuda":
+                torch.cuda.synchronize()
+            started = time.perf_counter()
+            ways[name]()
+            times[name].append(time.perf_counter() - started)
+            print(f"round {number + 1}: {name}: {args.images / times[name][-1]:.0f} images/s", flush=True)
+
+    rows = []
+    for name, took in times.items():
+        rates = [args.images / seconds for seconds in took]
+        against = [f"{_ratio(times[other], took):.2f}" if other in times else "" for other in ("paper", "lightning")]
+        rows.append([name, f"{statistics.median(rates):.0f}", f"{min(rates):.0f}–{max(rates):.0f}", *against])
+    header = ["way", "images/s", "min–max", "× paper", "× lightning"]
+    for name, network in (("slim, pruned", "pruned"), ("slim, pruned to multiples of 8", "pruned8")):
+        if name in times and "slim" in times:
+            less, saved = 1 - flops[network] / flops["whole"], 1 - 1 / _ratio(times["slim"], times[name])
+            share = f"{saved / less:.0%} of the reduction"
+            notes.append(f"{name}: {less:.1%} fewer FLOPs, {saved:.1%} less time for an epoch: {share}.")
+    command = f"python scripts/bench_train.py --images {args.images} --rounds {args.rounds} --threads {args.threads}"
+    command += f" --device {device}{' --compile' if args.compile else ''}"
+    precision = train.resolve_precision("auto", torch.device(device))
+    text = (
+        f"# How fast slim trains\n\n{ran_on(command, 'torchvision', 'lightning', 'pillow')}\n\n"
+        f"ResNet-20, CIFAR-10 (JPEG), {args.images:,} images in an epoch, batch {BATCH}, {args.rounds} rounds, "
+        f"{precision}; ratios are medians over the rounds. Before that, loading all 60,000 images took slim "
+        f"{material.seconds_to_load:.1f} s.\n\n{table(header, rows)}\n\n" + "\n\n".join(notes)
+    )
+    print(text)
+    write("bench_train", text)
+
+
+def _ratio(a: list[float], b: list[float]) -> float:
+    """The median of a/b, round by round."""
+    return statistics.median(x / y for x, y in zip(a, b))
+
+
+def accuracy(args: argparse.Namespace) -> None:
+    material = Material(args.images)
+    name = f"bench_train_accuracy-{args.images}x{args.epochs}.json"
+    path = RESULTS / name
+    done: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
+    for seed in range(args.seeds):
+        for way in ("slim", "paper"):
+            key = f"{way} {seed}"
+            if key in done:
+                continue
+            torch.manual_seed(seed)
+            model = models.build("slim:resnet20", num_classes=10)
+            torch.manual_seed(1000 + seed)  # the order of the paper's loader
+            if way == "slim":
+                with_slim(model, material, args.device, args.epochs, seed)
+            else:
+                with_papers_loop(model, material.files, material.loader(material.files), args.device, args.epochs)
+            done[key] = train.evaluate(model, material.dataset.test, material.dataset)["accuracy"]
+            print(f"{key}: {done[key]:.2%}", flush=True)
+            path.write_text(json.dumps(done, indent=1) + "\n")
+    scores = {way: [100 * done[f"{way} {seed}"] for seed in range(args.seeds)] for way in ("slim", "paper")}
+    differences = [a - b for a, b in zip(*scores.values())]
+    rows = [[way, *(f"{value:.2f}" for value in values), mean_and_spread(values)] for way, values in scores.items()]
+    rows.append(["difference", *(f"{value:+.2f}" for value in differences), mean_and_spread(differences)])
+    command = (
+        f"python scripts/bench_train.py --accuracy --images {args.images} --epochs {args.epochs} --seeds {args.seeds}"
+    )
+    text = (
+        f"# Speed costs no accuracy\n\n{ran_on(command, 'torchvision', 'pillow')}\n\n"
+        f"ResNet-20 on {args.images:,} training images of CIFAR-10 (JPEG), {args.epochs} epochs, batch {BATCH}, the "
+        f"authors' recipe; accuracy on all 10,000 test images, %.\n\n"
+        f"{table(['loop', *(f'seed {seed}' for seed in range(args.seeds)), 'mean ± SD'], rows)}\n"
+    )
+    print(text)
+    write("bench_train_accuracy", text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, help="training images: 5120, or 8192 with --accuracy")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--compile", action="store_true", help="also slim with torch.compile")
+    parser.add_argument("--ways", help="only these, separated by ;")
+    parser.add_argument("--accuracy", action="store_true")
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--seeds", type=int, default=3)
+    args = parser.parse_args()
+    args.images = args.images or (8192 if args.accuracy else 5120)
+    torch.set_num_threads(args.threads)
+    (accuracy if args.accuracy else speed)(args)
+
+
+if __name__ == "__main__":
+    main()
