@@ -62,16 +62,34 @@ class ModelConfig:
 @dataclass
 class OptimConfig:
     epochs: int = setting(30, "passes over the training images", "[1, inf)")
+    optimizer: Literal["sgd", "adam", "adamw"] = setting("sgd", "of torch.optim")
     lr: float = setting(0.1, "highest learning rate", "(0, inf)")
-    momentum: float = setting(0.9, "momentum of SGD", "[0, 1)")
-    nesterov: bool = setting(True, "look ahead along the momentum")
+    momentum: float = setting(0.9, "momentum of SGD, β₁ of Adam and AdamW", "[0, 1)")
+    nesterov: bool = setting(True, "SGD looks ahead along the momentum")
     weight_decay: float = setting(1e-4, "on convolution and linear weights only, unless decay_norm", "[0, inf)")
     decay_norm: bool = setting(False, "also decay BatchNorm scales and all biases, as the paper's code does")
-    schedule: Literal["constant", "step", "cosine"] = setting(
-        "cosine", "of the learning rate; step: ÷10 at half and at three quarters"
+    schedule: Literal["constant", "step", "cosine", "onecycle"] = setting(
+        "cosine", "of the learning rate; step: ÷10 at half and at three quarters; onecycle: up for warmup, then down"
     )
-    warmup: float = setting(0.05, "share of the steps over which the learning rate rises from 0", "[0, 1)")
+    warmup: float = setting(0.05, "share of the steps over which the learning rate rises", "[0, 1)")
     label_smoothing: float = setting(0.0, "share of each label spread over all classes", "[0, 1)")
+    mixup: float = setting(0.0, "α of mixup, such as 0.2: pairs of images are blended; 0: off", "[0, inf)")
+    cutmix: float = setting(
+        0.0, "α of CutMix, such as 1: boxes are exchanged; 0: off; with mixup: one of the two", "[0, inf)"
+    )
+    clip_norm: float = setting(0.0, "longest gradient, by its norm over all weights; 0: any", "[0, inf)")
+    ema: float = setting(0.0, "decay of an average that takes the weights' place, such as 0.999; 0: off", "[0, 1)")
+    patience: int = setting(
+        0, "without a penalty: stop after so many epochs without a better one, and take the best; 0: never", "[0, inf)"
+    )
+
+
+@dataclass
+class FinetuneConfig(OptimConfig):
+    distill: float = setting(
+        0.0, "weight of learning from the unpruned network's outputs, next to the labels; 0: off", "[0, 1]"
+    )
+    temperature: float = setting(4.0, "softens both networks' outputs in that", "(0, inf)")
 
 
 @dataclass
@@ -138,12 +156,22 @@ class RunConfig:
     device: Literal["auto", "cpu", "cuda", "mps"] = setting("auto", "where to train")
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = setting("auto", "of training")
     channels_last: bool = setting(True, "memory layout of images and weights in training")
+    compile: bool = setting(False, "torch.compile the network for training: slow to start, then faster")
+    devices: int = setting(1, "processes on this machine, each with a device of its own", "[1, inf)")
+    num_nodes: int = setting(1, "machines that train together, where no torchrun says so", "[1, inf)")
+    sync_batchnorm: bool = setting(True, "with several devices: BatchNorm over the batches of all of them")
+    accumulate: int | Literal["auto"] = setting(
+        1, "parts that a batch is cut into to save memory; auto: twice as many until it fits", "[1, inf)"
+    )
+    save_minutes: float = setting(10.0, "minutes between states to resume from, beside one for each epoch", "(0, inf)")
+    keep_states: int = setting(2, "states to resume from that are kept", "[1, inf)")
+    tensorboard: bool = setting(False, "also write TensorBoard's files (needs slim[tensorboard])")
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     train: OptimConfig = field(default_factory=OptimConfig)
     sparsity: SparsityConfig = field(default_factory=lambda: SparsityConfig(strength=0.01))
     prune: PruneConfig = field(default_factory=lambda: PruneConfig(ratio=0.6))
-    finetune: OptimConfig = field(default_factory=lambda: OptimConfig(epochs=20, lr=0.05))
+    finetune: FinetuneConfig = field(default_factory=lambda: FinetuneConfig(epochs=20, lr=0.05))
     export: ExportConfig = field(default_factory=ExportConfig)
     bench: BenchConfig = field(default_factory=BenchConfig)
 
@@ -248,7 +276,7 @@ def _checked(s: Setting, value: Any) -> Any:
             raise unknown(s.key, value, get_args(s.type))
         raise SlimError(f"{s.key} is {value!r}: expected {describe(s.type)}")
     for number in fitted if isinstance(fitted, list) else [fitted]:
-        if s.within and number is not None and not _inside(number, s.within):
+        if s.within and isinstance(number, int | float) and not _inside(number, s.within):
             raise SlimError(f"{s.key} is {number}: expected {in_words(s.within)}")
     return fitted
 

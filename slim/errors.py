@@ -18,3 +18,11 @@ def unknown(kind: str, value: str, choices: Iterable[str]) -> SlimError:
     near = get_close_matches(value, choices, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else "expected one of " + ", ".join(choices)
     return SlimError(f"unknown {kind} {value!r}: {hint}")
+
+
+class Interrupted(Exception):
+    """Work that a signal ended, after it was saved so that it can go on."""
+
+    def __init__(self, message: str, signal: int | None) -> None:
+        super().__init__(message)
+        self.signal = signal or 2

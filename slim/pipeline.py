@@ -9,6 +9,7 @@ Every stage prints to `console` (a new one by default) and returns the paths tha
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from math import ceil
@@ -29,6 +30,7 @@ from slim.errors import SlimError
 from slim.files import replacing
 from slim.planning import PruningPlan, plan
 from slim.size import measure
+from slim.train import snapshots
 from slim.verification import verify
 
 if TYPE_CHECKING:
@@ -53,9 +55,15 @@ class Trained:
         return _example(self.facts["input_shape"])
 
 
-def train_stage(settings: RunConfig, *, allow_code: bool = False, console: Console | None = None) -> list[Path]:
-    """Train a new network with the penalty on γ. It starts a new run: earlier entries of its folder go."""
-    return _train_new("sparse", settings, settings.sparsity, allow_code, console or Console(), fresh=True)
+def train_stage(
+    settings: RunConfig, *, resume: bool = False, allow_code: bool = False, console: Console | None = None
+) -> list[Path]:
+    """Train a new network with the penalty on γ. It starts a new run: earlier entries of its folder go.
+
+    With `resume` an interrupted training goes on, and one that is done with these settings isn't done again; so it
+    is with the other stages that train."""
+    with _together(settings):
+        return _train_new("sparse", settings, settings.sparsity, allow_code, console or Console(), True, resume)
 
 
 def prune_stage(
@@ -79,6 +87,10 @@ def prune_stage(
     path, plan_path = source.with_name(STAGES["pruned"][0]), source.with_name("plan.json")
     record = _save(path, thin, [*before.plans, made], before.facts, settings, before.dataset)
     made.save(plan_path)
+    if settings.tensorboard:
+        board = train.TensorBoard(path.parent / "tensorboard")
+        board.text("plan", f"{report.render(made.table())}\n{made.summary()}")
+        board.close()
     console.print(report.stage_table({before.stage: before.metrics, "pruned": record}, "pruning"))
     console.print(f"equals the network with those channels set to zero, to {error:.0e} (relative)")
     return [path, plan_path]
@@ -107,19 +119,33 @@ def _tell(made: PruningPlan, console: Console) -> None:
 
 
 def finetune_stage(
-    source: Path, settings: RunConfig, *, allow_code: bool = False, console: Console | None = None
+    source: Path,
+    settings: RunConfig,
+    *,
+    teacher: Path | None = None,
+    resume: bool = False,
+    allow_code: bool = False,
+    console: Console | None = None,
 ) -> list[Path]:
-    """Train the network in `source` on, without a penalty."""
+    """Train the network in `source` on, without a penalty. With `finetune.distill` it also learns from `teacher`, by
+    default the sparse.safetensors beside it."""
     console = console or Console()
-    _read_records(source.parent)
-    before = _open(source, settings, allow_code)
-    dataset = before.dataset or data.load(settings.data, settings.seed)
-    records = _fit("fine-tuning", before.model, dataset, settings, settings.finetune, None, console)
     path = source.with_name(STAGES["finetuned"][0])
-    facts = before.facts | _facts_of(dataset)
-    record = _save(path, before.model, before.plans, facts, settings, dataset, records)
-    console.print(report.stage_table({before.stage: before.metrics, "finetuned": record}, "fine-tuning"))
-    return [path]
+    with _together(settings):
+        if resume and _is_done(path, settings, console):
+            return [path]
+        _read_records(source.parent)
+        before = _open(source, settings, allow_code)
+        dataset = before.dataset or data.load(settings.data, settings.seed)
+        unpruned = None
+        if settings.finetune.distill:
+            unpruned = _open(teacher or source.with_name(STAGES["sparse"][0]), settings, allow_code).model
+        records = _fit(path, before.model, dataset, settings, settings.finetune, console, unpruned, resume=resume)
+        facts = before.facts | _facts_of(dataset)
+        record = _save(path, before.model, before.plans, facts, settings, dataset, records)
+        console.print(report.stage_table({before.stage: before.metrics, "finetuned": record}, "fine-tuning"))
+        console.print(report.effort(records))
+        return [path]
 
 
 def export_stage(
@@ -215,14 +241,28 @@ def bench_files(files: Mapping[str, Path], settings: RunConfig, *, console: Cons
 
 
 def run(
-    settings: RunConfig, *, allow_code: bool = False, console: Console | None = None
+    settings: RunConfig, *, resume: bool = False, allow_code: bool = False, console: Console | None = None
 ) -> tuple[list[Path], dict[str, Any]]:
     """All stages, after a baseline trained without a penalty. Returns the paths and the summary."""
     console = console or Console()
-    [baseline] = _train_new("baseline", settings, None, allow_code, console, fresh=True)
-    [sparse] = _train_new("sparse", settings, settings.sparsity, allow_code, console, fresh=False)
-    [pruned, plan_path] = prune_stage(sparse, settings, allow_code=allow_code, console=console)
-    [finetuned] = finetune_stage(pruned, settings, allow_code=allow_code, console=console)
+    with _together(settings):
+        [baseline] = _train_new("baseline", settings, None, allow_code, console, True, resume)
+        [sparse] = _train_new("sparse", settings, settings.sparsity, allow_code, console, False, resume)
+        pruned, plan_path = sparse.with_name(STAGES["pruned"][0]), sparse.with_name("plan.json")
+        if train.is_first() and not (resume and _is_done(pruned, settings, console)):
+            prune_stage(sparse, settings, allow_code=allow_code, console=console)
+        train.wait_for_all()
+        [finetuned] = finetune_stage(pruned, settings, resume=resume, allow_code=allow_code, console=console)
+        wrote = [baseline, sparse, pruned, plan_path, finetuned]
+        if train.is_first():
+            wrote += _export_and_measure(baseline, sparse, pruned, finetuned, settings, allow_code, console)
+    summary, _ = _read_records(baseline.parent)
+    return wrote, summary
+
+
+def _export_and_measure(
+    baseline: Path, sparse: Path, pruned: Path, finetuned: Path, settings: RunConfig, allow_code: bool, console: Console
+) -> list[Path]:
     in_float = replace(settings, export=replace(settings.export, int8=False))
     onnx = export_stage(finetuned, in_float, unpruned=baseline, allow_code=allow_code, console=console)
     files = {"onnx": onnx[0]}
@@ -245,7 +285,23 @@ def run(
     summary, _ = _read_records(baseline.parent)
     console.print(report.stage_table(summary, f"{settings.name}, seed {settings.seed}"))
     console.print(f"{report.headline(summary['baseline'], summary['onnx'])} (latency: {report.conditions(made)})")
-    return [baseline, sparse, pruned, plan_path, finetuned, *onnx, summary_path], summary
+    return [*onnx, summary_path]
+
+
+def unfinished(name: str, stages: Sequence[str]) -> RunConfig | None:
+    """The settings of the run `name` ("*": any) whose training of one of `stages` was interrupted last, else of the
+    run that was used last; None where there is none."""
+    states = [path for stage in stages for path in ROOT.glob(f"{name}/{stage}.state/step-*.safetensors")]
+    if states:
+        return begun(max(states, key=lambda path: path.stat().st_mtime_ns).parent)
+    files = sorted(ROOT.glob(f"{name}/config.yaml"), key=lambda path: path.stat().st_mtime_ns)
+    return config.updated(RunConfig(), config.read(files[-1])) if files else None
+
+
+def begun(folder: Path) -> RunConfig | None:
+    """The settings of the training whose states to resume from are in `folder`; None without a state."""
+    found = snapshots.newest(folder)
+    return config.updated(RunConfig(), found[1]["about"]) if found else None
 
 
 def _train_new(
@@ -255,7 +311,11 @@ def _train_new(
     allow_code: bool,
     console: Console,
     fresh: bool,
+    resume: bool,
 ) -> list[Path]:
+    path = ROOT / settings.name / STAGES[stage][0]
+    if resume and _is_done(path, settings, console):
+        return [path]
     dataset = data.load(settings.data, settings.seed)
     facts = _facts_of(dataset)
     facts["arch"] = settings.model.arch
@@ -270,11 +330,11 @@ def _train_new(
     model = models.build(facts["arch"], allow_code=allow_code, **facts["arch_kwargs"])
     if not any(isinstance(module, _BatchNorm) and module.affine for module in model.modules()):
         raise SlimError(f"{facts['arch']} has no BatchNorm with a scale γ: there is nothing to prune")
-    _read_records(ROOT / settings.name)  # before the work, so that a broken file costs none of it
-    records = _fit(stage, model, dataset, settings, settings.train, sparsity, console)
-    path = ROOT / settings.name / STAGES[stage][0]
+    _read_records(path.parent)  # before the work, so that a broken file costs none of it
+    records = _fit(path, model, dataset, settings, settings.train, console, None, sparsity, fresh, resume)
     record = _save(path, model, [], facts, settings, dataset, records, fresh)
     console.print(report.stage_table({stage: record}, "training"))
+    console.print(report.effort(records))
     return [path]
 
 
@@ -284,16 +344,38 @@ def _image_size(arch: str, pixels: int | tuple[int, int]) -> dict[str, Any]:
 
 
 def _fit(
-    title: str,
+    path: Path,
     model: nn.Module,
     dataset: Dataset,
     settings: RunConfig,
     optim: OptimConfig,
-    sparsity: SparsityConfig | None,
     console: Console,
+    teacher: nn.Module | None = None,
+    sparsity: SparsityConfig | None = None,
+    fresh: bool = False,
+    resume: bool = False,
 ) -> list[dict[str, Any]]:
-    with report.training(console, title, optim.epochs) as (on_step, on_epoch):
-        return train.fit(
+    """Train the network whose stage will be saved at `path`. Its epochs are entered in the run's metrics as they
+    come, and states to resume from are saved in a folder beside it until the stage is."""
+    states = train.Snapshots(
+        _states_of(path), asdict(settings), keep=settings.keep_states, minutes=settings.save_minutes
+    )
+    if resume:
+        _check_same(states.folder, settings, console)
+    board = None
+    if settings.tensorboard and train.is_first():
+        board = train.TensorBoard(path.parent / "tensorboard" / path.stem)
+    title = "fine-tuning" if path.stem == "finetuned" else path.stem
+    with report.training(console, title, optim.epochs) as (on_step, show_epoch):
+
+        def on_epoch(record: dict[str, Any]) -> None:
+            show_epoch(record)
+            if train.is_first():
+                _enter_epochs(path.parent, path.stem, [record], fresh)
+            if board:
+                board.epoch(record, model)
+
+        records = train.fit(
             model,
             dataset,
             optim,
@@ -302,10 +384,57 @@ def _fit(
             device=settings.device,
             precision=settings.precision,
             channels_last=settings.channels_last,
+            compile=settings.compile,
+            devices=settings.devices,
+            num_nodes=settings.num_nodes,
+            sync_batchnorm=settings.sync_batchnorm,
+            accumulate=settings.accumulate,
             sparsity=sparsity,
+            teacher=teacher,
+            distill=settings.finetune.distill,
+            temperature=settings.finetune.temperature,
+            snapshots=states,
+            resume=resume,
             on_step=on_step,
             on_epoch=on_epoch,
         )
+    if board:
+        board.close()
+    return records
+
+
+def _together(settings: RunConfig) -> AbstractContextManager[None]:
+    return train.together(settings.device, settings.precision, settings.devices, settings.num_nodes)
+
+
+def _states_of(path: Path) -> Path:
+    return path.with_suffix(".state")
+
+
+def _check_same(folder: Path, settings: RunConfig, console: Console) -> None:
+    """Raises SlimError where a training can't go on, as it was begun with other settings."""
+    before = begun(folder)
+    if before is None:
+        console.print(f"no state in {folder}: training starts from the beginning")
+        return
+    for name in ("seed", "data", "model", "sparsity"):
+        was, now = getattr(before, name), getattr(settings, name)
+        if was != now:
+            raise SlimError(f"{name} is {now}: the training in {folder} was begun with {was}, so it can't go on")
+    console.print(f"resuming from {folder}")
+
+
+def _is_done(path: Path, settings: RunConfig, console: Console) -> bool:
+    """Whether the stage at `path` has been done with these settings, and still follows from those before it."""
+    summary, _ = _read_records(path.parent)
+    if path.stem not in summary or not path.exists():
+        return False
+    used = config.updated(RunConfig(), checkpoint.read_metadata(path)["config"])
+    sections = {"baseline": ["train"], "sparse": ["train", "sparsity"], "pruned": ["prune"], "finetuned": ["finetune"]}
+    done = all(getattr(used, s) == getattr(settings, s) for s in ("seed", "data", "model", *sections[path.stem]))
+    if done:
+        console.print(f"{path} is done already")
+    return done
 
 
 def _facts_of(dataset: Dataset) -> dict[str, Any]:
@@ -356,15 +485,22 @@ def _save(
     epochs: Sequence[dict[str, Any]] = (),
     fresh: bool = False,
 ) -> dict[str, Any]:
-    """Measure a network and save it as the stage that its file is named after. Returns its summary."""
+    """Measure a network and save it as the stage that its file is named after. Returns its summary, which is empty on
+    other processes than the first."""
+    if not train.is_first():
+        train.wait_for_all()
+        return {}
     record: dict[str, Any] = asdict(measure(model, _example(facts["input_shape"])))
     if dataset:
         record["accuracy"] = train.evaluate(
             model, dataset.test, dataset, device=settings.device, channels_last=settings.channels_last
         )["accuracy"]
+    if epochs:
+        record["training"] = report.totals(epochs)
     checkpoint.save(path, model, plans, stage=path.stem, metrics=record, config=settings, **facts)
     record["file_size"] = path.stat().st_size
     _enter(path.parent, path.stem, record, settings, epochs, fresh)
+    train.wait_for_all()
     return record
 
 
@@ -376,17 +512,27 @@ def _enter(
     epochs: Sequence[dict[str, Any]] = (),
     fresh: bool = False,
 ) -> None:
-    """Enter a stage in the run's summary, metrics and settings. What later stages entered goes; everything
-    goes if `fresh`."""
+    """Enter a stage in the run's summary, metrics and settings. What later stages entered goes, as do states that they
+    would resume from; everything goes if `fresh`."""
     earlier = [] if fresh else list(STAGES)[: list(STAGES).index(stage)]
-    summary, entries = _read_records(folder)
+    summary, _ = _read_records(folder)
     summary = {key: value for key, value in summary.items() if key in earlier}
-    metrics = folder / "metrics.jsonl"
-    lines = [json.dumps(entry) for entry in entries if entry["stage"] in earlier]
-    lines += [json.dumps({"stage": stage, **epoch}) for epoch in epochs]
+    _enter_epochs(folder, stage, epochs, fresh)
     _write(folder / "summary.json", json.dumps(summary | {stage: record}, indent=2))
-    _write(metrics, "\n".join(lines))
     _write(folder / "config.yaml", config.to_yaml(settings))
+    for other, (file, _) in STAGES.items():
+        if other not in earlier:
+            train.Snapshots(_states_of(folder / file), {}).clear()
+
+
+def _enter_epochs(folder: Path, stage: str, epochs: Sequence[dict[str, Any]], fresh: bool) -> None:
+    """Enter epochs of a stage in the run's metrics, after its earlier ones."""
+    earlier = [] if fresh else list(STAGES)[: list(STAGES).index(stage)]
+    first = epochs[0]["epoch"] if epochs else 1
+    _, entries = _read_records(folder)
+    kept = [e for e in entries if e["stage"] in earlier or (e["stage"] == stage and e["epoch"] < first)]
+    added = [{"stage": stage, **epoch} for epoch in epochs]
+    _write(folder / "metrics.jsonl", "\n".join(json.dumps(entry) for entry in [*kept, *added]))
 
 
 def _write(path: Path, text: str) -> None:

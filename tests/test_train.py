@@ -13,16 +13,9 @@ from torch import Tensor, nn
 from slim.config import DataConfig, OptimConfig, SparsityConfig
 from slim.data import Dataset, Split, batches, load
 from slim.errors import SlimError
-from slim.train import (
-    Progress,
-    _mixed,
-    evaluate,
-    fit,
-    learning_rate,
-    parameter_groups,
-    resolve_device,
-    resolve_precision,
-)
+from slim.sparsity import parameter_groups
+from slim.train import Progress, evaluate, fit, learning_rate, resolve_device, resolve_precision
+from slim.train.state import mixed
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -93,7 +86,7 @@ def test_fit_is_a_plain_loop(digits: Dataset) -> None:
     for epoch in (1, 2):
         plain.train()
         losses, correct = [], 0
-        for images, labels in batches(digits.train, digits, 50, shuffle_seed=_mixed(7, epoch), augment=True):
+        for images, labels in batches(digits.train, digits, 50, shuffle_seed=mixed(7, epoch), augment=True):
             if step < warmup:
                 lr = 0.08 * (step + 1) / (warmup + 1)
             else:

@@ -4,6 +4,7 @@ import argparse
 import io
 import json
 import os
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from slim import __version__, config
 from slim.config import RunConfig, Setting
-from slim.errors import SlimError
+from slim.errors import Interrupted, SlimError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -64,6 +65,16 @@ class Given:
 
             print(closing(wrote, following))
 
+    def resumed(self, *stages: str) -> RunConfig:
+        """The settings over those of the run to resume, of which one of `stages` was interrupted; with --resume
+        missing, those of a new run."""
+        if not self.arguments.resume:
+            return self.settings()
+        from slim import pipeline
+
+        name = self.as_options.get("name", self.in_file.get("name", "*"))
+        return self.settings(pipeline.unfinished(name, stages))
+
     def after(self, stage: str) -> tuple[Path, RunConfig]:
         """The file of the stage before, and the settings over those of its run.
 
@@ -76,6 +87,10 @@ class Given:
             file = getattr(self.arguments, "file", None)
             path = Path(file) if file else checkpoint.newest(stage, run=name)
             base = config.updated(RunConfig(), _settings_of(path))
+            if getattr(self.arguments, "resume", False):
+                from slim import pipeline
+
+                base = pipeline.begun(path.with_name("finetuned.state")) or base
         except SlimError:
             self.settings()  # which may be shown before there is a run
             raise
@@ -164,6 +179,10 @@ class Parser(PlainParser):
             "--allow-code", action="store_true", help="let FILE import the code that its architecture names"
         )
 
+    def add_resume(self) -> None:
+        """The option --resume of a command that trains."""
+        self.add_argument("--resume", action="store_true", help="go on where this was interrupted")
+
     def read(self, argv: Sequence[str] | None = None) -> Given:
         """The command line, or `argv`, checked. Exits after --help and --version; SlimError for a mistake."""
         arguments = self.parse_args(argv)
@@ -198,8 +217,8 @@ def _metavar(kind: Any) -> str:
 
 
 @contextmanager
-def mistakes_in_one_line(program: str) -> Iterator[None]:
-    """Turns a user's mistake, a file that can't be read or written, and Ctrl-C into one line and a status."""
+def mistakes_in_one_line(program: str, argv: Sequence[str] | None = None) -> Iterator[None]:
+    """Turns a user's mistake, a file that can't be read or written, and signals into one line and a status."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without γ gets a question mark
@@ -208,6 +227,11 @@ def mistakes_in_one_line(program: str) -> Iterator[None]:
     except (SlimError, OSError) as e:
         print(f"{program}: error: {' '.join(str(e).split())}", file=sys.stderr)
         sys.exit(2)
+    except Interrupted as e:
+        words = [word for word in (sys.argv[1:] if argv is None else argv) if word != "--resume"]
+        if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":  # of several processes, the first
+            print(f"\n{program}: {e}; go on with: {shlex.join([program, *words, '--resume'])}", file=sys.stderr)
+        sys.exit(128 + e.signal)
     except KeyboardInterrupt:
         print(f"\n{program}: interrupted; the files of earlier stages are as they were", file=sys.stderr)
         sys.exit(130)

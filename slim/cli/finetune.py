@@ -12,13 +12,14 @@ from slim.cli.command import Parser, code_from_here, mistakes_in_one_line
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    with mistakes_in_one_line("slim-finetune"):
+    with mistakes_in_one_line("slim-finetune", argv):
         parser = Parser("slim-finetune", __doc__, "finetune", ["data"])
         parser.add_file("the pruned network (the newest pruned.safetensors)")
+        parser.add_resume()
         given = parser.read(argv)
         source, settings = given.after("pruned")
         from slim import pipeline
 
-        allow_code = given.arguments.allow_code and code_from_here()
-        written = pipeline.finetune_stage(source, settings, allow_code=allow_code, console=given.console)
+        resume, code = given.arguments.resume, given.arguments.allow_code and code_from_here()
+        written = pipeline.finetune_stage(source, settings, resume=resume, allow_code=code, console=given.console)
         given.close(written, "slim-export")

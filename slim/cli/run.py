@@ -14,14 +14,16 @@ from slim.cli.command import Parser, code_from_here, mistakes_in_one_line
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    with mistakes_in_one_line("slim-run"):
+    with mistakes_in_one_line("slim-run", argv):
         parser = Parser("slim-run", __doc__, shown=["train", "sparsity", "prune", "finetune"])
         parser.usage = "%(prog)s [CONFIG] [options]"
         parser.add_argument("config", nargs="?", metavar="CONFIG", default=SUPPRESS, help="the same as --config")
+        parser.add_resume()
         given = parser.read(argv)
-        settings = given.settings()
+        settings = given.resumed("baseline", "sparse", "finetuned")
         from slim import pipeline
 
-        written, _ = pipeline.run(settings, allow_code=code_from_here(), console=given.console)
-        model = next(path for path in written if path.name == "model.onnx")
+        resume, code = given.arguments.resume, code_from_here()
+        written, _ = pipeline.run(settings, resume=resume, allow_code=code, console=given.console)
+        model = written[0].with_name("model.onnx")
         given.close(written, f"slim-predict {model} IMAGE")

@@ -13,11 +13,13 @@ from slim.cli.command import Parser, code_from_here, mistakes_in_one_line
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    with mistakes_in_one_line("slim-train"):
+    with mistakes_in_one_line("slim-train", argv):
         parser = Parser("slim-train", __doc__, "train", ["sparsity", "data", "model"])
+        parser.add_resume()
         given = parser.read(argv)
-        settings = given.settings()
+        settings = given.resumed("sparse")
         from slim import pipeline
 
-        written = pipeline.train_stage(settings, allow_code=code_from_here(), console=given.console)
+        resume, code = given.arguments.resume, code_from_here()
+        written = pipeline.train_stage(settings, resume=resume, allow_code=code, console=given.console)
         given.close(written, "slim-prune")

@@ -5,7 +5,7 @@
 """
 
 from slim.report.terminal import FittingTable, conditions, counted, plan_table, render, stage_table, training
-from slim.report.words import closing, count, headline, size
+from slim.report.words import closing, count, effort, headline, size, totals
 
 __all__ = [
     "FittingTable",
@@ -13,10 +13,12 @@ __all__ = [
     "conditions",
     "count",
     "counted",
+    "effort",
     "headline",
     "plan_table",
     "render",
     "size",
     "stage_table",
+    "totals",
     "training",
 ]

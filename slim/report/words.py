@@ -76,6 +76,24 @@ def headline(before: Record, after: Record) -> str:
     return ", ".join(parts)
 
 
+def totals(epochs: Sequence[Record]) -> dict[str, float]:
+    """What a training took, from its records: `seconds` in all, images per second of its steps, and the share of the
+    steps' time in which they waited for images."""
+    sums = {key: sum(e[key] for e in epochs) for key in ("seconds", "images", "training_seconds", "waiting_seconds")}
+    return {
+        "seconds": sums["seconds"],
+        "images_per_second": sums["images"] / sums["training_seconds"],
+        "waiting": sums["waiting_seconds"] / sums["training_seconds"],
+    }
+
+
+def effort(epochs: Sequence[Record]) -> str:
+    """The same in one line."""
+    took = totals(epochs)
+    speed, waiting = f"{took['images_per_second']:,.0f} images/s", percent(took["waiting"])
+    return f"{len(epochs)} epochs in {duration(took['seconds'])}; steps at {speed}, {waiting} of it waiting for images"
+
+
 def closing(wrote: Sequence[Path], following: str) -> str:
     """The last line of a command: what it wrote, and which command comes next."""
     names = [str(path) for path in wrote] if len(wrote) < 4 else [f"{len(wrote)} files in {wrote[0].parent}"]

@@ -229,19 +229,23 @@ class Sparsity:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """What resuming needs, as plain numbers: the step, λ, and the weights of the momentum so far."""
-        sums = [part.steps.sums if part.steps else [] for part in self._parts]
-        return {"step": self.step, "strength": self._now, "peak": self._peak, "sums": copy.deepcopy(sums)}
+        """What resuming needs, as plain numbers: the step, λ, the weights of the momentum so far, and with a target
+        the numbers of the values that are pushed until it looks again."""
+        sums = [list(part.steps.sums) if part.steps else [] for part in self._parts]
+        pushed = [None if part.pushed is None else part.pushed.nonzero()[:, 0].tolist() for part in self._parts]
+        return {"step": self.step, "strength": self._now, "peak": self._peak, "sums": sums, "pushed": pushed}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken, on the same model and settings (its values must be loaded already)."""
         self.step, self._peak = state["step"], state["peak"]
         self._set(state["strength"])
-        for part, sums in zip(self._parts, state["sums"]):
+        for part, sums, pushed in zip(self._parts, state["sums"], state["pushed"]):
             if part.steps:
                 part.steps.sums = list(sums)
-        if self._target and self._target.acts(self.step):
-            self._aim()
+            part.pushed = None
+            if pushed is not None:
+                part.pushed = torch.zeros(sum(part.sizes), dtype=torch.bool, device=part.parameters[0].device)
+                part.pushed[pushed] = True
 
     def _flat(self) -> Tensor:
         return torch.cat([part.flat() for part in self._parts])

@@ -1,0 +1,48 @@
+"""An average of the weights over the last steps, which often does better than the last weights."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class Average:
+    """The exponential moving average of a network's floating-point state, BatchNorm's statistics included.
+
+    After step t (from 1) it is d·average + (1 − d)·state with d = min(`decay`, (1 + t)/(10 + t)): at first the decay
+    is small, so that the random first weights are soon forgotten (as in TensorFlow's ExponentialMovingAverage).
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self._current = [t for t in model.state_dict().values() if t.is_floating_point()]  # they share memory
+        self.tensors = [t.clone() for t in self._current]
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        decay = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(self.tensors, self._current, 1 - decay)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The average in the place of the network's state, for a while."""
+        before = [t.clone() for t in self._current]
+        self.take_place()
+        try:
+            yield
+        finally:
+            _copy(before, self._current)
+
+    def take_place(self) -> None:
+        """The average becomes the network's state."""
+        _copy(self.tensors, self._current)
+
+    def load(self, tensors: list[Tensor]) -> None:
+        _copy(tensors, self.tensors)
+
+
+@torch.no_grad()
+def _copy(source: list[Tensor], target: list[Tensor]) -> None:
+    for a, b in zip(source, target, strict=True):
+        b.copy_(a)

@@ -1,0 +1,84 @@
+"""What can stop a training: losses that aren't finite, too little memory, and signals."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import nn
+
+from slim.errors import SlimError
+
+
+def diverged(what: str, value: float, step: int, lr: float) -> SlimError:
+    return SlimError(
+        f"the {what} is {value} at step {step}, with learning rate {lr:.3g}: try a lower lr, a longer warmup, "
+        "a lower sparsity strength, clip_norm 1, or precision 32-true"
+    )
+
+
+def check_finite(model: nn.Module, step: int, lr: float) -> None:
+    """Raises `SlimError` where a weight isn't finite. A finite loss says nothing of the update that followed."""
+    tensors = [t for t in model.state_dict().values() if t.is_floating_point()]
+    if tensors and not torch.stack([t.isfinite().all() for t in tensors]).all():
+        raise diverged("largest weight", float("inf"), step, lr)
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """CUDA has an exception of its own for it; CPU and MPS have texts."""
+    texts = ("can't allocate memory", "MPS backend out of memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in texts)
+
+
+def out_of_memory(batch_size: int, accumulate: int) -> SlimError:
+    return SlimError(
+        f"out of memory on batches of {batch_size} images in {accumulate} part{'s' * (accumulate > 1)}: try accumulate "
+        f"{2 * accumulate}, or auto, which finds it; or data.batch_size {max(1, batch_size // 2)}"
+    )
+
+
+class Stop:
+    """Whether a signal has asked for the end."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def after(self, step: int, processes: int, device: torch.device) -> bool:
+        """Whether to stop after this step. All processes answer alike; so that they needn't wait for each other in
+        every step, several of them ask each other in each tenth."""
+        if processes == 1:
+            return self.signal is not None
+        if step % 10:
+            return False
+        asked = torch.tensor(self.signal or 0, device=device)
+        torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
+        self.signal = int(asked) or None
+        return self.signal is not None
+
+
+@contextmanager
+def stoppable(wanted: bool) -> Iterator[Stop]:
+    """SIGINT and SIGTERM no longer interrupt, but are noted; a second one acts as usual."""
+    stop = Stop()
+    if not wanted or threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before: dict[int, Any] = {}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def note(number: int, frame: FrameType | None) -> None:
+        stop.signal = number
+        restore()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        before[number] = signal.signal(number, note)
+    try:
+        yield stop
+    finally:
+        restore()

@@ -1,0 +1,39 @@
+"""TensorBoard's view of a run: its scalars, the distribution of γ by layer, and the pruning plan as text."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from slim.errors import SlimError
+
+SCALARS = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr", "strength", "zero", "near_zero")
+
+
+class TensorBoard:
+    """Writes under `folder` until `close`. Raises `SlimError` where the tensorboard package is missing."""
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter  # optional: slim[tensorboard]
+        except ImportError:
+            raise SlimError("tensorboard is on, but not installed: expected pip install 'slim[tensorboard]'") from None
+        self._writer = SummaryWriter(str(folder))
+
+    def epoch(self, record: dict[str, Any], model: nn.Module) -> None:
+        """A record of `fit`, and |γ| of every BatchNorm of the model."""
+        for key in (*SCALARS, "images_per_second"):
+            if record[key] is not None:
+                self._writer.add_scalar(key, record[key], record["epoch"])
+        for name, module in model.named_modules():
+            if isinstance(module, _BatchNorm) and module.affine:
+                self._writer.add_histogram(f"gamma/{name}", module.weight.detach().abs(), record["epoch"])
+        self._writer.flush()
+
+    def text(self, tag: str, text: str) -> None:
+        """Preformatted text, such as a table."""
+        self._writer.add_text(tag, "\n".join(f"    {line}" for line in text.splitlines()))
+
+    def close(self) -> None:
+        self._writer.close()
