@@ -216,27 +216,35 @@ def int8_stage(source: Path, settings: RunConfig, *, allow_code: bool = False, c
     for key in ("latency_ms", "speedup", "bench", "max_relative_error"):
         record.pop(key, None)
     _enter(source.parent, "int8", record, settings)
-    timing = benchmark(files, **asdict(replace(settings.bench, batch_sizes=settings.bench.batch_sizes[:1])))
+    timed = replace(settings.bench, batch_sizes=settings.bench.batch_sizes[:1], memory=False, profile=0)
+    timing = benchmark(files, **asdict(timed))
     rows = {row.model: {"latency_ms": row.median_ms} for row in timing.rows}
     console.print(report.stage_table({"onnx": was | rows["onnx"], "int8": record | rows["int8"]}, "INT8"))
     return files["int8"]
 
 
-def bench_stage(source: Path, settings: RunConfig, *, console: Console | None = None) -> list[Path]:
+def bench_stage(
+    source: Path, settings: RunConfig, *, console: Console | None = None
+) -> "tuple[list[Path], BenchReport]":
     """Measure `source`, a run's model.onnx, against the baseline.onnx beside it."""
     files = {"baseline": source.with_name("baseline.onnx"), "onnx": source}
     if "int8" in _read_records(source.parent)[0]:
         files["int8"] = source.with_name(STAGES["int8"][0])
     made = bench_files({name: path for name, path in files.items() if path.exists()}, settings, console=console)
-    return [_enter_latency(source.parent, made, settings)]
+    return [_enter_latency(source.parent, made, settings)], made
 
 
-def bench_files(files: Mapping[str, Path], settings: RunConfig, *, console: Console | None = None) -> "BenchReport":
-    """Measure ONNX files against the first of them."""
+def bench_files(
+    files: Mapping[str, Path], settings: RunConfig, *, allow_code: bool = False, console: Console | None = None
+) -> "BenchReport":
+    """Measure ONNX files and checkpoints against the first of them."""
     from slim.bench import benchmark  # imports onnxruntime
 
-    made = benchmark(files, **asdict(settings.bench))
-    (console or Console()).print(made.table())
+    console = console or Console()
+    made = benchmark(files, **asdict(settings.bench), allow_code=allow_code)
+    console.print(made.table())
+    if made.profiles:
+        console.print(made.profile_table())
     return made
 
 

@@ -13,11 +13,13 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
 
-from slim import bench
-from slim.bench import benchmark
+import slim
+from slim import models
+from slim.bench import benchmark, runners, short_names, timing
 from slim.errors import SlimError
 
 
@@ -58,7 +60,8 @@ class Stage:
         self.shapes: list[tuple[int, ...]] = []
         self.collecting: set[bool] = set()
         self.milliseconds = milliseconds
-        monkeypatch.setattr(bench, "open_session", self.open)
+        monkeypatch.setattr(runners, "open_session", self.open)
+        monkeypatch.setattr(runners.OnnxRunner, "file_size", 1234)
         monkeypatch.setattr(time, "perf_counter_ns", lambda: self.now)
 
     def open(self, name: str, *_: object) -> object:
@@ -79,31 +82,52 @@ def test_statistics_against_known_times(monkeypatch: pytest.MonkeyPatch) -> None
     # Warm-up runs take 900 ms and mustn't count; then A takes 1 to 101 ms, and B always half of A
     times = [900.0, 900.0, *range(1, 102)]
     Stage(monkeypatch, {"a": times, "b": [t / 2 for t in times]})
-    report = benchmark({"A": "a", "B": "b"}, batch_sizes=[4], runs=101, warmup=2)
+    report = benchmark({"A": "a", "B": "b"}, batch_sizes=[4], runs=101, warmup=2, memory=False)
     a, b = report.rows
     assert (a.model, a.batch_size, b.model, b.batch_size) == ("A", 4, "B", 4)
     # 1 to 101: the p-th percentile of 101 even steps is p + 1
     assert (a.median_ms, a.p10_ms, a.p90_ms, a.p99_ms) == pytest.approx((51, 11, 91, 100))
     assert (b.median_ms, b.p10_ms, b.p90_ms, b.p99_ms) == pytest.approx((25.5, 5.5, 45.5, 50))
-    assert (a.speedup, a.speedup_p10, a.speedup_p90) == pytest.approx((1, 1, 1))
-    assert (b.speedup, b.speedup_p10, b.speedup_p90) == pytest.approx((2, 2, 2))
+    assert (a.speedup, a.speedup_low, a.speedup_high) == pytest.approx((1, 1, 1))
+    assert (b.speedup, b.speedup_low, b.speedup_high) == pytest.approx((2, 2, 2))
+    assert b.differs and not a.differs and b.file_size == 1234
+    assert a.samples_ms == pytest.approx(range(1, 102))  # in the order of the runs
     assert a.throughput == pytest.approx(4 / 0.051) and b.throughput == pytest.approx(4 / 0.0255)
     assert report.row("B", 4) is b
 
 
-def test_spread_of_the_speedup(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A is steady at 12 ms and B takes 1 to 11 ms in turn: the ratios are 12 / 11 to 12 / 1."""
-    Stage(monkeypatch, {"a": [12], "b": range(1, 12)})
-    row = benchmark({"A": "a", "B": "b"}, batch_sizes=[1], runs=11, warmup=0).row("B", 1)
-    assert (row.speedup, row.speedup_p10, row.speedup_p90) == pytest.approx((12 / 6, 12 / 10, 12 / 2))
+def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
+    """Log-normal times of known medians that share slow moments: of 95 % intervals, 95 % hold the true ratio."""
+    random = np.random.default_rng(0)
+    for ratio in (1.0, 1.1):
+        held, excluded_one, widths = 0, 0, []
+        for _ in range(80):
+            machine = np.exp(0.3 * np.repeat(random.standard_normal(34), 3)[:100])  # slow for three rounds in a row
+            first = ratio * machine * np.exp(0.1 * random.standard_normal(100))
+            other = machine * np.exp(0.1 * random.standard_normal(100))
+            low, high = timing.speedup_interval(first, other)
+            held += low <= ratio <= high
+            excluded_one += not low <= 1 <= high
+            widths.append(high - low)
+        assert 0.9 <= held / 80 <= 1
+        assert excluded_one < 9 if ratio == 1 else excluded_one > 50
+        assert np.median(widths) < 0.2
+
+
+def test_samples_are_thinned_evenly() -> None:
+    times = np.arange(100_000) / 7
+    kept = timing.thinned(times)
+    assert len(kept) == 200 and kept == pytest.approx(np.linspace(0, times[-1], 200), abs=0.1)
 
 
 def test_runs_alternate_with_the_collector_off(monkeypatch: pytest.MonkeyPatch) -> None:
     stage = Stage(monkeypatch, {"a": [1], "b": [1], "c": [1]})
     assert gc.isenabled()
-    report = benchmark({"A": "a", "B": "b", "C": "c"}, batch_sizes=[1, 8], runs=3, warmup=2)
-    assert stage.log == ["a", "b", "c"] * (2 + 3) * 2
-    assert stage.shapes == [(1, 3, 4, 5)] * 15 + [(8, 3, 4, 5)] * 15
+    report = benchmark({"A": "a", "B": "b", "C": "c"}, batch_sizes=[1, 8], runs=58, warmup=2, memory=False)
+    rounds = [tuple(stage.log[i : i + 3]) for i in range(0, 360, 3)]
+    assert len(stage.log) == 360 and all(sorted(each) == ["a", "b", "c"] for each in rounds)
+    assert len(set(rounds)) == 6  # every order comes, so that nobody always follows the same one
+    assert stage.shapes == [(1, 3, 4, 5)] * 180 + [(8, 3, 4, 5)] * 180
     assert stage.collecting == {False} and gc.isenabled()
     assert [(row.model, row.batch_size) for row in report.rows] == [(m, n) for n in (1, 8) for m in "ABC"]
 
@@ -112,23 +136,23 @@ def test_collector_is_left_as_it_was_found(monkeypatch: pytest.MonkeyPatch) -> N
     Stage(monkeypatch, {"a": [1]})
     gc.disable()
     try:
-        benchmark({"A": "a"}, runs=1, warmup=0)
+        benchmark({"A": "a"}, runs=1, warmup=0, memory=False)
         assert not gc.isenabled()
     finally:
         gc.enable()
 
 
 def test_sixteen_times_the_work_is_slower(files: dict[str, Path]) -> None:
-    report = benchmark(files, batch_sizes=[1, 4], threads=1, provider="cpu", runs=15, warmup=3)
+    report = benchmark(files, batch_sizes=[1, 4], threads=1, provider="cpu", runs=15, warmup=3, memory=False)
     for batch_size in (1, 4):
         wide, thin = report.row("wide", batch_size), report.row("thin", batch_size)
         assert wide.p10_ms > thin.median_ms > 0
-        assert thin.speedup > 2 and thin.speedup_p10 <= thin.speedup_p90
+        assert thin.speedup > 2 and 1 < thin.speedup_low <= thin.speedup <= thin.speedup_high and thin.differs
     assert report.row("wide", 4).p10_ms > 2 * report.row("wide", 1).p10_ms
 
 
-def test_report_says_how_it_was_measured(files: dict[str, Path]) -> None:
-    report = benchmark(files, batch_sizes=(1, 2), threads=1, runs=3, warmup=1)
+def test_report_says_how_it_was_measured(files: dict[str, Path], tmp_path: Path) -> None:
+    report = benchmark(files, batch_sizes=(1, 2), threads=1, runs=3, warmup=1, profile=2)
     written = json.loads(json.dumps(report.to_dict()))
     assert written["provider"] in onnxruntime.get_available_providers()
     assert written["onnxruntime"] == onnxruntime.__version__
@@ -136,13 +160,130 @@ def test_report_says_how_it_was_measured(files: dict[str, Path]) -> None:
     assert "core" in written["machine"]
     assert [row["median_ms"] for row in written["rows"]] == [row.median_ms for row in report.rows]
 
-    console = Console(width=80, file=io.StringIO())
-    console.print(report.table())
-    text = console.file.getvalue()
-    for row in report.rows:
-        assert f"{row.median_ms:.3f}" in text and f"{row.p99_ms:.3f}" in text and f"{row.speedup:.2f}×" in text
-    for part in ("wide", "thin", report.provider, "1 thread", "3 runs", onnxruntime.__version__):
-        assert part in text
+    assert json.loads(report.save(tmp_path / "new" / "bench.json").read_text()) == written
+    for width in (80, 120):
+        console = Console(width=width, file=io.StringIO())
+        console.print(report.table())
+        console.print(report.profile_table())
+        text = console.file.getvalue()
+        assert all(len(line) <= width and "…" not in line for line in text.splitlines())
+        for row in report.rows:
+            assert f"{row.median_ms:.3f}" in text and f"{row.p90_ms:.3f}" in text and f"{row.speedup:.2f}×" in text
+            assert width == 80 or f"{row.file_size / 1000:.3g}"[:3] in text
+        for part in ("wide", "thin", report.provider, "1 thread", "3 runs", onnxruntime.__version__, "Conv"):
+            assert part in text
+    page = report.save_figure(tmp_path / "bench.html").read_text()
+    assert "wide" in page and "batch of 2" in page and 'src="http' not in page
+    boxes = report.figure().data
+    assert [list(box.x) for box in boxes] == [row.samples_ms for row in report.rows]
+
+
+def test_peak_memory_grows_with_the_batch(tmp_path: Path) -> None:
+    """64 channels of 128×128 floats, in and out of each convolution: at least 8 MB more for each further image."""
+    path = conv_file(tmp_path / "wide.onnx", 64, ("batch", 3, 128, 128))
+    report = benchmark({"wide": path}, batch_sizes=[4, 1], threads=1, provider="cpu", runs=1, warmup=0)
+    one, four = report.row("wide", 1).memory, report.row("wide", 4).memory
+    assert one is not None and four is not None
+    assert one > 8e6 and 3 * 8e6 < four - one < 3 * 50e6
+
+
+def test_profile_finds_the_node_that_takes_the_time(tmp_path: Path) -> None:
+    """Of three convolutions, the second reads and writes 64 channels; the others 3 or 4 on one side."""
+    random = np.random.default_rng(0)
+    sizes = [3, 64, 64, 4]
+    weights = [
+        numpy_helper.from_array(random.standard_normal((b, a, 3, 3)).astype(np.float32), f"w{i}")
+        for i, (a, b) in enumerate(pairwise(sizes))
+    ]
+    names = ["images", "a", "b", "logits"]
+    nodes = [helper.make_node("Conv", [names[i], f"w{i}"], [names[i + 1]], name=f"conv{i}") for i in range(3)]
+    images = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", 3, 48, 48])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, None)
+    graph = helper.make_graph(nodes, "convolutions", [images], [logits], weights)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "a.onnx")
+    report = benchmark({"a": tmp_path / "a.onnx"}, batch_sizes=[1], threads=1, runs=20, memory=False, profile=1)
+    nodes_found = report.profiles["a"]
+    assert nodes_found[0].node.startswith(("conv1", "b")) and nodes_found[0].operator == "Conv"
+    assert nodes_found[0].share > 0.5 and sum(node.share for node in nodes_found) == pytest.approx(1)
+    total = sum(node.ms for node in nodes_found)
+    assert 0.3 * report.row("a", 1).median_ms < total < 3 * report.row("a", 1).median_ms
+
+
+def test_bound_inputs_and_outputs_give_the_same(files: dict[str, Path]) -> None:
+    """What a GPU would use, on the device that every machine has."""
+    runner = runners.OnnxRunner("wide", files["wide"], "cpu", 1)
+    feed = runner.feed(2)
+    bound: list[np.ndarray] = []
+    real = runner.session.io_binding
+
+    class Session:
+        io_binding = staticmethod(real)
+        get_outputs = staticmethod(runner.session.get_outputs)
+
+        def run_with_iobinding(self, binding: onnxruntime.IOBinding) -> None:
+            runner.session.run_with_iobinding(binding)
+            bound.append(binding.copy_outputs_to_cpu()[0])
+
+    runners.bound_call(Session(), feed, "cpu")()  # type: ignore[arg-type]
+    assert np.array_equal(bound[0], runner.session.run(None, feed)[0])
+
+
+def test_a_checkpoint_runs_in_pytorch(files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = models.build("slim:vgg7", num_classes=10, in_channels=1)
+    slim.save(tmp_path / "net.safetensors", model, arch="slim:vgg7",
+              arch_kwargs={"num_classes": 10, "in_channels": 1}, input_shape=[1, 8, 8])  # fmt: skip
+    seen: list[tuple[int, ...]] = []
+    compiled: list[torch.nn.Module] = []
+
+    def compile(net: torch.nn.Module, **_: object) -> object:
+        compiled.append(net)
+        return lambda images: seen.append(tuple(images.shape)) or net(images)
+
+    monkeypatch.setattr(torch, "compile", compile)
+    both = {"net": tmp_path / "net.safetensors", "thin": files["thin"]}
+    report = benchmark(both, batch_sizes=[2], threads=1, runs=4, warmup=1, memory=False)
+    assert [row.model for row in report.rows] == ["net (eager)", "net (compiled)", "thin"]
+    assert all(torch.equal(a, b) for a, b in zip(compiled[0].state_dict().values(), model.state_dict().values()))
+    assert seen == [(2, 1, 8, 8)] * 6 and torch.__version__.startswith(
+        report.torch
+    )  # once to compile, once to warm up, 4 times
+    report = benchmark(both, batch_sizes=[2], runs=1, warmup=0, compile=False)
+    assert [row.model for row in report.rows] == ["net (eager)", "thin"]
+    assert all(row.memory and row.memory > 1e5 for row in report.rows)
+
+    def no_compiler(images: torch.Tensor) -> None:
+        raise RuntimeError("no C++ compiler\nand a page of advice")
+
+    monkeypatch.setattr(torch, "compile", lambda net, **_: no_compiler)
+    with pytest.raises(
+        SlimError, match=r"can't compile .*net.safetensors here \(no C\+\+ compiler\); .*--compile false$"
+    ):
+        benchmark(both, batch_sizes=[2], runs=1, memory=False)
+
+
+def test_open_image_sizes_and_raw_images(tmp_path: Path) -> None:
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    model = onnx.load(conv_file(tmp_path / "open.onnx", 2, ("batch", 3, "height", "width")))
+    onnx.helper.set_model_props(model, {"slim.input_shape": "[3, 9, 11]"})
+    onnx.save(model, tmp_path / "open.onnx")
+    feed = runners.OnnxRunner("open", tmp_path / "open.onnx", "cpu", 1).feed(4)
+    assert {name: (array.shape, array.dtype) for name, array in feed.items()} == {"images": ((4, 3, 9, 11), np.float32)}
+    feed = runners.OnnxRunner("open", tmp_path / "open.onnx", "cpu", 1, image_size=20).feed(4)
+    assert feed["images"].shape == (4, 3, 20, 20)
+    settings = {"mean": [0.5] * 3, "std": [0.5] * 3}
+    slim.export_onnx(
+        net, torch.zeros(1, 3, 9, 11), tmp_path / "raw.onnx", dynamic_size=True, preprocess=True, **settings
+    )
+    feed = runners.OnnxRunner("raw", tmp_path / "raw.onnx", "cpu", 1).feed(4)
+    assert feed["images"].shape == (4, 9, 11, 3) and feed["images"].dtype == np.uint8 and feed["images"].max() > 200
+
+
+def test_names_tell_files_apart() -> None:
+    named = short_names(["a/model.onnx", "b/model.onnx", "b/net.onnx", "a/model.onnx"])
+    assert list(named) == ["a/model.onnx", "b/model.onnx", "b/net.onnx", "a/model.onnx (2)"]
+    assert list(named.values()) == [Path(p) for p in ("a/model.onnx", "b/model.onnx", "b/net.onnx", "a/model.onnx")]
+    assert list(short_names(["x/a.onnx", "y/b.onnx"])) == ["a.onnx", "b.onnx"]
 
 
 def test_bad_settings_get_one_line(files: dict[str, Path], tmp_path: Path) -> None:
@@ -156,6 +297,7 @@ def test_bad_settings_get_one_line(files: dict[str, Path], tmp_path: Path) -> No
         (files, {"batch_sizes": [1, 0]}, "batch size 0: expected at least 1"),
         (files, {"runs": 0}, "runs 0: expected at least 1"),
         (files, {"warmup": -1}, "warmup -1: expected at least 0"),
+        (files, {"profile": -1}, "profile -1: expected at least 0"),
         (files, {"threads": -1}, "threads -1: expected 0"),
         (files, {"provider": "cudda"}, f"'cudda'.* expected auto, {', '.join(sorted(available))}"),
         ({"gone": tmp_path / "gone.onnx"}, {}, "no file '.*gone.onnx'"),
@@ -163,8 +305,8 @@ def test_bad_settings_get_one_line(files: dict[str, Path], tmp_path: Path) -> No
         ({"fixed": fixed}, {}, "batch size 1: 'fixed' has the fixed batch size 4"),
         ({"open": open_size}, {}, "'images' of 'open' has shape .*'height'"),
     ]
-    for models, settings, message in cases:
+    for given, settings, message in cases:
         with pytest.raises(SlimError, match=message) as caught:
-            benchmark(models, **settings)
+            benchmark(given, **settings)
         assert "\n" not in str(caught.value)
-    assert benchmark({"fixed": fixed}, batch_sizes=[4], runs=1, warmup=0).row("fixed", 4).median_ms > 0
+    assert benchmark({"fixed": fixed}, batch_sizes=[4], runs=1, warmup=0, memory=False).row("fixed", 4).median_ms > 0

@@ -14,13 +14,18 @@ from slim.errors import SlimError
 
 
 def open_session(
-    path: str | Path, provider: str = "auto", threads: int = 0, settings: Mapping[str, str] | None = None
+    path: str | Path,
+    provider: str = "auto",
+    threads: int = 0,
+    settings: Mapping[str, str] | None = None,
+    profile: Path | None = None,
 ) -> onnxruntime.InferenceSession:
     """An onnxruntime session on the file at `path`.
 
     `provider` is auto (CUDA where onnxruntime has it and it starts, else CPU), a short name such as cpu or
     cuda, or onnxruntime's own name such as CUDAExecutionProvider; `threads` is the number of CPU threads that
-    one operator may use, 0 for all cores; `settings` are onnxruntime session configuration entries.
+    one operator may use, 0 for all cores; `settings` are onnxruntime session configuration entries; `profile` starts
+    the profiler, which writes to a file whose name begins so.
 
     Raises SlimError for a missing file, one that onnxruntime can't load, a provider that isn't there or
     doesn't start, and a negative `threads`.
@@ -36,9 +41,13 @@ def open_session(
     options.intra_op_num_threads = threads
     for key, value in (settings or {}).items():
         options.add_session_config_entry(key, value)
-    if wanted == "CUDAExecutionProvider":
+    if profile:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
+    if wanted in ("CUDAExecutionProvider", "TensorrtExecutionProvider"):
         onnxruntime.preload_dlls()  # finds CUDA's libraries where pip put them
-    providers = list(dict.fromkeys([wanted, "CPUExecutionProvider"]))
+    # TensorRT leaves to CUDA what it has no kernels for, and every provider to the CPU
+    helpers = ["CUDAExecutionProvider"] if wanted == "TensorrtExecutionProvider" else []
+    providers = list(dict.fromkeys([wanted, *helpers, "CPUExecutionProvider"]))
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # onnxruntime's own errors share no base class

@@ -1,0 +1,187 @@
+"""What a benchmark times: an ONNX file in onnxruntime, or a checkpoint in PyTorch.
+
+A runner makes, for a batch size, a call without arguments: one batch of random input through the network, from
+memory where it lies ready to memory where it stays (the GPU's, for a provider on the GPU).
+"""
+
+import contextlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import onnxruntime
+
+from slim.errors import SlimError
+from slim.export.session import find_provider, open_session
+
+# By default, a session's idle threads spin for a while after each run: they would take the cores from the
+# next file's run. With two networks in turn on 2 cores, that multiplied the 90th percentile by 5.
+SESSION_SETTINGS = {"session.force_spinning_stop": "1"}
+DTYPES = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(double)": np.float64,
+    "tensor(uint8)": np.uint8,
+}
+ON_GPU = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
+
+Call = Callable[[], Any]
+
+
+class Runner(Protocol):
+    path: Path
+    threads: int
+    provider: str  # what it runs on, by onnxruntime's name
+    mode: str  # "onnx", "eager" or "compiled"
+
+    def prepare(self, batch_size: int) -> Call: ...
+
+    @property
+    def file_size(self) -> int | None: ...
+
+
+def is_checkpoint(path: str | Path) -> bool:
+    return str(path).endswith(".safetensors")
+
+
+def open_runners(
+    name: str,
+    path: str | Path,
+    provider: str,
+    threads: int,
+    image_size: int | None = None,
+    compile: bool = True,
+    allow_code: bool = False,
+) -> "dict[str, Runner]":
+    """The runners of a file by their names: one of an ONNX file, one or two of a checkpoint."""
+    if not is_checkpoint(path):
+        return {name: OnnxRunner(name, path, provider, threads, image_size)}
+    modes = ["eager", "compiled"] if compile else ["eager"]
+    return {f"{name} ({mode})": TorchRunner(path, provider, threads, mode, allow_code) for mode in modes}
+
+
+class OnnxRunner:
+    mode = "onnx"
+
+    def __init__(self, name: str, path: str | Path, provider: str, threads: int, image_size: int | None = None) -> None:
+        self.name, self.path, self.threads, self.image_size = name, Path(path), threads, image_size
+        self.session = open_session(path, provider, threads, SESSION_SETTINGS)
+        self.provider: str = self.session.get_providers()[0]
+
+    @property
+    def file_size(self) -> int | None:
+        return self.path.stat().st_size
+
+    def prepare(self, batch_size: int) -> Call:
+        feed = self.feed(batch_size)
+        if self.provider in ON_GPU:
+            return bound_call(self.session, feed, "cuda")
+        return lambda: self.session.run(None, feed)
+
+    def feed(self, batch_size: int) -> dict[str, np.ndarray]:
+        """Random inputs: standard normal, or any pixel where the file takes bytes."""
+        random = np.random.default_rng(0)
+        feed = {}
+        for entry in self.session.get_inputs():
+            if entry.type not in DTYPES:
+                raise SlimError(
+                    f"input {entry.name!r} of {self.name!r} is {entry.type}: expected one of {', '.join(DTYPES)}"
+                )
+            batch, *_ = entry.shape
+            if isinstance(batch, int) and batch != batch_size:
+                raise SlimError(f"batch size {batch_size}: {self.name!r} has the fixed batch size {batch}")
+            shape = (batch_size, *self._sizes(entry))
+            if entry.type == "tensor(uint8)":
+                feed[entry.name] = random.integers(0, 256, shape, dtype=np.uint8)
+            else:
+                feed[entry.name] = random.standard_normal(shape).astype(DTYPES[entry.type])
+        return feed
+
+    def _sizes(self, entry: Any) -> list[int]:
+        """The shape of an input after the batch; what it leaves open is the image size asked for, or the one that
+        slim.export_onnx noted."""
+        sizes = list(entry.shape[1:])
+        if all(isinstance(size, int) for size in sizes):
+            return sizes
+        noted: list[int] = []
+        with contextlib.suppress(ValueError, KeyError):
+            noted = json.loads(self.session.get_modelmeta().custom_metadata_map["slim.input_shape"])[-2:]
+        image = [self.image_size] * 2 if self.image_size else noted
+        first = 0 if entry.type == "tensor(uint8)" else len(sizes) - 2  # [N, H, W, C] or [N, C, …, H, W]
+        if len(image) == 2 and len(sizes) >= 2:
+            sizes[first : first + 2] = [
+                size if isinstance(size, int) else wanted for size, wanted in zip(sizes[first : first + 2], image)
+            ]
+        if not all(isinstance(size, int) for size in sizes):
+            raise SlimError(
+                f"input {entry.name!r} of {self.name!r} has shape {entry.shape}: expected only the batch open, or an "
+                "image size (--image_size) for height and width"
+            )
+        return sizes
+
+
+def bound_call(session: onnxruntime.InferenceSession, feed: dict[str, np.ndarray], device: str) -> Call:
+    """A run whose inputs lie on the device before it starts and whose outputs stay there."""
+    binding = session.io_binding()
+    for name, array in feed.items():
+        binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array, device, 0))
+    for output in session.get_outputs():
+        binding.bind_output(output.name, device)
+
+    def call() -> None:
+        session.run_with_iobinding(binding)
+        binding.synchronize_outputs()
+
+    return call
+
+
+class TorchRunner:
+    """A checkpoint in PyTorch; its threads are set for the whole process."""
+
+    def __init__(
+        self, path: str | Path, provider: str, threads: int, mode: str = "eager", allow_code: bool = False
+    ) -> None:
+        import torch
+
+        from slim import checkpoint
+
+        self.path, self.threads, self.mode = Path(path), threads, mode
+        self.provider = find_provider(provider)
+        self.device = "cuda" if self.provider in ON_GPU else "cpu"
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise SlimError(f"provider {provider!r} has a GPU, which this PyTorch doesn't see: expected provider cpu")
+        self.shape = checkpoint.read_metadata(path)["input_shape"]
+        if self.shape is None:
+            raise SlimError(f"{path} doesn't say how large its images are: expected input_shape in slim.save")
+        if threads:
+            torch.set_num_threads(threads)
+        model = checkpoint.load(path, allow_code=allow_code).to(self.device)
+        self.model: Callable[..., Any] = torch.compile(model, dynamic=False) if mode == "compiled" else model
+
+    @property
+    def file_size(self) -> int | None:
+        return self.path.stat().st_size
+
+    def prepare(self, batch_size: int) -> Call:
+        import torch
+
+        images = torch.randn(batch_size, *self.shape, generator=torch.Generator().manual_seed(0)).to(self.device)
+
+        def call() -> None:
+            with torch.inference_mode():
+                self.model(images)
+            if self.device == "cuda":
+                torch.cuda.synchronize()
+
+        try:
+            call()  # compiles
+        except Exception as error:
+            if self.mode != "compiled":
+                raise
+            raise SlimError(
+                f"torch.compile can't compile {self.path} here ({str(error).strip().splitlines()[0]}); expected a C++ "
+                "compiler, or --compile false"
+            ) from error
+        return call
