@@ -1,0 +1,201 @@
+"""Least squares for one layer: the weights with which it comes closest to given outputs, from second moments alone.
+
+A layer is linear in the patches that it reads, so the best weights W for targets t on patches u follow from the second
+moments E[u uᵀ] and E[t uᵀ] (He et al., Channel Pruning for Accelerating Very Deep Neural Networks, ICCV 2017, eq. 3,
+without their selection). A patch holds the kept channels of all the pixels that the kernel covers, zeros of the padding
+included: what a removed channel carried is predicted from the kept ones of a pixel and of its neighbours.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from slim.recovery.lockstep import CONVOLUTIONS, TRANSPOSED, Layer
+
+RIDGES = (1e-12, 1e-8, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # relative to the mean variance of what a layer reads
+PATCHES_PER_WEIGHT = 40  # rows of a regression per unknown of it: more change nothing
+LEAST_PATCHES = 20_000
+CHUNK = 1 << 23  # values of patches at a time
+
+
+def fits(layer: Layer) -> bool:
+    """Whether `targets_for` knows the layer's form."""
+    x, weight = layer.input, layer.arguments["weight"]
+    if layer.func is F.linear:
+        return x.dim() >= 2
+    return x.dim() == weight.dim() and (layer.func in CONVOLUTIONS or layer.arguments.get("groups", 1) == 1)
+
+
+@dataclass
+class Moments:
+    """First and second moments of patches u (F features) and targets t (O outputs), for each of g groups, float64."""
+
+    count: int
+    u: Tensor  # [g, F]
+    t: Tensor  # [g, O]
+    uu: Tensor  # [g, F, F]
+    tu: Tensor  # [g, O, F]
+    tt: Tensor  # [g, O]
+
+    def __add__(self, other: "Moments") -> "Moments":
+        n = self.count + other.count
+        mine, theirs = self.count / n, other.count / n
+        pairs = ((getattr(self, k), getattr(other, k)) for k in ("u", "t", "uu", "tu", "tt"))
+        return Moments(n, *(mine * a + theirs * b for a, b in pairs))
+
+    def centred(self) -> "Moments":
+        return Moments(
+            self.count,
+            self.u,
+            self.t,
+            self.uu - self.u[:, :, None] * self.u[:, None, :],
+            self.tu - self.t[:, :, None] * self.u[:, None, :],
+            self.tt - self.t**2,
+        )
+
+
+@dataclass
+class Fit:
+    """What a regression gives: the layer's weight and, with an intercept, bias; the share of the targets' variance that
+    is missed with the weights as they were and with the new ones."""
+
+    weight: Tensor
+    bias: Tensor | None
+    missed_before: float
+    missed: float
+
+
+def fit(layer: Layer, target: Tensor, intercept: bool) -> Fit | None:
+    """The weights with which `layer` comes closest to `target`, shape of its output, on the input that it has.
+
+    Ridge regression of what is missing, so that the weights stay as they are where the data say nothing else. How
+    strong the ridge is, the second half of the images decides for weights fitted to the first half; then all of them
+    are used. None where nothing is gained.
+    """
+    first, second = (_moments(layer, target, half) for half in (0, 1))
+    whole = first + second
+    if intercept:
+        first, second = first.centred(), second.centred()
+    weight = layer.arguments["weight"]
+    old = _as_matrix(layer, weight)
+    total = float(second.tt.sum())
+    misses = {math.inf: _missed(second, old)}
+    for ridge in RIDGES:
+        change = _solve(first, old, ridge)
+        if change is not None:
+            misses[ridge] = _missed(second, old + change)
+    finite = {ridge: miss for ridge, miss in misses.items() if math.isfinite(miss)}
+    if not finite or total <= 0:
+        return None
+    # among ridges that do as well as the best, the strongest
+    enough = 1.001 * min(finite.values()) + 4 * torch.finfo(_working_dtype(target)).eps * total
+    ridge = max(ridge for ridge, miss in finite.items() if miss <= enough)
+    change = _solve(whole.centred() if intercept else whole, old, ridge) if ridge < math.inf else None
+    if change is None:
+        return None
+    new = old + change
+    bias = (whole.t - (new @ whole.u[:, :, None])[:, :, 0]).reshape(-1) if intercept else None
+    return Fit(_as_weight(layer, new, weight), bias, misses[math.inf] / total, misses[ridge] / total)
+
+
+def _solve(m: Moments, old: Tensor, ridge: float) -> Tensor | None:
+    """argmin over D of E|t − (old + D) u|² + ridge · s · |D|², s being the mean variance of u. [g, O, F]"""
+    scale = m.uu.diagonal(dim1=1, dim2=2).mean(1)
+    scale = torch.where(scale > 0, scale, 1.0)
+    eye = torch.eye(m.uu.shape[1], dtype=m.uu.dtype)
+    factor, failed = torch.linalg.cholesky_ex(m.uu + (ridge * scale)[:, None, None] * eye)
+    if failed.any():
+        return None
+    return torch.cholesky_solve((m.tu - old @ m.uu).transpose(1, 2), factor).transpose(1, 2)
+
+
+def _missed(m: Moments, weight: Tensor) -> float:
+    """E|t − weight u|², summed over outputs."""
+    return float((m.tt + ((weight @ m.uu - 2 * m.tu) * weight).sum(2)).sum())
+
+
+def _as_matrix(layer: Layer, weight: Tensor) -> Tensor:
+    """[g, O, F] in float64 on the CPU, where O and F are outputs and features of one group."""
+    if layer.func in TRANSPOSED:
+        weight = weight.transpose(0, 1)
+    groups = layer.arguments.get("groups", 1)
+    return weight.detach().double().cpu().reshape(groups, weight.shape[0] // groups, -1)
+
+
+def _as_weight(layer: Layer, matrix: Tensor, like: Tensor) -> Tensor:
+    if layer.func in TRANSPOSED:
+        return matrix.reshape(like.transpose(0, 1).shape).transpose(0, 1).to(like)
+    return matrix.reshape(like.shape).to(like)
+
+
+def _working_dtype(tensor: Tensor) -> torch.dtype:
+    return tensor.dtype if tensor.dtype == torch.float64 else torch.float32
+
+
+def _moments(layer: Layer, target: Tensor, half: int) -> Moments:
+    """Second moments over patches drawn from one half of the images."""
+    groups = layer.arguments.get("groups", 1)
+    weight = layer.arguments["weight"]
+    features = weight[:, 0].numel() if layer.func in TRANSPOSED else weight[0].numel()
+    windows = _windows(layer)
+    places = target.movedim(1, -1) if layer.func is not F.linear else target
+    outputs = places.shape[-1]
+    shape = places.shape[:-1]  # images × places in them
+    middle = shape[0] // 2
+    images = middle if half == 0 else shape[0] - middle
+    rows = images * math.prod(shape[1:])
+    wanted = min(rows, max(LEAST_PATCHES, PATCHES_PER_WEIGHT * features) // 2)
+    generator = torch.Generator().manual_seed(half)
+    drawn = torch.randperm(rows, generator=generator)[:wanted] if wanted < rows else torch.arange(rows)
+    drawn = drawn.sort().values.to(target.device) + half * middle * math.prod(shape[1:])
+    dtype = _working_dtype(target)
+    sums: dict[str, Any] = dict.fromkeys(("u", "t", "uu", "tu", "tt"), 0.0)
+    for chosen in drawn.split(max(1, CHUNK // (features * groups))):
+        at = torch.unravel_index(chosen, shape)
+        u = windows[(at[0], slice(None), *at[1:])] if layer.func is not F.linear else windows[at]
+        u = u.reshape(len(chosen), groups, features).permute(1, 2, 0).to(dtype)
+        t = places[at].reshape(len(chosen), groups, outputs // groups).permute(1, 2, 0).to(dtype)
+        products = {"u": u.sum(2), "t": t.sum(2), "uu": u @ u.mT, "tu": t @ u.mT, "tt": (t * t).sum(2)}
+        for key, value in products.items():
+            sums[key] = sums[key] + value.cpu().double()
+    return Moments(wanted, *(value / wanted for value in sums.values()))
+
+
+def _windows(layer: Layer) -> Tensor:
+    """What the layer reads for each place of its output, as a view: [N, channels, places…, kernel…]; of a linear
+    layer its input."""
+    x, weight = layer.input, layer.arguments["weight"]
+    if layer.func is F.linear:
+        return x
+    n = weight.dim() - 2
+    kernel = weight.shape[2:]
+    given = layer.arguments
+    stride, dilation = (_each(given.get(key, 1), n) for key in ("stride", "dilation"))
+    reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel)]
+    padding = given.get("padding", 0)
+    if layer.func in TRANSPOSED:  # the same as a convolution with stride 1 over an input with zeros in between
+        extra = _each(given.get("output_padding", 0), n)
+        sparse = x.new_zeros([*x.shape[:2], *((size - 1) * s + 1 for size, s in zip(x.shape[2:], stride))])
+        sparse[(..., *(slice(None, None, s) for s in stride))] = x
+        around = [r - 1 - p for r, p in zip(reach, _each(padding, n))]
+        x, widths = sparse, [(a, a + e) for a, e in zip(around, extra)]
+        stride = [1] * n
+    elif padding == "same":
+        widths = [((r - 1) // 2, r - 1 - (r - 1) // 2) for r in reach]
+    else:
+        widths = [(p, p) for p in _each(0 if padding == "valid" else padding, n)]
+    x = F.pad(x, [w for pair in reversed(widths) for w in pair])
+    for dim in range(n):
+        x = x.unfold(2 + dim, reach[dim], stride[dim])
+    x = x[(..., *(slice(None, None, d) for d in dilation))]
+    return x.flip(list(range(2 + n, 2 + 2 * n))) if layer.func in TRANSPOSED else x
+
+
+def _each(value: Any, n: int) -> list[int]:
+    """A size for each of n dimensions, as torch.nn.functional takes them."""
+    values = [value] if isinstance(value, int) else list(value)
+    return values * n if len(values) == 1 else values
