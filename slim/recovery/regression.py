@@ -32,7 +32,8 @@ def fits(layer: Layer) -> bool:
 
 @dataclass
 class Moments:
-    """First and second moments of patches u (F features) and targets t (O outputs), for each of g groups, float64."""
+    """Means of patches u (F features) and targets t (O outputs) and their second moments about the means, for each of g
+    groups, float64."""
 
     count: int
     u: Tensor  # [g, F]
@@ -44,18 +45,25 @@ class Moments:
     def __add__(self, other: "Moments") -> "Moments":
         n = self.count + other.count
         mine, theirs = self.count / n, other.count / n
-        pairs = ((getattr(self, k), getattr(other, k)) for k in ("u", "t", "uu", "tu", "tt"))
-        return Moments(n, *(mine * a + theirs * b for a, b in pairs))
-
-    def centred(self) -> "Moments":
+        u, t = other.u - self.u, other.t - self.t
+        both = mine * theirs
         return Moments(
-            self.count,
-            self.u,
-            self.t,
-            self.uu - self.u[:, :, None] * self.u[:, None, :],
-            self.tu - self.t[:, :, None] * self.u[:, None, :],
-            self.tt - self.t**2,
+            n,
+            mine * self.u + theirs * other.u,
+            mine * self.t + theirs * other.t,
+            mine * self.uu + theirs * other.uu + both * _outer(u, u),
+            mine * self.tu + theirs * other.tu + both * _outer(t, u),
+            mine * self.tt + theirs * other.tt + both * t**2,
         )
+
+    def about_zero(self) -> "Moments":
+        """The same with second moments about zero: for a regression without an intercept."""
+        uu, tu = self.uu + _outer(self.u, self.u), self.tu + _outer(self.t, self.u)
+        return Moments(self.count, self.u, self.t, uu, tu, self.tt + self.t**2)
+
+
+def _outer(a: Tensor, b: Tensor) -> Tensor:
+    return a[:, :, None] * b[:, None, :]
 
 
 @dataclass
@@ -74,12 +82,12 @@ def fit(layer: Layer, target: Tensor, intercept: bool) -> Fit | None:
 
     Ridge regression of what is missing, so that the weights stay as they are where the data say nothing else. How
     strong the ridge is, the second half of the images decides for weights fitted to the first half; then all of them
-    are used. None where nothing is gained.
+    are used. None where activations aren't finite.
     """
     first, second = (_moments(layer, target, half) for half in (0, 1))
     whole = first + second
-    if intercept:
-        first, second = first.centred(), second.centred()
+    if not intercept:
+        first, second, whole = (m.about_zero() for m in (first, second, whole))
     weight = layer.arguments["weight"]
     old = _as_matrix(layer, weight)
     total = float(second.tt.sum())
@@ -89,17 +97,16 @@ def fit(layer: Layer, target: Tensor, intercept: bool) -> Fit | None:
         if change is not None:
             misses[ridge] = _missed(second, old + change)
     finite = {ridge: miss for ridge, miss in misses.items() if math.isfinite(miss)}
-    if not finite or total <= 0:
+    if not finite:
         return None
     # among ridges that do as well as the best, the strongest
-    enough = 1.001 * min(finite.values()) + 4 * torch.finfo(_working_dtype(target)).eps * total
+    least = min(finite.values())
+    enough = least + max(0.001 * least, 4 * torch.finfo(_working_dtype(target)).eps * total)
     ridge = max(ridge for ridge, miss in finite.items() if miss <= enough)
-    change = _solve(whole.centred() if intercept else whole, old, ridge) if ridge < math.inf else None
-    if change is None:
-        return None
-    new = old + change
+    change = _solve(whole, old, ridge) if ridge < math.inf else None
+    new = old if change is None else old + change
     bias = (whole.t - (new @ whole.u[:, :, None])[:, :, 0]).reshape(-1) if intercept else None
-    return Fit(_as_weight(layer, new, weight), bias, misses[math.inf] / total, misses[ridge] / total)
+    return Fit(_as_weight(layer, new, weight), bias, *(misses[r] / max(total, 1e-300) for r in (math.inf, ridge)))
 
 
 def _solve(m: Moments, old: Tensor, ridge: float) -> Tensor | None:
@@ -154,15 +161,21 @@ def _moments(layer: Layer, target: Tensor, half: int) -> Moments:
     drawn = drawn.sort().values.to(target.device) + half * middle * math.prod(shape[1:])
     dtype = _working_dtype(target)
     sums: dict[str, Any] = dict.fromkeys(("u", "t", "uu", "tu", "tt"), 0.0)
+    near: tuple[Tensor, Tensor] | None = None  # close to the means, so that sums of squares lose no digits
     for chosen in drawn.split(max(1, CHUNK // (features * groups))):
         at = torch.unravel_index(chosen, shape)
         u = windows[(at[0], slice(None), *at[1:])] if layer.func is not F.linear else windows[at]
         u = u.reshape(len(chosen), groups, features).permute(1, 2, 0).to(dtype)
         t = places[at].reshape(len(chosen), groups, outputs // groups).permute(1, 2, 0).to(dtype)
+        near = near or (u.mean(2, keepdim=True), t.mean(2, keepdim=True))
+        u, t = u - near[0], t - near[1]
         products = {"u": u.sum(2), "t": t.sum(2), "uu": u @ u.mT, "tu": t @ u.mT, "tt": (t * t).sum(2)}
         for key, value in products.items():
             sums[key] = sums[key] + value.cpu().double()
-    return Moments(wanted, *(value / wanted for value in sums.values()))
+    assert near is not None
+    u, t, uu, tu, tt = (value / wanted for value in sums.values())
+    mean_u, mean_t = (value + shift[:, :, 0].cpu().double() for value, shift in zip((u, t), near))
+    return Moments(wanted, mean_u, mean_t, uu - _outer(u, u), tu - _outer(t, u), tt - t**2)
 
 
 def _windows(layer: Layer) -> Tensor:
