@@ -28,6 +28,8 @@ _HOME = {  # public name -> the room it lives in
     "PruningPlan": "planning",
     "explain": "planning",
     "verify": "verification",
+    "recover": "recovery",
+    "Recovery": "recovery",
     "save": "checkpoint",
     "load": "checkpoint",
     "export_onnx": "export",
@@ -61,6 +63,8 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from slim.planning import PruningPlan as PruningPlan
     from slim.planning import explain as explain
     from slim.planning import plan as plan
+    from slim.recovery import Recovery as Recovery
+    from slim.recovery import recover as recover
     from slim.sparsity import L0 as L0
     from slim.sparsity import L1 as L1
     from slim.sparsity import L2 as L2

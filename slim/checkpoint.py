@@ -31,6 +31,7 @@ STAGES = {
     "baseline": ("baseline.safetensors", "slim-run"),
     "sparse": ("sparse.safetensors", "slim-train"),
     "pruned": ("pruned.safetensors", "slim-prune"),
+    "recovered": ("pruned.safetensors", "slim-prune"),  # the same file: what is left there is the better network
     "finetuned": ("finetuned.safetensors", "slim-finetune"),
     "onnx": ("model.onnx", "slim-export"),
     "int8": ("model.int8.onnx", "slim-export --int8"),

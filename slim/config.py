@@ -121,6 +121,8 @@ class PruneConfig:
     score: Literal["mean", "max", "sum"] = setting("mean", "how a coupled group's score follows from its |γ|")
     mode: Literal["couple", "select"] = setting("couple", "for BatchNorm before convolution: see slim.plan")
     round_to: int = setting(1, "keep a multiple of this many channels in each layer", "[1, inf)")
+    recover: bool = setting(True, "win accuracy back before any training: see slim.recover")
+    calibration_images: int = setting(1024, "training images that recovery may look at", "[8, inf)")
 
 
 @dataclass

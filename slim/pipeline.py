@@ -8,11 +8,11 @@ Every stage prints to `console` (a new one by default) and returns the paths tha
 """
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
-from math import ceil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,7 @@ from slim.data import Dataset
 from slim.errors import SlimError
 from slim.files import replacing
 from slim.planning import PruningPlan, plan
+from slim.recovery import LEAST_IMAGES, Recovery, recover
 from slim.size import measure
 from slim.train import snapshots
 from slim.verification import verify
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from slim.bench import BenchReport
 
 ROOT = Path("checkpoints")
+CALIBRATION_PIXELS = 128 * 224**2  # recovery holds the activations of all its images: about 3 GB for a ResNet-50
 
 
 @dataclass(frozen=True)
@@ -78,22 +80,52 @@ def prune_stage(
     console = console or Console()
     _read_records(source.parent)
     before = _open(source, settings, allow_code)
-    made = plan(before.model, before.example, **asdict(settings.prune))
+    made = plan(before.model, before.example, **_rules(settings))
     _tell(made, console)
     if dry_run:
         return []
     thin = made.apply(before.model)
     error = verify(before.model, thin, made, before.example)
     path, plan_path = source.with_name(STAGES["pruned"][0]), source.with_name("plan.json")
-    record = _save(path, thin, [*before.plans, made], before.facts, settings, before.dataset)
+    plans = [*before.plans, made]
+    records = {before.stage: before.metrics}
+    records["pruned"] = _save(path, thin, plans, before.facts, settings, before.dataset)
     made.save(plan_path)
     if settings.tensorboard:
         board = train.TensorBoard(path.parent / "tensorboard")
         board.text("plan", f"{report.render(made.table())}\n{made.summary()}")
         board.close()
-    console.print(report.stage_table({before.stage: before.metrics, "pruned": record}, "pruning"))
+    recovered = None
+    if settings.prune.recover and before.dataset:
+        recovered = _recover(before.model, thin, made, before.dataset, settings)
+        records["recovered"] = _save(
+            path, recovered.model, plans, before.facts, settings, before.dataset, stage="recovered"
+        )
+    console.print(report.stage_table(records, "pruning"))
     console.print(f"equals the network with those channels set to zero, to {error:.0e} (relative)")
+    if recovered:
+        console.print(str(recovered))
     return [path, plan_path]
+
+
+def _rules(settings: RunConfig) -> dict[str, Any]:
+    """How `slim.plan` is to choose."""
+    recovery = ("recover", "calibration_images")
+    return {key: value for key, value in asdict(settings.prune).items() if key not in recovery}
+
+
+def _recover(model: nn.Module, thin: nn.Module, made: PruningPlan, dataset: Dataset, settings: RunConfig) -> Recovery:
+    """The thin network, recovered on training images."""
+    pixels = math.prod(dataset.image_size)
+    count = min(settings.prune.calibration_images, max(LEAST_IMAGES, CALIBRATION_PIXELS // pixels))
+    device = train.resolve_device(settings.device)
+    images, _ = next(data.batches(dataset.train, dataset, count, shuffle_seed=settings.seed, device=device))
+    try:
+        recovered = recover(model.to(device), thin.to(device), made, images)
+    finally:
+        model.cpu(), thin.cpu()
+    recovered.model.cpu()
+    return recovered
 
 
 def dry_run(arch: str, settings: RunConfig, *, console: Console | None = None) -> None:
@@ -107,7 +139,7 @@ def dry_run(arch: str, settings: RunConfig, *, console: Console | None = None) -
     for module in model.modules():
         if isinstance(module, _BatchNorm) and module.affine:
             nn.init.uniform_(module.weight)
-    _tell(plan(model, _example([3, pixels, pixels]), **asdict(settings.prune)), console)
+    _tell(plan(model, _example([3, pixels, pixels]), **_rules(settings)), console)
     console.print(f"{arch}, untrained, γ drawn at random, 3×{pixels}×{pixels} pixels; nothing was written")
 
 
@@ -204,7 +236,7 @@ def int8_stage(source: Path, settings: RunConfig, *, allow_code: bool = False, c
     made = export.quantize_onnx(
         files["onnx"],
         files["int8"],
-        islice(calibration, ceil(settings.export.calibration_images / size)),
+        islice(calibration, math.ceil(settings.export.calibration_images / size)),
         _test_batches(net, dataset),
         max_loss=settings.export.max_loss,
         method=settings.export.calibration,
@@ -492,12 +524,14 @@ def _save(
     dataset: Dataset | None,
     epochs: Sequence[dict[str, Any]] = (),
     fresh: bool = False,
+    stage: str = "",
 ) -> dict[str, Any]:
-    """Measure a network and save it as the stage that its file is named after. Returns its summary, which is empty on
-    other processes than the first."""
+    """Measure a network and save it as a stage, the one that its file is named after. Returns its summary, which is
+    empty on other processes than the first."""
     if not train.is_first():
         train.wait_for_all()
         return {}
+    stage = stage or path.stem
     record: dict[str, Any] = asdict(measure(model, _example(facts["input_shape"])))
     if dataset:
         record["accuracy"] = train.evaluate(
@@ -505,9 +539,9 @@ def _save(
         )["accuracy"]
     if epochs:
         record["training"] = report.totals(epochs)
-    checkpoint.save(path, model, plans, stage=path.stem, metrics=record, config=settings, **facts)
+    checkpoint.save(path, model, plans, stage=stage, metrics=record, config=settings, **facts)
     record["file_size"] = path.stat().st_size
-    _enter(path.parent, path.stem, record, settings, epochs, fresh)
+    _enter(path.parent, stage, record, settings, epochs, fresh)
     train.wait_for_all()
     return record
 
@@ -604,12 +638,13 @@ def _as_taken(net: "export.OnnxModel", images: Tensor, dataset: Dataset) -> Tens
 
 def _enter_latency(folder: Path, made: "BenchReport", settings: RunConfig) -> Path:
     """Enter latencies (ms for a batch of the first size) in the summary. The fine-tuned network's is its
-    export's."""
+    export's, and the recovered one's that of the pruned one."""
+    same = {"onnx": ["onnx", "finetuned"], "pruned": ["pruned", "recovered"]}
     summary, _ = _read_records(folder)
     batch = settings.bench.batch_sizes[0]
     for row in made.rows:
         if row.batch_size == batch:
-            for stage in ["onnx", "finetuned"] if row.model == "onnx" else [row.model]:
+            for stage in same.get(row.model, [row.model]):
                 if stage in summary:
                     summary[stage] |= {"latency_ms": row.median_ms, "speedup": row.speedup}
     if "onnx" in summary:

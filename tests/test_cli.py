@@ -96,7 +96,7 @@ def test_the_chain_leaves_the_files_of_a_run(folder: Path) -> None:
         *("plan.json", "model.onnx", "baseline.onnx", "metrics.jsonl", "summary.json", "config.yaml"),
     }
     summary = json.loads((run / "summary.json").read_text())
-    assert list(summary) == ["sparse", "pruned", "finetuned", "onnx"]
+    assert list(summary) == ["sparse", "pruned", "recovered", "finetuned", "onnx"]
     for stage in summary.values():
         assert 0 < stage["accuracy"] <= 1 and stage["file_size"] > 0
     assert summary["onnx"]["latency_ms"] > 0 and summary["onnx"]["speedup"] > 0
@@ -181,13 +181,13 @@ def test_run_does_it_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, comman
     (tmp_path / "short.yaml").write_text(yaml.safe_dump(short))
     text = command("run", "short.yaml", "--prune.ratio", "0.4")
     summary = json.loads((tmp_path / "checkpoints/short/summary.json").read_text())
-    assert list(summary) == ["baseline", "sparse", "pruned", "finetuned", "onnx"]
+    assert list(summary) == ["baseline", "sparse", "pruned", "recovered", "finetuned", "onnx"]
     needed = {"accuracy", "params", "flops", "channels", "file_size", "latency_ms", "speedup"}
     assert all(needed <= set(stage) for stage in summary.values())
     assert summary["baseline"]["speedup"] == 1
     assert summary["baseline"]["flops"] > summary["onnx"]["flops"]
     closing_table = text[text.rindex("short, seed 0") :]
-    for label in ("baseline", "sparse", "pruned", "fine-tuned", "ONNX", "latency"):
+    for label in ("baseline", "sparse", "pruned", "recovered", "fine-tuned", "ONNX", "latency"):
         assert label in closing_table
     assert text.splitlines()[-1].endswith("slim-predict checkpoints/short/model.onnx IMAGE")
     strengths = {}

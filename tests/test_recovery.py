@@ -1,4 +1,4 @@
-"""slim.recover against closed forms: what the kept channels can say is recovered to rounding, and nothing gets worse."""
+"""slim.recover against closed forms: what kept channels can say is recovered to rounding, and nothing gets worse."""
 
 import copy
 import itertools
@@ -16,7 +16,6 @@ from slim.recovery import recover, regression
 from slim.recovery.lockstep import Layer
 
 C = 8
-DEPENDENT = [5]  # this channel is a linear combination of others
 
 
 def dependent(first: nn.Module, bn: nn.Module, combination: dict[int, float], channel: int) -> None:
@@ -151,7 +150,7 @@ def test_a_constant_is_folded_exactly_without_padding() -> None:
 
 
 def test_padding_makes_a_fold_approximate_and_it_says_so() -> None:
-    model, images, other = folded(padding=1)
+    model, images, _ = folded(padding=1)
     plan = slim.plan(model, images[:1], ratio=2 / 14)
     recovered = recover(model, plan.apply(model), plan, images)
     assert recovered.at_borders == ["3"] and "3" in str(recovered).splitlines()[1]

@@ -1,5 +1,7 @@
 """Remove the channels with the smallest |γ| of the whole network, rebuild thinner
 layers, and check that the result equals the network with those channels zeroed.
+Then win accuracy back from training images, without training (--recover false
+leaves that out).
 
 reads   FILE, or the newest sparse.safetensors under checkpoints/
 writes  beside it: pruned.safetensors, plan.json, summary.json, config.yaml

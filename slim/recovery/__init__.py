@@ -6,8 +6,8 @@
 
 What the removed channels carried is predicted from the kept ones by regression and folded into the weights of the
 layers that read them, layer by layer, each on the input that the layers before it now give. A channel with γ = 0 still
-passes the constant act(β): the intercept takes it up, exactly unless zero padding meets it at the borders. Needs images,
-no labels, and about as long as a few forward passes.
+passes the constant act(β): the intercept takes it up, exactly unless zero padding meets it at the borders. Needs
+images, no labels, and about as long as a few forward passes.
 """
 
 import time
@@ -69,9 +69,7 @@ class Recovery:
         return "\n".join(lines)
 
 
-def recover(
-    model: nn.Module, thin: nn.Module, plan: PruningPlan, images: Any, *, held_out: float = 0.25
-) -> Recovery:
+def recover(model: nn.Module, thin: nn.Module, plan: PruningPlan, images: Any, *, held_out: float = 0.25) -> Recovery:
     """Bring `thin`, made by `plan.apply(model)`, closer to what `model` computes, without labels or training.
 
     `images`: a batch of what the networks take (a tensor [N, C, H, W], or a tuple or dict of tensors with N first),
@@ -264,7 +262,11 @@ def _distance(model: nn.Module, other: nn.Module, images: Any) -> float:
     for start in range(0, count, BATCH):
         batch = _part(images, slice(start, start + BATCH))
         expected, found = (
-            [t.double() for t in tree_leaves(call(network, batch)) if isinstance(t, Tensor) and t.is_floating_point()]
+            [
+                t.cpu().double()
+                for t in tree_leaves(call(network, batch))
+                if isinstance(t, Tensor) and t.is_floating_point()
+            ]
             for network in (model, other)
         )
         if len(expected) == 1 and expected[0].dim() == 2:
@@ -275,3 +277,8 @@ def _distance(model: nn.Module, other: nn.Module, images: Any) -> float:
             total += sum(float((a - b).square().sum()) for a, b in zip(expected, found))
             scale += sum(float(a.square().sum()) for a in expected)
     return total / max(scale, 1e-300)
+
+
+def _outputs(model: nn.Module, images: Any) -> list[Tensor]:
+    leaves = tree_leaves(call(model, images))
+    return [t.cpu().double() for t in leaves if isinstance(t, Tensor) and t.is_floating_point()]

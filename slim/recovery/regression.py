@@ -164,8 +164,8 @@ def _moments(layer: Layer, target: Tensor, half: int) -> Moments:
     near: tuple[Tensor, Tensor] | None = None  # close to the means, so that sums of squares lose no digits
     for chosen in drawn.split(max(1, CHUNK // (features * groups))):
         at = torch.unravel_index(chosen, shape)
-        u = windows[(at[0], slice(None), *at[1:])] if layer.func is not F.linear else windows[at]
-        u = u.reshape(len(chosen), groups, features).permute(1, 2, 0).to(dtype)
+        patches: Any = at if layer.func is F.linear else (at[0], slice(None), *at[1:])
+        u = windows[patches].reshape(len(chosen), groups, features).permute(1, 2, 0).to(dtype)
         t = places[at].reshape(len(chosen), groups, outputs // groups).permute(1, 2, 0).to(dtype)
         near = near or (u.mean(2, keepdim=True), t.mean(2, keepdim=True))
         u, t = u - near[0], t - near[1]
@@ -193,7 +193,8 @@ def _windows(layer: Layer) -> Tensor:
     if layer.func in TRANSPOSED:  # the same as a convolution with stride 1 over an input with zeros in between
         extra = _each(given.get("output_padding", 0), n)
         sparse = x.new_zeros([*x.shape[:2], *((size - 1) * s + 1 for size, s in zip(x.shape[2:], stride))])
-        sparse[(..., *(slice(None, None, s) for s in stride))] = x
+        steps: Any = (..., *(slice(None, None, s) for s in stride))
+        sparse[steps] = x
         around = [r - 1 - p for r, p in zip(reach, _each(padding, n))]
         x, widths = sparse, [(a, a + e) for a, e in zip(around, extra)]
         stride = [1] * n
@@ -204,7 +205,8 @@ def _windows(layer: Layer) -> Tensor:
     x = F.pad(x, [w for pair in reversed(widths) for w in pair])
     for dim in range(n):
         x = x.unfold(2 + dim, reach[dim], stride[dim])
-    x = x[(..., *(slice(None, None, d) for d in dilation))]
+    apart: Any = (..., *(slice(None, None, d) for d in dilation))
+    x = x[apart]
     return x.flip(list(range(2 + n, 2 + 2 * n))) if layer.func in TRANSPOSED else x
 
 
