@@ -593,6 +593,8 @@ def split(tracer: Tracer, func: Any, args: Any, kwargs: Any) -> Any:
     d = p["dim"] % args[0].dim()
     vector = codes.get(d)
     start = 0
+    if vector is not None:  # the whole as well as its parts may be stored: x.split(self.channels // 2)
+        tracer.counts(len(vector), vector)
     if vector is not None and tracer.decide(len({t.shape[d] for t in outs}) == 1):
         tied = tie_rows(tracer, vector.reshape(len(outs), -1), tracer.where(func))
         vector = np.tile(tied, len(outs))

@@ -254,7 +254,8 @@ def tracing_mode(bones: nn.Module, training: bool) -> Iterator[None]:
     modules = named_modules(bones)
     for _, module in modules:
         if type(module).train is not nn.Module.train:
-            module.train().train(training)  # there and back: modules that cache something for inference drop it
+            module.train()  # there and back: modules that cache something for inference drop it
+            module.train(training)
     for _, module in modules:
         leaf = not (module._modules or module._parameters or module._buffers)  # dropout, drop path: noise, no channels
         module.__dict__["training"] = training and not leaf and not isinstance(module, nn.SyncBatchNorm)
