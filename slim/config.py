@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -116,11 +116,26 @@ class SparsityConfig:
 
 @dataclass
 class PruneConfig:
-    ratio: float = setting(0.5, "share of all prunable BatchNorm channels to remove", "[0, 1)")
+    """How much to remove, and what. One budget holds: the one given last takes the place of the others."""
+
+    ONE_OF: ClassVar = ("ratio", "flops", "params")
+
+    ratio: float | None = setting(0.5, "budget: share of all BatchNorm channels to remove", "[0, 1)")
+    flops: float | None = setting(None, "budget: FLOPs that may stay, a share up to 1 or a number", "(0, inf)")
+    params: float | None = setting(None, "budget: parameters that may stay, a share or a number", "(0, inf)")
     floor: float = setting(0.1, "share of each layer's channels that always stays (at least one does)", "[0, 1]")
+    floor_count: int = setting(1, "number of each layer's channels that always stays", "[1, inf)")
     score: Literal["mean", "max", "sum"] = setting("mean", "how a coupled group's score follows from its |γ|")
+    scope: Literal["global", "layer"] = setting("global", "layer: the same share of every layer")
     mode: Literal["couple", "select"] = setting("couple", "for BatchNorm before convolution: see slim.plan")
+    grouped: Literal["within", "whole"] = setting(
+        "within", "grouped convolutions lose the same places within each group, or whole groups"
+    )
     round_to: int = setting(1, "keep a multiple of this many channels in each layer", "[1, inf)")
+    keep: list[str] | None = field(default=None, metadata=about("shell patterns of BatchNorms to leave whole"))
+    layer_ratios: dict[str, Any] | None = field(
+        default=None, metadata=about("shell pattern of BatchNorms: share to remove there")
+    )
     recover: bool = setting(True, "win accuracy back before any training: see slim.recover")
     calibration_images: int = setting(1024, "training images that recovery may look at", "[8, inf)")
 
@@ -253,6 +268,11 @@ def _updated(config: Any, values: Any, prefix: str) -> Any:
             changes[name] = _updated(old, value, f"{key}.")
         else:
             changes[name] = _checked(settings()[key], value)
+    given = [name for name in getattr(config, "ONE_OF", ()) if changes.get(name) is not None]
+    if len(given) > 1:
+        raise SlimError(f"{' and '.join(prefix + name for name in given)} are given: expected one of them")
+    if given:
+        changes |= {name: None for name in config.ONE_OF if name != given[0]}
     return dataclasses.replace(config, **changes)
 
 
@@ -297,6 +317,8 @@ def _fit(value: Any, kind: Any) -> Any:
         return next((v for v in (_fit(value, a) for a in args) if v is not _MISFIT), _MISFIT)
     if origin is Literal:
         return value if value in args else _MISFIT
+    if kind == list[str] and isinstance(value, str):  # one without brackets
+        return [value]
     if origin is list:
         items = [_fit(v, args[0]) for v in value] if isinstance(value, list) and value else [_MISFIT]
         return _MISFIT if _MISFIT in items else items

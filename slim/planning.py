@@ -369,8 +369,9 @@ def plan(
     score: Score = "mean",
     scope: Literal["global", "layer"] = "global",
     mode: Literal["couple", "select"] = "couple",
+    grouped: Literal["within", "whole"] = "within",
     round_to: int = 1,
-    keep: Sequence[str] = (),
+    keep: Sequence[str] | None = None,
     layer_ratios: Mapping[str, float] | None = None,
 ) -> PruningPlan:
     """Plan which channels of `model` to remove. The model is left as it is.
@@ -383,29 +384,33 @@ def plan(
     "layer" takes the same share of each layer.
     `mode`: for BatchNorm before convolution, "couple" removes a channel of the shared stream when every reader drops
     it, "select" lets each reader choose its own channels through an index, as in the paper.
+    `grouped`: a grouped convolution loses the same places "within" each of its groups, or "whole" groups, with all that
+    they read and make.
     `round_to`: keep a multiple of this many channels in each layer, never none.
     `keep`: shell patterns of BatchNorms to leave whole. `layer_ratios`: pattern -> share to remove there.
 
     Raises SlimError for a value out of range, a model without BatchNorm, or a request that can remove nothing.
     """
     requested = _requested(ratio, flops, params)
-    for name, value, low, high in (("floor", floor, 0, 1), ("round_to", round_to, 1, 4096)):
-        if not low <= value <= high:
+    numbers = (("floor", floor, 0, 1), ("floor_count", floor_count, 1, 10**9), ("round_to", round_to, 1, 4096))
+    for name, value, low, high in numbers:
+        if not low <= _number(name, value) <= high:
             raise SlimError(f"{name} {value!r} is out of range: expected {low} to {high}")
     for name, choice, choices in (
         ("score", score, ("mean", "max", "sum")),
         ("scope", scope, ("global", "layer")),
         ("mode", mode, ("couple", "select")),
+        ("grouped", grouped, ("within", "whole")),
     ):
         if choice not in choices:
             raise SlimError(f"unknown {name} {choice!r}: expected one of {', '.join(choices)}")
-    traced = trace(model, example_inputs, select=mode == "select")
+    traced = trace(model, example_inputs, select=mode == "select", whole_groups=grouped == "whole")
     if not traced.norms:
         raise SlimError("nothing to prune: the network has no BatchNorm with a scale γ that forward uses")
     gammas = _gammas(model, traced)
     rules = Rules(floor, floor_count, round_to, scope)
-    _freeze_kept(traced, keep)
-    stored: dict[str, Counted] = {}
+    _freeze_kept(traced, keep or ())
+    stored: dict[str, Counted] = dict(traced.group_counts)
     refused: set[str] = set()
     for _ in range(100):
         made, kept = _plan(traced, gammas, requested, rules, score, layer_ratios or {})
@@ -464,11 +469,18 @@ def _requested(ratio: float | None, flops: float | None, params: float | None) -
     if not given:
         given = {"ratio": 0.5}
     kind, value = next(iter(given.items()))
+    _number(kind, value)
     if kind == "ratio" and not 0 <= value < 1:
         raise SlimError(f"ratio {value!r} is out of range: expected 0 <= ratio < 1")
     if kind != "ratio" and not value > 0:
         raise SlimError(f"{kind} {value!r} is out of range: expected a share above 0, up to 1, or an absolute number")
     return given
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise SlimError(f"{name} {value!r} is not a number: expected one")
+    return value
 
 
 def _gammas(model: nn.Module, traced: Trace) -> dict[str, Floats]:
@@ -548,7 +560,7 @@ def _fixed(groups: Groups, layer_ratios: Mapping[str, float]) -> NDArray[np.int6
     fixed = np.full(len(groups.pattern_size), -1, np.int64)
     for pattern, share in layer_ratios.items():
         layers = [groups.names.index(name) for name in _matching(groups.names, pattern, "layer_ratios")]
-        if not 0 <= share < 1:
+        if not 0 <= _number(f"layer_ratios {pattern!r}", share) < 1:
             raise SlimError(f"layer_ratios {pattern!r}: {share!r} is out of range: expected 0 <= ratio < 1")
         touched = np.unique(groups.pattern[groups.member[np.isin(groups.layer, layers)]])
         fixed[touched] = groups.pattern_size[touched] - np.floor(share * groups.pattern_size[touched] + 1e-9)

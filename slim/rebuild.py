@@ -155,6 +155,13 @@ def thinned(model: nn.Module, change: Change) -> Iterator[None]:
 def _adjust(model: nn.Module, change: Change, shapes: Mapping[str, torch.Size]) -> None:
     """Let the modules around thinner tensors agree with them. `shapes` are those that the tensors had."""
     modules = dict(named_modules(model))
+    for name, value in change.sizes.items():  # first, because the number of groups tells how many channels they take
+        owner, _, attribute = name.rpartition(".")
+        holder = modules.get(owner + "." if owner else "")
+        if not hasattr(holder, attribute):
+            raise SlimError(f"the plan doesn't fit this model: it has no attribute {name!r}")
+        kind = type(getattr(holder, attribute))
+        setattr(holder, attribute, kind(value))
     for owner in {name.rpartition(".")[0] for name in change.cuts}:
         if f"{owner}.weight".lstrip(".") in shapes and (module := modules.get(owner and owner + ".")) is not None:
             resize(module, shapes[f"{owner}.weight".lstrip(".")])
@@ -163,13 +170,6 @@ def _adjust(model: nn.Module, change: Change, shapes: Mapping[str, torch.Size]) 
         bn.__class__ = selecting(type(bn))
         device = next(bn.parameters()).device
         bn.register_buffer("select", torch.tensor(index, dtype=torch.int64, device=device))
-    for name, value in change.sizes.items():
-        owner, _, attribute = name.rpartition(".")
-        holder = modules.get(owner + "." if owner else "")
-        if not hasattr(holder, attribute):
-            raise SlimError(f"the plan doesn't fit this model: it has no attribute {name!r}")
-        kind = type(getattr(holder, attribute))
-        setattr(holder, attribute, kind(value))
 
 
 def resize(module: nn.Module, was: torch.Size) -> None:

@@ -40,9 +40,24 @@ def test_the_given_config_is_left_alone() -> None:
     assert old == RunConfig()
 
 
+def test_a_budget_takes_the_place_of_another() -> None:
+    new = updated(RunConfig(), {"prune": {"flops": 0.4}})
+    assert (new.prune.ratio, new.prune.flops, new.prune.params) == (None, 0.4, None)
+    new = updated(new, {"prune": {"floor": 0.2}})
+    assert (new.prune.ratio, new.prune.flops) == (None, 0.4)
+    new = updated(new, {"prune": {"ratio": 0.3, "flops": None}})
+    assert (new.prune.ratio, new.prune.flops) == (0.3, None)
+
+
+def test_one_text_stands_for_a_list_of_one() -> None:
+    assert updated(RunConfig(), {"prune": {"keep": "*.bn1"}}).prune.keep == ["*.bn1"]
+    assert updated(RunConfig(), {"prune": {"keep": "[a.*, b]"}}).prune.keep == ["a.*", "b"]
+
+
 @pytest.mark.parametrize(
     ("values", "parts"),
     [
+        ({"prune": {"ratio": 0.5, "flops": 0.5}}, ["prune.ratio and prune.flops", "expected one"]),
         ({"train": {"lrr": 1}}, ["'train.lrr'", "did you mean 'train.lr'"]),
         ({"trian": {"lr": 1}}, ["'trian'", "did you mean 'train'"]),
         ({"ratio": 0.5}, ["'ratio'", "did you mean 'prune.ratio'"]),

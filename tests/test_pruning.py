@@ -3,6 +3,8 @@
 import copy
 import io
 import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -57,6 +59,14 @@ def test_random_networks(seed, mode):
     slim.verify(model, thin, plan, X)
 
 
+@pytest.mark.parametrize("seed", [s for s in range(60) if "grouped" in RandomNet(s).kinds])
+def test_random_networks_that_lose_whole_groups(seed):
+    model = randomise(RandomNet(seed), seed).eval()
+    plan, thin = prune(model, ratio=0.4, grouped="whole")
+    assert plan.ratio_achieved > 0.2, model.kinds
+    assert difference(model, thin, plan.removed, X) < 1e-12
+
+
 SMALL = [
     f"slim:{n}"
     for n in ("vgg7", "vgg11", "vgg19", "resnet20", "resnet56", "preresnet164", "densenet40", "mlp", "lenet")
@@ -88,6 +98,65 @@ def test_torchvision(name):
     assert difference(model, thin, plan.removed, x) < 1e-12
     larger = torch.randn(3, 3, 96, 96, generator=torch.Generator().manual_seed(0))
     assert difference(model, thin, plan.removed, larger) < 1e-12  # another batch, another image size
+
+
+TIMM = "res2net50_14w_8s resnest14d skresnet18 ghostnet_050 mixnet_s cspresnet50 selecsls42 repvgg_a0 rexnet_100"
+
+
+@pytest.mark.parametrize("name", TIMM.split())
+def test_timm(name):
+    """Splits with stored sizes, stacks, mixed kernels, radix attention: what made peers fail."""
+    timm = pytest.importorskip("timm")
+    model = randomise(timm.create_model(name)).eval()
+    x = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    plan, thin = prune(model, x, ratio=0.5)
+    assert abs(plan.ratio_achieved - 0.5) < 0.01
+    assert difference(model, thin, plan.removed, x) < 1e-12
+
+
+def test_segmentation_detection_and_video():
+    tv = torchvision.models
+    none = {"weights": None, "weights_backbone": None}
+    for model, x in (
+        (tv.segmentation.lraspp_mobilenet_v3_large(**none), torch.randn(1, 3, 64, 64)),
+        (tv.detection.fasterrcnn_mobilenet_v3_large_320_fpn(**none, min_size=96), ([torch.rand(3, 96, 112)],)),
+        (tv.video.r3d_18(weights=None), torch.randn(1, 3, 4, 32, 32)),
+    ):
+        randomise(model).eval()
+        plan, thin = prune(model, x, ratio=0.5)
+        assert abs(plan.ratio_achieved - 0.5) < 0.01
+        slim.verify(model, thin, plan, x)
+
+
+@pytest.mark.parametrize("name", ["resnext50_32x4d", "regnet_x_400mf"])
+def test_whole_groups_go(name):
+    model = randomise(torchvision.models.get_model(name)).eval()
+    x = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    plan, thin = prune(model, x, ratio=0.5, grouped="whole")
+    assert abs(plan.ratio_achieved - 0.5) < 0.01
+    assert difference(model, thin, plan.removed, x) < 1e-12
+    fewer = 0
+    for name, old in model.named_modules():
+        if isinstance(old, nn.Conv2d) and old.groups > 1:
+            new = thin.get_submodule(name)
+            assert new.in_channels // new.groups == old.in_channels // old.groups  # groups keep their width
+            fewer += new.groups < old.groups
+    assert fewer > 5
+    again = slim.PruningPlan.from_dict(plan.to_dict()).apply(model)
+    assert torch.equal(again(x), thin(x))
+
+
+@pytest.mark.parametrize("groups", [4, 8])
+@pytest.mark.parametrize("how", ["within", "whole"])
+def test_transposed_groups(groups, how):
+    model = nn.Sequential(
+        *cbr(3, 16), nn.ConvTranspose2d(16, 24, 2, stride=2, groups=groups), nn.BatchNorm2d(24), *cbr(24, 12, g=4),
+        nn.Conv2d(12, 5, 1),
+    )  # fmt: skip
+    randomise(model).eval()
+    plan, thin = prune(model, ratio=0.4, grouped=how)
+    assert plan.ratio_achieved > 0.2
+    assert difference(model, thin, plan.removed, X) < 1e-12
 
 
 @pytest.mark.parametrize("arch", ["slim:preresnet164", "slim:densenet40"])
@@ -178,6 +247,59 @@ def test_thin_trains_pickles_exports_and_compiles(mode):
     assert torch.equal(pickle.loads(pickle.dumps(thin))(x), thin(x))
     exported = torch.export.export(thin, (x,)).module()
     assert torch.allclose(exported(x), thin(x), atol=1e-5)
+
+
+def test_thin_compiles():
+    model = randomise(ZOO["residual"]())
+    _, thin = prune(model, ratio=0.4)
+    thin.eval()
+    compiled = torch.compile(thin, backend="aot_eager", fullgraph=True)
+    assert torch.allclose(compiled(X), thin(X), atol=1e-6)
+
+
+def test_thin_in_distributed_training(tmp_path):
+    """DDP refuses parameters that get no gradient, and shapes that don't fit its buckets."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    try:
+        model = randomise(ZOO["residual"]())
+        _, thin = prune(model, ratio=0.4)
+        alone = copy.deepcopy(thin).train()
+        wrapped = nn.parallel.DistributedDataParallel(thin.train())
+        for _ in range(2):
+            for network in (wrapped, alone):
+                network.zero_grad()
+                network(X).square().sum().backward()
+        for a, b in zip(wrapped.parameters(), alone.parameters()):
+            assert torch.equal(a.grad, b.grad)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_synchronised_batchnorm():
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(randomise(ZOO["residual"]())).eval()
+    plan, thin = prune(model, ratio=0.4)
+    assert difference(model, thin, plan.removed, X) < 1e-12
+    norms = [m for m in thin.modules() if isinstance(m, nn.SyncBatchNorm)]
+    assert norms and all(m.num_features == len(m.weight) for m in norms)
+    assert plan.removed == prune(randomise(ZOO["residual"]()).eval(), ratio=0.4)[0].removed
+
+
+def test_a_plan_applies_elsewhere(tmp_path):
+    """Made here, applied in a fresh process to a network of its own: the same weights, bit for bit."""
+    model = randomise(torchvision.models.resnet18(), 3).eval()
+    plan = slim.plan(model, torch.randn(1, 3, 64, 64), ratio=0.5)
+    plan.save(tmp_path / "plan.json")
+    torch.save(model.state_dict(), tmp_path / "whole.pt")
+    code = f"""
+import slim, torch, torchvision
+model = torchvision.models.resnet18()
+model.load_state_dict(torch.load(r"{tmp_path}/whole.pt"))
+thin = slim.PruningPlan.load(r"{tmp_path}/plan.json").apply(model)
+torch.save(thin.state_dict(), r"{tmp_path}/thin.pt")
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+    here, there = plan.apply(model).state_dict(), torch.load(tmp_path / "thin.pt")
+    assert here.keys() == there.keys() and all(torch.equal(here[k], there[k]) for k in here)
 
 
 def test_shared_and_nested():

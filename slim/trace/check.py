@@ -66,7 +66,7 @@ class Follower(Tracer):
     """A tracer that must take the same steps as an earlier run."""
 
     def __init__(self, traced: Trace, run: Run) -> None:
-        super().__init__(Settled(traced.classes), traced.selecting)
+        super().__init__(Settled(traced.classes), traced.selecting, traced.whole_groups)
         self.run_before = run
         self.readings = iter(run.decisions)
         self.names = traced.shapes.keys()
@@ -149,7 +149,7 @@ def _masked_run(traced: Trace, kept: np.ndarray, training: bool) -> Run:
         masked.__dict__.update(tensor.__dict__)
         return masked
 
-    tracer = Tracer(traced.classes, traced.selecting)
+    tracer = Tracer(traced.classes, traced.selecting, traced.whole_groups)
     with torch.random.fork_rng(devices=[]):
         outputs = run_once(clone(traced.skeleton, mask), traced.inputs, tracer, training)
     return Run(training, tracer.steps, tracer.decisions, [getattr(t, "shape", None) for t in outputs])
@@ -175,7 +175,8 @@ def _stored_sizes(bones: nn.Module, error: Exception, steps: list[Step]) -> dict
             if type(value) is int:
                 counted = next((labels for sizes in given for size, labels in sizes if size == value), None)
             elif isinstance(value, (list, tuple)) and value and all(type(v) is int for v in value):
-                lists = [[labels for _, labels in sizes] for sizes in given if [s for s, _ in sizes] == list(value)]
+                n = len(value)
+                lists = [[c for _, c in sizes[:n]] for sizes in given if [s for s, _ in sizes[:n]] == list(value)]
                 counted = lists[0] if lists else None
             if counted is not None:
                 found.setdefault(names[id(module)] + attribute, counted)

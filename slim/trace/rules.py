@@ -129,41 +129,15 @@ def convolution(tracer: Tracer, func: Any, args: Any, kwargs: Any) -> Any:
     incoming = codes.pop(1, None)
     for vector in codes.values():
         tracer.classes.freeze(vector >> 1, "a convolution runs along it")
-    channels, width = x.shape[1], out.shape[1]
     name = getattr(w, "_slim_name", "").rpartition(".")[0] or getattr(w, "_slim_name", "a computed weight")
     why = f"read by {name} with no BatchNorm before it"
-    if tracer.decide(groups > 1 and groups == channels):  # depthwise: each channel keeps to itself
-        many = width // channels
-        if incoming is not None:
-            tracer.counts(groups, incoming)
-        expanded = None if incoming is None else np.repeat(incoming, many)
-        if transposed and many > 1:
-            per_channel_weights = tracer.axis(w, 0, incoming, why)
-            tracer.axis(w, 1, None, why)
-            outgoing = None if per_channel_weights is None else np.repeat(per_channel_weights, many)
-        else:
-            outgoing = tracer.axis(w, 0, expanded, why)
-        if outgoing is not None:
-            gate = fixed(width) if expanded is None or b is not None else expanded & 1
-            outgoing = (outgoing & ~1) | gate
-    else:
-        if incoming is not None:
-            tracer.read(incoming, why)
-            if groups > 1:
-                tied = tie_rows(tracer, incoming.reshape(groups, -1), f"groups of {name}")
-                incoming = np.tile(tied, groups) if transposed else tied
-        tracer.axis(w, 0 if transposed else 1, incoming, why)
-        out_dim = 1 if transposed else 0
-        own = getattr(w, "_codes", {}).get(out_dim)
-        if own is None and hasattr(w, "_slim_name"):
-            n = w.shape[out_dim]
-            own = 2 * tracer.classes.fresh(n)
-            if groups > 1 and not transposed:
-                tracer.classes.unite(own.reshape(groups, -1)[:1] >> 1, own.reshape(groups, -1)[1:] >> 1, why)
-            w._codes[out_dim] = own
-        outgoing = None if own is None else own & ~1
-        if outgoing is not None and groups > 1 and transposed:
-            outgoing = np.tile(outgoing, groups)
+    taking = _dense
+    if groups > 1:
+        taking = _depthwise if groups == x.shape[1] else _whole_groups if tracer.whole_groups else _within_groups
+    taking = tracer.decide(taking)
+    if incoming is not None and taking is not _depthwise:
+        tracer.read(incoming, why)
+    outgoing = taking(tracer, w, incoming, groups, transposed, why)
     if b is not None:
         biased = tracer.axis(b, 0, outgoing, why)
         outgoing = None if biased is None else biased & ~1
@@ -171,6 +145,77 @@ def convolution(tracer: Tracer, func: Any, args: Any, kwargs: Any) -> Any:
     space = x if transposed else out
     tracer.products.append(Product(name, x.shape[0] * math.prod(space.shape[2:]), dims))
     return mark_fresh(label(out, {} if outgoing is None else {1: outgoing}))
+
+
+def _made(tracer: Tracer, w: Tensor, dim: int) -> Ints | None:
+    """The codes of the channels that a layer makes, along a dimension of its weight."""
+    own = getattr(w, "_codes", {}).get(dim)
+    if own is None and hasattr(w, "_slim_name"):
+        own = w._codes[dim] = 2 * tracer.classes.fresh(w.shape[dim])  # type: ignore[attr-defined]
+    return None if own is None else own & ~1
+
+
+def _dense(tracer: Tracer, w: Tensor, incoming: Ints | None, groups: int, transposed: bool, why: str) -> Ints | None:
+    tracer.axis(w, 0 if transposed else 1, incoming, why)
+    return _made(tracer, w, 1 if transposed else 0)
+
+
+def _depthwise(
+    tracer: Tracer, w: Tensor, incoming: Ints | None, groups: int, transposed: bool, why: str
+) -> Ints | None:
+    """Each channel keeps to itself, and makes one channel or several (a multiplier)."""
+    if incoming is not None:
+        tracer.counts(groups, incoming)
+    many = w.shape[1] if transposed else w.shape[0] // groups
+    expanded = None if incoming is None else np.repeat(incoming, many)
+    if transposed and many > 1:
+        by_channel = tracer.axis(w, 0, incoming, why)
+        tracer.axis(w, 1, None, why)
+        outgoing = None if by_channel is None else np.repeat(by_channel, many)
+    else:
+        outgoing = tracer.axis(w, 0, expanded, why)
+    if outgoing is None:
+        return None
+    return (outgoing & ~1) | (fixed(len(outgoing)) if expanded is None else expanded & 1)
+
+
+def _within_groups(
+    tracer: Tracer, w: Tensor, incoming: Ints | None, groups: int, transposed: bool, why: str
+) -> Ints | None:
+    """Each group of channels reads a group of its own: the same places of all groups stand or fall together."""
+    if incoming is not None:
+        tied = tie_rows(tracer, incoming.reshape(groups, -1), why)
+        incoming = np.tile(tied, groups) if transposed else tied
+    outgoing = _dense(tracer, w, incoming, groups, transposed, why)
+    if outgoing is None:
+        return None
+    if transposed:
+        return np.tile(outgoing, groups)
+    tie_rows(tracer, outgoing.reshape(groups, -1), why)
+    return outgoing
+
+
+def _whole_groups(
+    tracer: Tracer, w: Tensor, incoming: Ints | None, groups: int, transposed: bool, why: str
+) -> Ints | None:
+    """As `_within_groups`, but what a group reads and makes stands or falls as a whole."""
+    if incoming is not None:
+        tie_rows(tracer, incoming.reshape(groups, -1).T, why)
+    if transposed:
+        by_channel = tracer.axis(w, 0, incoming, why)
+        tracer.axis(w, 1, None, why)
+        outgoing = None if by_channel is None else np.repeat(by_channel.reshape(groups, -1)[:, 0], w.shape[1]) & ~1
+    else:
+        tracer.axis(w, 1, None, why)
+        outgoing = _made(tracer, w, 0)
+        if outgoing is not None and incoming is None:
+            tracer.classes.freeze(outgoing >> 1, why)
+        elif outgoing is not None and incoming is not None:
+            both = [outgoing.reshape(groups, -1), incoming.reshape(groups, -1)]
+            tie_rows(tracer, np.concatenate(both, axis=1).T, why)
+    if incoming is not None and hasattr(w, "_slim_name"):
+        tracer.group_counts[w._slim_name.rpartition(".")[0] + ".groups"] = incoming.reshape(groups, -1)[:, 0] >> 1
+    return outgoing
 
 
 def _product(tracer: Tracer, a: Tensor, b: Tensor, out: Tensor, bias: Tensor | None, name: str) -> Tensor:
@@ -593,8 +638,6 @@ def split(tracer: Tracer, func: Any, args: Any, kwargs: Any) -> Any:
     d = p["dim"] % args[0].dim()
     vector = codes.get(d)
     start = 0
-    if vector is not None:  # the whole as well as its parts may be stored: x.split(self.channels // 2)
-        tracer.counts(len(vector), vector)
     if vector is not None and tracer.decide(len({t.shape[d] for t in outs}) == 1):
         tied = tie_rows(tracer, vector.reshape(len(outs), -1), tracer.where(func))
         vector = np.tile(tied, len(outs))
@@ -604,6 +647,8 @@ def split(tracer: Tracer, func: Any, args: Any, kwargs: Any) -> Any:
             tracer.counts(size, vector[start : start + size])
         label(t, codes if vector is None else {**codes, d: vector[start : start + size]})
         start += size
+    if vector is not None:  # the whole may be what is stored: x.split(self.channels // 2)
+        tracer.counts(start, vector)
     return outs
 
 

@@ -41,7 +41,8 @@ class Trace:
 
     `labels[name][dim]` are the labels along one dimension of a parameter or buffer; `norms[bn]` are those of a
     BatchNorm's channels; `selecting` names the BatchNorms that choose their own channels of a shared stream, and
-    `streams` those that read one.
+    `streams` those that read one. With `whole_groups`, `group_counts` has one label for each group of the grouped
+    convolutions: "layer.groups" -> labels.
     """
 
     classes: Classes
@@ -49,6 +50,8 @@ class Trace:
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     norms: dict[str, Ints] = field(default_factory=dict)
     selecting: set[str] = field(default_factory=set)
+    whole_groups: bool = False
+    group_counts: dict[str, Ints] = field(default_factory=dict)
     streams: set[str] = field(default_factory=set)
     products: list[Product] = field(default_factory=list)
     parameters: list[str] = field(default_factory=list)  # names in `shapes` that are parameters, not buffers
@@ -59,12 +62,13 @@ class Trace:
 
     def add_run(self, training: bool) -> "Run":
         """Run the skeleton once more, in this mode, and take in what it tells."""
-        tracer = Tracer(self.classes, self.selecting)
+        tracer = Tracer(self.classes, self.selecting, self.whole_groups)
         with torch.random.fork_rng(devices=[]):
             outputs = run_once(self.skeleton, self.inputs, tracer, training)
         run = Run(training, tracer.steps, tracer.decisions, [getattr(t, "shape", None) for t in outputs])
         self.runs.append(run)
         self.products = tracer.products
+        self.group_counts |= tracer.group_counts
         self.streams |= tracer.streams
         for name, tensor in named_tensors(self.skeleton):
             if name == tensor._slim_name:  # type: ignore[attr-defined]
@@ -107,13 +111,15 @@ class Run:
 class Tracer(TorchDispatchMode):
     """The dispatch mode that carries codes from tensor to tensor; `rules` does the reasoning."""
 
-    def __init__(self, classes: Classes, select: Container[str] = ()) -> None:
+    def __init__(self, classes: Classes, select: Container[str] = (), whole_groups: bool = False) -> None:
         from slim.trace.rules import rule_for  # rules use what is defined here
 
         super().__init__()
         self.rule_for = rule_for
         self.classes = classes
         self.select = select  # BatchNorms that choose their own channels of what they read
+        self.whole_groups = whole_groups  # of grouped convolutions: a group's channels stand or fall together
+        self.group_counts: dict[str, Ints] = {}
         self.streams: set[str] = set()  # BatchNorms that read what isn't straight out of a layer
         self.norms: dict[str, Tensor] = {}  # BatchNorm name -> its γ in the skeleton
         self.products: list[Product] = []
@@ -286,20 +292,21 @@ def as_meta(inputs: Any) -> Any:
     return tree_map_only(Tensor, lambda t: torch.empty_like(t, device=META), inputs)
 
 
-def trace(model: nn.Module, example_inputs: Any, *, select: bool = False) -> Trace:
+def trace(model: nn.Module, example_inputs: Any, *, select: bool = False, whole_groups: bool = False) -> Trace:
     """Trace the model's training forward (its inference forward where the other can't run), without touching it.
 
     `example_inputs` is a tensor, a tuple or a dict of what `forward` takes. With `select`, a BatchNorm that reads a
-    shared stream (pre-activation) chooses its own channels of it. Raises SlimError where the model can't be run.
+    shared stream (pre-activation) chooses its own channels of it. With `whole_groups`, a grouped convolution loses
+    whole groups, instead of the same places within each. Raises SlimError where the model can't be run.
     """
-    traced = _trace_somehow(model, example_inputs, set())
+    traced = _trace_somehow(model, example_inputs, set(), whole_groups)
     if not select:
         return traced
     # Which BatchNorms read a shared stream? Those after a sum or a concat; and then those that share with them.
     chosen: set[str] = set()
     while more := traced.streams - chosen | {bn for bn in traced.norms.keys() - chosen if _is_indexed(traced, bn)}:
         chosen |= more
-        traced = _trace_somehow(model, example_inputs, set(chosen))
+        traced = _trace_somehow(model, example_inputs, set(chosen), whole_groups)
     return traced
 
 
@@ -312,12 +319,12 @@ def _is_indexed(traced: Trace, bn: str) -> bool:
     return any((traced.classes.reason(int(label)) or "").startswith(INDEXED) for label in frozen)
 
 
-def _trace_somehow(model: nn.Module, example_inputs: Any, select: set[str]) -> Trace:
+def _trace_somehow(model: nn.Module, example_inputs: Any, select: set[str], whole_groups: bool) -> Trace:
     """The first way that works: without data if forward code allows; for inference only if training wants targets."""
     for training in (True, False):
         for meta in (True, False):
             bones = skeleton(model, meta)
-            result = Trace(Classes(), skeleton=bones, inputs_are_meta=meta, selecting=select)
+            result = Trace(Classes(), skeleton=bones, inputs_are_meta=meta, selecting=select, whole_groups=whole_groups)
             result.inputs = as_meta(example_inputs) if meta else example_inputs
             named = {id(t): name for name, t in reversed(named_tensors(bones)) if isinstance(t, nn.Parameter)}
             result.parameters = list(reversed(named.values()))
