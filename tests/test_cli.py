@@ -230,7 +230,7 @@ def test_help_names_the_settings_of_the_stage(capsys: pytest.CaptureFixture[str]
         call("prune", "--help")
     shown = capsys.readouterr().out
     assert stopped.value.code == 0
-    assert "--ratio" in shown and "share of all prunable BatchNorm channels" in shown
+    assert "--ratio" in shown and "share of all BatchNorm channels" in shown
     assert "--train.lr" not in shown
 
 
