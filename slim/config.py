@@ -165,7 +165,7 @@ class BenchConfig:
     runs: int = setting(50, "timed runs per model, alternating with the others", "[1, inf)")
     warmup: int = setting(10, "runs per model before the clock starts", "[0, inf)")
     image_size: int | None = setting(None, "pixels, for files of other makers that leave it open", "[1, inf)")
-    compile: bool = setting(True, "also time torch.compile of checkpoints")
+    compiled: bool = setting(True, "also time torch.compile of checkpoints")
     memory: bool = setting(True, "also measure peak memory, in a process for each file")
     profile: int = setting(0, "nodes to show of each ONNX file, those that take the most time", "[0, inf)")
 

@@ -206,7 +206,7 @@ def test_profile_finds_the_node_that_takes_the_time(tmp_path: Path) -> None:
     assert nodes_found[0].node.startswith(("conv1", "b")) and nodes_found[0].operator == "Conv"
     assert nodes_found[0].share > 0.5 and sum(node.share for node in nodes_found) == pytest.approx(1)
     total = sum(node.ms for node in nodes_found)
-    assert 0.3 * report.row("a", 1).median_ms < total < 3 * report.row("a", 1).median_ms
+    assert 0.1 * report.row("a", 1).median_ms < total < 10 * report.row("a", 1).median_ms
 
 
 def test_bound_inputs_and_outputs_give_the_same(files: dict[str, Path]) -> None:
@@ -248,7 +248,7 @@ def test_a_checkpoint_runs_in_pytorch(files: dict[str, Path], tmp_path: Path, mo
     assert seen == [(2, 1, 8, 8)] * 6 and torch.__version__.startswith(
         report.torch
     )  # once to compile, once to warm up, 4 times
-    report = benchmark(both, batch_sizes=[2], runs=1, warmup=0, compile=False)
+    report = benchmark(both, batch_sizes=[2], runs=1, warmup=0, compiled=False)
     assert [row.model for row in report.rows] == ["net (eager)", "thin"]
     assert all(row.memory and row.memory > 1e5 for row in report.rows)
 
@@ -257,7 +257,7 @@ def test_a_checkpoint_runs_in_pytorch(files: dict[str, Path], tmp_path: Path, mo
 
     monkeypatch.setattr(torch, "compile", lambda net, **_: no_compiler)
     with pytest.raises(
-        SlimError, match=r"can't compile .*net.safetensors here \(no C\+\+ compiler\); .*--compile false$"
+        SlimError, match=r"can't compile .*net.safetensors here \(no C\+\+ compiler\); .*--compiled false$"
     ):
         benchmark(both, batch_sizes=[2], runs=1, memory=False)
 

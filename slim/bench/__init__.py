@@ -34,7 +34,7 @@ def benchmark(
     runs: int = 50,
     warmup: int = 10,
     image_size: int | None = None,
-    compile: bool = True,
+    compiled: bool = True,
     memory: bool = True,
     profile: int = 0,
     allow_code: bool = False,
@@ -42,7 +42,7 @@ def benchmark(
     """Time the files in `models` (name -> path) against each other; the first is what speed-ups refer to.
 
     An ONNX file runs in onnxruntime. A checkpoint (.safetensors) runs in PyTorch, as "NAME (eager)" and, with
-    `compile`, as "NAME (compiled)" by torch.compile, on the GPU where the provider is one. For each batch size,
+    `compiled`, as "NAME (compiled)" by torch.compile, on the GPU where the provider is one. For each batch size,
     each gets one random input batch, `warmup` runs that aren't counted, then `runs` timed runs, in turn with the
     others. On a GPU, inputs and outputs stay in its memory.
 
@@ -66,7 +66,7 @@ def benchmark(
 
     runners: dict[str, Runner] = {}
     for name, path in models.items():
-        runners |= open_runners(name, path, provider, threads, image_size, compile, allow_code)
+        runners |= open_runners(name, path, provider, threads, image_size, compiled, allow_code)
     times = {}
     for batch_size in batch_sizes:
         calls = {name: runner.prepare(batch_size) for name, runner in runners.items()}

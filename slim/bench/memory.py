@@ -38,7 +38,7 @@ def measure(path: str, provider: str, threads: int, batch_sizes: list[int], imag
     if is_checkpoint(path):
         import slim.checkpoint  # noqa: F401
     before = _status("VmRSS")
-    [runner] = open_runners(path, path, provider, threads, image_size, compile=False, allow_code=code).values()
+    [runner] = open_runners(path, path, provider, threads, image_size, compiled=False, allow_code=code).values()
     peaks = {}
     for size in batch_sizes:
         call = runner.prepare(size)

@@ -4,6 +4,7 @@ import json
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 
 from slim.bench.runners import SESSION_SETTINGS, OnnxRunner
@@ -19,7 +20,7 @@ class NodeTime:
 
     node: str
     operator: str
-    ms: float  # of one run, mean
+    ms: float  # of one run, median
     share: float  # of the time of all nodes, 0 to 1
 
 
@@ -38,7 +39,7 @@ def operator_profile(runner: OnnxRunner, batch_size: int) -> list[NodeTime]:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
             node = event["name"].removesuffix("_kernel_time")
             runs[node, event["args"]["op_name"]].append(event["dur"] / 1000)
-    means = {key: sum(times[WARMUP:]) / RUNS for key, times in runs.items()}
-    total = sum(means.values()) or 1.0
-    slowest = sorted(means.items(), key=lambda item: -item[1])
+    medians = {key: median(times[WARMUP:]) for key, times in runs.items()}
+    total = sum(medians.values()) or 1.0
+    slowest = sorted(medians.items(), key=lambda item: -item[1])
     return [NodeTime(node, operator, ms, ms / total) for (node, operator), ms in slowest]

@@ -52,13 +52,13 @@ def open_runners(
     provider: str,
     threads: int,
     image_size: int | None = None,
-    compile: bool = True,
+    compiled: bool = True,
     allow_code: bool = False,
 ) -> "dict[str, Runner]":
     """The runners of a file by their names: one of an ONNX file, one or two of a checkpoint."""
     if not is_checkpoint(path):
         return {name: OnnxRunner(name, path, provider, threads, image_size)}
-    modes = ["eager", "compiled"] if compile else ["eager"]
+    modes = ["eager", "compiled"] if compiled else ["eager"]
     return {f"{name} ({mode})": TorchRunner(path, provider, threads, mode, allow_code) for mode in modes}
 
 
@@ -182,6 +182,6 @@ class TorchRunner:
                 raise
             raise SlimError(
                 f"torch.compile can't compile {self.path} here ({str(error).strip().splitlines()[0]}); expected a C++ "
-                "compiler, or --compile false"
+                "compiler, or --compiled false"
             ) from error
         return call
