@@ -174,6 +174,11 @@ class BenchConfig:
 class RunConfig:
     name: str = setting("digits", "the run's folder: checkpoints/NAME/")
     seed: int = setting(0, "of every random draw", "[0, 4294967295]")
+    passes: int = setting(
+        1,
+        "times that slim-run trains, prunes and fine-tunes; with several, at most half of a layer goes in one",
+        "[1, inf)",
+    )
     device: Literal["auto", "cpu", "cuda", "mps"] = setting("auto", "where to train")
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = setting("auto", "of training")
     channels_last: bool = setting(True, "memory layout of images and weights in training")

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 ROOT = Path("checkpoints")
 CALIBRATION_PIXELS = 128 * 224**2  # recovery holds the activations of all its images: about 3 GB for a ResNet-50
+FLOOR_OF_A_PASS = 0.5  # share of each layer that stays in one of several passes, as in the paper
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ def finetune_stage(
     console = console or Console()
     path = source.with_name(STAGES["finetuned"][0])
     with _together(settings):
-        if resume and _is_done(path, settings, console):
+        if resume and _is_done(path, settings, console, _prunes(source)):
             return [path]
         _read_records(source.parent)
         before = _open(source, settings, allow_code)
@@ -283,19 +284,37 @@ def bench_files(
 def run(
     settings: RunConfig, *, resume: bool = False, allow_code: bool = False, console: Console | None = None
 ) -> tuple[list[Path], dict[str, Any]]:
-    """All stages, after a baseline trained without a penalty. Returns the paths and the summary."""
+    """All stages, after a baseline trained without a penalty. Returns the paths and the summary.
+
+    With several passes the sparse training, pruning and fine-tuning are repeated, each pass on the network of the one
+    before; at most half of a layer goes in one (the paper's multi-pass scheme, section 4.5). All passes but the last
+    have a folder of their own in the run's, pass-1 and so on, with the same files.
+    """
     console = console or Console()
+    folders = [ROOT / settings.name / f"pass-{number}" for number in range(1, settings.passes)]
+    folders.append(ROOT / settings.name)
+    if settings.passes > 1:
+        floor = max(settings.prune.floor, FLOOR_OF_A_PASS)
+        settings = replace(settings, prune=replace(settings.prune, floor=floor))
     with _together(settings):
+        if train.is_first() and not resume:
+            for folder in (ROOT / settings.name).glob("pass-*"):
+                _forget(folder)
         [baseline] = _train_new("baseline", settings, None, allow_code, console, True, resume)
-        [sparse] = _train_new("sparse", settings, settings.sparsity, allow_code, console, False, resume)
-        pruned, plan_path = sparse.with_name(STAGES["pruned"][0]), sparse.with_name("plan.json")
-        if train.is_first() and not (resume and _is_done(pruned, settings, console)):
-            prune_stage(sparse, settings, allow_code=allow_code, console=console)
-        train.wait_for_all()
-        [finetuned] = finetune_stage(pruned, settings, resume=resume, allow_code=allow_code, console=console)
-        wrote = [baseline, sparse, pruned, plan_path, finetuned]
+        wrote, source = [baseline], None
+        for number, folder in enumerate(folders):
+            sparse = _train_sparse(source, folder, settings, allow_code, console, resume)
+            pruned, plan_path = sparse.with_name(STAGES["pruned"][0]), sparse.with_name("plan.json")
+            if train.is_first() and not (resume and _is_done(pruned, settings, console, number + 1)):
+                prune_stage(sparse, settings, allow_code=allow_code, console=console)
+            train.wait_for_all()
+            [finetuned] = finetune_stage(pruned, settings, resume=resume, allow_code=allow_code, console=console)
+            wrote += [sparse, pruned, plan_path, finetuned]
+            source = finetuned
         if train.is_first():
             wrote += _export_and_measure(baseline, sparse, pruned, finetuned, settings, allow_code, console)
+            if settings.passes > 1:
+                console.print(report.pass_table([_read_records(folder)[0] for folder in folders]))
     summary, _ = _read_records(baseline.parent)
     return wrote, summary
 
@@ -331,7 +350,8 @@ def _export_and_measure(
 def unfinished(name: str, stages: Sequence[str]) -> RunConfig | None:
     """The settings of the run `name` ("*": any) whose training of one of `stages` was interrupted last, else of the
     run that was used last; None where there is none."""
-    states = [path for stage in stages for path in ROOT.glob(f"{name}/{stage}.state/step-*.safetensors")]
+    places = [f"{name}/{within}{stage}.state" for stage in stages for within in ("", "pass-*/")]
+    states = [path for place in places for path in ROOT.glob(f"{place}/step-*.safetensors")]
     if states:
         return begun(max(states, key=lambda path: path.stat().st_mtime_ns).parent)
     files = sorted(ROOT.glob(f"{name}/config.yaml"), key=lambda path: path.stat().st_mtime_ns)
@@ -352,9 +372,10 @@ def _train_new(
     console: Console,
     fresh: bool,
     resume: bool,
+    folder: Path | None = None,
 ) -> list[Path]:
-    path = ROOT / settings.name / STAGES[stage][0]
-    if resume and _is_done(path, settings, console):
+    path = (folder or ROOT / settings.name) / STAGES[stage][0]
+    if resume and _is_done(path, settings, console, 0):
         return [path]
     dataset = data.load(settings.data, settings.seed)
     facts = _facts_of(dataset)
@@ -376,6 +397,27 @@ def _train_new(
     console.print(report.stage_table({stage: record}, "training"))
     console.print(report.effort(records))
     return [path]
+
+
+def _train_sparse(
+    source: Path | None, folder: Path, settings: RunConfig, allow_code: bool, console: Console, resume: bool
+) -> Path:
+    """The first stage of a pass: train with the penalty, from the network in `source`, or a new one without."""
+    if source is None:
+        return _train_new("sparse", settings, settings.sparsity, allow_code, console, False, resume, folder)[0]
+    path = folder / STAGES["sparse"][0]
+    if resume and _is_done(path, settings, console, _prunes(source)):
+        return path
+    _read_records(folder)
+    before = _open(source, settings, allow_code)
+    dataset = before.dataset or data.load(settings.data, settings.seed)
+    records = _fit(
+        path, before.model, dataset, settings, settings.train, console, None, settings.sparsity, False, resume
+    )
+    record = _save(path, before.model, before.plans, before.facts | _facts_of(dataset), settings, dataset, records)
+    console.print(report.stage_table({before.stage: before.metrics, "sparse": record}, "training"))
+    console.print(report.effort(records))
+    return path
 
 
 def _image_size(arch: str, pixels: int | tuple[int, int]) -> dict[str, Any]:
@@ -464,13 +506,31 @@ def _check_same(folder: Path, settings: RunConfig, console: Console) -> None:
     console.print(f"resuming from {folder}")
 
 
-def _is_done(path: Path, settings: RunConfig, console: Console) -> bool:
-    """Whether the stage at `path` has been done with these settings, and still follows from those before it."""
+def _prunes(path: Path) -> int:
+    """How often the network in a file was pruned."""
+    return len(checkpoint.read_metadata(path)["plans"])
+
+
+def _forget(folder: Path) -> None:
+    """Take the stages of an earlier run out of a folder's records, so that no `resume` takes them for done."""
+    for name in ("summary.json", "metrics.jsonl"):
+        (folder / name).unlink(missing_ok=True)
+    for file, _ in STAGES.values():
+        train.Snapshots(_states_of(folder / file), {}).clear()
+
+
+def _is_done(path: Path, settings: RunConfig, console: Console, prunes: int) -> bool:
+    """Whether the stage at `path` has been done with these settings on a network pruned so often by then, and still
+    follows from those before it."""
     summary, _ = _read_records(path.parent)
     if path.stem not in summary or not path.exists():
         return False
+    if _prunes(path) != prunes:  # it was another pass
+        return False
     used = config.updated(RunConfig(), checkpoint.read_metadata(path)["config"])
     sections = {"baseline": ["train"], "sparse": ["train", "sparsity"], "pruned": ["prune"], "finetuned": ["finetune"]}
+    if prunes > (path.stem in ("pruned", "finetuned")):  # a later pass follows from all stages of the first
+        sections[path.stem] = ["train", "sparsity", "prune", "finetune"]
     done = all(getattr(used, s) == getattr(settings, s) for s in ("seed", "data", "model", *sections[path.stem]))
     if done:
         console.print(f"{path} is done already")

@@ -4,7 +4,16 @@
 `words`     numbers and names as people read them
 """
 
-from slim.report.terminal import FittingTable, conditions, counted, plan_table, render, stage_table, training
+from slim.report.terminal import (
+    FittingTable,
+    conditions,
+    counted,
+    pass_table,
+    plan_table,
+    render,
+    stage_table,
+    training,
+)
 from slim.report.words import closing, count, effort, headline, size, totals
 
 __all__ = [
@@ -15,6 +24,7 @@ __all__ = [
     "counted",
     "effort",
     "headline",
+    "pass_table",
     "plan_table",
     "render",
     "size",

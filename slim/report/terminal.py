@@ -178,6 +178,21 @@ def stage_table(stages: Mapping[str, Record], title: str) -> FittingTable:
     return table
 
 
+def pass_table(passes: Sequence[Mapping[str, Record]]) -> FittingTable:
+    """What each pass of sparse training, pruning and fine-tuning left, from the summaries of their stages."""
+    table = FittingTable("by pass", drops=["channels", "pruned", "sparse"])
+    table.add_column("pass", justify="right")
+    for name in ("channels", "parameters", "FLOPs", "sparse", "pruned", "fine-tuned"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for number, stages in enumerate(passes, start=1):
+        left = stages["finetuned"]
+        accuracies = [f"{stages[stage]['accuracy']:.2%}" for stage in ("sparse", "pruned", "finetuned")]
+        table.add_row(
+            str(number), f"{left['channels']:,}", f"{left['params']:,}", words.count(left["flops"]), *accuracies
+        )
+    return table
+
+
 def plan_table(plan: "PruningPlan") -> FittingTable:
     """The layers of a pruning plan: channels before and after, the share that stays, what was held back."""
     table = FittingTable(
