@@ -45,8 +45,10 @@ class DataConfig:
     storage: Literal["auto", "device", "host", "stream"] = setting(
         "auto", "decoded images on the device or in memory; stream: decoded again in each epoch; auto: what fits"
     )
-    workers: int | None = setting(None, "processes that decode image files; null: one for each core", "[0, inf)")
-    cache: bool = setting(True, "keep decoded images of an image folder in its subfolder .slim")
+    workers: int | None = setting(
+        None, "processes that decode image files; null: one for each core, at most 16", "[0, inf)"
+    )
+    cache: bool = setting(True, "keep the decoded images of an image folder in a hidden file there")
     batch_size: int = setting(64, "images in a training step", "[1, inf)")
 
 

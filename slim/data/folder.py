@@ -19,8 +19,8 @@ from slim.errors import SlimError
 from slim.files import replacing
 
 IMAGE_FILES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-CACHE = ".slim"  # the folder of the cache, in that of the images
 FORMAT = "1"  # of the cache: raised when images are decoded differently
+MOST_WORKERS = 16  # by default: each holds some batches
 SHARE_OF_MEMORY = 0.25  # that decoded images may take: splitting them copies them, and others want to live too
 
 
@@ -29,8 +29,8 @@ def read(cfg: DataConfig) -> tuple[list[str], dict[str, Split]]:
     where there is no root/test, as the test set); or of root/CLASS alone. Images become RGB.
 
     They are decoded into memory if they take at most a quarter of what is free there, and else stay in their files;
-    `cfg.storage` can force either. What is decoded is kept in root/.slim (if `cfg.cache`) for the next time: as long as
-    names, sizes and times of the files stay as they were.
+    `cfg.storage` can force either. What is decoded is kept in a hidden file in root (if `cfg.cache`) for the next time,
+    for as long as names, sizes and times of the files stay as they were.
     """
     root = Path(cfg.root).expanduser()
     if not root.is_dir():
@@ -47,14 +47,14 @@ def read(cfg: DataConfig) -> tuple[list[str], dict[str, Split]]:
 
     size = (cfg.image_size, cfg.image_size) if cfg.image_size else None
     first = read_image(folders["train"] / os.fsdecode(listed["train"][0][0]), size)
-    workers = (os.cpu_count() or 1) if cfg.workers is None else cfg.workers
+    workers = min(os.cpu_count() or 1, MOST_WORKERS) if cfg.workers is None else cfg.workers
     files = {
         part: ImageFiles(str(folders[part]), names, first.shape[:2], size is not None, workers)
         for part, (names, _) in listed.items()
     }
     images: dict[str, ImageFiles] | dict[str, Tensor] = files
     if cfg.storage in ("device", "host") or (cfg.storage == "auto" and _fits(files)):
-        images = _decoded(files, root / CACHE if cfg.cache else None)
+        images = _decoded(files, root if cfg.cache else None)
     return classes, {part: Split(images[part], labels) for part, (_, labels) in listed.items()}
 
 
@@ -102,13 +102,14 @@ def _free_memory() -> float:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2
 
 
-def _decoded(files: dict[str, ImageFiles], cache: Path | None) -> dict[str, Tensor]:
-    """All images of all splits, from the cache if it fits them; else it is made anew."""
-    if cache is None:
+def _decoded(files: dict[str, ImageFiles], home: Path | None) -> dict[str, Tensor]:
+    """All images of all splits, from the cache in `home` if it is theirs; else it is made anew. It is a file, as other
+    programs would take a folder for a class."""
+    if home is None:
         return {part: images.decoded() for part, images in files.items()}
     one = files["train"]
     height, width = one.image_size
-    path = cache / f"{height}x{width}{'' if one.resize else '-as-they-are'}.safetensors"
+    path = home / f".slim-{height}x{width}{'' if one.resize else '-as-they-are'}.safetensors"
     fingerprint = _fingerprint(files)
     try:
         with safe_open(path, framework="pt") as file:
