@@ -127,7 +127,9 @@ class PruneConfig:
     params: float | None = setting(None, "budget: parameters that may stay, a share or a number", "(0, inf)")
     floor: float = setting(0.1, "share of each layer's channels that always stays (at least one does)", "[0, 1]")
     floor_count: int = setting(1, "number of each layer's channels that always stays", "[1, inf)")
-    score: Literal["mean", "max", "sum"] = setting("mean", "how a coupled group's score follows from its |γ|")
+    score: Literal["mean", "max", "sum", "residual"] = setting(
+        "mean", "how a coupled group's score follows from its |γ|; residual: from what others can't stand in for"
+    )
     scope: Literal["global", "layer"] = setting("global", "layer: the same share of every layer")
     mode: Literal["couple", "select"] = setting("couple", "for BatchNorm before convolution: see slim.plan")
     grouped: Literal["within", "whole"] = setting(
@@ -139,7 +141,7 @@ class PruneConfig:
         default=None, metadata=about("shell pattern of BatchNorms: share to remove there")
     )
     recover: bool = setting(True, "win accuracy back before any training: see slim.recover")
-    calibration_images: int = setting(1024, "training images that recovery may look at", "[8, inf)")
+    calibration_images: int = setting(1024, "training images for recovery and score residual", "[8, inf)")
 
 
 @dataclass

@@ -81,7 +81,8 @@ def prune_stage(
     console = console or Console()
     _read_records(source.parent)
     before = _open(source, settings, allow_code)
-    made = plan(before.model, before.example, **_rules(settings))
+    images = _calibration_images(before.dataset, settings) if before.dataset else None
+    made = plan(before.model, before.example, images=images, **_rules(settings))
     _tell(made, console)
     if dry_run:
         return []
@@ -97,8 +98,8 @@ def prune_stage(
         board.text("plan", f"{report.render(made.table())}\n{made.summary()}")
         board.close()
     recovered = None
-    if settings.prune.recover and before.dataset:
-        recovered = _recover(before.model, thin, made, before.dataset, settings)
+    if settings.prune.recover and images is not None:
+        recovered = _recover(before.model, thin, made, images, settings)
         records["recovered"] = _save(
             path, recovered.model, plans, before.facts, settings, before.dataset, stage="recovered"
         )
@@ -115,16 +116,23 @@ def _rules(settings: RunConfig) -> dict[str, Any]:
     return {key: value for key, value in asdict(settings.prune).items() if key not in recovery}
 
 
-def _recover(model: nn.Module, thin: nn.Module, made: PruningPlan, dataset: Dataset, settings: RunConfig) -> Recovery:
-    """The thin network, recovered on training images."""
-    pixels = math.prod(dataset.image_size)
-    count = min(settings.prune.calibration_images, max(LEAST_IMAGES, CALIBRATION_PIXELS // pixels))
+def _calibration_images(dataset: Dataset, settings: RunConfig) -> Tensor:
+    """Training images without augmentation, as many as the settings and memory allow."""
+    count = min(
+        settings.prune.calibration_images, max(LEAST_IMAGES, CALIBRATION_PIXELS // math.prod(dataset.image_size))
+    )
+    images, _ = next(data.batches(dataset.train, dataset, count, shuffle_seed=settings.seed))
+    return images
+
+
+def _recover(model: nn.Module, thin: nn.Module, made: PruningPlan, images: Tensor, settings: RunConfig) -> Recovery:
+    """The thin network, recovered on the device that trains."""
     device = train.resolve_device(settings.device)
-    images, _ = next(data.batches(dataset.train, dataset, count, shuffle_seed=settings.seed, device=device))
     try:
         recovered = recover(model.to(device), thin.to(device), made, images)
     finally:
-        model.cpu(), thin.cpu()
+        model.cpu()
+        thin.cpu()
     recovered.model.cpu()
     return recovered
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from slim.errors import SlimError
 from slim.files import replacing
 from slim.rebuild import Change, rebuild, thin_tensor, thinned
+from slim.scoring import residual_scores
 from slim.trace import Trace, trace
 from slim.trace.check import Counted, Misfit, count, find_misfit
 from slim.trace.clone import named_tensors
@@ -33,7 +34,7 @@ from slim.trace.clone import named_tensors
 if TYPE_CHECKING:
     from rich.table import Table
 
-Score = Literal["mean", "max", "sum"]
+Score = Literal["mean", "max", "sum", "residual"]
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 VERSION = 1
@@ -373,6 +374,7 @@ def plan(
     round_to: int = 1,
     keep: Sequence[str] | None = None,
     layer_ratios: Mapping[str, float] | None = None,
+    images: Any = None,
 ) -> PruningPlan:
     """Plan which channels of `model` to remove. The model is left as it is.
 
@@ -380,8 +382,9 @@ def plan(
     One budget: `ratio`, the share of all BatchNorm channels to remove, in [0, 1) (default 0.5); `flops` or `params`,
     what may stay of them: a share in (0, 1], or an absolute number above 1.
     `floor`: share of each layer's channels that always stays, at least `floor_count`.
-    `score`: how a group's score follows from its |γ|. `scope`: "global" ranks all channels together, as in the paper;
-    "layer" takes the same share of each layer.
+    `score`: how a group's score follows from its |γ|; or "residual": not from γ, but from what the layers that read a
+    channel miss once the others stand in for it (see `slim.scoring`), which needs `images`, a few hundred of training.
+    `scope`: "global" ranks all channels together, as in the paper; "layer" takes the same share of each layer.
     `mode`: for BatchNorm before convolution, "couple" removes a channel of the shared stream when every reader drops
     it, "select" lets each reader choose its own channels through an index, as in the paper.
     `grouped`: a grouped convolution loses the same places "within" each of its groups, or "whole" groups, with all that
@@ -397,7 +400,7 @@ def plan(
         if not low <= _number(name, value) <= high:
             raise SlimError(f"{name} {value!r} is out of range: expected {low} to {high}")
     for name, choice, choices in (
-        ("score", score, ("mean", "max", "sum")),
+        ("score", score, get_args(Score)),
         ("scope", scope, ("global", "layer")),
         ("mode", mode, ("couple", "select")),
         ("grouped", grouped, ("within", "whole")),
@@ -407,9 +410,13 @@ def plan(
     traced = trace(model, example_inputs, select=mode == "select", whole_groups=grouped == "whole")
     if not traced.norms:
         raise SlimError("nothing to prune: the network has no BatchNorm with a scale γ that forward uses")
-    gammas = _gammas(model, traced)
-    rules = Rules(floor, floor_count, round_to, scope)
     _freeze_kept(traced, keep or ())
+    gammas = _gammas(model, traced)
+    if score == "residual":
+        if images is None:
+            raise SlimError('score "residual" needs images: expected a batch of training images')
+        gammas = residual_scores(model, traced, images)
+    rules = Rules(floor, floor_count, round_to, scope)
     stored: dict[str, Counted] = dict(traced.group_counts)
     refused: set[str] = set()
     for _ in range(100):

@@ -13,7 +13,7 @@ import slim
 from slim import recovery
 from slim.errors import SlimError
 from slim.recovery import recover, regression
-from slim.recovery.lockstep import Layer
+from slim.watch import Layer
 
 C = 8
 

@@ -24,10 +24,11 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from slim.errors import SlimError
 from slim.planning import PruningPlan
 from slim.rebuild import kept
-from slim.recovery.lockstep import TRANSPOSED, Layer, OutOfStep, Watch, side_by_side
+from slim.recovery.lockstep import OutOfStep, side_by_side
 from slim.recovery.regression import Fit, fit, fits
 from slim.trace import call
 from slim.trace.clone import clone, named_tensors
+from slim.watch import TRANSPOSED, Layer, Watch
 
 LEAST_IMAGES = 8
 BATCH = 256  # images at a time where networks are only compared

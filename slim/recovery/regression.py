@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from slim.recovery.lockstep import CONVOLUTIONS, TRANSPOSED, Layer
+from slim.watch import CONVOLUTIONS, TRANSPOSED, Layer
 
 RIDGES = (1e-12, 1e-8, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # relative to the mean variance of what a layer reads
 PATCHES_PER_WEIGHT = 40  # rows of a regression per unknown of it: more change nothing
