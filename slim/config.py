@@ -175,6 +175,12 @@ class BenchConfig:
 
 
 @dataclass
+class ReportConfig:
+    page: bool = setting(True, "let slim-run make report.html at the end")
+    sweep_seconds: float = setting(60.0, "limit of its sweep over other ratios; 0 leaves it out", "[0, inf)")
+
+
+@dataclass
 class RunConfig:
     name: str = setting("digits", "the run's folder: checkpoints/NAME/")
     seed: int = setting(0, "of every random draw", "[0, 4294967295]")
@@ -204,6 +210,7 @@ class RunConfig:
     finetune: FinetuneConfig = field(default_factory=lambda: FinetuneConfig(epochs=20, lr=0.05))
     export: ExportConfig = field(default_factory=ExportConfig)
     bench: BenchConfig = field(default_factory=BenchConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
 
 
 @dataclass(frozen=True)

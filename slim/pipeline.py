@@ -30,6 +30,7 @@ from slim.errors import SlimError
 from slim.files import replacing
 from slim.planning import PruningPlan, plan
 from slim.recovery import LEAST_IMAGES, Recovery, recover
+from slim.report import card, page
 from slim.size import measure
 from slim.train import snapshots
 from slim.verification import verify
@@ -220,7 +221,7 @@ def export_stage(
         console.print(f"in float64, before optimisation: {reached} ({made.float64_engine})")
     if settings.export.int8:
         written.append(int8_stage(source, settings, allow_code=allow_code, console=console))
-    return written
+    return [*written, card.write(path)]
 
 
 def int8_stage(source: Path, settings: RunConfig, *, allow_code: bool = False, console: Console | None = None) -> Path:
@@ -272,7 +273,7 @@ def bench_stage(
     if "int8" in _read_records(source.parent)[0]:
         files["int8"] = source.with_name(STAGES["int8"][0])
     made = bench_files({name: path for name, path in files.items() if path.exists()}, settings, console=console)
-    return [_enter_latency(source.parent, made, settings)], made
+    return [_enter_latency(source.parent, made, settings), card.write(source)], made
 
 
 def bench_files(
@@ -289,10 +290,42 @@ def bench_files(
     return made
 
 
+def report_stage(
+    folders: Sequence[Path],
+    page_path: Path | None = None,
+    *,
+    measure: bool = True,
+    seconds: float | None = None,
+    command: str | None = None,
+    allow_code: bool = False,
+    console: Console | None = None,
+) -> list[Path]:
+    """Make the page of a run, report.html in its folder, or of several, comparison.html beside the first. Before that,
+    `measure` what they show and the runs didn't record (the sweep over ratios for `seconds`, by default as the run's
+    settings say). `command` is the command line that made the run."""
+    console = console or Console()
+    for folder in folders:
+        report.collect(folder)  # a folder that is no run says so before anything is measured
+    written = []
+    if measure:
+        from slim.report.evidence import gather  # imports onnxruntime
+
+        for folder in folders:
+            written.append(gather(folder, allow_code=allow_code, command=command, seconds=seconds, say=console.print))
+    home = folders[0] / "report.html" if len(folders) == 1 else folders[0].parent / "comparison.html"
+    return [page.write([report.collect(folder) for folder in folders], page_path or home), *written]
+
+
 def run(
-    settings: RunConfig, *, resume: bool = False, allow_code: bool = False, console: Console | None = None
+    settings: RunConfig,
+    *,
+    resume: bool = False,
+    command: str | None = None,
+    allow_code: bool = False,
+    console: Console | None = None,
 ) -> tuple[list[Path], dict[str, Any]]:
-    """All stages, after a baseline trained without a penalty. Returns the paths and the summary.
+    """All stages, after a baseline trained without a penalty, and the page that shows them. Returns the paths and the
+    summary. `command` is the command line to name on the page.
 
     With several passes the sparse training, pruning and fine-tuning are repeated, each pass on the network of the one
     before; at most half of a layer goes in one (the paper's multi-pass scheme, section 4.5). All passes but the last
@@ -319,10 +352,14 @@ def run(
             [finetuned] = finetune_stage(pruned, settings, resume=resume, allow_code=allow_code, console=console)
             wrote += [sparse, pruned, plan_path, finetuned]
             source = finetuned
-        if train.is_first():
+        first = train.is_first()
+        if first:
             wrote += _export_and_measure(baseline, sparse, pruned, finetuned, settings, allow_code, console)
             if settings.passes > 1:
                 console.print(report.pass_table([_read_records(folder)[0] for folder in folders]))
+    if first and settings.report.page:
+        wrote += report_stage([baseline.parent], command=command, allow_code=allow_code, console=console)
+        console.print(f"all of it as a page: {baseline.parent / 'report.html'}")
     summary, _ = _read_records(baseline.parent)
     return wrote, summary
 
@@ -349,6 +386,7 @@ def _export_and_measure(
             _export(_open(path, settings, allow_code), before[stage], settings)
         made = bench_files(before | files, settings, console=console)
     summary_path = _enter_latency(baseline.parent, made, settings)
+    card.write(onnx[0])
     summary, _ = _read_records(baseline.parent)
     console.print(report.stage_table(summary, f"{settings.name}, seed {settings.seed}"))
     console.print(f"{report.headline(summary['baseline'], summary['onnx'])} (latency: {report.conditions(made)})")

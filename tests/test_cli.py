@@ -19,7 +19,7 @@ import slim
 from slim import checkpoint, config, data, pipeline, report
 from slim.config import DataConfig, RunConfig
 
-COMMANDS = ["train", "prune", "finetune", "export", "bench", "predict", "run"]
+COMMANDS = ["train", "prune", "finetune", "export", "bench", "predict", "report", "run"]
 Command = Callable[..., str]
 
 
@@ -93,7 +93,8 @@ def test_the_chain_leaves_the_files_of_a_run(folder: Path) -> None:
     run = folder / "checkpoints" / "digits"
     assert {p.name for p in run.iterdir()} == {
         *("sparse.safetensors", "pruned.safetensors", "finetuned.safetensors"),
-        *("plan.json", "model.onnx", "baseline.onnx", "metrics.jsonl", "summary.json", "config.yaml"),
+        *("plan.json", "model.onnx", "baseline.onnx", "model_card.md"),
+        *("metrics.jsonl", "summary.json", "config.yaml"),
     }
     summary = json.loads((run / "summary.json").read_text())
     assert list(summary) == ["sparse", "pruned", "recovered", "finetuned", "onnx"]
@@ -155,9 +156,9 @@ def test_each_command_names_what_it_wrote_and_the_next(folder: Path, command: Co
     last = command("finetune", "--epochs", "2").splitlines()[-1]
     assert last == f"wrote {run}/finetuned.safetensors; next: slim-export"
     last = command("export").splitlines()[-1]
-    assert last == f"wrote {run}/model.onnx and {run}/baseline.onnx; next: slim-bench"
+    assert last == f"wrote {run}/model.onnx, {run}/baseline.onnx and {run}/model_card.md; next: slim-bench"
     last = command("bench", "--runs", "3").splitlines()[-1]
-    assert last == f"wrote {run}/summary.json; next: slim-predict {run}/model.onnx IMAGE"
+    assert last == f"wrote {run}/summary.json and {run}/model_card.md; next: slim-predict {run}/model.onnx IMAGE"
 
 
 def test_predict_agrees_with_the_network(folder: Path, tmp_path: Path, command: Command) -> None:

@@ -147,7 +147,7 @@ def test_latencies_have_three_digits(number: float, text: str) -> None:
 
 
 def test_changes_and_times_in_words() -> None:
-    assert words.change(1000, 154) == "−84.6 %" and words.change(100, 103) == "+3.0 %" and words.change(0, 3) == ""
+    assert words.change(1000, 154) == "−84.6%" and words.change(100, 103) == "+3.0%" and words.change(0, 3) == ""
     assert words.points(0.9944, 0.9916) == "−0.28 points"
     assert [words.duration(s) for s in (8, 185, 7800)] == ["8 s", "3 min 05 s", "2 h 10 min"]
 

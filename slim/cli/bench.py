@@ -3,8 +3,8 @@ onnxruntime, checkpoints in PyTorch (eager and compiled).
 
 reads   each FILE, of which the first is what speed-ups refer to; or the newest
         model.onnx under checkpoints/ and the baseline.onnx beside it
-writes  for a run: summary.json; for files named on the command line: what
-        --output and --plot name
+writes  for a run: summary.json, model_card.md; for files named on the command
+        line: what --output and --plot name
 next    slim-predict
 """
 

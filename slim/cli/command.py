@@ -158,8 +158,7 @@ class Parser(PlainParser):
         super().__init__(program, about, more)
         self.add_argument("--config", metavar="FILE", help="settings in YAML; options override them")
         self.add_argument("--print-config", action="store_true", help="show all settings as YAML, and stop")
-        self.add_argument("--quiet", action="store_true", help="say nothing unless something goes wrong")
-        self.add_argument("--json", action="store_true", help="close with one JSON object; all else goes to stderr")
+        add_voice(self)
         groups = {s: self.add_argument_group(f"{s or 'run'} settings") for s in dict.fromkeys([bare, *shown, ""])}
         for key, s in config.settings().items():
             section, _, name = key.rpartition(".")
@@ -193,6 +192,12 @@ class Parser(PlainParser):
         in_file = config.read(arguments.config) if arguments.config else {}
         config.updated(config.updated(RunConfig(), in_file), as_options)  # tells mistakes before work starts
         return Given(arguments, in_file, as_options)
+
+
+def add_voice(parser: argparse.ArgumentParser) -> None:
+    """How much a command says, and how."""
+    parser.add_argument("--quiet", action="store_true", help="say nothing unless something goes wrong")
+    parser.add_argument("--json", action="store_true", help="close with one JSON object; all else goes to stderr")
 
 
 def code_from_here() -> bool:

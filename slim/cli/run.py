@@ -3,10 +3,13 @@ export, measure.
 
 reads   the data set (the digits need no download)
 writes  checkpoints/NAME/: a checkpoint of each stage, plan.json, model.onnx,
-        baseline.onnx, metrics.jsonl, summary.json, config.yaml
+        baseline.onnx, metrics.jsonl, summary.json, config.yaml,
+        model_card.md, report.html, evidence.json
 next    slim-predict
 """
 
+import shlex
+import sys
 from argparse import SUPPRESS
 from collections.abc import Sequence
 
@@ -21,9 +24,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.add_resume()
         given = parser.read(argv)
         settings = given.resumed("baseline", "sparse", "finetuned")
+        command = shlex.join(["slim-run", *(sys.argv[1:] if argv is None else argv)])
         from slim import pipeline
 
         resume, code = given.arguments.resume, code_from_here()
-        written, _ = pipeline.run(settings, resume=resume, allow_code=code, console=given.console)
+        written, _ = pipeline.run(settings, resume=resume, command=command, allow_code=code, console=given.console)
         model = written[0].with_name("model.onnx")
         given.close(written, f"slim-predict {model} IMAGE")

@@ -39,13 +39,13 @@ def milliseconds(number: float) -> str:
 
 
 def percent(share: float, decimals: int = 1) -> str:
-    """0.6 as "60.0 %"."""
-    return f"{100 * share:.{decimals}f} %"
+    """0.6 as "60.0%"."""
+    return f"{share:.{decimals}%}"
 
 
 def change(before: float, after: float) -> str:
-    """How a size changed: "−84.6 %", "+3.0 %"; "" where there was nothing before."""
-    return f"{100 * (after / before - 1):+.1f} %".replace("-", "−") if before else ""
+    """How a size changed: "−84.6%", "+3.0%"; "" where there was nothing before."""
+    return f"{after / before - 1:+.1%}".replace("-", "−") if before else ""
 
 
 def points(before: float, after: float) -> str:
@@ -92,6 +92,16 @@ def effort(epochs: Sequence[Record]) -> str:
     took = totals(epochs)
     speed, waiting = f"{took['images_per_second']:,.0f} images/s", percent(took["waiting"])
     return f"{len(epochs)} epochs in {duration(took['seconds'])}; steps at {speed}, {waiting} of it waiting for images"
+
+
+def measured_on(record: Record) -> str:
+    """What the latencies of a stage hold for, in words; "" where none was measured."""
+    bench = record.get("bench") or {}
+    if not bench.get("rows"):
+        return ""
+    provider = str(bench.get("provider", "")).removesuffix("ExecutionProvider")
+    threads = "all cores" if not bench.get("threads") else f"{bench['threads']} threads"
+    return f"onnxruntime, {provider}, {threads}, batch {bench['rows'][0]['batch_size']}, median"
 
 
 def closing(wrote: Sequence[Path], following: str) -> str:

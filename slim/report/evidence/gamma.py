@@ -1,0 +1,52 @@
+"""|γ| of every channel of the network that was pruned, which of them went, and the threshold between."""
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from slim.planning import Groups
+from slim.report.evidence.networks import Networks
+from slim.trace import trace
+from slim.trace.clone import named_tensors
+
+CLEAN = 0.95  # the share of channels that lie on the right side of what may be called a threshold
+
+
+def gamma(networks: Networks) -> dict[str, Any]:
+    """`layers`: BatchNorm -> |γ| of the channels that were kept and of those that went; `threshold`: the score above
+    which a group of channels stayed, None where the plan followed more than |γ|."""
+    model, plan = networks.decided_on, networks.plans[-1] if networks.plans else None
+    named = dict(named_tensors(model))
+    traced = trace(model, networks.example, select=networks.settings.prune.mode == "select")
+    sizes = {name: named[f"{name}.weight"].detach().abs().double().cpu().numpy() for name in traced.norms}
+    gone = {name: np.zeros(len(size), bool) for name, size in sizes.items()}
+    for name, indices in (plan.removed if plan else {}).items():
+        gone[name][indices] = True
+    layers = {
+        name: {"kept": _rounded(size[~gone[name]]), "removed": _rounded(size[gone[name]])}
+        for name, size in sizes.items()
+    }
+    threshold = _threshold(Groups(traced, sizes, _score(networks)), gone) if plan else None
+    return {"layers": layers, "threshold": threshold}
+
+
+def _score(networks: Networks) -> Any:
+    """How the |γ| of coupled channels were united; "mean" where the plan ranked by something else."""
+    score = asdict(networks.settings.prune).get("score")
+    return score if score in ("mean", "max", "sum") else "mean"
+
+
+def _threshold(groups: Groups, gone: dict[str, Any]) -> float | None:
+    out = np.zeros(len(groups.roots), bool)
+    out[groups.member[np.concatenate([gone[name] for name in groups.names])]] = True
+    free = ~groups.frozen
+    if not out.any() or not (free & ~out).any():
+        return None
+    highest = float(groups.score[out].max())
+    clean = float(((groups.score > highest) != out)[free].mean())  # floors keep some below it
+    return highest if clean >= CLEAN else None
+
+
+def _rounded(values: Any) -> list[float]:
+    return [float(f"{value:.4g}") for value in np.sort(values)]
