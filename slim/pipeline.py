@@ -29,7 +29,7 @@ from slim.data import Dataset
 from slim.errors import SlimError
 from slim.files import replacing
 from slim.planning import PruningPlan, plan
-from slim.recovery import LEAST_IMAGES, Recovery, recover
+from slim.recovery import Recovery, calibration_count, recover
 from slim.report import card, page
 from slim.size import measure
 from slim.train import snapshots
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from slim.bench import BenchReport
 
 ROOT = Path("checkpoints")
-CALIBRATION_PIXELS = 128 * 224**2  # recovery holds the activations of all its images: about 3 GB for a ResNet-50
 FLOOR_OF_A_PASS = 0.5  # share of each layer that stays in one of several passes, as in the paper
 
 
@@ -119,9 +118,7 @@ def _rules(settings: RunConfig) -> dict[str, Any]:
 
 def _calibration_images(dataset: Dataset, settings: RunConfig) -> Tensor:
     """Training images without augmentation, as many as the settings and memory allow."""
-    count = min(
-        settings.prune.calibration_images, max(LEAST_IMAGES, CALIBRATION_PIXELS // math.prod(dataset.image_size))
-    )
+    count = calibration_count(settings.prune.calibration_images, dataset.image_size)
     images, _ = next(data.batches(dataset.train, dataset, count, shuffle_seed=settings.seed))
     return images
 

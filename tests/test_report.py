@@ -113,7 +113,9 @@ def test_the_sweep_starts_at_the_sparse_network_and_passes_through_the_pruned_on
     first, own = sweep["points"][0], next(p for p in sweep["points"] if p["ratio"] == sweep["chosen"])
     assert first["ratio"] == 0 and first["flops"] == 1
     assert first["accuracy"] == accuracy(slim.load(whole / "sparse.safetensors"), dataset.val, dataset)
-    assert own["accuracy"] == accuracy(slim.load(whole / "pruned.safetensors"), dataset.val, dataset)
+    thin = PruningPlan.load(whole / "plan.json").apply(slim.load(whole / "sparse.safetensors"))
+    assert own["accuracy"] == accuracy(thin, dataset.val, dataset)
+    assert own["recovered"] == accuracy(slim.load(whole / "pruned.safetensors"), dataset.val, dataset)
     assert sweep["result"] == accuracy(slim.load(whole / "finetuned.safetensors"), dataset.val, dataset)
     assert own["flops"] == run.summary["pruned"]["flops"] / run.summary["sparse"]["flops"]
 

@@ -10,8 +10,9 @@ passes the constant act(β): the intercept takes it up, exactly unless zero padd
 images, no labels, and about as long as a few forward passes.
 """
 
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,6 +32,7 @@ from slim.trace.clone import clone, named_tensors
 from slim.watch import TRANSPOSED, Layer, Watch
 
 LEAST_IMAGES = 8
+CALIBRATION_PIXELS = 128 * 224**2  # all activations of all images are held at once: about 3 GB for a ResNet-50
 BATCH = 256  # images at a time where networks are only compared
 
 
@@ -117,6 +119,11 @@ def recover(model: nn.Module, thin: nn.Module, plan: PruningPlan, images: Any, *
         module.training = like.training
     result.seconds = time.perf_counter() - started
     return result
+
+
+def calibration_count(images: int, image_size: Sequence[int]) -> int:
+    """How many of the `images` asked for fit in memory."""
+    return min(images, max(LEAST_IMAGES, CALIBRATION_PIXELS // math.prod(image_size)))
 
 
 def _copied(tensor: Tensor) -> Tensor:

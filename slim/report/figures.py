@@ -20,6 +20,7 @@ RIDGES = 60  # layers in the ridge plot, at most
 GAMMA_TICKS = (0, 0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10)
 NAMED = 44  # layers with their names under the bars, at most
 HATCH = {"shape": "/", "fillmode": "overlay", "fgcolor": "--hatch", "fgopacity": 0.55, "size": 7, "solidity": 0.2}
+SIDES = {"before": "original", "after": "pruned", "int8": "INT8"}
 RUN_COLOURS = ["--run-1", "--run-2", "--run-3", "--run-4", "--run-5", "--run-6"]
 RUN_DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot"]
 RUN_SYMBOLS = ["circle", "square", "diamond", "cross", "triangle-up", "star"]
@@ -648,7 +649,7 @@ def times(run: Run) -> Figure | None:
             "anchor": _axis("x", i),
             "showgrid": False,
             "showticklabels": column == 0,
-            "range": [-0.45, 1.75],
+            "range": [-0.45, len(case["ms"]) - 0.25],
         }
         threads = f"{case['threads']} thread{'s' * (case['threads'] > 1)}"
         medians = {side: float(np.median(each)) for side, each in case["ms"].items()}
@@ -656,7 +657,7 @@ def times(run: Run) -> Figure | None:
         title = f"<b>batch {case['batch_size']}, {threads}</b>: {faster:.2f}× as fast"
         place = {"x": left, "y": high, "xref": "paper", "yref": "paper", "xanchor": "left", "yanchor": "bottom"}
         layout["annotations"].append({"text": title, "showarrow": False, **place})
-        for side, label in (("after", "pruned"), ("before", "original")):
+        for side, label in reversed([(side, label) for side, label in SIDES.items() if side in case["ms"]]):
             each = case["ms"][side]
             p10, median, p90 = np.percentile(each, [10, 50, 90])
             traces.append(
@@ -689,7 +690,9 @@ def times(run: Run) -> Figure | None:
         f"Each point is one run in onnxruntime ({provider}), original and pruned in turn in one process; the box spans "
         "the middle half with the median inside. Further left is faster. The slowest outliers lie beyond the axis."
     )
-    return Figure("latency", "Latency of single runs", caption, traces, layout, 60 + 210 * lines)
+    return Figure(
+        "latency", "Latency of single runs", caption, traces, layout, 60 + (90 + 60 * len(found[0]["ms"])) * lines
+    )
 
 
 def operators(run: Run) -> Figure | None:
@@ -714,7 +717,8 @@ def operators(run: Run) -> Figure | None:
             "customdata": [found[side].get(kind, 0) / (totals[side] or 1) for kind in kinds],
             "hovertemplate": f"<b>%{{y}}</b>, {label}<br>%{{x:.3g}} ms, %{{customdata:.1%}} of the time<extra></extra>",
         }
-        for side, label in (("after", "pruned"), ("before", "original"))
+        for side, label in reversed(SIDES.items())
+        if side in found
     ]
     layout = {
         "xaxis": {"title": {"text": "ms in one run of a batch of 1, one thread"}, "rangemode": "tozero"},
@@ -725,12 +729,14 @@ def operators(run: Run) -> Figure | None:
         "hovermode": "closest",
     }
     largest = {side: max(each, key=lambda k: each[k]) for side, each in found.items() if each}
-    most = " and ".join(dict.fromkeys(largest.get(side, "") for side in ("before", "after")))
+    most = " and ".join(dict.fromkeys(largest[side] for side in SIDES if side in largest))
     caption = (
         "Time by kind of operator, by onnxruntime's profiler; activations that it fuses into a layer count there. Most "
         f"of the time goes to {most}: what doesn't shrink beside it is what pruning can't help."
     )
-    return Figure("operators", "Operators that take the time", caption, traces, layout, 120 + 44 * len(kinds))
+    return Figure(
+        "operators", "Operators that take the time", caption, traces, layout, 120 + 22 * len(kinds) * len(found)
+    )
 
 
 def _unfused(operators: Mapping[str, float]) -> dict[str, float]:

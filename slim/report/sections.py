@@ -86,8 +86,8 @@ def _speed(run: Run) -> str:
         return ""
     rows: list[Record] = ((run.stages.get("onnx") or {}).get("bench") or {}).get("rows") or []
     mine: Record = next((row for row in rows if row.get("speedup") == fast), {})
-    if mine.get("speedup_p10", 2) <= 1 <= mine.get("speedup_p90", 0):
-        return f"Its latency is the same within the spread of the runs ({fast:.2f}× as fast)."
+    if mine.get("differs") is False:
+        return f"Its latency is the same within what the measurement can tell ({fast:.2f}× as fast)."
     return f"It runs {fast:.2f}× as fast." if fast > 1 else f"It isn't faster: it takes {1 / fast:.2f}× as long."
 
 
@@ -248,14 +248,24 @@ def benchmark(run: Run) -> str:
             Cell(words.milliseconds(row["median_ms"])),
             Cell(f"{words.milliseconds(row['p10_ms']).removesuffix(' ms')} – {words.milliseconds(row['p90_ms'])}"),
             Cell(f"{row['throughput']:,.0f}"),
-            Cell(f"{row['speedup']:.2f}×"),
+            Cell(_speedup(row)),
         ]
         for row in rows
     ]
     names = ["file", "batch", "median", "p10 – p90", "images/s", "speed-up"]
-    caption = f"The benchmark of the run: {bench.get('runs')} runs in turn after {bench.get('warmup')} to warm up."
-    headings = [(name, "number" if i else "") for i, name in enumerate(names)]
+    caption = (
+        f"The benchmark of the run: {bench.get('runs')} runs in turn after {bench.get('warmup')} to warm up. Small "
+        "numbers: 95% interval of the speed-up."
+    )
+    headings = [(n, "" if n == "file" else "number with-range" if n == "speed-up" else "number") for n in names]
     return tag("h3", "Side by side") + table(headings, cells, caption)
+
+
+def _speedup(row: Record) -> str:
+    said = f"{row['speedup']:.2f}×"
+    if row.get("speedup_low") is None or row["speedup_low"] == row["speedup_high"]:
+        return said
+    return said + " " + tag("small", f"{row['speedup_low']:.2f} – {row['speedup_high']:.2f}")
 
 
 # -- weights and examples ----------------------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ import numpy as np
 
 from slim.planning import Groups
 from slim.report.evidence.networks import Networks
-from slim.trace import trace
 from slim.trace.clone import named_tensors
 
 CLEAN = 0.95  # the share of channels that lie on the right side of what may be called a threshold
@@ -18,7 +17,7 @@ def gamma(networks: Networks) -> dict[str, Any]:
     which a group of channels stayed, None where the plan followed more than |γ|."""
     model, plan = networks.decided_on, networks.plans[-1] if networks.plans else None
     named = dict(named_tensors(model))
-    traced = trace(model, networks.example, select=networks.settings.prune.mode == "select")
+    traced = networks.trace(model)
     sizes = {name: named[f"{name}.weight"].detach().abs().double().cpu().numpy() for name in traced.norms}
     gone = {name: np.zeros(len(size), bool) for name, size in sizes.items()}
     for name, indices in (plan.removed if plan else {}).items():

@@ -1,112 +1,67 @@
 """Times of single runs in onnxruntime of the original and the pruned network, and what their operators take."""
 
-import json
 import os
 import time
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import onnx
-import onnxruntime
 
-from slim.bench import SESSION_SETTINGS
+from slim.bench.profile import operator_profile
+from slim.bench.runners import OnnxRunner
+from slim.bench.timing import thinned, time_in_turn
+from slim.checkpoint import STAGES
 from slim.errors import SlimError
-from slim.export.session import find_provider, open_session
 from slim.report.evidence.networks import Networks
 
-RUNS = 100  # at most, for each file, batch size and number of threads
-SECONDS = 4.0  # at most, for each batch size and number of threads
-PROFILED = 30
+RUNS = (10, 100)  # of each file, batch size and number of threads: at least, at most
+SECONDS = 4.0  # for each batch size and number of threads, about
+WARMUP = 5
 LAYERS = {"Conv", "Gemm", "MatMul", "ConvTranspose"}
 
 
 def latency(networks: Networks) -> dict[str, Any]:
     """`times`: for each batch size and number of threads the milliseconds of single runs of each file, taken in turn.
-    `operators`: file -> kind of operator -> median milliseconds in a run of a batch of 1; `layers`: file -> layer ->
-    share of the time of all operators."""
-    files = {"before": networks.folder / "baseline.onnx", "after": networks.folder / "model.onnx"}
+    `operators`: file -> kind of operator -> milliseconds of a run of a batch of 1 on one thread; `layers`: file ->
+    layer -> share of the time of all operators. Files are "before", "after" and, where there is one, "int8"."""
+    files = {"before": networks.folder / "baseline.onnx", "after": networks.folder / STAGES["onnx"][0]}
     for path in files.values():
         if not path.is_file():
             raise SlimError(f"the run has no {path.name} yet")
+    int8 = networks.folder / STAGES["int8"][0]
+    files |= {"int8": int8} if int8.is_file() else {}
     bench = networks.settings.bench
     cores = os.cpu_count() or 1
-    threads = [1, cores] if bench.threads == 0 and cores > 1 else [bench.threads]
+    threads = sorted({1, cores}) if bench.threads == 0 else [bench.threads]
     times = [
-        {"batch_size": batch, "threads": n or cores, "ms": _times(files, batch, n, bench.provider)}
+        {"batch_size": batch, "threads": n, "ms": _times(files, batch, n, bench.provider)}
         for batch in bench.batch_sizes
         for n in threads
     ]
-    profiles = {name: _profile(path, bench.provider) for name, path in files.items()}
-    return {
-        "times": times,
-        "operators": {name: profile["operators"] for name, profile in profiles.items()},
-        "layers": {name: profile["layers"] for name, profile in profiles.items()},
-        "provider": find_provider(bench.provider),
-    }
-
-
-def _feed(session: onnxruntime.InferenceSession, batch: int) -> dict[str, Any]:
-    random = np.random.default_rng(0)
-    types = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8, "tensor(float16)": np.float16}
-    return {
-        entry.name: random.uniform(0, 1 if "float" in entry.type else 255, (batch, *entry.shape[1:])).astype(
-            types[entry.type]
-        )
-        for entry in session.get_inputs()
-    }
+    operators: dict[str, dict[str, float]] = {}
+    layers: dict[str, dict[str, float]] = {}
+    for name, path in files.items():
+        runner = OnnxRunner(name, path, bench.provider, threads=1)  # so that times add up
+        operators[name], layers[name] = {}, {}
+        layer_of = _layer_of(path)
+        for node in operator_profile(runner, batch_size=1):
+            operators[name][node.operator] = operators[name].get(node.operator, 0.0) + node.ms
+            layer = layer_of.get(node.node.removesuffix("_nchwc"))
+            if layer is not None:
+                layers[name][layer] = layers[name].get(layer, 0.0) + node.share
+    return {"times": times, "operators": operators, "layers": layers, "provider": runner.provider}
 
 
 def _times(files: dict[str, Path], batch: int, threads: int, provider: str) -> dict[str, list[float]]:
-    sessions = {name: open_session(path, provider, threads, SESSION_SETTINGS) for name, path in files.items()}
-    feeds = {name: _feed(session, batch) for name, session in sessions.items()}
-    found: dict[str, list[float]] = {name: [] for name in sessions}
-    for _ in range(5):
-        for name, session in sessions.items():
-            session.run(None, feeds[name])
-    began = time.perf_counter()
-    for _ in range(RUNS):
-        for name, session in sessions.items():
-            start = time.perf_counter_ns()
-            session.run(None, feeds[name])
-            found[name].append(round((time.perf_counter_ns() - start) / 1e6, 5))
-        if time.perf_counter() - began > SECONDS:
-            break
-    return found
-
-
-def _profile(path: Path, provider: str) -> dict[str, dict[str, float]]:
-    """Median milliseconds by kind of operator, and the share of each layer, by onnxruntime's own profiler."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.enable_profiling = True
-    options.intra_op_num_threads = 1  # so that times add up
-    with TemporaryDirectory() as folder:
-        options.profile_file_prefix = str(Path(folder, "profile"))
-        wanted = list(dict.fromkeys([find_provider(provider), "CPUExecutionProvider"]))
-        session = onnxruntime.InferenceSession(str(path), options, providers=wanted)
-        feed = _feed(session, 1)
-        for _ in range(PROFILED):
-            session.run(None, feed)
-        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    found: dict[str, tuple[str, list[float]]] = {}
-    for event in events:
-        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-            node = event["name"].removesuffix("_kernel_time")
-            found.setdefault(node, (event["args"]["op_name"], []))[1].append(event["dur"] / 1000)
-    spent = {node: (kind, float(np.median(each))) for node, (kind, each) in found.items()}
-    operators: dict[str, float] = {}
-    for kind, ms in spent.values():
-        operators[kind] = operators.get(kind, 0.0) + ms
-    total = sum(operators.values()) or 1.0
-    layer_of = _layer_of(path)
-    layers: dict[str, float] = {}
-    for node, (_, ms) in spent.items():
-        layer = layer_of.get(node.removesuffix("_nchwc"))
-        if layer is not None:
-            layers[layer] = layers.get(layer, 0.0) + ms / total
-    return {"operators": operators, "layers": layers}
+    calls = {name: OnnxRunner(name, path, provider, threads).prepare(batch) for name, path in files.items()}
+    for call in calls.values():
+        call()
+    started = time.perf_counter()
+    for call in calls.values():
+        call()
+    least, most = RUNS
+    runs = max(least, min(most, int(SECONDS / (time.perf_counter() - started))))
+    return {name: thinned(each) for name, each in time_in_turn(calls, runs, WARMUP).items()}
 
 
 def _layer_of(path: Path) -> dict[str, str]:

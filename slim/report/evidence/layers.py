@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from slim.planning import Groups, PruningPlan
 from slim.report.evidence.networks import Networks
-from slim.trace import call, trace
+from slim.trace import call
 
 
 @dataclass
@@ -44,8 +44,8 @@ def layers(networks: Networks) -> list[dict[str, Any]]:
     """One row for each layer, in the order of execution."""
     whole = _walk(networks.unpruned, networks.example)
     thin = _walk(networks.after, networks.example)
-    select = networks.settings.prune.mode == "select"
-    ties = tied(Groups(*_equal_gammas(networks.unpruned, networks.example, select), "mean"))
+    traced = networks.trace(networks.unpruned)
+    ties = tied(Groups(traced, {name: np.ones(len(labels)) for name, labels in traced.norms.items()}, "mean"))
     held = _held(networks.plans)
     rows = []
     for name, row in whole.items():
@@ -77,11 +77,6 @@ def tied(groups: Groups) -> dict[str, int]:
     leaders = [find(i) for i in range(len(leader))]
     shared = [root for root in dict.fromkeys(leaders) if leaders.count(root) > 1]
     return {name: shared.index(root) for name, root in zip(groups.names, leaders) if root in shared}
-
-
-def _equal_gammas(model: nn.Module, example: Tensor, select: bool) -> tuple[Any, dict[str, Any]]:
-    traced = trace(model, example, select=select)
-    return traced, {name: np.ones(len(labels)) for name, labels in traced.norms.items()}
 
 
 def _held(plans: Sequence[PruningPlan]) -> dict[str, tuple[int, int, str]]:

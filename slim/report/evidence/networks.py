@@ -15,8 +15,9 @@ from slim.config import RunConfig
 from slim.data import Dataset
 from slim.errors import SlimError
 from slim.planning import PruningPlan
+from slim.trace import Trace, trace
 
-AFTER = ("finetuned", "recovered", "pruned")  # the last of these that a run has is its result
+AFTER = ("finetuned", "pruned")  # the last of these that a run has is its result
 BEFORE = ("baseline", "sparse")
 
 
@@ -97,6 +98,11 @@ class Networks:
         if shape is None:
             raise SlimError("the network's file doesn't say how large its images are")
         return torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
+
+    def trace(self, model: nn.Module) -> Trace:
+        """Which channels of a network of the run stand or fall together, under the rules of its plan."""
+        prune = self.settings.prune
+        return trace(model, self.example, select=prune.mode == "select", whole_groups=prune.grouped == "whole")
 
     def _load(self, path: Path) -> nn.Module:
         return checkpoint.load(path, allow_code=self.allow_code)
