@@ -21,7 +21,7 @@ from slim import checkpoint, config, data, models, pipeline
 from slim.cli import report as command
 from slim.config import RunConfig
 from slim.planning import PruningPlan
-from slim.report import card, collect, evidence, figures, markdown, page
+from slim.report import card, collect, evidence, figures, markdown, page, words
 from slim.report.collect import Run, find
 from slim.report.evidence.latency import _layer_of
 
@@ -309,13 +309,26 @@ def test_a_comparison_of_four_runs(whole: Path, tmp_path: Path) -> None:
     assert table.splitlines()[0].startswith("| run | accuracy |") and table.count("\n| ") == 5
 
 
-@pytest.mark.parametrize("passes", [[], [{"sparse": {"params": 5, "accuracy": 0.5}}, {}]])
-def test_stages_by_pass(passes: list[Any]) -> None:
-    summary = {"baseline": {"params": 10}, "sparse": {"params": 10}, "int8": {"params": 3}, "passes": passes}
-    run = Run(Path("x"), {}, summary, [], {}, {})
-    labels = [label for label, _ in run.rows]
-    assert labels == ["baseline", *["sparse, pass 1"] * len(passes[:-1]), "sparse", "INT8"]
-    checked(page.html([run]))
+def test_several_passes_are_one_course(whole: Path, tmp_path: Path) -> None:
+    folder = copy(whole, tmp_path / "passes")
+    copy(whole, folder / "pass-1", ("report.html", "model.onnx", "baseline.onnx", "evidence.json"))
+    early = json.loads((folder / "summary.json").read_text())
+    (folder / "pass-1/summary.json").write_text(json.dumps({key: early[key] for key in ("sparse", "finetuned")}))
+    lines = [line for line in (folder / "metrics.jsonl").read_text().splitlines() if "baseline" not in line]
+    (folder / "pass-1/metrics.jsonl").write_text("\n".join(lines))
+    run = collect(folder)
+    assert [label for label, _ in run.rows] == [
+        *("baseline", "sparse, pass 1", "fine-tuned, pass 1"),
+        *("sparse, pass 2", "pruned, pass 2", "recovered, pass 2", "fine-tuned, pass 2", "ONNX"),
+    ]
+    assert [(name, len(records)) for name, records in run.parts] == [
+        *(("baseline", 2), ("sparse, pass 1", 2), ("fine-tuned, pass 1", 1)),
+        *(("sparse, pass 2", 2), ("fine-tuned, pass 2", 1)),
+    ]
+    figure = figures.training(run)
+    assert max(max(trace["x"]) for trace in figure.traces) == 8
+    text = checked(page.html([run]))
+    assert "sparse, pass 1" in text
 
 
 # -- text ------------------------------------------------------------------------------------------------------------
@@ -340,7 +353,7 @@ def test_histograms_keep_their_mass_in_other_bins() -> None:
 def test_markdown_and_card_say_what_the_files_say(whole: Path, run: Run) -> None:
     text = markdown.of([run])
     rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")]
-    assert [row[0] for row in rows[2:]] == ["| baseline", "| sparse", "| pruned", "| fine-tuned", "| ONNX"]
+    assert [row[0] for row in rows[2:]] == ["| " + words.stage(stage) for stage in run.summary]
     assert rows[4][2] == f"{run.summary['pruned']['params']:,}"
     said = (whole / "model_card.md").read_text()
     assert "N×1×8×8" in said and "pruned by slim" in said

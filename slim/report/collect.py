@@ -25,6 +25,7 @@ class Run:
     plan: dict[str, Any]  # plan.json
     evidence: dict[str, Any]  # evidence.json
     sizes: dict[str, int] = field(default_factory=dict)  # ONNX file -> bytes
+    passes: list["Run"] = field(default_factory=list)  # all but the last, in multi-pass slimming
 
     @property
     def name(self) -> str:
@@ -48,30 +49,32 @@ class Run:
 
     @property
     def rows(self) -> list[tuple[str, Record]]:
-        """The stages by name, with those of earlier passes before the last one's."""
-        rows: list[tuple[str, Record]] = []
-        passes = self.summary.get("passes")
+        """The stages by name; those of earlier passes come between the baseline and those of the last."""
+        rows = [(words.stage(key), record) for key, record in self.stages.items() if key == "baseline"]
+        for number, each in enumerate(self.passes, 1):
+            rows += [(f"{words.stage(key)}, pass {number}", record) for key, record in each.stages.items()]
+        last = f", pass {len(self.passes) + 1}" if self.passes else ""
         for key, record in self.stages.items():
-            if key == "sparse" and isinstance(passes, list):
-                for number, stages in enumerate(passes[:-1], 1):
-                    each = stages.items() if isinstance(stages, dict) else ()
-                    rows += [(f"{words.stage(k)}, pass {number}", r) for k, r in each if isinstance(r, dict)]
-            rows.append((words.stage(key), record))
+            if key != "baseline":
+                rows.append((words.stage(key) + (last if key not in ("onnx", "int8") else ""), record))
         return rows
 
     @property
     def parts(self) -> list[tuple[str, list[dict[str, Any]]]]:
-        """The epochs of each training one after the other: its name, its records."""
-        parts: list[tuple[tuple[Any, Any], list[dict[str, Any]]]] = []
+        """The epochs of each training, one after the other: its name, its records."""
+        own: dict[str, list[dict[str, Any]]] = {}
         for record in self.epochs:
-            key = record.get("stage"), record.get("pass")
-            if not parts or parts[-1][0] != key:
-                parts.append((key, []))
-            parts[-1][1].append(record)
-        return [
-            (words.stage(str(stage)) + (f", pass {turn}" if turn is not None else ""), records)
-            for (stage, turn), records in parts
-        ]
+            own.setdefault(str(record.get("stage")), []).append(record)
+        parts = [(words.stage(stage), records) for stage, records in own.items() if stage == "baseline"]
+        for number, each in enumerate(self.passes, 1):
+            parts += [(f"{name}, pass {number}", records) for name, records in each.parts]
+        last = f", pass {len(self.passes) + 1}" if self.passes else ""
+        return parts + [(words.stage(stage) + last, records) for stage, records in own.items() if stage != "baseline"]
+
+    @property
+    def course(self) -> list[dict[str, Any]]:
+        """All epochs of all trainings, in order."""
+        return [record for _, records in self.parts for record in records]
 
     @property
     def made(self) -> dict[str, Any]:
@@ -93,21 +96,26 @@ def collect(folder: str | Path) -> Run:
     folder = Path(folder)
     if not folder.is_dir():
         raise SlimError(f"no run {str(folder)!r}: expected a folder that slim-run or slim-train wrote")
-    settings = config.read(folder / "config.yaml") if (folder / "config.yaml").is_file() else {}
-    run = Run(
+    run = _read(folder)
+    earlier = sorted(folder.glob("pass-*"), key=lambda path: (len(path.name), path.name))
+    run.passes = [_read(path) for path in earlier if path.is_dir()]
+    if not run.summary and not run.course:
+        raise SlimError(
+            f"{str(folder)!r} holds no run: expected summary.json or metrics.jsonl, as slim-run writes them"
+        )
+    return run
+
+
+def _read(folder: Path) -> Run:
+    return Run(
         folder=folder,
-        settings=settings,
+        settings=config.read(folder / "config.yaml") if (folder / "config.yaml").is_file() else {},
         summary=_object(folder / "summary.json"),
         epochs=_lines(folder / "metrics.jsonl"),
         plan=_object(folder / "plan.json"),
         evidence=_object(folder / EVIDENCE),
         sizes={path.name: path.stat().st_size for path in sorted(folder.glob("*.onnx"))},
     )
-    if not run.summary and not run.epochs:
-        raise SlimError(
-            f"{str(folder)!r} holds no run: expected summary.json or metrics.jsonl, as slim-run writes them"
-        )
-    return run
 
 
 def find(names: list[str], root: Path = Path("checkpoints")) -> list[Path]:

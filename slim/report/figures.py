@@ -51,7 +51,7 @@ def training(run: Run) -> Figure:
         ("λ", [("strength", "λ", "--plain")]),
         ("share of γ", [("near_zero", "|γ| < 0.01", "--plain"), ("zero", "γ = 0", "--before")]),
     ]
-    records = run.epochs
+    records = run.course
     panels = [(name, kept) for name, lines in panels if (kept := [line for line in lines if _any(records, line[0])])]
     heights = [1.5 if name in ("loss", "accuracy") else 1.0 for name, _ in panels]
     traces: list[Trace] = []
@@ -583,24 +583,24 @@ def frontier(runs: Sequence[Run], key: str, title: str) -> Figure | None:
 
 def progress(runs: Sequence[Run]) -> Figure | None:
     """Accuracy by epoch of several runs, all trainings of a run one after the other."""
-    key = "val_accuracy" if all(_any(run.epochs, "val_accuracy") for run in runs) else "train_accuracy"
+    key = "val_accuracy" if all(_any(run.course, "val_accuracy") for run in runs) else "train_accuracy"
     traces: list[Trace] = []
     for i, run in enumerate(runs):
-        if not run.epochs:
+        if not run.course:
             continue
         traces.append(
             {
                 "type": "scatter",
-                "mode": "lines" if len(run.epochs) > 1 else "markers",
-                "x": list(range(1, len(run.epochs) + 1)),
-                "y": [epoch.get(key) for epoch in run.epochs],
+                "mode": "lines" if len(run.course) > 1 else "markers",
+                "x": list(range(1, len(run.course) + 1)),
+                "y": [epoch.get(key) for epoch in run.course],
                 "name": run.name,
                 "line": {
                     "color": RUN_COLOURS[i % len(RUN_COLOURS)],
                     "dash": RUN_DASHES[i % len(RUN_DASHES)],
                     "width": 2,
                 },
-                "customdata": [f"{words.stage(str(e.get('stage')))}, epoch {e.get('epoch')}" for e in run.epochs],
+                "customdata": [f"{words.stage(str(e.get('stage')))}, epoch {e.get('epoch')}" for e in run.course],
                 "hovertemplate": f"<b>{run.name}</b> %{{customdata}}<br>%{{y:.2%}}<extra></extra>",
             }
         )

@@ -38,7 +38,7 @@ def _cells(record: Record) -> list[str]:
 def _of_one(run: Run) -> str:
     lines = [f"### {run.name}", ""]
     if not run.stages:
-        return "\n".join([*lines, f"No stage is finished yet; {len(run.epochs)} epochs are recorded."]) + "\n"
+        return "\n".join([*lines, f"No stage is finished yet; {len(run.course)} epochs are recorded."]) + "\n"
     lines.append(stages(run))
     if run.after and run.before:
         lines += ["", f"Against the first row: {words.headline(run.before, run.after)}."]

@@ -20,7 +20,7 @@ def add_to(page: "Page", run: Run) -> None:
     """Add all sections of a run; a part that the run doesn't have says why."""
     known = run.evidence
     page.section("stages", "Stages", stages(run))
-    if run.epochs:
+    if run.course:
         page.section("training", "Training", page.figure(figures.training(run)))
     page.section(
         "gamma",
@@ -133,9 +133,9 @@ def facts(run: Run) -> str:
         listed.append(("Seed", escape(str(run.settings["seed"]))))
     if words.measured_on(run.stages.get("onnx") or {}):
         listed.append(("Latency", escape(words.measured_on(run.stages["onnx"]))))
-    seconds = sum(epoch.get("seconds") or 0 for epoch in run.epochs)
+    seconds = sum(epoch.get("seconds") or 0 for epoch in run.course)
     if seconds:
-        epochs = f"{len(run.epochs)} epoch{'s' * (len(run.epochs) > 1)}"
+        epochs = f"{len(run.course)} epoch{'s' * (len(run.course) > 1)}"
         listed.append(("Training", f"{epochs} in {words.duration(seconds)}"))
     text = tag("dl", "".join(tag("dt", name) + tag("dd", value) for name, value in listed), class_="facts")
     if run.settings:
