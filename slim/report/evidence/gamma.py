@@ -1,6 +1,5 @@
 """|γ| of every channel of the network that was pruned, which of them went, and the threshold between."""
 
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -26,14 +25,9 @@ def gamma(networks: Networks) -> dict[str, Any]:
         name: {"kept": _rounded(size[~gone[name]]), "removed": _rounded(size[gone[name]])}
         for name, size in sizes.items()
     }
-    threshold = _threshold(Groups(traced, sizes, _score(networks)), gone) if plan else None
+    score = networks.settings.prune.score
+    threshold = None if plan is None or score == "residual" else _threshold(Groups(traced, sizes, score), gone)
     return {"layers": layers, "threshold": threshold}
-
-
-def _score(networks: Networks) -> Any:
-    """How the |γ| of coupled channels were united; "mean" where the plan ranked by something else."""
-    score = asdict(networks.settings.prune).get("score")
-    return score if score in ("mean", "max", "sum") else "mean"
 
 
 def _threshold(groups: Groups, gone: dict[str, Any]) -> float | None:

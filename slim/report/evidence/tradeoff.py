@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from slim import data, train
 from slim.config import PruneConfig
@@ -34,6 +34,7 @@ def tradeoff(networks: Networks, seconds: float | None) -> dict[str, Any]:
         split = split[torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[:IMAGES]]
     chosen = networks.plans[-1].ratio_achieved if networks.plans else None
     own = [] if chosen is None else [chosen]
+    rules, images = _rules(settings.prune), _calibration_images(networks)
     points: list[dict[str, Any]] = []
     skipped: list[float] = []
     started = time.perf_counter()
@@ -42,7 +43,7 @@ def tradeoff(networks: Networks, seconds: float | None) -> dict[str, Any]:
             skipped.append(ratio)
             continue
         try:
-            made = plan(networks.decided_on, networks.example, ratio=ratio, **_rules(settings.prune))
+            made = plan(networks.decided_on, networks.example, ratio=ratio, images=images, **rules)
         except SlimError:  # nothing can go, or too much
             skipped.append(ratio)
             continue
@@ -52,8 +53,8 @@ def tradeoff(networks: Networks, seconds: float | None) -> dict[str, Any]:
             "ratio": made.ratio_achieved,
             "accuracy": _accuracy(thin, split, networks),
         }
-        if settings.prune.recover:
-            point["recovered"] = _accuracy(_recovered(networks, thin, made), split, networks) if ratio else None
+        if settings.prune.recover and ratio:
+            point["recovered"] = _accuracy(recover(networks.decided_on, thin, made, images).model, split, networks)
         for kind in ("flops", "params"):
             whole, left = made.totals[kind]
             point[kind] = left / whole
@@ -74,12 +75,12 @@ def _rules(prune: PruneConfig) -> dict[str, Any]:
     return {key: value for key, value in asdict(prune).items() if key in known and key not in prune.ONE_OF}
 
 
-def _recovered(networks: Networks, thin: nn.Module, made: Any) -> nn.Module:
-    """The thin network, recovered as slim-prune does."""
+def _calibration_images(networks: Networks) -> Tensor:
+    """The training images that slim-prune looks at."""
     settings, dataset = networks.settings, networks.dataset
     count = calibration_count(settings.prune.calibration_images, dataset.image_size)
     images, _ = next(data.batches(dataset.train, dataset, count, shuffle_seed=settings.seed))
-    return recover(networks.decided_on, thin, made, images).model
+    return images
 
 
 def _accuracy(model: nn.Module, split: Split, networks: Networks) -> float:
