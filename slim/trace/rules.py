@@ -218,12 +218,21 @@ def _whole_groups(
     return outgoing
 
 
-def _product(tracer: Tracer, a: Tensor, b: Tensor, out: Tensor, bias: Tensor | None, name: str) -> Tensor:
-    """out = a @ b (+ bias) over the last two dimensions."""
+@rule("mm", "bmm", "addmm", "baddbmm")
+def product(tracer: Tracer, func: Any, args: Any, kwargs: Any) -> Any:
+    """a @ b (+ bias) over the last two dimensions."""
+    p = bind(func, args, kwargs)
+    first, second = next(names for names in (("mat1", "mat2"), ("batch1", "batch2"), ("self", "mat2")) if names[0] in p)
+    a, b, bias = p[first], p[second], p["self"] if first != "self" else None
+    if a.is_meta and a.shape[-1] == b.shape[-2] and a.shape[:-2] == b.shape[:-2]:
+        out = torch.empty((*a.shape[:-1], b.shape[-1]), dtype=a.dtype, device=META)
+    else:
+        out = tracer.run(func, args, kwargs)
+    name = tracer.place
     ca, cb = tracer.codes(a), tracer.codes(b)
-    left, right, last = a.dim() - 1, b.dim() - 2, out.dim() - 1
+    last = out.dim() - 1
     why = f"read by {name} with no BatchNorm before it"
-    inner_a, inner_b = ca.get(left), cb.get(right)
+    inner_a, inner_b = ca.get(last), cb.get(last - 1)
     if inner_a is not None and inner_b is not None:
         tracer.classes.unite(inner_a >> 1, inner_b >> 1, why)
         tracer.read(inner_a | (inner_b & 1), why)
@@ -232,43 +241,25 @@ def _product(tracer: Tracer, a: Tensor, b: Tensor, out: Tensor, bias: Tensor | N
             if inner is not None:
                 tracer.classes.freeze(inner >> 1, f"multiplied by a fixed size in {name}")
     codes = {}
-    if a.dim() == 3:  # the batch of a batched product
+    if last == 2:  # the batch of a batched product
         batches = [c[0] for c in (ca, cb) if 0 in c]
         if len(batches) == 2:
             tracer.classes.unite(batches[0] >> 1, batches[1] >> 1, why)
             codes[0] = batches[0] | (batches[1] & 1)
         elif batches:
             tracer.classes.freeze(batches[0] >> 1, f"batch of a product in {name}")
-    if left - 1 in ca and a.dim() >= 2:
-        codes[out.dim() - 2] = ca[left - 1]
-    if b.dim() >= 2 and b.dim() - 1 in cb:
-        codes[last] = cb[b.dim() - 1]
+    codes |= {d: c[d] for d, c in ((last - 1, ca), (last, cb)) if d in c}
     if bias is not None:
-        for d in list(codes):
-            codes[d] = codes[d] & ~1
+        codes = {d: vector & ~1 for d, vector in codes.items()}
         own = tracer.axis(bias, bias.dim() - 1, codes.get(last), why)
         if own is not None:
             codes[last] = own & ~1
     rows = math.prod(a.shape[:-1])
-    dims: list[Any] = [inner_a if inner_a is not None else a.shape[left], codes.get(last, out.shape[last])]
-    if left - 1 in ca:
-        rows, dims = rows // a.shape[left - 1], [ca[left - 1], *dims]
+    dims: list[Any] = [inner_a if inner_a is not None else a.shape[last], codes.get(last, out.shape[last])]
+    if last - 1 in ca:
+        rows, dims = rows // a.shape[last - 1], [ca[last - 1], *dims]
     tracer.products.append(Product(name, rows, dims))
-    label(out, codes)
-    return out
-
-
-@rule("mm", "bmm", "addmm", "baddbmm")
-def product(tracer: Tracer, func: Any, args: Any, kwargs: Any) -> Any:
-    p = bind(func, args, kwargs)
-    first, second = next(names for names in (("mat1", "mat2"), ("batch1", "batch2"), ("self", "mat2")) if names[0] in p)
-    a, b = p[first], p[second]
-    if a.is_meta and a.shape[-1] == b.shape[-2] and a.shape[:-2] == b.shape[:-2]:
-        out = torch.empty((*a.shape[:-1], b.shape[-1]), dtype=a.dtype, device=META)
-    else:
-        out = tracer.run(func, args, kwargs)
-    bias = p["self"] if first != "self" else None
-    return mark_fresh(_product(tracer, a, b, out, bias, tracer.place))
+    return mark_fresh(label(out, codes))
 
 
 # -- keeping each channel to itself: BatchNorm, pointwise, pooling -----------------------------------------------------
@@ -375,64 +366,72 @@ def pointwise(tracer: Tracer, func: Any, args: Any, kwargs: Any) -> Any:
         out = tracer.run(func, args, kwargs)
     if not isinstance(out, Tensor) or not any_codes(operands):
         return out
-    if len(operands) == 1 and not hasattr(first, "_slim_name"):
+    before = getattr(out, "_codes", {}) if out is first else {}
+
+    def zero(gated: tuple[bool, ...]) -> bool:
+        return any(gated) and keeps_zero(func, args, kwargs, gated)
+
+    if len(operands) == 1 and not hasattr(first, "_slim_name"):  # the same as below, and most of what networks do
         codes = tracer.codes(first)
-        if not keeps_zero(func, args, kwargs, (True,)):
-            if out is first:  # a view of this tensor may still pass for gated
-                for held in codes.values():
-                    tracer.classes.freeze(held[(held & 1) > 0] >> 1, tracer.where(func))
-            codes = {d: v & ~1 for d, v in codes.items()}
-        return label(out, codes)
-    before = getattr(out, "_codes", None) if out is first else None
-    all_codes = [tracer.codes(t) if not hasattr(t, "_slim_name") else getattr(t, "_codes", {}) for t in operands]
-    codes = {}
-    why = tracer.where(func)
-    for d, size in enumerate(out.shape):
-        taking, vectors = [], []
-        for t, c in zip(operands, all_codes):
-            own = d - out.dim() + t.dim()
-            vector: Ints | None = c.get(own) if own >= 0 else None
-            taking.append((t, own, vector))
-            if vector is not None:
-                if len(vector) == size:
-                    vectors.append(vector)
-                else:  # one channel spread over many: it must stay
-                    tracer.classes.freeze(vector >> 1, why)
-        if size == 1 and not vectors:
-            continue
-        if not vectors:
-            named = [t for t, own, _ in taking if own >= 0 and t.shape[own] == size and hasattr(t, "_slim_name")]
-            if not named:
-                continue
-            vectors = [2 * tracer.classes.fresh(size)]
-        lead = vectors[0]
-        gates: list[Ints | None] = []
-        for t, own, vector in taking:
-            if own < 0 or t.shape[own] != size or (size == 1 and vector is None and not hasattr(t, "_slim_name")):
-                gates.append(None)
-                continue
-            if hasattr(t, "_slim_name"):
-                tracer.axis(t, own, lead, why)
-                gates.append(None)
-            elif vector is None:
-                tracer.classes.freeze(lead >> 1, f"combined with a fixed size by {why}")
-                gates.append(None)
-            else:
-                tracer.classes.unite(lead >> 1, vector >> 1, why)
-                gates.append(vector & 1)
-        patterns = sum((np.int64(0) if g is None else g << i for i, g in enumerate(gates)), np.int64(0))
-        gate = fixed(size)
-        for pattern in np.flatnonzero(np.bincount(np.broadcast_to(patterns, size))):
-            zero = tuple(bool(pattern >> i & 1) for i in range(len(operands)))
-            if any(zero) and keeps_zero(func, args, kwargs, zero):
-                gate |= patterns == pattern
-        codes[d] = (lead & ~1) | gate
-    if before:
-        for d, held in before.items():  # a view of this tensor may still pass for gated
-            lost = (held & 1) > (codes[d] & 1 if d in codes else 0)
-            if lost.any():
-                tracer.classes.freeze(held[lost] >> 1, why)
+        codes = codes if zero((True,)) else {d: v & ~1 for d, v in codes.items()}
+    else:
+        held = [getattr(t, "_codes", {}) if hasattr(t, "_slim_name") else tracer.codes(t) for t in operands]
+        codes = {}
+        for d, size in enumerate(out.shape):
+            combined = _combined(tracer, list(zip(operands, held)), d - out.dim(), size, zero, tracer.where(func))
+            if combined is not None:
+                codes[d] = combined
+    for d, was in before.items():  # a view of this tensor may still pass for gated
+        lost = (was & 1) > (codes[d] & 1 if d in codes else 0)
+        if lost.any():
+            tracer.classes.freeze(was[lost] >> 1, tracer.where(func))
     return label(out, codes)
+
+
+def _combined(
+    tracer: Tracer,
+    operands: list[tuple[Tensor, dict[int, Ints]]],
+    dim: int,
+    size: int,
+    zero: Callable[[tuple[bool, ...]], bool],
+    why: str,
+) -> Ints | None:
+    """Unite what operands (each with its codes) have along a dimension of the result, counted from the end (-1 …).
+
+    `zero` tells whether the result is zero where certain operands are.
+    """
+    taking = []  # of each operand that has this dimension: whether it is a parameter, its dimension, its codes
+    for t, codes in operands:
+        own = dim + t.dim()
+        vector = codes.get(own) if own >= 0 else None
+        if vector is not None and len(vector) != size:  # one channel spread over many: it must stay
+            tracer.classes.freeze(vector >> 1, why)
+            vector = None
+        there = own >= 0 and t.shape[own] == size and (size > 1 or vector is not None or hasattr(t, "_slim_name"))
+        taking.append((t, own, vector) if there else None)
+    vectors = [taken[2] for taken in taking if taken and taken[2] is not None]
+    if not vectors:
+        if size == 1 or not any(taken and hasattr(taken[0], "_slim_name") for taken in taking):
+            return None
+        vectors = [2 * tracer.classes.fresh(size)]
+    lead = vectors[0]
+    zeros = np.zeros(size, np.int64)  # which operands are zero, as bits
+    for place, taken in enumerate(taking):
+        if taken is None:
+            continue
+        t, own, vector = taken
+        if hasattr(t, "_slim_name"):
+            tracer.axis(t, own, lead, why)
+        elif vector is None:
+            tracer.classes.freeze(lead >> 1, f"combined with a fixed size by {why}")
+        else:
+            tracer.classes.unite(lead >> 1, vector >> 1, why)
+            zeros |= (vector & 1) << place
+    gate = fixed(size)
+    for bits in np.flatnonzero(np.bincount(zeros)):
+        if zero(tuple(bool(bits >> place & 1) for place in range(len(operands)))):
+            gate |= zeros == bits
+    return (lead & ~1) | gate
 
 
 @rule(
