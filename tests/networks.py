@@ -318,3 +318,29 @@ class RandomNet(nn.Module):
             elif kind == "two":
                 x = p[0](x) * 0.5 + p[1](x)
         return self.fc(self.tail(x).mean((2, 3)))
+
+
+def digits_network() -> tuple[nn.Module, float, float]:
+    """Right on more than 9 of 10 digits after the first 1,500, without training: a random body, and a head fitted by
+    least squares to what that sees. With mean and std of the images."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    grey = torch.tensor(digits.images / 16, dtype=torch.float32)[:, None]
+    labels = torch.tensor(digits.target)
+    mean, std = grey[:1500].mean().item(), grey[:1500].std().item()
+    images = (grey - mean) / std
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten())
+    head = nn.Linear(256, 10)
+    net = nn.Sequential(body, head)
+    with torch.no_grad():
+        body[1].momentum = None
+        body(images[:1500])
+        features = torch.cat([body.eval()(images), torch.ones(len(images), 1)], 1)
+        targets = nn.functional.one_hot(labels[:1500]).float()
+        solution = torch.linalg.lstsq(features[:1500], targets, driver="gelsd").solution
+        head.weight.copy_(solution[:-1].T)
+        head.bias.copy_(solution[-1])
+    assert (net.eval()(images[1500:]).argmax(1) == labels[1500:]).float().mean() > 0.9
+    return net, mean, std

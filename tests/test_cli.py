@@ -176,6 +176,43 @@ def test_predict_agrees_with_the_network(folder: Path, tmp_path: Path, command: 
         assert line == f"{paths[i]}: {named}"
 
 
+def test_predict_takes_folders_and_gets_over_broken_files(
+    folder: Path, tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    test = data.load(DataConfig(), seed=0).test
+    for i in range(3):
+        Image.fromarray(test.images[i, 0].numpy()).save(tmp_path / f"{i}.png")
+    lines = command("predict", "checkpoints/digits/model.onnx", str(tmp_path), "--top", "1").splitlines()
+    assert (
+        lines == command("predict", "checkpoints/digits/model.onnx", str(tmp_path / "*.png"), "--top", "1").splitlines()
+    )
+    assert [line.split(": ")[0] for line in lines] == [str(tmp_path / f"{i}.png") for i in range(3)]
+    (tmp_path / "1.png").write_text("broken")
+    (tmp_path / "3.png").write_text("broken, too")
+    with pytest.raises(SystemExit) as stopped:
+        call("predict", "checkpoints/digits/model.onnx", str(tmp_path), "--top", "1")
+    printed = capsys.readouterr()
+    assert stopped.value.code == 2 and printed.out.splitlines() == [lines[0], lines[2]]
+    assert printed.err.startswith("slim-predict: error: ") and printed.err.count("\n") == 1
+    assert "1.png" in printed.err and "(and 1 more)" in printed.err
+
+
+def test_bench_of_named_files(folder: Path, tmp_path: Path, command: Command, mistake: Command) -> None:
+    run = folder / "checkpoints" / "digits"
+    before = contents(folder)
+    files = [str(run / name) for name in ("baseline.onnx", "model.onnx", "finetuned.safetensors")]
+    output, plot = str(tmp_path / "new" / "bench.json"), str(tmp_path / "bench.html")
+    options = ["--runs", "3", "--batch_sizes", "[2]", "--compiled", "false", "--output", output, "--plot", plot]
+    text = command("bench", *files, *options, "--profile", "1")
+    names = ["baseline.onnx", "model.onnx", "finetuned.safetensors (eager)"]
+    written = json.loads(Path(output).read_text())
+    assert [row["model"] for row in written["rows"]] == names and all(name in text for name in names)
+    assert all(row["memory"] > 0 and row["file_size"] > 0 and len(row["samples_ms"]) == 3 for row in written["rows"])
+    assert list(written["profiles"]) == names[:2] and "Plotly.newPlot" in Path(plot).read_text()
+    assert contents(folder) == before
+    assert "--output a.txt: expected a name that ends in .json" in mistake("bench", *files, "--output", "a.txt")
+
+
 def test_run_does_it_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command) -> None:
     monkeypatch.chdir(tmp_path)
     short = {"name": "short", "train": {"epochs": 3}, "finetune": {"epochs": 2}, "bench": {"runs": 3, "warmup": 1}}

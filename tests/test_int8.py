@@ -9,6 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from networks import digits_network
 from onnx import numpy_helper
 from sklearn.datasets import load_digits
 from torch import nn
@@ -26,49 +27,49 @@ CLASSES = [str(digit) for digit in range(10)]
 def digits() -> tuple[torch.Tensor, torch.Tensor]:
     """Raw images uint8 [N, 1, 8, 8] and labels."""
     bunch = load_digits()
-    return torch.tensor(bunch.images * 15, dtype=torch.uint8)[:, None], torch.tensor(bunch.target)
+    return torch.tensor(bunch.images / 16 * 255).round().to(torch.uint8)[:, None], torch.tensor(bunch.target)
 
 
 @pytest.fixture(scope="module")
-def net(digits: tuple[torch.Tensor, torch.Tensor]) -> nn.Module:
-    """A random body whose head is fitted by least squares: right on more than 9 of 10 digits, without training."""
-    torch.manual_seed(0)
-    images, labels = digits[0].float() / 255, digits[1]
-    body = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten())
-    head = nn.Linear(256, 10)
-    with torch.no_grad():
-        body[1].momentum = None
-        body(images[:1500])
-        features = torch.cat([body.eval()(images), torch.ones(len(images), 1)], 1)
-        targets = nn.functional.one_hot(labels[:1500]).float()
-        solution = torch.linalg.lstsq(features[:1500], targets, driver="gelsd").solution
-        head.weight.copy_(solution[:-1].T)
-        head.bias.copy_(solution[-1])
-    return nn.Sequential(body, head).eval()
+def fitted() -> tuple[nn.Module, float, float]:
+    """A network that is right on more than 9 of 10 digits; mean and std of its images."""
+    return digits_network()
 
 
 @pytest.fixture(scope="module")
-def source(net: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def normalised(fitted: tuple[nn.Module, float, float], digits: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    return (digits[0] / 255 - fitted[1]) / fitted[2]
+
+
+@pytest.fixture(scope="module")
+def source(fitted: tuple[nn.Module, float, float], tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("int8") / "float.onnx"
-    slim.export_onnx(net, torch.zeros(1, 1, 8, 8), path, classes=CLASSES, mean=[0.0], std=[1.0], plan_digest="abc")
+    net, mean, std = fitted
+    slim.export_onnx(net, torch.zeros(1, 1, 8, 8), path, classes=CLASSES, mean=[mean], std=[std], plan_digest="abc")
     return path
 
 
 @pytest.mark.parametrize("reduce_range", [False, True])
 def test_int8_predicts_like_float(
-    source: Path, digits: tuple[torch.Tensor, torch.Tensor], tmp_path: Path, reduce_range: bool
+    source: Path,
+    normalised: torch.Tensor,
+    digits: tuple[torch.Tensor, torch.Tensor],
+    tmp_path: Path,
+    reduce_range: bool,
 ) -> None:
-    images, labels = digits[0].float() / 255, digits[1]
+    images, labels = normalised, digits[1]
     path = tmp_path / "int8.onnx"
     test = [(images[1500:1600], labels[1500:1600]), (images[1600:], labels[1600:])]
-    report = slim.quantize_onnx(source, path, [images[:128], images[128:200]], test, reduce_range=reduce_range)
+    report = slim.quantize_onnx(
+        source, path, [images[:128], images[128:200]], test, max_loss=0.03, reduce_range=reduce_range
+    )
     assert report.path == path and report.file_size == path.stat().st_size < source.stat().st_size
     accuracies = []
     for file in (source, path):  # by onnxruntime alone
         logits = onnxruntime.InferenceSession(file).run(None, {"images": images[1500:].numpy()})[0]
         accuracies.append(float(np.mean(logits.argmax(1) == labels[1500:].numpy())))
     assert [report.float_accuracy, report.accuracy] == pytest.approx(accuracies)
-    assert accuracies[0] > 0.9 and report.images == 297 and report.loss <= 0.01
+    assert accuracies[0] > 0.9 and report.images == 297 and report.loss <= 0.03
 
     model, before = onnx.load(path), onnx.load(source)
     assert {e.key: e.value for e in model.metadata_props} == {e.key: e.value for e in before.metadata_props}
@@ -91,12 +92,13 @@ def test_int8_predicts_like_float(
 
 
 def test_with_preprocessing_in_the_graph(
-    net: nn.Module, digits: tuple[torch.Tensor, torch.Tensor], tmp_path: Path
+    fitted: tuple[nn.Module, float, float], digits: tuple[torch.Tensor, torch.Tensor], tmp_path: Path
 ) -> None:
     float_path, path = tmp_path / "float.onnx", tmp_path / "int8.onnx"
-    slim.export_onnx(net, torch.zeros(1, 1, 8, 8), float_path, preprocess=True, mean=[0.0], std=[1.0], classes=CLASSES)
+    net, mean, std = fitted
+    slim.export_onnx(net, torch.zeros(1, 1, 8, 8), float_path, preprocess=True, mean=[mean], std=[std], classes=CLASSES)
     raw = digits[0].permute(0, 2, 3, 1)
-    slim.quantize_onnx(float_path, path, [raw[:200]], [(raw[1500:], digits[1][1500:])])
+    slim.quantize_onnx(float_path, path, [raw[:200]], [(raw[1500:], digits[1][1500:])], max_loss=0.03)
     kinds = [node.op_type for node in onnx.load(path).graph.node]
     assert [kind for kind in kinds if "Linear" not in kind][:4] == ["Cast", "Mul", "Add", "Transpose"]
     assert "QuantizeLinear" not in kinds[: kinds.index("Mul")] and kinds.count("DequantizeLinear") >= 6
@@ -104,8 +106,10 @@ def test_with_preprocessing_in_the_graph(
     assert np.mean([int(best[0][0]) == label for best, label in zip(predicted, digits[1][1500:])]) > 0.9
 
 
-def test_bad_results_are_refused(source: Path, digits: tuple[torch.Tensor, torch.Tensor], tmp_path: Path) -> None:
-    images, labels = digits[0].float() / 255, digits[1]
+def test_bad_results_are_refused(
+    source: Path, normalised: torch.Tensor, digits: tuple[torch.Tensor, torch.Tensor], tmp_path: Path
+) -> None:
+    images, labels = normalised, digits[1]
     path = tmp_path / "int8.onnx"
     path.write_bytes(b"earlier")
     test = [(images[1500:], labels[1500:])]
