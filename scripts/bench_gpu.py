@@ -5,7 +5,7 @@
 For each network three widths: whole; pruned by `slim.plan` to arbitrary channel counts; the same, rounded to multiples
 of 8. γ is drawn at random, which spreads the cuts as unevenly as training does. Each width runs in PyTorch eager and
 compiled, in both memory layouts, in float32 (with and without TF32), float16 and bfloat16; where onnxruntime has CUDA,
-the exported file too. All variants of a network run in turn, in one process; the result file gives medians and the
+the exported file too. The three widths of a variant run in turn, in one process; the result file gives medians and the
 speed-up over the whole network in the same variant, with a 95 % interval.
 
 Without a GPU it says so in one line. `--device cpu` tries the script out: its figures mean nothing for GPUs.
@@ -22,6 +22,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnxruntime
 import torch
 from shared import RESULTS, ran_on, table
@@ -108,14 +109,12 @@ def compare(
     times = time_in_turn(calls, options.runs, options.warmup)
     whole, rows = times[WIDTHS[0]], []
     for width, each in times.items():
-        median = float(sorted(each)[len(each) // 2])
+        median = float(np.median(each))
         low, high = speedup_interval(whole, each)
-        row = dict(zip(("engine", "precision", "layout"), how))
-        rows.append(
-            {"network": name, **row, "width": width, "median_ms": median, "images_per_s": 1000 * options.batch_size / median,
-             "speedup": float(sorted(whole)[len(whole) // 2]) / median, "low": low, "high": high,
-             "samples_ms": thinned(each)}
-        )  # fmt: skip
+        row: dict[str, Any] = dict(zip(("engine", "precision", "layout"), how))
+        row |= {"network": name, "width": width, "median_ms": median, "low": low, "high": high}
+        row |= {"images_per_s": 1000 * options.batch_size / median, "samples_ms": thinned(each)}
+        rows.append(row | {"speedup": float(np.median(whole)) / median})
         print(f"{name} {' '.join(how)} {width}: {median:.2f} ms, {rows[-1]['speedup']:.2f}×", flush=True)
     return rows
 
