@@ -182,6 +182,7 @@ def finetune_stage(
         records = _fit(path, before.model, dataset, settings, settings.finetune, console, unpruned, resume=resume)
         facts = before.facts | _facts_of(dataset)
         record = _save(path, before.model, before.plans, facts, settings, dataset, records)
+        train.wait_for_all()  # for the file
         console.print(report.stage_table({before.stage: before.metrics, "finetuned": record}, "fine-tuning"))
         console.print(report.effort(records))
         return [path]
@@ -391,14 +392,14 @@ def _export_and_measure(
 
 
 def unfinished(name: str, stages: Sequence[str]) -> RunConfig | None:
-    """The settings of the run `name` ("*": any) whose training of one of `stages` was interrupted last, else of the
-    run that was used last; None where there is none."""
-    places = [f"{name}/{within}{stage}.state" for stage in stages for within in ("", "pass-*/")]
-    states = [path for place in places for path in ROOT.glob(f"{place}/step-*.safetensors")]
+    """The settings of the run `name`: those with which the training of one of `stages` that was interrupted last was
+    begun, else those last used; None where there is no such run."""
+    places = [f"{within}{stage}.state" for stage in stages for within in ("", "pass-*/")]
+    states = [path for place in places for path in (ROOT / name).glob(f"{place}/step-*.safetensors")]
     if states:
         return begun(max(states, key=lambda path: path.stat().st_mtime_ns).parent)
-    files = sorted(ROOT.glob(f"{name}/config.yaml"), key=lambda path: path.stat().st_mtime_ns)
-    return config.updated(RunConfig(), config.read(files[-1])) if files else None
+    file = ROOT / name / "config.yaml"
+    return config.updated(RunConfig(), config.read(file)) if file.exists() else None
 
 
 def begun(folder: Path) -> RunConfig | None:
@@ -437,6 +438,7 @@ def _train_new(
     _read_records(path.parent)  # before the work, so that a broken file costs none of it
     records = _fit(path, model, dataset, settings, settings.train, console, None, sparsity, fresh, resume)
     record = _save(path, model, [], facts, settings, dataset, records, fresh)
+    train.wait_for_all()  # for the file
     console.print(report.stage_table({stage: record}, "training"))
     console.print(report.effort(records))
     return [path]
@@ -632,7 +634,6 @@ def _save(
     """Measure a network and save it as a stage, the one that its file is named after. Returns its summary, which is
     empty on other processes than the first."""
     if not train.is_first():
-        train.wait_for_all()
         return {}
     stage = stage or path.stem
     record: dict[str, Any] = asdict(measure(model, _example(facts["input_shape"])))
@@ -645,7 +646,6 @@ def _save(
     checkpoint.save(path, model, plans, stage=stage, metrics=record, config=settings, **facts)
     record["file_size"] = path.stat().st_size
     _enter(path.parent, stage, record, settings, epochs, fresh)
-    train.wait_for_all()
     return record
 
 

@@ -5,6 +5,8 @@ import multiprocessing
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -13,10 +15,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from slim.config import DataConfig, OptimConfig, SparsityConfig
 from slim.data import Dataset, load
+from slim.errors import SlimError
 from slim.train import Snapshots, fit
 
 FORK = multiprocessing.get_context("fork")  # torch is loaded already
@@ -82,8 +86,8 @@ def trained(digits: Dataset, recipe: str, folder: Path, resume: bool) -> None:
 
 
 def killed_again_and_again(run: Callable[[bool], None], done: Path, seconds: float, kills: int, seed: int) -> int:
-    """Runs it in processes of their own, each killed at a random moment within `seconds`; the last one may finish.
-    Returns how many were killed."""
+    """Runs it in processes of their own, each killed, or asked to end, at a random moment within `seconds`; the last
+    one may finish. Returns how many didn't."""
     draw, killed = random.Random(seed), 0
     for attempt in range(kills + 1):
         process = FORK.Process(target=run, args=(attempt > 0,))
@@ -91,7 +95,7 @@ def killed_again_and_again(run: Callable[[bool], None], done: Path, seconds: flo
         if attempt < kills:
             process.join(draw.uniform(0.05, seconds))
             if process.is_alive():
-                os.kill(process.pid, signal.SIGKILL)  # type: ignore[arg-type]
+                os.kill(process.pid, signal.SIGTERM if attempt == 1 else signal.SIGKILL)  # type: ignore[arg-type]
                 killed += 1
         process.join()
         if done.exists():
@@ -118,3 +122,122 @@ def test_killed_and_resumed_is_undisturbed(recipe: str, digits: Dataset, tmp_pat
     assert all(torch.equal(expected[name], found[name]) for name in expected)
     assert not all(torch.equal(expected[name], tensor) for name, tensor in network().state_dict().items())
     assert len(list((broken / "state").iterdir())) == 2  # the last ones are kept, nothing half-written among them
+
+
+@pytest.mark.slow
+def test_a_signal_saves_and_names_the_line_that_resumes(tmp_path: Path) -> None:
+    """The command itself: SIGTERM, then SIGINT, then to the end; against a run without either."""
+    options = ["--epochs", "16", "--device", "cpu"]
+
+    def start(*more: str) -> subprocess.Popen:
+        program = "from slim.cli.train import main; main()"
+        command = [sys.executable, "-c", program, *options, *more]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+
+    undisturbed = start("--name", "whole")
+    for number, more in ((signal.SIGTERM, []), (signal.SIGINT, ["--resume"])):
+        process = start(*more)
+        known = snapshots_in(tmp_path)
+        while snapshots_in(tmp_path) == known and process.poll() is None:
+            time.sleep(0.05)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 128 + number, err
+        assert err.strip().endswith(f"go on with: slim-train {' '.join(options)} --resume")
+    process = start("--resume")
+    process.communicate(timeout=200)
+    undisturbed.communicate(timeout=200)
+    runs = tmp_path / "checkpoints"
+    whole, broken = (load_file(runs / name / "sparse.safetensors") for name in ("whole", "digits"))
+    assert all(torch.equal(whole[name], broken[name]) for name in whole)
+    lines = (runs / "digits/metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == list(range(1, 17))
+    assert not (runs / "digits/sparse.state").exists()
+
+
+def snapshots_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.glob("checkpoints/digits/sparse.state/step-*")}
+
+
+# Snapshots
+
+
+def test_snapshots_hold_what_was_put_in_and_survive_damage(tmp_path: Path) -> None:
+    kept = Snapshots(tmp_path / "s", {"name": "γ"}, keep=2)
+    assert kept.newest() is None
+    tree = {"a": torch.arange(6).view(2, 3).t(), "b": [1, 2.5, None, "text", True, {3: torch.tensor(0.1)}]}
+    for step in (10, 9_000_000, 200_000_000):
+        kept.save(step, tree | {"step": step})
+    assert len(list((tmp_path / "s").iterdir())) == 2
+    found = Snapshots(tmp_path / "s", {}).newest()
+    assert found is not None and found["step"] == 200_000_000 and found["b"][:5] == tree["b"][:5]
+    assert torch.equal(found["a"], tree["a"]) and torch.equal(found["b"][5][3], tree["b"][5][3])  # type: ignore[arg-type, index]
+    newest = max((tmp_path / "s").iterdir())
+    newest.write_bytes(newest.read_bytes()[:50])
+    found = Snapshots(tmp_path / "s", {}).newest()
+    assert found is not None and found["step"] == 9_000_000
+    Snapshots(tmp_path / "s", {}).save(1, tree)  # a new training takes the place of what was there
+    assert [path.name for path in (tmp_path / "s").iterdir()] == ["step-000000001.safetensors"]
+    with pytest.raises(SlimError, match="'/a' is a set"):
+        kept.save(2, {"a": {1}})
+
+
+def test_other_settings_are_refused(digits: Dataset, tmp_path: Path) -> None:
+    def run(optim: OptimConfig, **more: Any) -> None:
+        fit(network(), digits, optim, snapshots=Snapshots(tmp_path, {}), resume=True, device="cpu", **more)
+
+    run(OptimConfig(epochs=1))
+    for optim, more, name in (
+        (OptimConfig(epochs=2, ema=0.9), {}, "average"),
+        (OptimConfig(epochs=2), {"batch_size": 32}, "16 steps in an epoch, not 8"),
+        (OptimConfig(epochs=2), {"sparsity": SparsityConfig()}, "sparsity"),
+    ):
+        with pytest.raises(SlimError, match=name):
+            run(optim, **more)
+    run(OptimConfig(epochs=2, lr=0.01))  # the rest may change
+
+
+# What stops a training
+
+
+class Greedy(nn.Module):
+    """Needs more memory than there is for more than `most` images."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.net, self.most = network(), most
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.training and len(images) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return self.net(images)  # type: ignore[no-any-return]
+
+
+def test_out_of_memory(digits: Dataset) -> None:
+    with pytest.raises(SlimError, match=r"out of memory on batches of 64 .*accumulate 2, or auto.*batch_size 32"):
+        fit(Greedy(20), digits, OptimConfig(epochs=1), device="cpu")
+    found, told = Greedy(20), Greedy(20)
+    fit(found, digits, OptimConfig(epochs=2), device="cpu", accumulate="auto")
+    fit(told, digits, OptimConfig(epochs=2), device="cpu", accumulate=4)
+    assert all(torch.equal(a, b) for a, b in zip(found.state_dict().values(), told.state_dict().values()))
+    with pytest.raises(SlimError, match="out of memory"):
+        fit(Greedy(0), digits, OptimConfig(epochs=1), device="cpu", accumulate="auto")
+
+
+def test_the_last_good_state_outlives_a_divergence(digits: Dataset, tmp_path: Path) -> None:
+    class Breaks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.steps = network(), 0
+
+        def forward(self, images: Tensor) -> Tensor:
+            self.steps += self.training
+            return self.net(images) * (float("nan") if self.steps > 19 else 1)  # type: ignore[no-any-return]
+
+    snapshots = Snapshots(tmp_path, {}, minutes=1e-6)  # after each step
+    with pytest.raises(SlimError, match="the training loss is nan at step 20,"):
+        fit(Breaks(), digits, OptimConfig(epochs=4), device="cpu", snapshots=snapshots)
+    state = snapshots.newest()
+    assert state is not None and state["step"] == 19
+    assert all(tensor.isfinite().all() for tensor in state["model"].values())

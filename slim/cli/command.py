@@ -66,13 +66,13 @@ class Given:
             print(closing(wrote, following))
 
     def resumed(self, *stages: str) -> RunConfig:
-        """The settings over those of the run to resume, of which one of `stages` was interrupted; with --resume
-        missing, those of a new run."""
+        """The settings over those of the run to resume, of which one of `stages` was interrupted; those of a new run
+        without --resume. Either way, the same words mean the same run."""
         if not self.arguments.resume:
             return self.settings()
         from slim import pipeline
 
-        name = self.as_options.get("name", self.in_file.get("name", "*"))
+        name = self.as_options.get("name", self.in_file.get("name", RunConfig().name))
         return self.settings(pipeline.unfinished(name, stages))
 
     def after(self, stage: str) -> tuple[Path, RunConfig]:
@@ -223,18 +223,21 @@ def _metavar(kind: Any) -> str:
 
 
 @contextmanager
-def mistakes_in_one_line(program: str, argv: Sequence[str] | None = None) -> Iterator[None]:
-    """Turns a user's mistake, a file that can't be read or written, and signals into one line and a status."""
+def mistakes_in_one_line(program: str, argv: Sequence[str] | None = None) -> Iterator[list[str]]:
+    """Turns a user's mistake, a file that can't be read or written, and signals into one line and a status.
+
+    Yields the words of the command line that resumes, --resume apart; what isn't clear from them may be added.
+    """
+    words = [word for word in (sys.argv[1:] if argv is None else argv) if word != "--resume"]
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without γ gets a question mark
     try:
-        yield
+        yield words
     except (SlimError, OSError) as e:
         print(f"{program}: error: {' '.join(str(e).split())}", file=sys.stderr)
         sys.exit(2)
     except Interrupted as e:
-        words = [word for word in (sys.argv[1:] if argv is None else argv) if word != "--resume"]
         if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":  # of several processes, the first
             print(f"\n{program}: {e}; go on with: {shlex.join([program, *words, '--resume'])}", file=sys.stderr)
         sys.exit(128 + e.signal)

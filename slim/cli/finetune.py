@@ -12,12 +12,14 @@ from slim.cli.command import Parser, code_from_here, mistakes_in_one_line
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    with mistakes_in_one_line("slim-finetune", argv):
+    with mistakes_in_one_line("slim-finetune", argv) as resuming:
         parser = Parser("slim-finetune", __doc__, "finetune", ["data"])
         parser.add_file("the pruned network (the newest pruned.safetensors)")
         parser.add_resume()
         given = parser.read(argv)
         source, settings = given.after("pruned")
+        if not given.arguments.file:
+            resuming.insert(0, str(source))
         from slim import pipeline
 
         resume, code = given.arguments.resume, given.arguments.allow_code and code_from_here()
