@@ -460,6 +460,7 @@ def _train_sparse(
         path, before.model, dataset, settings, settings.train, console, None, settings.sparsity, False, resume
     )
     record = _save(path, before.model, before.plans, before.facts | _facts_of(dataset), settings, dataset, records)
+    train.wait_for_all()  # for the file
     console.print(report.stage_table({before.stage: before.metrics, "sparse": record}, "training"))
     console.print(report.effort(records))
     return path
