@@ -71,7 +71,7 @@ def test_optimizers_follow_their_equations(name: str) -> None:
             gradient += 0.01 * w
         m, v = 0.8 * m + 0.2 * gradient, 0.999 * v + 0.001 * gradient**2
         w -= 0.1 * (m / (1 - 0.8**step)) / (math.sqrt(v / (1 - 0.999**step)) + 1e-8)
-    assert float(layer.weight) == pytest.approx(w, rel=1e-5) and w != x
+    assert float(layer.weight.detach()) == pytest.approx(w, rel=1e-5) and w != x
 
 
 def test_the_average_is_the_weighted_sum_of_all_states() -> None:
