@@ -24,6 +24,7 @@ _HOME = {  # public name -> the room it lives in
     "Sparsity": "sparsity",
     "coupled": "sparsity",
     "parameter_groups": "sparsity",
+    "Runtime": "runtime",
     "plan": "planning",
     "PruningPlan": "planning",
     "explain": "planning",
@@ -65,6 +66,7 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from slim.planning import plan as plan
     from slim.recovery import Recovery as Recovery
     from slim.recovery import recover as recover
+    from slim.runtime import Runtime as Runtime
     from slim.sparsity import L0 as L0
     from slim.sparsity import L1 as L1
     from slim.sparsity import L2 as L2

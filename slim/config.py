@@ -120,11 +120,14 @@ class SparsityConfig:
 class PruneConfig:
     """How much to remove, and what. One budget holds: the one given last takes the place of the others."""
 
-    ONE_OF: ClassVar = ("ratio", "flops", "params")
+    ONE_OF: ClassVar = ("ratio", "flops", "params", "latency")
 
     ratio: float | None = setting(0.5, "budget: share of all BatchNorm channels to remove", "[0, 1)")
     flops: float | None = setting(None, "budget: FLOPs that may stay, a share up to 1 or a number", "(0, inf)")
     params: float | None = setting(None, "budget: parameters that may stay, a share or a number", "(0, inf)")
+    latency: float | str | None = setting(
+        None, "budget: share of the original's that may stay, or a time such as 4.0ms; for bench's settings"
+    )
     floor: float = setting(0.1, "share of each layer's channels that always stays (at least one does)", "[0, 1]")
     floor_count: int = setting(1, "number of each layer's channels that always stays", "[1, inf)")
     score: Literal["mean", "max", "sum", "residual"] = setting(
@@ -135,7 +138,11 @@ class PruneConfig:
     grouped: Literal["within", "whole"] = setting(
         "within", "grouped convolutions lose the same places within each group, or whole groups"
     )
-    round_to: int = setting(1, "keep a multiple of this many channels in each layer", "[1, inf)")
+    round_to: int | Literal["auto"] = setting(
+        1,
+        "keep a multiple of this many channels in each layer; auto: by measured cost, for bench's settings",
+        "[1, inf)",
+    )
     keep: list[str] | None = field(default=None, metadata=about("shell patterns of BatchNorms to leave whole"))
     layer_ratios: dict[str, Any] | None = field(
         default=None, metadata=about("shell pattern of BatchNorms: share to remove there")

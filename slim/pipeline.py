@@ -31,6 +31,7 @@ from slim.files import replacing
 from slim.planning import PruningPlan, plan
 from slim.recovery import Recovery, calibration_count, recover
 from slim.report import card, page
+from slim.runtime import Runtime
 from slim.size import measure
 from slim.train import snapshots
 from slim.verification import verify
@@ -111,9 +112,13 @@ def prune_stage(
 
 
 def _rules(settings: RunConfig) -> dict[str, Any]:
-    """How `slim.plan` is to choose."""
+    """How `slim.plan` is to choose. Latency is that of the benchmark's first batch size."""
     recovery = ("recover", "calibration_images")
-    return {key: value for key, value in asdict(settings.prune).items() if key not in recovery}
+    rules = {key: value for key, value in asdict(settings.prune).items() if key not in recovery}
+    if settings.prune.latency is not None or settings.prune.round_to == "auto":
+        bench = settings.bench
+        rules["runtime"] = Runtime(bench.provider, bench.threads, bench.batch_sizes[0])
+    return rules
 
 
 def _calibration_images(dataset: Dataset, settings: RunConfig) -> Tensor:

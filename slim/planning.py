@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from slim.errors import SlimError
 from slim.files import replacing
 from slim.rebuild import Change, rebuild, thin_tensor, thinned
+from slim.runtime import Runtime, read_latency
 from slim.scoring import residual_scores
 from slim.trace import Trace, trace
 from slim.trace.check import Counted, Misfit, count, find_misfit
@@ -33,6 +34,8 @@ from slim.trace.clone import named_tensors
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from slim.runtime.model import LatencyModel
 
 Score = Literal["mean", "max", "sum", "residual"]
 Bools = NDArray[np.bool_]
@@ -59,7 +62,8 @@ class PruningPlan:
     what that means for every parameter and buffer: tensor name -> dimension -> removed indices. `selects` are the
     BatchNorms that choose their own channels of a shared stream (mode "select"). `totals` holds (before, after) of
     channels, params and flops. `frozen` says what couldn't be touched: reason -> BatchNorm -> number of channels.
-    `shortfall` is empty where the request was met to within a point, else one line on what held it back.
+    `shortfall` is empty where the request was met to within a point, else one line on what held it back. `timing` is
+    what was measured for a latency budget: runtime, milliseconds of the original and the thin network, and more.
     """
 
     requested: dict[str, float]
@@ -73,6 +77,7 @@ class PruningPlan:
     layers: list[Layer] = field(default_factory=list)
     frozen: dict[str, dict[str, int]] = field(default_factory=dict)
     shortfall: str = ""
+    timing: dict[str, Any] = field(default_factory=dict)
 
     # -- use -----------------------------------------------------------------------------------------------------------
 
@@ -153,6 +158,7 @@ class PruningPlan:
             "layers": [asdict(layer) for layer in self.layers],
             "frozen": self.frozen,
             "shortfall": self.shortfall,
+            "timing": self.timing,
         }
 
     @classmethod
@@ -176,6 +182,7 @@ class PruningPlan:
                 layers=[Layer(**layer) for layer in d["layers"]],
                 frozen={reason: dict(where) for reason, where in d["frozen"].items()},
                 shortfall=str(d["shortfall"]),
+                timing=dict(d.get("timing", {})),
             )
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise SlimError(f"a broken pruning plan: {type(error).__name__}: {error}") from error
@@ -217,6 +224,8 @@ class PruningPlan:
         said = []
         for kind, (before, after) in self.totals.items():
             said.append(f"{kind} {before:,} → {after:,} ({1 - after / max(before, 1):.1%} fewer)")
+        if self.timing:
+            said.append("measured {original_ms:.3g} → {ms:.3g} ms ({share:.1%} of it; {runtime})".format(**self.timing))
         return "; ".join(said)
 
     def __str__(self) -> str:
@@ -321,8 +330,10 @@ class Rules:
 
     floor: float = 0.1
     floor_count: int = 1
-    round_to: int = 1
+    round_to: int = 1  # or, with a cost model, whole steps of what it measured
     scope: Literal["global", "layer"] = "global"
+    latency: "LatencyModel | None" = None
+    by_flops: bool = False  # with a cost model: a budget of FLOPs, whose time is to shrink as they do
 
 
 def _choose(groups: Groups, safe: Bools, rules: Rules, fixed: NDArray[np.int64]) -> tuple[int, Callable[[int], Bools]]:
@@ -337,6 +348,8 @@ def _choose(groups: Groups, safe: Bools, rules: Rules, fixed: NDArray[np.int64])
     free = ~safe & (fixed[groups.pattern] < 0)
     order = np.flatnonzero(free)
     order = order[np.lexsort((groups.roots[order], score[order]))]
+    if rules.latency is not None:
+        return _by_value_for_cost(groups, safe, rules, fixed, score)
     unit = np.array([rules.round_to // math.gcd(rules.round_to, int(m)) for m in groups.multiple])
     least = np.bincount(groups.pattern, weights=safe).astype(np.int64)
 
@@ -349,6 +362,34 @@ def _choose(groups: Groups, safe: Bools, rules: Rules, fixed: NDArray[np.int64])
             up = np.minimum(down + unit, groups.pattern_size)
             nearest = np.where((keep - down <= up - keep) & (down >= np.maximum(least, 1)), down, up)
             keep = np.where(keep % unit == 0, keep, nearest)
+        out: Bools = (groups.rank >= keep[groups.pattern]) & ~safe
+        return out
+
+    return len(order), gone
+
+
+def _by_value_for_cost(
+    groups: Groups, safe: Bools, rules: Rules, fixed: NDArray[np.int64], score: Floats
+) -> tuple[int, Callable[[int], Bools]]:
+    """As `_choose`; one step is one step of the staircase of one pattern, in the order of value lost for time saved."""
+    from slim.runtime.knapsack import by_value_for_cost, terms_of
+
+    assert rules.latency is not None
+    least = np.bincount(groups.pattern, weights=safe).astype(np.int64)
+    start = np.where(fixed >= 0, np.maximum(fixed, least), groups.pattern_size)
+    best_first = np.lexsort((groups.rank, groups.pattern))
+    value = score if rules.by_flops else score * groups.size
+    values = np.split(value[best_first], np.cumsum(groups.pattern_size)[:-1])
+    worth = [np.r_[0.0, np.cumsum(each)] for each in values]
+    terms, steps = terms_of(rules.latency, groups.traced.classes, groups.roots, groups.pattern, groups.pattern_size)
+    order = by_value_for_cost(
+        worth, start.tolist(), np.where(fixed >= 0, start, least).tolist(), steps, terms, rules.by_flops
+    )
+
+    def gone(taken: int) -> Bools:
+        keep = start.copy()
+        for pattern, left in order[:taken]:
+            keep[pattern] = left
         out: Bools = (groups.rank >= keep[groups.pattern]) & ~safe
         return out
 
@@ -371,7 +412,9 @@ def plan(
     scope: Literal["global", "layer"] = "global",
     mode: Literal["couple", "select"] = "couple",
     grouped: Literal["within", "whole"] = "within",
-    round_to: int = 1,
+    round_to: int | Literal["auto"] = 1,
+    latency: float | str | None = None,
+    runtime: Runtime | None = None,
     keep: Sequence[str] | None = None,
     layer_ratios: Mapping[str, float] | None = None,
     images: Any = None,
@@ -389,13 +432,22 @@ def plan(
     it, "select" lets each reader choose its own channels through an index, as in the paper.
     `grouped`: a grouped convolution loses the same places "within" each of its groups, or "whole" groups, with all that
     they read and make.
-    `round_to`: keep a multiple of this many channels in each layer, never none.
+    `round_to`: keep a multiple of this many channels in each layer, never none; "auto": what suits `runtime`.
+    `latency`: a budget measured in onnxruntime, a share of the original's or a time such as "4.0ms" (or a number with
+    its unit), on `runtime` (`slim.Runtime`; default: the best provider, all cores, batch 1). Channels go by the value
+    |γ| that is lost for the time saved, in whole steps of what numbers of channels cost there; the thin network is
+    exported, measured against the original, and the plan corrected until it meets the budget within 3 %. With
+    round_to="auto" channels go in the same way until another budget is met, and whole networks aren't measured; under
+    a budget of FLOPs, |γ| counts times the FLOPs, so that time shrinks as they do.
     `keep`: shell patterns of BatchNorms to leave whole. `layer_ratios`: pattern -> share to remove there.
 
     Raises SlimError for a value out of range, a model without BatchNorm, or a request that can remove nothing.
     """
-    requested = _requested(ratio, flops, params)
-    numbers = (("floor", floor, 0, 1), ("floor_count", floor_count, 1, 10**9), ("round_to", round_to, 1, 4096))
+    requested = _requested(ratio, flops, params, latency)
+    if latency is not None and round_to not in (1, "auto"):
+        raise SlimError(f"round_to {round_to!r}: expected 1 or auto with a latency, which chooses sizes by their cost")
+    unit = 1 if round_to == "auto" else round_to
+    numbers = (("floor", floor, 0, 1), ("floor_count", floor_count, 1, 10**9), ("round_to", unit, 1, 4096))
     for name, value, low, high in numbers:
         if not low <= _number(name, value) <= high:
             raise SlimError(f"{name} {value!r} is out of range: expected {low} to {high}")
@@ -416,20 +468,33 @@ def plan(
         if images is None:
             raise SlimError('score "residual" needs images: expected a batch of training images')
         gammas = residual_scores(model, traced, images)
-    rules = Rules(floor, floor_count, round_to, scope)
+    rules = Rules(floor, floor_count, unit, scope)
     stored: dict[str, Counted] = dict(traced.group_counts)
     refused: set[str] = set()
-    for _ in range(100):
-        made, kept = _plan(traced, gammas, requested, rules, score, layer_ratios or {})
-        misfit = _follow_stored_sizes(traced, made, kept, stored, refused)
-        if misfit is None:
-            return made
-        if traced.add_inference():  # the two modes run different code: both have their say
-            continue
-        if not len(misfit.labels):
-            break
-        traced.classes.freeze(misfit.labels, misfit.reason)
-    raise SlimError(f"no plan found that this model's forward code can run: {misfit.reason if misfit else ''}")
+
+    def planned(requested: dict[str, float]) -> PruningPlan:
+        for _ in range(100):
+            made, kept = _plan(traced, gammas, requested, rules, score, layer_ratios or {})
+            misfit = _follow_stored_sizes(traced, made, kept, stored, refused)
+            if misfit is None:
+                return made
+            if traced.add_inference():  # the two modes run different code: both have their say
+                continue
+            if not len(misfit.labels):
+                break
+            traced.classes.freeze(misfit.labels, misfit.reason)
+        raise SlimError(f"no plan found that this model's forward code can run: {misfit.reason if misfit else ''}")
+
+    if round_to == "auto" or latency is not None:
+        from slim.runtime.model import latency_model  # only a plan for a runtime needs onnxruntime
+
+        rules.latency = latency_model(traced, runtime or Runtime())
+        rules.by_flops = flops is not None
+    if rules.latency is None or latency is None:
+        return planned(requested)
+    from slim.runtime.measure import keep_latency
+
+    return keep_latency(model, example_inputs, requested, rules.latency, lambda share: planned({"latency": share}))
 
 
 def _follow_stored_sizes(
@@ -469,8 +534,14 @@ def _follow_stored_sizes(
     return None
 
 
-def _requested(ratio: float | None, flops: float | None, params: float | None) -> dict[str, float]:
-    given = {k: v for k, v in (("ratio", ratio), ("flops", flops), ("params", params)) if v is not None}
+def _requested(
+    ratio: float | None, flops: float | None, params: float | None, latency: float | str | None
+) -> dict[str, float]:
+    given: dict[str, float] = {
+        k: v for k, v in (("ratio", ratio), ("flops", flops), ("params", params)) if v is not None
+    }
+    if latency is not None:
+        given |= read_latency(latency)
     if len(given) > 1:
         raise SlimError(f"one budget at a time: got {' and '.join(given)}")
     if not given:
@@ -526,7 +597,7 @@ def _plan(
     groups = Groups(traced, gammas, score)
     floors = [min(int(n), max(1, rules.floor_count, math.ceil(rules.floor * n - 1e-9))) for n in groups.widths]
     fixed = _fixed(groups, layer_ratios)
-    costs = Costs(traced, groups)
+    costs = Costs(traced, groups, rules.latency)
     kind, asked = next(iter(requested.items()))
     whole = costs.of("channels" if kind == "ratio" else kind, np.zeros(len(groups.roots), bool))
     budget = asked * whole if kind == "ratio" or asked <= 1 else asked
@@ -541,7 +612,7 @@ def _plan(
             break
         members += emptied
     if not out.any() and not (kind == "ratio" and asked == 0) and not (kind != "ratio" and budget >= whole):
-        raise SlimError(_nothing(groups, requested, safe))
+        raise SlimError(_nothing(groups, requested, safe, steps))
     return _write(traced, groups, costs, out, safe, requested, taken == steps), costs.kept(out)
 
 
@@ -577,11 +648,16 @@ def _fixed(groups: Groups, layer_ratios: Mapping[str, float]) -> NDArray[np.int6
 class Costs:
     """What a choice of groups costs, without rebuilding anything: sums of products of numbers of channels."""
 
-    def __init__(self, traced: Trace, groups: Groups) -> None:
+    def __init__(self, traced: Trace, groups: Groups, latency: "LatencyModel | None" = None) -> None:
         self.groups = groups
         params = [(1, _dims_of(traced, name)) for name in traced.parameters]
         flops = [(2 * product.positions, [_labels_of(dim) for dim in product.dims]) for product in traced.products]
-        self.sums = {"params": _SumOfProducts(params), "flops": _SumOfProducts(flops)}
+        self.sums: dict[str, Callable[[Bools], float]] = {
+            "params": _SumOfProducts(params),
+            "flops": _SumOfProducts(flops),
+        }
+        if latency is not None:
+            self.sums["latency"] = latency.of
 
     def kept(self, gone: Bools) -> Bools:
         """For every label, whether it stays."""
@@ -594,8 +670,8 @@ class Costs:
         """BatchNorm channels removed."""
         return int(self.groups.size[gone].sum())
 
-    def of(self, kind: str, gone: Bools) -> int:
-        """What stays of `kind`: channels, params or flops."""
+    def of(self, kind: str, gone: Bools) -> float:
+        """What stays of `kind`: channels, params, flops, or the latency in milliseconds that the model foretells."""
         if kind == "channels":
             return len(self.groups.member) - self.channels(gone)
         return self.sums[kind](self.kept(gone))
@@ -628,13 +704,14 @@ class _SumOfProducts:
         return int(value.sum())
 
 
-def _nothing(groups: Groups, requested: dict[str, float], safe: Bools) -> str:
+def _nothing(groups: Groups, requested: dict[str, float], safe: Bools, steps: int) -> str:
     kind, asked = next(iter(requested.items()))
     free = ~groups.frozen
     why = "every group of channels would empty a layer" if free.any() else "all channels are frozen"
     if (~safe).any():
         smallest = int(groups.size[~safe].min())
         why = f"the smallest group that may go holds {smallest} of {len(groups.member)} BatchNorm channels"
+        why = why if steps else "no layer has a whole step of channels to spare on this runtime"
     elif not free.any():
         reasons = {groups.traced.classes.reason(int(r)) for r in groups.roots}
         why += f" ({'; '.join(sorted(r for r in reasons if r)[:3])})"
@@ -675,9 +752,11 @@ def _write(
         if len(gone):
             cuts.setdefault(name, {})[dim] = known.setdefault(gone.tobytes(), gone.tolist())
     nothing = np.zeros_like(out)
-    totals = {kind: (costs.of(kind, nothing), costs.of(kind, out)) for kind in ("channels", "params", "flops")}
+    totals = {
+        kind: (int(costs.of(kind, nothing)), int(costs.of(kind, out))) for kind in ("channels", "params", "flops")
+    }
     kind, asked = next(iter(requested.items()))
-    before, after = totals["channels" if kind == "ratio" else kind]
+    before, after = (costs.of("channels" if kind == "ratio" else kind, state) for state in (nothing, out))
     achieved = 1 - after / before if kind == "ratio" else after / before if asked <= 1 else float(after)
     return PruningPlan(
         requested=requested,

@@ -16,7 +16,7 @@ from slim.errors import SlimError
 
 def main(argv: Sequence[str] | None = None) -> None:
     with mistakes_in_one_line("slim-prune"):
-        parser = Parser("slim-prune", __doc__, "prune")
+        parser = Parser("slim-prune", __doc__, "prune", ["bench"])
         parser.add_file("the trained network (the newest sparse.safetensors)")
         parser.add_argument("--dry-run", action="store_true", help="print the plan, and write nothing")
         parser.add_argument("--arch", metavar="NAME", help="with --dry-run: plan for this untrained network")

@@ -1,0 +1,214 @@
+"""Does a thinner network run faster? Speed-up ÷ FLOP reduction in ONNX Runtime, for three ways to choose sizes.
+
+    pip install torch-pruning
+    python scripts/bench_deploy.py [--networks NAME …] [--keep 0.5 0.3] [--batch-sizes 1 8] [--threads 1]
+
+Each torchvision network, 224×224, gets random weights, random γ, and BatchNorm statistics fitted to random images
+(where they don't fit, activations fade to denormal numbers, which are slow). It is pruned until a share of its FLOPs is
+left: by slim with round_to="auto" (sizes by measured cost), by slim to arbitrary sizes, and by torch-pruning with
+BNScalePruner, global, round_to=16, the ratio found by bisection. Statistics are fitted anew to the thin networks, as
+training on would. All are exported with slim.export_onnx and run in turn in one process.
+
+1.0 means that time shrinks as FLOPs do. Medians of the ratios round by round, with their 10th and 90th percentiles; and
+the same by the processor's time, which on one thread hardly feels other work on the machine. What was measured is in a
+JSON file beside the result, and isn't measured again when the script runs again (--fresh does).
+"""
+
+import argparse
+import gc
+import json
+import math
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+from shared import RESULTS, ran_on, table
+from torch import nn
+
+import slim
+from slim.export.session import open_session
+from slim.size import measure
+
+NETWORKS = ["resnet18", "resnet50", "mobilenet_v2", "efficientnet_b0", "vgg16_bn"]
+SECONDS = 20.0  # of timed runs for each setting, as far as ROUNDS allows
+ROUNDS = (15, 200)
+IMAGES = torch.randn(8, 3, 224, 224, generator=torch.Generator().manual_seed(1))
+
+
+def network(name: str) -> nn.Module:
+    """A network with random weights and γ, whose statistics fit."""
+    torch.manual_seed(0)
+    model = torchvision.models.get_model(name, weights=None)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.01, 1)
+            nn.init.normal_(module.bias, std=0.1)
+    return fitted(model)
+
+
+def fitted(model: nn.Module) -> nn.Module:
+    """The model in eval mode, its BatchNorm statistics those of the random images."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.reset_running_stats()
+            module.momentum = 1.0
+    model.train()
+    with torch.no_grad():
+        model(IMAGES)
+    return model.eval()
+
+
+def auto(model: nn.Module, x: torch.Tensor, keep: float, runtime: slim.Runtime) -> nn.Module:
+    return slim.plan(model, x, flops=keep, round_to="auto", runtime=runtime).apply(model)
+
+
+def unrounded(model: nn.Module, x: torch.Tensor, keep: float, runtime: slim.Runtime) -> nn.Module:
+    return slim.plan(model, x, flops=keep).apply(model)
+
+
+def torch_pruning(model: nn.Module, x: torch.Tensor, keep: float, runtime: slim.Runtime) -> nn.Module:
+    import torch_pruning as tp
+
+    whole = measure(model, x).flops
+    best, low, high = model, 0.0, 0.95
+    for _ in range(7):
+        ratio = (low + high) / 2
+        thin = network_like(model)
+        heads = [m for m in thin.modules() if isinstance(m, nn.Linear) and m.out_features == 1000]
+        importance = tp.importance.BNScaleImportance()
+        tp.pruner.BNScalePruner(
+            thin, x, importance, pruning_ratio=ratio, global_pruning=True, round_to=16, ignored_layers=heads
+        ).step()
+        if measure(thin, x).flops <= keep * whole:
+            best, high = thin, ratio
+        else:
+            low = ratio
+    return best
+
+
+def network_like(model: nn.Module) -> nn.Module:
+    with tempfile.TemporaryFile() as file:  # deepcopy would keep hooks that torch-pruning leaves behind
+        torch.save(model, file)
+        file.seek(0)
+        return torch.load(file, weights_only=False)
+
+
+METHODS: dict[str, Callable[[nn.Module, torch.Tensor, float, slim.Runtime], nn.Module]] = {
+    "slim, auto": auto,
+    "slim, unrounded": unrounded,
+    "torch-pruning, round_to=16": torch_pruning,
+}
+
+
+def sizes(name: str, keep: float, batch_size: int, threads: int, known: dict[str, Any]) -> dict[str, Any]:
+    """One setting, measured: for each method its FLOPs and milliseconds of every round."""
+    runtime = slim.Runtime("cpu", threads, batch_size)
+    model, x = network(name), IMAGES[:1]
+    whole = measure(model, x)
+    found: dict[str, Any] = {"original": {"flops": whole.flops, "params": whole.params}}
+    sessions = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for method, prune in {"original": None, **METHODS}.items():
+            start = time.perf_counter()
+            thin = fitted(prune(model, x, keep, runtime)) if prune else model
+            size = measure(thin, x)
+            found[method] = {"flops": size.flops, "params": size.params, "planning_s": time.perf_counter() - start}
+            path = Path(folder, "thin.onnx")
+            slim.export_onnx(thin, x, path)
+            settings = {"session.force_spinning_stop": "1"}
+            sessions[method] = open_session(path, "cpu", threads, settings)
+    images = IMAGES[torch.arange(batch_size) % len(IMAGES)].numpy()
+    times: list[list[tuple[float, float]]] = []
+    gc.disable()
+    for session in sessions.values():
+        session.run(None, {"images": images})
+    start = time.perf_counter()
+    while len(times) < ROUNDS[0] or (len(times) < ROUNDS[1] and time.perf_counter() - start < SECONDS):
+        row = []
+        for session in sessions.values():
+            began, busy = time.perf_counter_ns(), time.process_time_ns()
+            session.run(None, {"images": images})
+            row.append(((time.perf_counter_ns() - began) / 1e6, (time.process_time_ns() - busy) / 1e6))
+        times.append(row)
+    gc.enable()
+    for method, column in zip(sessions, zip(*times)):
+        found[method]["ms"] = [round(ms, 3) for ms, _ in column]
+        found[method]["cpu_ms"] = [round(ms, 3) for _, ms in column]
+    return found
+
+
+def ratios(found: dict[str, Any], method: str) -> tuple[float, float, float, float]:
+    """Speed-up ÷ FLOP reduction: median, p10 and p90 over rounds, and the median by the processor's time."""
+    reduction = found["original"]["flops"] / found[method]["flops"]
+    wall, cpu = (np.array(found["original"][clock]) / found[method][clock] / reduction for clock in ("ms", "cpu_ms"))
+    return float(np.median(wall)), *(float(v) for v in np.percentile(wall, [10, 90])), float(np.median(cpu))
+
+
+def mean(values: list[float]) -> float:
+    return math.exp(sum(map(math.log, values)) / len(values))
+
+
+def report(settings: dict[str, Any], command: str) -> str:
+    rows = []
+    for key, found in settings.items():
+        name, keep, batch_size, _ = key.split()
+        row = [name, batch_size, keep, f"{np.median(found['original']['ms']):.1f}"]
+        for method in METHODS:
+            middle, low, high, cpu = ratios(found, method)
+            row.append(f"{middle:.2f} ({low:.2f}–{high:.2f}), {cpu:.2f}")
+        rows.append(row)
+    summary = []
+    for method in METHODS:
+        medians = [ratios(found, method)[0] for found in settings.values()]
+        cpu = [ratios(found, method)[3] for found in settings.values()]
+        summary.append([method, *(f"{each(values):.2f}" for values in (medians, cpu) for each in (mean, min))])
+    text = [
+        "# Realised speed-up ÷ FLOP reduction",
+        "",
+        ran_on(command, "onnxruntime", "torchvision", "torch-pruning"),
+        "",
+        "1.0: time shrinks as FLOPs do. Median (10th–90th percentile) over rounds in turn, then by processor time.",
+        "`keep`: the share of the FLOPs that was asked for; what each method reached is in the JSON file.",
+        "",
+        table(["network, 224×224", "batch", "keep", "original, ms", *METHODS], rows),
+        "",
+        table(
+            ["", "geometric mean", "lowest", "geometric mean, processor's time", "lowest, processor's time"], summary
+        ),
+    ]
+    return "\n".join(text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="+", default=NETWORKS, metavar="NAME")
+    parser.add_argument("--keep", nargs="+", type=float, default=[0.5, 0.3])
+    parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 8])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--fresh", action="store_true", help="measure everything again")
+    parser.add_argument("--out", type=Path, default=RESULTS / f"bench_deploy-{time.strftime('%Y-%m-%d')}.md")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    raw = options.out.with_suffix(".json")
+    raw.parent.mkdir(parents=True, exist_ok=True)
+    known = json.loads(raw.read_text()) if raw.exists() and not options.fresh else {}
+    for name in options.networks:
+        for batch_size in options.batch_sizes:
+            for keep in options.keep:
+                key = f"{name} {keep} {batch_size} {options.threads}"
+                if key not in known:
+                    known[key] = sizes(name, keep, batch_size, options.threads, known)
+                    raw.write_text(json.dumps(known))
+                got = {method: [round(v, 2) for v in ratios(known[key], method)] for method in METHODS}
+                print(key, got, flush=True)
+    options.out.write_text(report(known, "scripts/bench_deploy.py") + "\n", encoding="utf-8")
+    print(f"wrote {options.out}")
+
+
+if __name__ == "__main__":
+    main()

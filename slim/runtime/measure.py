@@ -1,0 +1,164 @@
+"""Whole networks in onnxruntime: exported, timed side by side, and a plan corrected until it keeps its budget."""
+
+import gc
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from slim.runtime.model import LatencyModel
+from slim.runtime.settings import Runtime
+
+if TYPE_CHECKING:
+    from slim.planning import PruningPlan
+
+TOLERANCE = 0.03  # of the budget
+ATTEMPTS = 8
+SECONDS = 4.0  # of timed runs, as far as RUNS allows
+RUNS = (15, 201)
+# By default, a session's idle threads spin for a while after each run: they would take the cores from the next one's.
+SESSION_SETTINGS = {"session.force_spinning_stop": "1"}
+
+
+class Network:
+    """A network as `slim.export_onnx` writes it, in an onnxruntime session, with a batch to run."""
+
+    def __init__(self, model: nn.Module, example_inputs: Any, runtime: Runtime) -> None:
+        from slim.export import export_onnx
+        from slim.export.session import open_session
+
+        with TemporaryDirectory() as folder:
+            path = Path(folder, "network.onnx")
+            export_onnx(model, example_inputs, path)
+            self.session = open_session(path, runtime.provider, runtime.threads, SESSION_SETTINGS)
+        tensors = (leaf for leaf in tree_leaves(example_inputs) if isinstance(leaf, Tensor))
+        self.feed = {
+            entry.name: _batch(tensor, runtime.batch_size)
+            for entry, tensor in zip(self.session.get_inputs(), tensors, strict=True)
+        }
+
+    def run(self) -> None:
+        """One call, on the example's images."""
+        self.session.run(None, self.feed)
+
+
+def _batch(tensor: Tensor, size: int) -> NDArray[Any]:
+    tensor = tensor.detach().cpu()[torch.arange(size) % tensor.shape[0]]
+    return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+
+
+def in_turn(networks: Sequence[Network]) -> NDArray[np.float64]:
+    """Milliseconds of calls in turn, after a warm-up: an array [rounds, networks]."""
+    rounds: list[list[float]] = []
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        for network in networks:
+            network.run()
+        start = time.perf_counter()
+        while len(rounds) < RUNS[0] or (len(rounds) < RUNS[1] and time.perf_counter() - start < SECONDS):
+            times = []
+            for network in networks:
+                began = time.perf_counter_ns()
+                network.run()
+                times.append((time.perf_counter_ns() - began) / 1e6)
+            rounds.append(times)
+    finally:
+        if collecting:
+            gc.enable()
+    return np.array(rounds)
+
+
+def keep_latency(
+    model: nn.Module,
+    example_inputs: Any,
+    requested: dict[str, float],
+    latency: LatencyModel,
+    planned: Callable[[float], "PruningPlan"],
+) -> "PruningPlan":
+    """The plan among `planned(share of the original's latency, as the model foretells it)` that keeps the budget.
+
+    `requested` is what `read_latency` gave. The plan says what was measured: medians of calls in turn.
+    """
+    kind, asked = next(iter(requested.items()))
+    original = Network(model, example_inputs, latency.runtime)
+    first = float(np.median(in_turn([original])))
+    timings: dict[str, tuple[float, float]] = {}  # digest of a plan -> milliseconds of the original, of the thin one
+
+    def measured(plan: "PruningPlan") -> float:
+        thin = Network(plan.apply(model), example_inputs, latency.runtime)
+        before, after = (float(ms) for ms in np.median(in_turn([original, thin]), axis=0))
+        timings[plan.digest] = before, after
+        return after / (before if kind == "latency" else first)
+
+    def foretold(share: float) -> tuple["PruningPlan", float]:
+        plan = planned(min(share, 1.0))
+        return plan, plan.achieved["latency"]
+
+    best = correct(foretold, measured, asked if kind == "latency" else asked / first)
+    plan = best.plan
+    before, after = timings[plan.digest]
+    plan.timing = {"runtime": str(latency.runtime), "original_ms": before, "ms": after, "share": after / before}
+    plan.timing["foretold_share"] = plan.achieved["latency"]
+    plan.requested, plan.achieved = requested, {kind: after / before if kind == "latency" else after}
+    missed = f"asked for {kind} {asked:g}, measured {plan.achieved[kind]:.4g}: floors, ties and steps allow no less"
+    plan.shortfall = missed if best.took > 1 + TOLERANCE else ""
+    return plan
+
+
+Plan = TypeVar("Plan")
+
+
+@dataclass(frozen=True)
+class Attempt(Generic[Plan]):
+    """A plan with what the model foretold and the runtime took, as shares of the budget."""
+
+    plan: Plan
+    foretold: float
+    took: float
+
+    @property
+    def meets(self) -> bool:
+        return abs(self.took - 1) <= TOLERANCE
+
+
+def correct(
+    planned: Callable[[float], tuple[Plan, float]], measured: Callable[[Plan], float], budget: float
+) -> Attempt[Plan]:
+    """A plan that keeps `budget` within 3 %, as measured.
+
+    `planned(target)` is the best plan that the cost model says takes at most `target`, with what it says of it;
+    `measured(plan)` is what it takes. The target moves until a plan meets the budget, between one that was too slow and
+    one that was faster than it need be, in proportion to what the model missed by. Where no plan is within 3 % (steps
+    of the staircase can be larger than that), the slowest that keeps the budget, else the fastest.
+    """
+    tried: list[Attempt[Plan]] = []
+    slow, fast = np.inf, 0.0  # targets whose plans were too slow, and faster than need be
+    target = budget
+    for _ in range(ATTEMPTS):
+        plan, foretold = planned(target)
+        if any(foretold == attempt.foretold * budget for attempt in tried):
+            break  # nothing lies in between
+        took = measured(plan)
+        tried.append(Attempt(plan, foretold / budget, took / budget))
+        if tried[-1].meets:
+            return tried[-1]
+        if took > budget:
+            slow = min(slow, foretold)
+        else:
+            fast = max(fast, target)
+        target = foretold * budget / took
+        if not fast < target < slow:
+            target = (fast + slow) / 2 if fast < slow < np.inf else target
+        if fast >= slow:  # noise: what was too slow is below what was fast enough
+            slow, fast = np.inf, 0.0
+    keeping = [attempt for attempt in tried if attempt.took <= 1 + TOLERANCE]
+    return max(keeping, key=lambda a: a.took) if keeping else min(tried, key=lambda a: a.took)
