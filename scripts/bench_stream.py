@@ -52,7 +52,9 @@ def _write_class(job: tuple[Path, int, int, int]) -> None:
         coarse = Image.fromarray(rng.integers(256, size=(7, 7, 3), dtype=np.uint8))
         pixels = np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC), np.int16)
         noisy = pixels + rng.integers(-12, 13, size=pixels.shape, dtype=np.int16)
-        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(path, quality=85)
+        part = path.with_suffix(".part")  # a run that is stopped leaves no broken image
+        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(part, "JPEG", quality=85)
+        part.rename(path)
 
 
 def memory() -> float:

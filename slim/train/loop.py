@@ -18,6 +18,7 @@ from slim.train.average import Average
 from slim.train.devices import connect, deterministic_cudnn, placed
 from slim.train.evaluation import score
 from slim.train.guard import check_finite, diverged, stoppable
+from slim.train.heap import keep_freed_memory
 from slim.train.norm import synchronised
 from slim.train.recipe import Objective, learning_rate, mixing, optimizer_of
 from slim.train.snapshots import Snapshots
@@ -107,6 +108,8 @@ def fit(
     fabric = connect(device, precision, devices, num_nodes)
     rank, processes = fabric.global_rank, fabric.world_size
     torch.manual_seed(seed)
+    if fabric.device.type == "cpu":
+        keep_freed_memory()
     dataset = dataset.to(fabric.device)
     train, val = dataset.train, dataset.val
     layout = torch.channels_last if channels_last else torch.contiguous_format
