@@ -208,7 +208,9 @@ def _threshold_line(layout: dict[str, Any], threshold: float, place_on_axis: flo
     line = {"x0": place_on_axis, "x1": place_on_axis, "y0": 0, "y1": 1, "yref": "paper"}
     layout["shapes"].append({"type": "line", "line": {"color": "--threshold", "width": 2, "dash": "dash"}, **line})
     text = f"threshold {threshold:.3g}" if threshold >= 1e-3 else f"threshold, close to 0 ({threshold:.0e})"
-    place = {"x": place_on_axis, "y": 1, "yref": "paper", "xanchor": "left", "yanchor": "bottom", "xshift": -4}
+    right = place_on_axis > 0.7 * layout["xaxis"]["range"][1]  # the words on the side with room for them
+    place = {"x": place_on_axis, "y": 1, "yref": "paper", "yanchor": "bottom"}
+    place |= {"xanchor": "right" if right else "left", "xshift": -6 if right else 6}
     layout["annotations"].append({"text": text, "showarrow": False, "font": {"color": "--threshold"}, **place})
 
 
@@ -284,7 +286,7 @@ def gamma_by_layer(run: Run) -> Figure | None:
     threshold = (run.evidence.get("gamma") or {}).get("threshold")
     if threshold is not None:
         _threshold_line(layout, threshold, threshold**0.5)
-        layout["annotations"][-1] |= {"yanchor": "top", "xshift": 6}
+        layout["annotations"][-1]["yanchor"] = "top"
     ties = " Coupled channels are judged by their group, so single γ may lie across the line." if _has_ties(run) else ""
     some = f" Of {left_out + RIDGES} layers, {RIDGES} are shown." if left_out > 0 else ""
     caption = (
@@ -740,10 +742,12 @@ def operators(run: Run) -> Figure | None:
 
 
 def _unfused(operators: Mapping[str, float]) -> dict[str, float]:
-    """FusedConv and the like with their kind, so that both networks have the same bars."""
+    """FusedConv, QLinearConv, QGemm and the like with their kind, so that all networks have the same bars."""
     out: dict[str, float] = {}
     for kind, ms in operators.items():
-        kind = kind.removeprefix("Fused")
+        for prefix in ("Fused", "QLinear"):
+            kind = kind.removeprefix(prefix)
+        kind = "Gemm" if kind == "QGemm" else kind
         out[kind] = out.get(kind, 0.0) + ms
     return out
 

@@ -53,8 +53,9 @@ def tradeoff(networks: Networks, seconds: float | None) -> dict[str, Any]:
             "ratio": made.ratio_achieved,
             "accuracy": _accuracy(thin, split, networks),
         }
-        if settings.prune.recover and ratio:
-            point["recovered"] = _accuracy(recover(networks.decided_on, thin, made, images).model, split, networks)
+        if settings.prune.recover:  # where nothing is removed there is nothing to recover
+            recovered = recover(networks.decided_on, thin, made, images).model if made.removed else thin
+            point["recovered"] = _accuracy(recovered, split, networks)
         for kind in ("flops", "params"):
             whole, left = made.totals[kind]
             point[kind] = left / whole
