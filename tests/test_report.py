@@ -407,6 +407,7 @@ def test_mistakes(
 
 def test_runs_are_found_by_name_or_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("checkpoints/a", "b"):
+    for name in ("checkpoints/a", "b", "a"):  # the last holds something else
         Path(name).mkdir(parents=True)
+        (Path(name) / ("summary.json" if name != "a" else "image.png")).touch()
     assert find(["a", "b"]) == [Path("checkpoints/a"), Path("b")]

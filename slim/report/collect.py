@@ -119,13 +119,18 @@ def _read(folder: Path) -> Run:
 
 
 def find(names: list[str], root: Path = Path("checkpoints")) -> list[Path]:
-    """The folders of runs given by path or by name; without any, the run that was written to last."""
+    """The folders of runs given by path or by name; without any, the run that was written to last. A folder that holds
+    no run, such as one of data with the run's name, doesn't hide the run."""
     if names:
-        return [path if (path := Path(name)).is_dir() or not (root / name).is_dir() else root / name for name in names]
+        return [root / name if not _is_run(Path(name)) and _is_run(root / name) else Path(name) for name in names]
     records = [*root.glob("*/summary.json"), *root.glob("*/metrics.jsonl")]
     if not records:
         raise SlimError(f"no run under {str(root)!r}: run slim-run first, or name a run's folder")
     return [max(records, key=lambda path: path.stat().st_mtime_ns).parent]
+
+
+def _is_run(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("summary.json", "metrics.jsonl"))
 
 
 def _object(path: Path) -> dict[str, Any]:

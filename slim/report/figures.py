@@ -634,10 +634,8 @@ def times(run: Run) -> Figure | None:
     for i, case in enumerate(found):
         row, column = divmod(i, columns)
         left, right = column / columns + 0.02 * column, (column + 1) / columns - 0.02 * (columns - 1 - column)
-        low, high = (
-            1 - (row + 1) / lines + (0.10 if row < lines - 1 else 0),
-            1 - row / lines - (0.06 if lines > 1 else 0.02),
-        )
+        below, above = (0.1 if row < lines - 1 else 0.0), 0.2 / lines  # room for ticks, and for two lines of title
+        low, high = 1 - (row + 1) / lines + below, 1 - row / lines - above
         layout[_layout_axis("x", i)] = {
             "domain": [left, right],
             "anchor": _axis("y", i),
@@ -656,7 +654,7 @@ def times(run: Run) -> Figure | None:
         threads = f"{case['threads']} thread{'s' * (case['threads'] > 1)}"
         medians = {side: float(np.median(each)) for side, each in case["ms"].items()}
         faster = medians["before"] / medians["after"]
-        title = f"<b>batch {case['batch_size']}, {threads}</b>: {faster:.2f}× as fast"
+        title = f"<b>batch {case['batch_size']}, {threads}</b><br>{faster:.2f}× as fast"
         place = {"x": left, "y": high, "xref": "paper", "yref": "paper", "xanchor": "left", "yanchor": "bottom"}
         layout["annotations"].append({"text": title, "showarrow": False, **place})
         for side, label in reversed([(side, label) for side, label in SIDES.items() if side in case["ms"]]):
@@ -693,7 +691,7 @@ def times(run: Run) -> Figure | None:
         "the middle half with the median inside. Further left is faster. The slowest outliers lie beyond the axis."
     )
     return Figure(
-        "latency", "Latency of single runs", caption, traces, layout, 60 + (90 + 60 * len(found[0]["ms"])) * lines
+        "latency", "Latency of single runs", caption, traces, layout, 60 + (110 + 60 * len(found[0]["ms"])) * lines
     )
 
 
@@ -723,7 +721,7 @@ def operators(run: Run) -> Figure | None:
         if side in found
     ]
     layout = {
-        "xaxis": {"title": {"text": "ms in one run of a batch of 1, one thread"}, "rangemode": "tozero"},
+        "xaxis": {"title": {"text": "ms (batch of 1, one thread)"}, "rangemode": "tozero"},
         "yaxis": {"automargin": True, "showgrid": False},
         "bargap": 0.25,
         "bargroupgap": 0.05,
