@@ -1,0 +1,151 @@
+"""Network Slimming's tables, the paper's numbers beside ours.
+
+    python scripts/paper_tables.py --run vgg19-70              # one row: trains, prunes, fine-tunes, measures
+    python scripts/paper_tables.py --run vgg19-70 -- --train.epochs 6 --finetune.epochs 6   # shortened, and says so
+    python scripts/paper_tables.py                             # the table of all rows that have been run
+
+A row is a config under configs/paper/; `slim-run configs/paper/ROW.yaml` does the same work, in checkpoints/paper-ROW.
+What follows `--` are settings for slim-run, such as --resume, --data.root or --data.download true. Where MNIST's
+training set isn't at hand, `--mnist-t10k FOLDER` makes one of its test set: 8,000 images to train and 2,000 to test.
+
+The paper's numbers: Liu et al., Learning Efficient Convolutional Networks through Network Slimming, ICCV 2017, tables
+1 (CIFAR-10) and 4 (several passes) and the MNIST row of section 4.
+"""
+
+import argparse
+import gzip
+import json
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from shared import ran_on, table, write
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / "configs" / "paper"
+
+
+@dataclass
+class Printed:
+    """What the paper says: errors in %, share of parameters and FLOPs removed in %."""
+
+    baseline: float
+    finetuned: float
+    params: float
+    flops: float | None
+
+
+PAPER = {
+    "vgg19-70": Printed(6.34, 6.20, 88.5, 51.0),
+    "densenet40-40": Printed(6.11, 5.19, 35.7, 28.4),
+    "densenet40-70": Printed(6.11, 5.65, 65.2, 55.0),
+    "resnet164-40": Printed(5.42, 5.08, 14.9, 23.7),
+    "resnet164-60": Printed(5.42, 5.27, 35.2, 44.9),
+    "mlp-mnist": Printed(1.43, 1.49, 84.4, None),
+}
+PASSES = [  # of VGG-19: error of the trained and of the fine-tuned network, removed in all
+    Printed(6.38, 6.51, 66.7, 38.6),
+    Printed(6.23, 6.11, 84.7, 52.7),
+    Printed(5.87, 6.10, 91.4, 63.1),
+    Printed(6.19, 6.59, 95.6, 77.2),
+    Printed(5.96, 7.73, 98.3, 88.7),
+]
+
+
+def small_mnist(folder: Path) -> Path:
+    """A folder as torchvision keeps MNIST, from its 10,000 test images: 8,000 for training, 2,000 for testing."""
+    raw = Path(tempfile.gettempdir()) / "slim-data" / "mnist-t10k" / "MNIST" / "raw"
+    raw.mkdir(parents=True, exist_ok=True)
+    order = np.random.default_rng(0).permutation(10_000)
+    for kind, head in (("images-idx3", 16), ("labels-idx1", 8)):
+        found = [p for p in folder.glob(f"*t10k-{kind}-ubyte.gz")]
+        if not found:
+            raise SystemExit(f"no t10k-{kind}-ubyte.gz in {str(folder)!r}")
+        content = gzip.decompress(found[0].read_bytes())
+        rows = np.frombuffer(content, np.uint8, offset=head).reshape(10_000, -1)[order]
+        for part, chosen in (("train", rows[:8000]), ("t10k", rows[8000:])):
+            header = content[:4] + len(chosen).to_bytes(4, "big") + content[8:head]
+            (raw / f"{part}-{kind}-ubyte").write_bytes(header + chosen.tobytes())
+    return raw.parents[1]
+
+
+def row_of(name: str, folder: Path, printed: Printed, trained: str) -> list[str] | None:
+    """One line of the table, or None where the run isn't complete."""
+    path = folder / "summary.json"
+    summary: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    if "finetuned" not in summary:
+        return None
+    before = summary.get(trained) or summary["sparse"]
+    whole, after = WHOLE.get(name) or before, summary["finetuned"]
+    WHOLE[name] = whole
+    removed = {key: f"{100 * (1 - after[key] / whole[key]):.1f}" for key in ("params", "flops")}
+    errors = [f"{100 * (1 - stage['accuracy']):.2f}" for stage in (before, after)]
+    flops = "" if printed.flops is None else f"{printed.flops:.1f}"
+    return [
+        *(f"{printed.baseline:.2f}", errors[0], f"{printed.finetuned:.2f}", errors[1]),
+        *(f"{printed.params:.1f}", removed["params"], flops, removed["flops"]),
+        *(f"{after['params'] / 1e6:.3g} M", f"{after['flops']:.3g}"),
+    ]
+
+
+WHOLE: dict[str, Any] = {}  # the unpruned network of a run in several passes
+
+
+def how(name: str, folder: Path) -> str:
+    """In what a run departs from its config: what is not the paper's."""
+    wanted, used = (yaml.safe_load(p.read_text()) for p in (CONFIGS / f"{name}.yaml", folder / "config.yaml"))
+    told = []
+    for section, values in wanted.items():
+        for key, value in values.items() if isinstance(values, dict) else [(None, values)]:
+            now = used[section] if key is None else used[section][key]
+            if now != value:
+                told.append(f"{section}{'.' + key if key else ''} {now} instead of {value}")
+    if used["data"]["root"] != "data" and wanted["data"]["name"] == "mnist" and "t10k" in used["data"]["root"]:
+        told.append("8,000 of MNIST's test images for training and 2,000 for testing")
+    return f"**shortened or changed**: {', '.join(told)}" if told else "the paper's schedule"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    rows = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+    parser.add_argument("--run", nargs="+", choices=rows, default=[], help="rows to run first")
+    parser.add_argument("--mnist-t10k", type=Path, metavar="FOLDER", help="make do with MNIST's test set")
+    parser.add_argument("--checkpoints", type=Path, default=Path("checkpoints"))
+    cut = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    args, overrides = parser.parse_args(sys.argv[1:cut]), sys.argv[cut + 1 :]
+    for name in args.run:
+        more = ["--data.root", str(small_mnist(args.mnist_t10k))] if args.mnist_t10k and "mnist" in name else []
+        program = "from slim.cli.run import main; main()"
+        command = [sys.executable, "-c", program, str(CONFIGS / f"{name}.yaml"), *more, *overrides]
+        subprocess.run(command, check=True)
+
+    header = ["row", "baseline error %: paper", "ours", "fine-tuned error %: paper", "ours"]
+    header += ["parameters removed %: paper", "ours", "FLOPs removed %: paper", "ours", "parameters left", "FLOPs left"]
+    lines, notes = [], []
+    for name in rows:
+        folder = args.checkpoints / f"paper-{name}"
+        if name in PAPER:
+            line = row_of(name, folder, PAPER[name], "baseline")
+            lines += [[name, *line]] if line else []
+        else:
+            for number, printed in enumerate(PASSES, start=1):
+                inner = folder / f"pass-{number}"
+                line = row_of(name, inner if inner.exists() else folder, printed, "sparse")
+                lines += [[f"{name}, pass {number}", *line]] if line else []
+                if not inner.exists():
+                    break
+        if line:
+            notes.append(f"- {name}: {how(name, folder)}")
+    if not lines:
+        raise SystemExit(f"no finished run under {str(args.checkpoints)!r}: --run one of {', '.join(rows)}")
+    text = f"# Network Slimming's tables\n\n{ran_on('python scripts/paper_tables.py')}\n\n{table(header, lines)}\n\n"
+    print(write("paper_tables", text + "\n".join(notes)).read_text())
+
+
+if __name__ == "__main__":
+    main()
