@@ -4,6 +4,7 @@ Skipped where there is no Chromium or no Playwright; .ci/run installs both where
 """
 
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -205,14 +206,14 @@ def test_text_can_be_read_in_both_themes(seen: Seen, scheme: str) -> None:
 
 
 def test_a_narrow_window_never_scrolls_sideways(seen: Seen) -> None:
+    widest = """Math.max(document.documentElement.scrollWidth,
+        ...[...document.querySelectorAll('.plot .main-svg')].map((s) => s.getBoundingClientRect().width))"""
     for width in (768, 390, 320, 1200):
         seen.set_viewport_size({"width": width, "height": 900})
-        seen.wait_for_timeout(300)
-        assert seen.evaluate("document.documentElement.scrollWidth") <= width
-        drawn = seen.evaluate(
-            "[...document.querySelectorAll('.plot .main-svg')].map((s) => s.getBoundingClientRect().width)"
-        )
-        assert max(drawn) <= width
+        until = time.monotonic() + 20  # figures follow the window a moment later
+        while seen.evaluate(widest) > width and time.monotonic() < until:
+            seen.wait_for_timeout(100)
+        assert seen.evaluate(widest) <= width
     assert seen.complaints == []
 
 

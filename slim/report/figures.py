@@ -656,6 +656,7 @@ def times(run: Run) -> Figure | None:
         faster = medians["before"] / medians["after"]
         title = f"<b>batch {case['batch_size']}, {threads}</b><br>{faster:.2f}× as fast"
         place = {"x": left, "y": high, "xref": "paper", "yref": "paper", "xanchor": "left", "yanchor": "bottom"}
+        place["align"] = "left"
         layout["annotations"].append({"text": title, "showarrow": False, **place})
         for side, label in reversed([(side, label) for side, label in SIDES.items() if side in case["ms"]]):
             each = case["ms"][side]
