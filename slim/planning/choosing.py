@@ -1,0 +1,132 @@
+"""Which groups go: those below one threshold, or those of the least value for the time that they cost."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slim.errors import SlimError
+from slim.planning.costs import Costs
+from slim.planning.groups import Bools, Floats, Groups
+
+if TYPE_CHECKING:
+    from slim.runtime.model import LatencyModel
+
+
+@dataclass
+class Rules:
+    """How channels are chosen, apart from how many."""
+
+    floor: float = 0.1
+    floor_count: int = 1
+    round_to: int = 1  # or, with a cost model, whole steps of what it measured
+    scope: Literal["global", "layer"] = "global"
+    latency: "LatencyModel | None" = None
+    by_flops: bool = False  # with a cost model: a budget of FLOPs, whose time is to shrink as they do
+
+
+def choose(groups: Groups, safe: Bools, rules: Rules, fixed: NDArray[np.int64]) -> tuple[int, Callable[[int], Bools]]:
+    """How many steps there are, and for a number of steps which groups go.
+
+    One step is one more group below the global threshold. `fixed[pattern]` is a number of groups to keep that the
+    user set for the pattern's layers, or -1.
+    """
+    score = groups.score
+    if rules.scope == "layer":  # every layer loses the same share
+        score = (groups.pattern_size[groups.pattern] - groups.rank) / groups.pattern_size[groups.pattern]
+    free = ~safe & (fixed[groups.pattern] < 0)
+    order = np.flatnonzero(free)
+    order = order[np.lexsort((groups.roots[order], score[order]))]
+    if rules.latency is not None:
+        return _by_value_for_cost(groups, safe, rules, fixed, score)
+    unit = np.array([rules.round_to // math.gcd(rules.round_to, int(m)) for m in groups.multiple])
+    least = np.bincount(groups.pattern, weights=safe).astype(np.int64)
+
+    def gone(steps: int) -> Bools:
+        taken = np.bincount(groups.pattern[order[:steps]], minlength=len(groups.pattern_size))
+        keep = groups.pattern_size - taken
+        keep = np.where(fixed >= 0, np.maximum(fixed, least), keep)
+        if rules.round_to > 1:
+            down = keep // unit * unit
+            up = np.minimum(down + unit, groups.pattern_size)
+            nearest = np.where((keep - down <= up - keep) & (down >= np.maximum(least, 1)), down, up)
+            keep = np.where(keep % unit == 0, keep, nearest)
+        out: Bools = (groups.rank >= keep[groups.pattern]) & ~safe
+        return out
+
+    return len(order), gone
+
+
+def _by_value_for_cost(
+    groups: Groups, safe: Bools, rules: Rules, fixed: NDArray[np.int64], score: Floats
+) -> tuple[int, Callable[[int], Bools]]:
+    """As `choose`; one step is one step of the staircase of one pattern, in the order of value lost for time saved."""
+    from slim.runtime.knapsack import by_value_for_cost, terms_of
+
+    assert rules.latency is not None
+    least = np.bincount(groups.pattern, weights=safe).astype(np.int64)
+    start = np.where(fixed >= 0, np.maximum(fixed, least), groups.pattern_size)
+    best_first = np.lexsort((groups.rank, groups.pattern))
+    value = score if rules.by_flops else score * groups.size
+    values = np.split(value[best_first], np.cumsum(groups.pattern_size)[:-1])
+    worth = [np.r_[0.0, np.cumsum(each)] for each in values]
+    terms, steps = terms_of(rules.latency, groups.traced.classes, groups.roots, groups.pattern, groups.pattern_size)
+    order = by_value_for_cost(
+        worth, start.tolist(), np.where(fixed >= 0, start, least).tolist(), steps, terms, rules.by_flops
+    )
+
+    def gone(taken: int) -> Bools:
+        keep = start.copy()
+        for pattern, left in order[:taken]:
+            keep[pattern] = left
+        out: Bools = (groups.rank >= keep[groups.pattern]) & ~safe
+        return out
+
+    return len(order), gone
+
+
+def steps_within(budget: float, kind: str, steps: int, gone: Callable[[int], Bools], costs: "Costs") -> int:
+    """How many steps to take: as many as the ratio allows, or as few as bring the cost within the budget."""
+    if kind == "ratio":
+        return _last(steps, lambda k: costs.channels(gone(k)) <= budget + 1e-9)
+    over = _last(steps, lambda k: costs.of(kind, gone(k)) > budget)
+    return min(steps, over + 1) if costs.of(kind, gone(over)) > budget else over
+
+
+def _last(steps: int, holds: Callable[[int], bool]) -> int:
+    """The largest number of steps at which `holds`, which is true up to there and false after."""
+    low, high = 0, steps
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if holds(middle) else (low, middle - 1)
+    return low
+
+
+def fixed_sizes(groups: Groups, layer_ratios: Mapping[str, float]) -> NDArray[np.int64]:
+    """For each pattern the number of groups to keep that `layer_ratios` sets, or -1."""
+    fixed = np.full(len(groups.pattern_size), -1, np.int64)
+    for pattern, share in layer_ratios.items():
+        layers = [groups.names.index(name) for name in matching(groups.names, pattern, "layer_ratios")]
+        if not 0 <= number(f"layer_ratios {pattern!r}", share) < 1:
+            raise SlimError(f"layer_ratios {pattern!r}: {share!r} is out of range: expected 0 <= ratio < 1")
+        touched = np.unique(groups.pattern[groups.member[np.isin(groups.layer, layers)]])
+        fixed[touched] = groups.pattern_size[touched] - np.floor(share * groups.pattern_size[touched] + 1e-9)
+    return fixed
+
+
+def matching(names: Sequence[str], pattern: str, setting: str) -> list[str]:
+    """The BatchNorms that a shell pattern of a setting means."""
+    found = [name for name in names if fnmatch(name, pattern)]
+    if not found:
+        raise SlimError(f"{setting} {pattern!r} matches no BatchNorm: expected a name such as {names[0]!r}")
+    return found
+
+
+def number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise SlimError(f"{name} {value!r} is not a number: expected one")
+    return value

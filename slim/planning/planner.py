@@ -1,0 +1,331 @@
+"""Which channels go: rank all groups of the network by |γ| against one global threshold, within floors and a budget.
+
+    plan = slim.plan(model, example_inputs, ratio=0.5)
+    thin = plan.apply(model)
+
+A *group* is a set of channels that stand or fall together (see `slim.trace`). Its score is taken over the |γ| of every
+BatchNorm that holds it. The groups with the lowest scores go, until the budget is met; each layer's best channels,
+the floor's worth, always stay. Source: Network Slimming, Liu et al., ICCV 2017, section 3.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from slim.errors import SlimError
+from slim.planning.choosing import Rules, choose, fixed_sizes, matching, number, steps_within
+from slim.planning.costs import Costs
+from slim.planning.groups import Bools, Floats, Groups, Score
+from slim.planning.pruning_plan import Layer, PruningPlan
+from slim.rebuild import thinned
+from slim.runtime import Runtime, read_latency
+from slim.scoring import residual_scores
+from slim.trace import Trace, trace
+from slim.trace.check import Counted, Misfit, count, find_misfit
+from slim.trace.clone import named_tensors
+
+
+def plan(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    ratio: float | None = None,
+    flops: float | None = None,
+    params: float | None = None,
+    floor: float = 0.1,
+    floor_count: int = 1,
+    score: Score = "mean",
+    scope: Literal["global", "layer"] = "global",
+    mode: Literal["couple", "select"] = "couple",
+    grouped: Literal["within", "whole"] = "within",
+    round_to: int | Literal["auto"] = 1,
+    latency: float | str | None = None,
+    runtime: Runtime | None = None,
+    keep: Sequence[str] | None = None,
+    layer_ratios: Mapping[str, float] | None = None,
+    images: Any = None,
+) -> PruningPlan:
+    """Plan which channels of `model` to remove. The model is left as it is.
+
+    `example_inputs`: a tensor, a tuple or a dict of what `forward` takes.
+    One budget: `ratio`, the share of all BatchNorm channels to remove, in [0, 1) (default 0.5); `flops` or `params`,
+    what may stay of them: a share in (0, 1], or an absolute number above 1.
+    `floor`: share of each layer's channels that always stays, at least `floor_count`.
+    `score`: how a group's score follows from its |γ|; or "residual": not from γ, but from what the layers that read a
+    channel miss once the others stand in for it (see `slim.scoring`), which needs `images`, a few hundred of training.
+    `scope`: "global" ranks all channels together, as in the paper; "layer" takes the same share of each layer.
+    `mode`: for BatchNorm before convolution, "couple" removes a channel of the shared stream when every reader drops
+    it, "select" lets each reader choose its own channels through an index, as in the paper.
+    `grouped`: a grouped convolution loses the same places "within" each of its groups, or "whole" groups, with all that
+    they read and make.
+    `round_to`: keep a multiple of this many channels in each layer, never none; "auto": what suits `runtime`.
+    `latency`: a budget measured in onnxruntime, a share of the original's or a time such as "4.0ms" (or a number with
+    its unit), on `runtime` (`slim.Runtime`; default: the best provider, all cores, batch 1). Channels go by the value
+    |γ| that is lost for the time saved, in whole steps of what numbers of channels cost there; the thin network is
+    exported, measured against the original, and the plan corrected until it meets the budget within 3 %. With
+    round_to="auto" channels go in the same way until another budget is met, and whole networks aren't measured; under
+    a budget of FLOPs, |γ| counts times the FLOPs, so that time shrinks as they do.
+    `keep`: shell patterns of BatchNorms to leave whole. `layer_ratios`: pattern -> share to remove there.
+
+    Raises SlimError for a value out of range, a model without BatchNorm, or a request that can remove nothing.
+    """
+    requested = _requested(ratio, flops, params, latency)
+    if latency is not None and round_to not in (1, "auto"):
+        raise SlimError(f"round_to {round_to!r}: expected 1 or auto with a latency, which chooses sizes by their cost")
+    unit = 1 if round_to == "auto" else round_to
+    numbers = (("floor", floor, 0, 1), ("floor_count", floor_count, 1, 10**9), ("round_to", unit, 1, 4096))
+    for name, value, low, high in numbers:
+        if not low <= number(name, value) <= high:
+            raise SlimError(f"{name} {value!r} is out of range: expected {low} to {high}")
+    for name, choice, choices in (
+        ("score", score, get_args(Score)),
+        ("scope", scope, ("global", "layer")),
+        ("mode", mode, ("couple", "select")),
+        ("grouped", grouped, ("within", "whole")),
+    ):
+        if choice not in choices:
+            raise SlimError(f"unknown {name} {choice!r}: expected one of {', '.join(choices)}")
+    traced = trace(model, example_inputs, select=mode == "select", whole_groups=grouped == "whole")
+    if not traced.norms:
+        raise SlimError("nothing to prune: the network has no BatchNorm with a scale γ that forward uses")
+    _freeze_kept(traced, keep or ())
+    gammas = _gammas(model, traced)
+    if score == "residual":
+        if images is None:
+            raise SlimError('score "residual" needs images: expected a batch of training images')
+        gammas = residual_scores(model, traced, images)
+    rules = Rules(floor, floor_count, unit, scope)
+    stored: dict[str, Counted] = dict(traced.group_counts)
+    refused: set[str] = set()
+
+    def planned(requested: dict[str, float]) -> PruningPlan:
+        for _ in range(100):
+            made, kept = _plan(traced, gammas, requested, rules, score, layer_ratios or {})
+            misfit = _follow_stored_sizes(traced, made, kept, stored, refused)
+            if misfit is None:
+                return made
+            if traced.add_inference():  # the two modes run different code: both have their say
+                continue
+            if not len(misfit.labels):
+                break
+            traced.classes.freeze(misfit.labels, misfit.reason)
+        raise SlimError(f"no plan found that this model's forward code can run: {misfit.reason if misfit else ''}")
+
+    if round_to == "auto" or latency is not None:
+        from slim.runtime.model import latency_model  # only a plan for a runtime needs onnxruntime
+
+        rules.latency = latency_model(traced, runtime or Runtime())
+        rules.by_flops = flops is not None
+    if rules.latency is None or latency is None:
+        return planned(requested)
+    from slim.runtime.measure import keep_latency
+
+    return keep_latency(model, example_inputs, requested, rules.latency, lambda share: planned({"latency": share}))
+
+
+def _follow_stored_sizes(
+    traced: Trace, made: PruningPlan, kept: Bools, stored: dict[str, Counted], refused: set[str]
+) -> Misfit | None:
+    """What keeps the thin network from running, once sizes that modules store follow their channels.
+
+    Where an attribute holds a size that an operator was given, it is tried with the thin size, alone or with the others
+    of its module; what brings the network further is kept in `stored`, what doesn't goes into `refused`.
+    """
+
+    def check() -> Misfit | None:
+        return find_misfit(traced, lambda bones: thinned(bones, made.change), kept)
+
+    made.sizes = {name: count(counted, kept) for name, counted in stored.items()}
+    misfit = check()
+    while misfit is not None:
+        stale = {
+            name: counted
+            for name, counted in misfit.stored.items()
+            if name not in stored and name not in refused and count(counted, kept) != count(counted, np.ones_like(kept))
+        }
+        modules = {name.rpartition(".")[0] for name in stale}
+        together = [[name for name in stale if name.rpartition(".")[0] == module] for module in modules]
+        for names in [[name] for name in stale] + [names for names in together if len(names) > 1]:
+            tried = {name: stale[name] for name in names}
+            made.sizes |= {name: count(counted, kept) for name, counted in tried.items()}
+            after = check()
+            if after is None or after.step > misfit.step:
+                stored |= tried
+                misfit = after
+                break
+            made.sizes = {name: size for name, size in made.sizes.items() if name not in tried}
+        else:
+            refused |= stale.keys()
+            return misfit
+    return None
+
+
+def _requested(
+    ratio: float | None, flops: float | None, params: float | None, latency: float | str | None
+) -> dict[str, float]:
+    given: dict[str, float] = {
+        k: v for k, v in (("ratio", ratio), ("flops", flops), ("params", params)) if v is not None
+    }
+    if latency is not None:
+        given |= read_latency(latency)
+    if len(given) > 1:
+        raise SlimError(f"one budget at a time: got {' and '.join(given)}")
+    if not given:
+        given = {"ratio": 0.5}
+    kind, value = next(iter(given.items()))
+    number(kind, value)
+    if kind == "ratio" and not 0 <= value < 1:
+        raise SlimError(f"ratio {value!r} is out of range: expected 0 <= ratio < 1")
+    if kind != "ratio" and not value > 0:
+        raise SlimError(f"{kind} {value!r} is out of range: expected a share above 0, up to 1, or an absolute number")
+    return given
+
+
+def _gammas(model: nn.Module, traced: Trace) -> dict[str, Floats]:
+    named = dict(named_tensors(model))
+    gammas = {}
+    for name in traced.norms:
+        gamma = named[f"{name}.weight"].detach().abs().double().cpu().numpy()
+        if not np.isfinite(gamma).all():
+            raise SlimError(f"γ of {name} has values that aren't finite: expected numbers")
+        gammas[name] = gamma
+    return gammas
+
+
+def _freeze_kept(traced: Trace, patterns: Sequence[str]) -> None:
+    for pattern in patterns:
+        for bn in matching(list(traced.norms), pattern, "keep"):
+            traced.classes.freeze(traced.norms[bn], "kept on request")
+
+
+def _plan(
+    traced: Trace,
+    gammas: Mapping[str, Floats],
+    requested: dict[str, float],
+    rules: Rules,
+    score: Score,
+    layer_ratios: Mapping[str, float],
+) -> tuple[PruningPlan, Bools]:
+    groups = Groups(traced, gammas, score)
+    floors = [min(int(n), max(1, rules.floor_count, math.ceil(rules.floor * n - 1e-9))) for n in groups.widths]
+    fixed = fixed_sizes(groups, layer_ratios)
+    costs = Costs(traced, groups, rules.latency)
+    kind, asked = next(iter(requested.items()))
+    whole = costs.of("channels" if kind == "ratio" else kind, np.zeros(len(groups.roots), bool))
+    budget = asked * whole if kind == "ratio" or asked <= 1 else asked
+    members: list[NDArray[np.int64]] = []
+    while True:
+        safe = groups.protected(floors, members)
+        steps, gone = choose(groups, safe, rules, fixed)
+        taken = steps_within(budget, kind, steps, gone, costs)
+        out = gone(taken)
+        emptied = groups.emptied(out)
+        if not emptied:
+            break
+        members += emptied
+    if not out.any() and not (kind == "ratio" and asked == 0) and not (kind != "ratio" and budget >= whole):
+        raise SlimError(_nothing(groups, requested, safe, steps))
+    return _write(traced, groups, costs, out, safe, requested, taken == steps), costs.kept(out)
+
+
+def _nothing(groups: Groups, requested: dict[str, float], safe: Bools, steps: int) -> str:
+    kind, asked = next(iter(requested.items()))
+    free = ~groups.frozen
+    why = "every group of channels would empty a layer" if free.any() else "all channels are frozen"
+    if (~safe).any():
+        smallest = int(groups.size[~safe].min())
+        why = f"the smallest group that may go holds {smallest} of {len(groups.member)} BatchNorm channels"
+        why = why if steps else "no layer has a whole step of channels to spare on this runtime"
+    elif not free.any():
+        reasons = {groups.traced.classes.reason(int(r)) for r in groups.roots}
+        why += f" ({'; '.join(sorted(r for r in reasons if r)[:3])})"
+    return f"{kind} {asked:g} would remove nothing: {why}"
+
+
+def _write(
+    traced: Trace,
+    groups: Groups,
+    costs: Costs,
+    out: Bools,
+    safe: Bools,
+    requested: dict[str, float],
+    exhausted: bool,
+) -> PruningPlan:
+    kept = costs.kept(out)
+    removed = {}
+    layers = []
+    frozen: dict[str, dict[str, int]] = {}
+    threshold = groups.score[out].max() if out.any() else -1.0
+    held = safe & ~groups.frozen & (groups.score <= threshold)
+    for name, members in zip(groups.names, np.split(groups.member, np.cumsum(groups.widths)[:-1])):
+        indices = np.flatnonzero(out[members]).tolist()
+        if indices:
+            removed[name] = indices
+        stuck = groups.frozen[members]
+        layers.append(
+            Layer(name, len(members), len(members) - len(indices), int(held[members].sum()), int(stuck.sum()))
+        )
+        for group in np.unique(members[stuck]):
+            reason = traced.classes.reason(int(groups.roots[group])) or "fixed size"
+            where = frozen.setdefault(reason, {})
+            where[name] = where.get(name, 0) + int((members == group).sum())
+    cuts: dict[str, dict[int, list[int]]] = {}
+    known: dict[bytes, list[int]] = {}  # many tensors lose the same channels: one list for all of them
+    places = ((name, dim) for name, dims in traced.labels.items() for dim in dims)
+    for (name, dim), gone in zip(places, groups.vectors.where(~kept)):
+        if len(gone):
+            cuts.setdefault(name, {})[dim] = known.setdefault(gone.tobytes(), gone.tolist())
+    nothing = np.zeros_like(out)
+    totals = {
+        kind: (int(costs.of(kind, nothing)), int(costs.of(kind, out))) for kind in ("channels", "params", "flops")
+    }
+    kind, asked = next(iter(requested.items()))
+    before, after = (costs.of("channels" if kind == "ratio" else kind, state) for state in (nothing, out))
+    achieved = 1 - after / before if kind == "ratio" else after / before if asked <= 1 else float(after)
+    return PruningPlan(
+        requested=requested,
+        achieved={kind: achieved},
+        removed=removed,
+        cuts=cuts,
+        shapes={name: list(traced.shapes[name]) for name in cuts},
+        selects=sorted(traced.selecting & removed.keys()),
+        totals=totals,
+        layers=layers,
+        frozen=frozen,
+        shortfall=_shortfall(kind, asked, achieved, layers, frozen, exhausted),
+    )
+
+
+def _shortfall(
+    kind: str, asked: float, got: float, layers: list[Layer], frozen: Mapping[str, Mapping[str, int]], exhausted: bool
+) -> str:
+    missed = asked - got if kind == "ratio" else got / asked - 1
+    if missed <= 0.01:
+        return ""
+    floors = sum(layer.floor for layer in layers)
+    why = [] if exhausted else ["the next group of channels is too large"]
+    why += [f"floors and ties hold {floors} channels"] if floors and exhausted else []
+    why += [f"{sum(where.values())} channels are frozen ({reason})" for reason, where in frozen.items()]
+    return f"asked for {kind} {asked:g}, reached {got:.4g}: {'; '.join(why)}"
+
+
+def explain(model: nn.Module, example_inputs: Any) -> str:
+    """The groups of a model: which BatchNorms stand or fall together, and what is frozen and why. One line each."""
+    traced = trace(model, example_inputs)
+    if not traced.norms:
+        return "no BatchNorm with a scale γ that forward uses"
+    groups = Groups(traced, {n: np.ones(len(v)) for n, v in traced.norms.items()}, "mean")
+    lines = []
+    for pattern, size in enumerate(groups.pattern_size):
+        mine = groups.pattern == pattern
+        names = [groups.names[i] for i in np.unique(groups.layer[mine[groups.member]])]
+        if groups.frozen[mine].all():
+            for root in np.unique(groups.roots[mine])[:1]:
+                lines.append(f"frozen: {int(size)} groups in {', '.join(names)}: {traced.classes.reason(int(root))}")
+        else:
+            lines.append(f"{int(size)} groups: {', '.join(names)}")
+    return "\n".join(lines)
