@@ -105,7 +105,7 @@ METHODS: dict[str, Callable[[nn.Module, torch.Tensor, float, slim.Runtime], nn.M
 }
 
 
-def sizes(name: str, keep: float, batch_size: int, threads: int, known: dict[str, Any]) -> dict[str, Any]:
+def sizes(name: str, keep: float, batch_size: int, threads: int) -> dict[str, Any]:
     """One setting, measured: for each method its FLOPs and milliseconds of every round."""
     runtime = slim.Runtime("cpu", threads, batch_size)
     model, x = network(name), IMAGES[:1]
@@ -202,7 +202,7 @@ def main() -> None:
             for keep in options.keep:
                 key = f"{name} {keep} {batch_size} {options.threads}"
                 if key not in known:
-                    known[key] = sizes(name, keep, batch_size, options.threads, known)
+                    known[key] = sizes(name, keep, batch_size, options.threads)
                     raw.write_text(json.dumps(known))
                 got = {method: [round(v, 2) for v in ratios(known[key], method)] for method in METHODS}
                 print(key, got, flush=True)

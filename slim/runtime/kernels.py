@@ -46,12 +46,6 @@ def time_kernels(sized: Sequence[Sized], runtime: Runtime) -> Iterator[list[tupl
             yield [(each, _clocked([each], runtime) - _clocked([], runtime)) for each in lot]
 
 
-def node_overhead(runtime: Runtime) -> float:
-    """Milliseconds that one node of a graph costs beside its arithmetic."""
-    few, many = (_clocked([], runtime, idle=nodes) for nodes in (10, 210))
-    return max(0.0, (many - few) / 200)
-
-
 def _lots(sized: Sequence[Sized]) -> Iterator[list[Sized]]:
     """Kernels of one session: of like cost, so that each can run often enough, and not too many bytes."""
     lot: list[Sized] = []
