@@ -92,8 +92,8 @@ def prune_stage(
     path, plan_path = source.with_name(STAGES["pruned"][0]), source.with_name("plan.json")
     plans = [*before.plans, made]
     records = {before.stage: before.metrics}
+    made.save(plan_path)  # before the stage counts as done
     records["pruned"] = _save(path, thin, plans, before.facts, settings, before.dataset)
-    made.save(plan_path)
     if settings.tensorboard:
         board = train.TensorBoard(path.parent / "tensorboard")
         board.text("plan", f"{report.render(made.table())}\n{made.summary()}")
@@ -574,7 +574,8 @@ def _is_done(path: Path, settings: RunConfig, console: Console, prunes: int) -> 
     """Whether the stage at `path` has been done with these settings on a network pruned so often by then, and still
     follows from those before it."""
     summary, _ = _read_records(path.parent)
-    if path.stem not in summary or not path.exists():
+    last = "recovered" if path.stem == "pruned" and settings.prune.recover else path.stem  # of what the file becomes
+    if last not in summary or not path.exists():
         return False
     if _prunes(path) != prunes:  # it was another pass
         return False

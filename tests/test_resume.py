@@ -15,10 +15,12 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from slim.config import DataConfig, OptimConfig, SparsityConfig
+from slim import pipeline
+from slim.config import DataConfig, OptimConfig, RunConfig, SparsityConfig, updated
 from slim.data import Dataset, load
 from slim.errors import SlimError
 from slim.train import Snapshots, fit
@@ -154,6 +156,36 @@ def test_a_signal_saves_and_names_the_line_that_resumes(tmp_path: Path) -> None:
     lines = (runs / "digits/metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == list(range(1, 17))
     assert not (runs / "digits/sparse.state").exists()
+
+
+def test_a_run_that_ends_between_pruning_and_recovery_does_both_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = updated(
+        RunConfig(), {"device": "cpu", "train": {"epochs": 1}, "finetune": {"epochs": 1}, "report": {"page": False}}
+    )
+    quiet = Console(quiet=True)
+    monkeypatch.setattr(pipeline, "_export_and_measure", lambda *_: [])
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*_: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as during, pytest.raises(Killed):
+        during.setattr(pipeline, "_recover", killed)
+        pipeline.run(settings, console=quiet)
+    assert "pruned" in json.loads(Path("checkpoints/digits/summary.json").read_text())
+    pipeline.run(settings, resume=True, console=quiet)
+    pipeline.run(replace(settings, name="whole"), console=quiet)
+    for stage in ("sparse", "pruned", "finetuned"):
+        found, expected = (load_file(f"checkpoints/{run}/{stage}.safetensors") for run in ("digits", "whole"))
+        assert all(torch.equal(expected[name], found[name]) for name in expected)
+    trained = Path("checkpoints/whole/finetuned.safetensors").stat().st_mtime_ns
+    pipeline.run(replace(settings, name="whole"), resume=True, console=quiet)  # nothing is left to do
+    assert Path("checkpoints/whole/finetuned.safetensors").stat().st_mtime_ns == trained
 
 
 def snapshots_in(folder: Path) -> set[str]:
