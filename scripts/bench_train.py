@@ -216,11 +216,11 @@ def network_of(name: str) -> nn.Module:
 def way_of(name: str, material: Material, device: str) -> Callable[[], None]:
     """What trains an epoch, once its first steps are done."""
     model = network_of(name)
-    if name == "lightning":
-        return partial(with_lightning, model, material.loader(material.files), device)
-    if name.startswith("paper"):
-        loader = material.loader(material.arrays if "arrays" in name else material.files)
-        return partial(with_papers_loop, model, loader, device)
+    if name == "lightning" or name.startswith("paper"):
+        source = material.arrays if "arrays" in name else material.files
+        train_epoch = with_lightning if name == "lightning" else with_papers_loop
+        train_epoch(model, material.loader(Subset(source, range(2 * BATCH))), device)
+        return partial(train_epoch, model, material.loader(source), device)
     settings = {"compile": True} if "compiled" in name else {}
     few = copy.copy(material)
     few.dataset = replace(material.dataset, train=material.dataset.train[: 2 * BATCH])
@@ -232,6 +232,8 @@ def serve(pipe: Connection, name: str, args: argparse.Namespace) -> None:
     """A process of its own for each way, as slim changes how memory is kept. Trains an epoch whenever it is asked, and
     answers with the seconds on the clock and those of all processors."""
     torch.set_num_threads(args.threads)
+    if "fork" in multiprocessing.get_all_start_methods():  # for the workers of DataLoaders, as in a program of its own
+        multiprocessing.set_start_method("fork", force=True)
     material = Material(args.images)
     started = time.perf_counter()
     way = way_of(name, material, args.device)
