@@ -4,11 +4,13 @@ The paper ranks channels by |γ|. But a channel with a large γ is cheap to remo
 it well, because `slim.recover` folds that prediction into the layers that read them. So a channel is scored by what
 those layers miss once its part is folded into the others: its residual variance given them, times the squared weights
 that read it (the saliency of Optimal Brain Surgeon, Hassibi & Stork, NIPS 1992, for whole columns of a layer), as a
-share of the layer's variance. Channels predict each other, so they are taken away one by one, the cheapest first, and
-after each the others' costs follow.
+share of the layer's variance, for each unit of what the budget counts (channels, FLOPs, parameters) that goes with it.
+Channels predict each other, so they are taken away one by one, the cheapest first, and after each the others' costs
+follow.
 """
 
 import heapq
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,14 +58,15 @@ class Reader:
         self.precision[:, channel] = 0
 
 
-def residual_scores(model: nn.Module, traced: Trace, images: Any) -> dict[str, Floats]:
+def residual_scores(model: nn.Module, traced: Trace, images: Any, budget: str = "ratio") -> dict[str, Floats]:
     """For each BatchNorm of a trace of `model` the cost of each of its channels: non-negative, the same for all
-    channels of a group, and ordered as they are best removed. `images` as `slim.recover` takes them."""
+    channels of a group, and ordered as they are best removed. `images` as `slim.recover` takes them; `budget` is what
+    is to be saved: "flops", "params", or BatchNorm channels ("ratio")."""
     readers = _readers(model, traced, images)
     roots = {bn: traced.classes.roots(labels) for bn, labels in traced.norms.items()}
-    every, size = np.unique(np.concatenate(list(roots.values())), return_counts=True)
+    every = np.unique(np.concatenate(list(roots.values())))
     free = every[~traced.classes.frozen(every)]
-    sizes = dict(zip(every.tolist(), size.tolist()))
+    saved = _savings(traced, budget)
     places: dict[int, list[tuple[int, int]]] = {root: [] for root in free.tolist()}
     for number, reader in enumerate(readers):
         for channel, root in enumerate(reader.labels.tolist()):
@@ -73,7 +76,7 @@ def residual_scores(model: nn.Module, traced: Trace, images: Any) -> dict[str, F
     costs = [reader.costs() for reader in readers]
 
     def cost(root: int) -> float:
-        return float(sum(costs[number][channel] for number, channel in places[root])) / sizes[root]
+        return float(sum(costs[number][channel] for number, channel in places[root])) / saved[root]
 
     now = {root: cost(root) for root in places}
     heap = [(c, root) for root, c in now.items()]
@@ -99,6 +102,26 @@ def residual_scores(model: nn.Module, traced: Trace, images: Any) -> dict[str, F
     score = dict(zip((root for root, _ in order), climbing.tolist()))
     worst = 2 * float(climbing[-1]) + 1.0
     return {bn: np.array([score.get(root, worst) for root in own.tolist()]) for bn, own in roots.items()}
+
+
+def _savings(traced: Trace, budget: str) -> Floats:
+    """For each root what goes with its class: BatchNorm channels, FLOPs (for latency too) or parameters."""
+    spans: list[tuple[NDArray[np.int64], float]] = []  # labels along one dimension, and what they carry in all
+    if budget in ("flops", "latency"):
+        for product in traced.products:
+            widths = [dim if isinstance(dim, int) else len(dim) for dim in product.dims]
+            flops = 2.0 * product.positions * math.prod(widths)
+            spans += [(dim >> 1, flops) for dim in product.dims if not isinstance(dim, int)]
+    elif budget == "params":
+        for name in traced.parameters:
+            size = float(math.prod(traced.shapes[name]))
+            spans += [(labels, size) for labels in traced.labels.get(name, {}).values()]
+    else:
+        spans = [(labels, len(labels)) for labels in traced.norms.values()]
+    out = np.zeros(len(traced.classes))
+    for labels, carried in spans:
+        np.add.at(out, traced.classes.roots(labels), carried / len(labels))
+    return np.maximum(out, 1e-12)
 
 
 def _readers(model: nn.Module, traced: Trace, images: Any) -> list[Reader]:

@@ -114,3 +114,32 @@ def test_it_needs_images() -> None:
     model = correlated([nn.Flatten(), nn.Linear(C * 4, 2)])
     with pytest.raises(SlimError, match="needs images"):
         slim.plan(model, torch.randn(1, 3, 2, 2, dtype=torch.float64), score="residual")
+
+
+@pytest.mark.parametrize("budget", ["flops", "params"])
+def test_what_costs_more_is_worth_more(budget: str) -> None:
+    """Two branches of which one does the same work twice over: a channel there is dearer to keep."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.small = nn.Sequential(nn.Conv2d(3, 6, 1), nn.BatchNorm2d(6), nn.ReLU())
+            self.large = nn.Sequential(nn.Conv2d(3, 6, 5, padding=2), nn.BatchNorm2d(6), nn.ReLU())
+            self.fc = nn.Linear(12, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(torch.cat([self.small(x), self.large(x)], 1).mean((2, 3)))
+
+    torch.manual_seed(0)
+    model, images = Net(), torch.randn(64, 3, 8, 8)
+    traced = trace(model, images[:1])
+    by_channel = residual_scores(model, traced, images)
+    by_cost = residual_scores(model, traced, images, budget)
+    saved = scoring._savings(traced, budget)
+    for bn in ("small.1", "large.1"):  # removing one channel, measured on the thin network
+        plan = slim.plan(model, images[:1], layer_ratios={bn: 1 / 6}, ratio=0.0, keep=())
+        before, after = plan.totals[budget]
+        expected = before - after
+        assert saved[traced.classes.roots(traced.norms[bn])[0]] == pytest.approx(expected, rel=1e-6)
+    ratio = {bn: by_channel[bn].min() / by_cost[bn].min() for bn in by_cost}
+    assert ratio["large.1"] > 5 * ratio["small.1"]

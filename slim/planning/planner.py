@@ -97,7 +97,7 @@ def plan(
     if score == "residual":
         if images is None:
             raise SlimError('score "residual" needs images: expected a batch of training images')
-        gammas = residual_scores(model, traced, images)
+        gammas = residual_scores(model, traced, images, next(iter(requested)))
     rules = Rules(floor, floor_count, unit, scope)
     stored: dict[str, Counted] = dict(traced.group_counts)
     refused: set[str] = set()
