@@ -280,6 +280,32 @@ def test_reported_difference_is_the_true_one(
     assert report.max_relative_error == pytest.approx(0.01, rel=1e-3)
 
 
+class Chaotic(nn.Module):
+    """A convolution and 20 steps of a map that doubles differences: rounding grows to what no tolerance would allow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv(x).sigmoid()
+        for _ in range(20):
+            x = 3.9 * x * (1 - x)
+        return x.mean((2, 3))
+
+
+def test_rounding_that_the_network_magnifies_is_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    net, example = Chaotic(), torch.zeros(1, 3, 6, 6)
+    made = export_onnx(net, example, tmp_path / "model.onnx")
+    assert made.max_relative_error > 1e-4
+    model = onnx.load(tmp_path / "model.onnx")
+    scaled_weight(model)
+    monkeypatch.setattr(write, "_export", lambda *args, **kwargs: model.SerializeToString())
+    with pytest.raises(SlimError, match=r"^model.onnx differs from the network"):
+        export_onnx(net, example, tmp_path / "model.onnx")
+
+
 class Bessel(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.special.bessel_j0(x).flatten(1)
