@@ -151,7 +151,8 @@ def report(rows: list[dict[str, Any]]) -> str:
         f"{len({row['network'] for row in rows})} networks of {sum(map(len, SAMPLE.values()))}, {len(rows)} exports: "
         f"{len(good)} ok. Relative difference in float32: at most 1e-4, but for {', '.join(large) or 'none'}, where "
         "PyTorch's own float32 is as far from float64 (random scales saturate attention, which magnifies rounding). In "
-        f"float64: at most {max(in_float64):.1e}, median {statistics.median(in_float64):.0e}, of {len(in_float64)} graphs; "
+        f"float64: at most {max(in_float64):.1e}, median {statistics.median(in_float64):.0e}, of {len(in_float64)} "
+        "graphs; "
         f"{len(good) - untried - len(in_float64)} that ONNX's evaluator can't run; {untried} not tried.",
         "",
         table(
