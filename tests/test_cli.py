@@ -17,7 +17,9 @@ from rich.console import Console
 
 import slim
 from slim import checkpoint, config, data, pipeline, report
+from slim.cli.command import Given
 from slim.config import DataConfig, RunConfig
+from slim.pipeline import records
 
 COMMANDS = ["train", "prune", "finetune", "export", "bench", "predict", "report", "run"]
 Command = Callable[..., str]
@@ -70,7 +72,7 @@ def chained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, s
             ("bench", ["--runs", "3", "--warmup", "1"]),
         ]:
             console = Console(record=True, width=80, file=open(os.devnull, "w"))  # noqa: SIM115
-            patch.setattr(pipeline, "Console", lambda console=console: console)
+            patch.setattr(Given, "console", console)
             call(name, *argv)
             printed[name] = console.export_text()
     return folder, printed
@@ -239,8 +241,8 @@ def test_a_stage_done_again_takes_back_what_followed(tmp_path: Path, monkeypatch
     monkeypatch.chdir(tmp_path)
     folder, settings = tmp_path / "run", RunConfig()
     for stage in ("baseline", "sparse", "pruned", "onnx"):
-        pipeline._enter(folder, stage, {"accuracy": 1}, settings, [{"epoch": 1}])
-    pipeline._enter(folder, "sparse", {"accuracy": 2}, settings, [{"epoch": 1}])
+        records.enter(folder, stage, {"accuracy": 1}, settings, [{"epoch": 1}])
+    records.enter(folder, "sparse", {"accuracy": 2}, settings, [{"epoch": 1}])
     assert json.loads((folder / "summary.json").read_text()) == {"baseline": {"accuracy": 1}, "sparse": {"accuracy": 2}}
     stages = [json.loads(line)["stage"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert stages == ["baseline", "sparse"]
@@ -454,7 +456,7 @@ def test_the_chain_without_arguments_from_a_shell(tmp_path: Path) -> None:
 def test_broken_records_are_one_line_before_any_work(tmp_path, name, text):
     (tmp_path / name).write_text(text)
     with pytest.raises(slim.SlimError, match="is broken"):
-        pipeline._read_records(tmp_path)
+        records.read_records(tmp_path)
     for stage in (pipeline.prune_stage, pipeline.finetune_stage, pipeline.export_stage):
         with pytest.raises(slim.SlimError, match="is broken"):
             stage(tmp_path / "sparse.safetensors", RunConfig())

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from slim import checkpoint, config, data, models, pipeline, train
 from slim.config import RunConfig
+from slim.pipeline import whole
 from slim.planning import PruningPlan
 from slim.size import measure
 
@@ -33,7 +34,7 @@ FOLDERS = [Path("checkpoints/several", name) for name in ("pass-1", "pass-2", ".
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(pipeline, "_export_and_measure", lambda *_: [])  # tested elsewhere
+    monkeypatch.setattr(whole, "_export_and_measure", lambda *_: [])  # tested elsewhere
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

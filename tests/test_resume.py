@@ -23,6 +23,7 @@ from slim import pipeline
 from slim.config import DataConfig, OptimConfig, RunConfig, SparsityConfig, updated
 from slim.data import Dataset, load
 from slim.errors import SlimError
+from slim.pipeline import whole
 from slim.train import Snapshots, fit
 
 FORK = multiprocessing.get_context("fork")  # torch is loaded already
@@ -166,7 +167,7 @@ def test_a_run_that_ends_between_pruning_and_recovery_does_both_again(
         RunConfig(), {"device": "cpu", "train": {"epochs": 1}, "finetune": {"epochs": 1}, "report": {"page": False}}
     )
     quiet = Console(quiet=True)
-    monkeypatch.setattr(pipeline, "_export_and_measure", lambda *_: [])
+    monkeypatch.setattr(whole, "_export_and_measure", lambda *_: [])
 
     class Killed(BaseException):
         pass

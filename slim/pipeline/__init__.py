@@ -1,0 +1,22 @@
+"""The stages of a run: each reads the file of the stage before it and writes its own, whole or not at all.
+
+A run is a folder, checkpoints/NAME/. Beside the files of its stages lie `config.yaml` (its settings as last
+used), `metrics.jsonl` (a line for each epoch) and `summary.json` (an object for each stage). When a stage is
+done again, what later stages had entered in these two is taken out, because it no longer follows.
+
+Every stage prints to `console` (a new one by default) and returns the paths that it wrote.
+"""
+
+from slim.pipeline.deploying import bench_files as bench_files
+from slim.pipeline.deploying import bench_stage as bench_stage
+from slim.pipeline.deploying import export_stage as export_stage
+from slim.pipeline.deploying import int8_stage as int8_stage
+from slim.pipeline.deploying import report_stage as report_stage
+from slim.pipeline.networks import Trained as Trained
+from slim.pipeline.pruning import dry_run as dry_run
+from slim.pipeline.pruning import prune_stage as prune_stage
+from slim.pipeline.resuming import begun as begun
+from slim.pipeline.resuming import unfinished as unfinished
+from slim.pipeline.training import finetune_stage as finetune_stage
+from slim.pipeline.training import train_stage as train_stage
+from slim.pipeline.whole import run as run

@@ -1,0 +1,116 @@
+"""The stage that prunes, verifies and recovers."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from slim import data, models, report, train
+from slim.checkpoint import STAGES
+from slim.config import RunConfig
+from slim.data import Dataset
+from slim.planning import PruningPlan, plan
+from slim.recovery import Recovery, calibration_count, recover
+from slim.runtime import Runtime
+from slim.verification import verify
+
+if TYPE_CHECKING:
+    pass
+from slim.pipeline.networks import example_images, image_size, open_network, save_network
+from slim.pipeline.records import read_records
+
+
+def prune_stage(
+    source: Path,
+    settings: RunConfig,
+    *,
+    dry_run: bool = False,
+    allow_code: bool = False,
+    console: Console | None = None,
+) -> list[Path]:
+    """Prune the network in `source`, and check what the thin one computes. A dry run writes nothing."""
+    console = console or Console()
+    read_records(source.parent)
+    before = open_network(source, settings, allow_code)
+    images = _calibration_images(before.dataset, settings) if before.dataset else None
+    made = plan(before.model, before.example, images=images, **_rules(settings))
+    _tell(made, console)
+    if dry_run:
+        return []
+    thin = made.apply(before.model)
+    error = verify(before.model, thin, made, before.example)
+    path, plan_path = source.with_name(STAGES["pruned"][0]), source.with_name("plan.json")
+    plans = [*before.plans, made]
+    records = {before.stage: before.metrics}
+    made.save(plan_path)  # before the stage counts as done
+    records["pruned"] = save_network(path, thin, plans, before.facts, settings, before.dataset)
+    if settings.tensorboard:
+        board = train.TensorBoard(path.parent / "tensorboard")
+        board.text("plan", f"{report.render(made.table())}\n{made.summary()}")
+        board.close()
+    recovered = None
+    if settings.prune.recover and images is not None:
+        recovered = _recover(before.model, thin, made, images, settings)
+        records["recovered"] = save_network(
+            path, recovered.model, plans, before.facts, settings, before.dataset, stage="recovered"
+        )
+    console.print(report.stage_table(records, "pruning"))
+    console.print(f"equals the network with those channels set to zero, to {error:.0e} (relative)")
+    if recovered:
+        console.print(str(recovered))
+    return [path, plan_path]
+
+
+def dry_run(arch: str, settings: RunConfig, *, console: Console | None = None) -> None:
+    """Print the plan for an untrained network on images of 3 channels and `data.image_size` pixels (224, for
+    slim's own 32). Equal γ would have no order, so they are drawn at random."""
+    console = console or Console()
+    pixels = settings.data.image_size or (32 if arch.startswith("slim:") else 224)
+    arguments = {"num_classes": 1000, **image_size(arch, pixels), **settings.model.kwargs}
+    torch.manual_seed(settings.seed)
+    model = models.build(arch, allow_code=True, **arguments).eval()
+    for module in model.modules():
+        if isinstance(module, _BatchNorm) and module.affine:
+            nn.init.uniform_(module.weight)
+    _tell(plan(model, example_images([3, pixels, pixels]), **_rules(settings)), console)
+    console.print(f"{arch}, untrained, γ drawn at random, 3×{pixels}×{pixels} pixels; nothing was written")
+
+
+def _rules(settings: RunConfig) -> dict[str, Any]:
+    """How `slim.plan` is to choose. Latency is that of the benchmark's first batch size."""
+    recovery = ("recover", "calibration_images")
+    rules = {key: value for key, value in asdict(settings.prune).items() if key not in recovery}
+    if settings.prune.latency is not None or settings.prune.round_to == "auto":
+        bench = settings.bench
+        rules["runtime"] = Runtime(bench.provider, bench.threads, bench.batch_sizes[0])
+    return rules
+
+
+def _calibration_images(dataset: Dataset, settings: RunConfig) -> Tensor:
+    """Training images without augmentation, as many as the settings and memory allow."""
+    count = calibration_count(settings.prune.calibration_images, dataset.image_size)
+    images, _ = next(data.batches(dataset.train, dataset, count, shuffle_seed=settings.seed))
+    return images
+
+
+def _recover(model: nn.Module, thin: nn.Module, made: PruningPlan, images: Tensor, settings: RunConfig) -> Recovery:
+    """The thin network, recovered on the device that trains."""
+    device = train.resolve_device(settings.device)
+    try:
+        recovered = recover(model.to(device), thin.to(device), made, images)
+    finally:
+        model.cpu()
+        thin.cpu()
+    recovered.model.cpu()
+    return recovered
+
+
+def _tell(made: PruningPlan, console: Console) -> None:
+    console.print(made.table())
+    console.print(made.summary())
+    if made.shortfall:
+        console.print(made.shortfall)

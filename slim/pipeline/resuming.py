@@ -1,0 +1,70 @@
+"""What of a run is done already, and where one that was interrupted goes on."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from slim import checkpoint, config
+from slim.config import RunConfig
+from slim.errors import SlimError
+from slim.train import snapshots
+
+if TYPE_CHECKING:
+    pass
+from slim.pipeline.records import ROOT, read_records
+
+
+def unfinished(name: str, stages: Sequence[str]) -> RunConfig | None:
+    """The settings of the run `name`: those with which the training of one of `stages` that was interrupted last was
+    begun, else those last used; None where there is no such run."""
+    places = [f"{within}{stage}.state" for stage in stages for within in ("", "pass-*/")]
+    states = [path for place in places for path in (ROOT / name).glob(f"{place}/step-*.safetensors")]
+    if states:
+        return begun(max(states, key=lambda path: path.stat().st_mtime_ns).parent)
+    file = ROOT / name / "config.yaml"
+    return config.updated(RunConfig(), config.read(file)) if file.exists() else None
+
+
+def begun(folder: Path) -> RunConfig | None:
+    """The settings of the training whose states to resume from are in `folder`; None without a state."""
+    found = snapshots.newest(folder)
+    return config.updated(RunConfig(), found[1]["about"]) if found else None
+
+
+def check_same(folder: Path, settings: RunConfig, console: Console) -> None:
+    """Raises SlimError where a training can't go on, as it was begun with other settings."""
+    before = begun(folder)
+    if before is None:
+        console.print(f"no state in {folder}: training starts from the beginning")
+        return
+    for name in ("seed", "data", "model", "sparsity"):
+        was, now = getattr(before, name), getattr(settings, name)
+        if was != now:
+            raise SlimError(f"{name} is {now}: the training in {folder} was begun with {was}, so it can't go on")
+    console.print(f"resuming from {folder}")
+
+
+def is_done(path: Path, settings: RunConfig, console: Console, prunes: int) -> bool:
+    """Whether the stage at `path` has been done with these settings on a network pruned so often by then, and still
+    follows from those before it."""
+    summary, _ = read_records(path.parent)
+    last = "recovered" if path.stem == "pruned" and settings.prune.recover else path.stem  # of what the file becomes
+    if last not in summary or not path.exists():
+        return False
+    if times_pruned(path) != prunes:  # it was another pass
+        return False
+    used = config.updated(RunConfig(), checkpoint.read_metadata(path)["config"])
+    sections = {"baseline": ["train"], "sparse": ["train", "sparsity"], "pruned": ["prune"], "finetuned": ["finetune"]}
+    if prunes > (path.stem in ("pruned", "finetuned")):  # a later pass follows from all stages of the first
+        sections[path.stem] = ["train", "sparsity", "prune", "finetune"]
+    done = all(getattr(used, s) == getattr(settings, s) for s in ("seed", "data", "model", *sections[path.stem]))
+    if done:
+        console.print(f"{path} is done already")
+    return done
+
+
+def times_pruned(path: Path) -> int:
+    """How often the network in a file was pruned."""
+    return len(checkpoint.read_metadata(path)["plans"])

@@ -1,0 +1,189 @@
+"""The stages that train: with the penalty, without it, and after pruning."""
+
+from contextlib import AbstractContextManager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.console import Console
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from slim import data, models, report, train
+from slim.checkpoint import STAGES
+from slim.config import OptimConfig, RunConfig, SparsityConfig
+from slim.data import Dataset
+from slim.errors import SlimError
+
+if TYPE_CHECKING:
+    pass
+from slim.pipeline.networks import facts_of, image_size, open_network, save_network
+from slim.pipeline.records import ROOT, enter_epochs, read_records, states_of
+from slim.pipeline.resuming import check_same, is_done, times_pruned
+
+
+def train_stage(
+    settings: RunConfig, *, resume: bool = False, allow_code: bool = False, console: Console | None = None
+) -> list[Path]:
+    """Train a new network with the penalty on γ. It starts a new run: earlier entries of its folder go.
+
+    With `resume` an interrupted training goes on, and one that is done with these settings isn't done again; so it
+    is with the other stages that train."""
+    with together(settings):
+        return train_new("sparse", settings, settings.sparsity, allow_code, console or Console(), True, resume)
+
+
+def finetune_stage(
+    source: Path,
+    settings: RunConfig,
+    *,
+    teacher: Path | None = None,
+    resume: bool = False,
+    allow_code: bool = False,
+    console: Console | None = None,
+) -> list[Path]:
+    """Train the network in `source` on, without a penalty. With `finetune.distill` it also learns from `teacher`, by
+    default the sparse.safetensors beside it."""
+    console = console or Console()
+    path = source.with_name(STAGES["finetuned"][0])
+    with together(settings):
+        if resume and is_done(path, settings, console, times_pruned(source)):
+            return [path]
+        read_records(source.parent)
+        before = open_network(source, settings, allow_code)
+        dataset = before.dataset or data.load(settings.data, settings.seed)
+        unpruned = None
+        if settings.finetune.distill:
+            unpruned = open_network(teacher or source.with_name(STAGES["sparse"][0]), settings, allow_code).model
+        records = _fit(path, before.model, dataset, settings, settings.finetune, console, unpruned, resume=resume)
+        facts = before.facts | facts_of(dataset)
+        record = save_network(path, before.model, before.plans, facts, settings, dataset, records)
+        train.wait_for_all()  # for the file
+        console.print(report.stage_table({before.stage: before.metrics, "finetuned": record}, "fine-tuning"))
+        console.print(report.effort(records))
+        return [path]
+
+
+def train_new(
+    stage: str,
+    settings: RunConfig,
+    sparsity: SparsityConfig | None,
+    allow_code: bool,
+    console: Console,
+    fresh: bool,
+    resume: bool,
+    folder: Path | None = None,
+) -> list[Path]:
+    path = (folder or ROOT / settings.name) / STAGES[stage][0]
+    if resume and is_done(path, settings, console, 0):
+        return [path]
+    dataset = data.load(settings.data, settings.seed)
+    facts = facts_of(dataset)
+    facts["arch"] = settings.model.arch
+    facts["arch_kwargs"] = {
+        "num_classes": len(dataset.classes),
+        "in_channels": dataset.channels,
+        "gamma": settings.model.gamma,
+        **image_size(settings.model.arch, dataset.image_size),
+        **settings.model.kwargs,
+    }
+    torch.manual_seed(settings.seed)
+    model = models.build(facts["arch"], allow_code=allow_code, **facts["arch_kwargs"])
+    if not any(isinstance(module, _BatchNorm) and module.affine for module in model.modules()):
+        raise SlimError(f"{facts['arch']} has no BatchNorm with a scale γ: there is nothing to prune")
+    read_records(path.parent)  # before the work, so that a broken file costs none of it
+    records = _fit(path, model, dataset, settings, settings.train, console, None, sparsity, fresh, resume)
+    record = save_network(path, model, [], facts, settings, dataset, records, fresh)
+    train.wait_for_all()  # for the file
+    console.print(report.stage_table({stage: record}, "training"))
+    console.print(report.effort(records))
+    return [path]
+
+
+def train_sparse(
+    source: Path | None, folder: Path, settings: RunConfig, allow_code: bool, console: Console, resume: bool
+) -> Path:
+    """The first stage of a pass: train with the penalty, from the network in `source`, or a new one without."""
+    if source is None:
+        return train_new("sparse", settings, settings.sparsity, allow_code, console, False, resume, folder)[0]
+    path = folder / STAGES["sparse"][0]
+    if resume and is_done(path, settings, console, times_pruned(source)):
+        return path
+    read_records(folder)
+    before = open_network(source, settings, allow_code)
+    dataset = before.dataset or data.load(settings.data, settings.seed)
+    records = _fit(
+        path, before.model, dataset, settings, settings.train, console, None, settings.sparsity, False, resume
+    )
+    record = save_network(
+        path, before.model, before.plans, before.facts | facts_of(dataset), settings, dataset, records
+    )
+    train.wait_for_all()  # for the file
+    console.print(report.stage_table({before.stage: before.metrics, "sparse": record}, "training"))
+    console.print(report.effort(records))
+    return path
+
+
+def _fit(
+    path: Path,
+    model: nn.Module,
+    dataset: Dataset,
+    settings: RunConfig,
+    optim: OptimConfig,
+    console: Console,
+    teacher: nn.Module | None = None,
+    sparsity: SparsityConfig | None = None,
+    fresh: bool = False,
+    resume: bool = False,
+) -> list[dict[str, Any]]:
+    """Train the network whose stage will be saved at `path`. Its epochs are entered in the run's metrics as they
+    come, and states to resume from are saved in a folder beside it until the stage is."""
+    states = train.Snapshots(
+        states_of(path), asdict(settings), keep=settings.keep_states, minutes=settings.save_minutes
+    )
+    if resume:
+        check_same(states.folder, settings, console)
+    board = None
+    if settings.tensorboard and train.is_first():
+        board = train.TensorBoard(path.parent / "tensorboard" / path.stem)
+    title = "fine-tuning" if path.stem == "finetuned" else path.stem
+    with report.training(console, title, optim.epochs) as (on_step, show_epoch):
+
+        def on_epoch(record: dict[str, Any]) -> None:
+            show_epoch(record)
+            if train.is_first():
+                enter_epochs(path.parent, path.stem, [record], fresh)
+            if board:
+                board.epoch(record, model)
+
+        records = train.fit(
+            model,
+            dataset,
+            optim,
+            batch_size=settings.data.batch_size,
+            seed=settings.seed,
+            device=settings.device,
+            precision=settings.precision,
+            channels_last=settings.channels_last,
+            compile=settings.compile,
+            devices=settings.devices,
+            num_nodes=settings.num_nodes,
+            sync_batchnorm=settings.sync_batchnorm,
+            accumulate=settings.accumulate,
+            sparsity=sparsity,
+            teacher=teacher,
+            distill=settings.finetune.distill,
+            temperature=settings.finetune.temperature,
+            snapshots=states,
+            resume=resume,
+            on_step=on_step,
+            on_epoch=on_epoch,
+        )
+    if board:
+        board.close()
+    return records
+
+
+def together(settings: RunConfig) -> AbstractContextManager[None]:
+    return train.together(settings.device, settings.precision, settings.devices, settings.num_nodes)
