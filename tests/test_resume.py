@@ -23,7 +23,7 @@ from slim import pipeline
 from slim.config import DataConfig, OptimConfig, RunConfig, SparsityConfig, updated
 from slim.data import Dataset, load
 from slim.errors import SlimError
-from slim.pipeline import whole
+from slim.pipeline import pruning, whole
 from slim.train import Snapshots, fit
 
 FORK = multiprocessing.get_context("fork")  # torch is loaded already
@@ -176,7 +176,7 @@ def test_a_run_that_ends_between_pruning_and_recovery_does_both_again(
         raise Killed
 
     with monkeypatch.context() as during, pytest.raises(Killed):
-        during.setattr(pipeline, "_recover", killed)
+        during.setattr(pruning, "_recover", killed)
         pipeline.run(settings, console=quiet)
     assert "pruned" in json.loads(Path("checkpoints/digits/summary.json").read_text())
     pipeline.run(settings, resume=True, console=quiet)
