@@ -178,6 +178,16 @@ def test_predict_agrees_with_the_network(folder: Path, tmp_path: Path, command: 
         assert line == f"{paths[i]}: {named}"
 
 
+def test_predict_as_json_says_the_same(folder: Path, tmp_path: Path, command: Command) -> None:
+    path = tmp_path / "digit.png"
+    Image.fromarray(np.full((8, 8), 90, np.uint8)).save(path)
+    said = json.loads(command("predict", "checkpoints/digits/model.onnx", str(path), "--top", "10", "--json"))
+    [[expected]] = slim.OnnxModel("checkpoints/digits/model.onnx").predict([path], top=1)
+    assert said["image"] == str(path) and len(said["classes"]) == 10
+    assert said["classes"][0]["label"] == expected[0]
+    assert sum(c["probability"] for c in said["classes"]) == pytest.approx(1, abs=1e-5)
+
+
 def test_predict_takes_folders_and_gets_over_broken_files(
     folder: Path, tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -317,6 +327,15 @@ def test_a_dry_run_needs_no_checkpoint(tmp_path: Path, monkeypatch: pytest.Monke
     text = command("prune", *argv)
     assert "layer4.1.bn2" in text and "untrained" in text
     assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_dry_run_as_json_is_the_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    call("prune", "--arch", "torchvision:resnet18", "--flops", "0.5", "--dry-run", "--json", "--data.image_size", "64")
+    made = slim.PruningPlan.from_dict(json.loads(capsys.readouterr().out)["plan"])
+    assert made.requested == {"flops": 0.5} and 0.49 < made.achieved["flops"] <= 0.5
 
 
 # -- mistakes ------------------------------------------------------------------------------------------

@@ -60,7 +60,7 @@ class Given:
             if summary.is_file():
                 facts["summary"] = json.loads(summary.read_text(encoding="utf-8"))
             print(json.dumps({"wrote": [str(path) for path in wrote], "next": following, **facts}, ensure_ascii=False))
-        elif not self.arguments.quiet:
+        elif wrote and not self.arguments.quiet:
             from slim.report import closing
 
             print(closing(wrote, following))

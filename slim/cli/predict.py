@@ -5,6 +5,7 @@ reads   MODEL, an ONNX file that slim-export wrote, and images of any size
 writes  nothing
 """
 
+import json
 from collections.abc import Sequence
 
 from slim.cli.command import PlainParser, mistakes_in_one_line
@@ -19,6 +20,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.add_argument("--top", type=int, default=3, metavar="N", help="classes to show of each image (3)")
         parser.add_argument("--batch_size", type=int, default=64, metavar="N", help="images in one call (64)")
         parser.add_argument("--provider", default="auto", metavar="TEXT", help="auto, cpu, cuda, … (auto)")
+        parser.add_argument("--json", action="store_true", help="a JSON object for each image, one to a line")
         arguments = parser.parse_args(argv)
         from slim import report
         from slim.export.predict import OnnxModel, find_images
@@ -28,7 +30,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         unread: list[SlimError] = []  # told at the end: one broken file among many costs only itself
         results = net.stream(images, arguments.top, arguments.batch_size, lambda _, error: unread.append(error))
         for image, classes in report.counted(results, "images", len(images)):
-            print(f"{image}: " + ", ".join(f"{label} ({share:.1%})" for label, share in classes))
+            if arguments.json:
+                found = [{"label": label, "probability": share} for label, share in classes]
+                print(json.dumps({"image": str(image), "classes": found}, ensure_ascii=False))
+            else:
+                print(f"{image}: " + ", ".join(f"{label} ({share:.1%})" for label, share in classes))
         if unread:
             others = f" (and {len(unread) - 1} more)" if len(unread) > 1 else ""
             raise SlimError(f"{unread[0]}{others}")

@@ -28,10 +28,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         from slim import pipeline
 
         allow_code = arguments.allow_code and code_from_here()
-        if source is None:
-            pipeline.dry_run(arguments.arch, settings, console=given.console)
-        elif arguments.dry_run:
-            pipeline.prune_stage(source, settings, dry_run=True, allow_code=allow_code, console=given.console)
+        if arguments.dry_run:
+            if source is None:
+                made = pipeline.plan_architecture(arguments.arch, settings, console=given.console)
+            else:
+                made = pipeline.plan_file(source, settings, allow_code=allow_code, console=given.console)
+            given.close([], "slim-prune", plan=made.to_dict())
         else:
+            assert source is not None  # --arch needs --dry-run
             written = pipeline.prune_stage(source, settings, allow_code=allow_code, console=given.console)
             given.close(written, "slim-finetune")

@@ -13,7 +13,8 @@ from slim.pipeline.deploying import export_stage as export_stage
 from slim.pipeline.deploying import int8_stage as int8_stage
 from slim.pipeline.deploying import report_stage as report_stage
 from slim.pipeline.networks import Trained as Trained
-from slim.pipeline.pruning import dry_run as dry_run
+from slim.pipeline.pruning import plan_architecture as plan_architecture
+from slim.pipeline.pruning import plan_file as plan_file
 from slim.pipeline.pruning import prune_stage as prune_stage
 from slim.pipeline.resuming import begun as begun
 from slim.pipeline.resuming import unfinished as unfinished

@@ -20,7 +20,7 @@ from slim.verification import verify
 
 if TYPE_CHECKING:
     pass
-from slim.pipeline.networks import example_images, image_size, open_network, save_network
+from slim.pipeline.networks import Trained, example_images, image_size, open_network, save_network
 from slim.pipeline.records import read_records
 
 
@@ -28,19 +28,13 @@ def prune_stage(
     source: Path,
     settings: RunConfig,
     *,
-    dry_run: bool = False,
     allow_code: bool = False,
     console: Console | None = None,
 ) -> list[Path]:
-    """Prune the network in `source`, and check what the thin one computes. A dry run writes nothing."""
+    """Prune the network in `source`, and check what the thin one computes."""
     console = console or Console()
     read_records(source.parent)
-    before = open_network(source, settings, allow_code)
-    images = _calibration_images(before.dataset, settings) if before.dataset else None
-    made = plan(before.model, before.example, images=images, **_rules(settings))
-    _tell(made, console)
-    if dry_run:
-        return []
+    before, images, made = _planned(source, settings, allow_code, console)
     thin = made.apply(before.model)
     error = verify(before.model, thin, made, before.example)
     path, plan_path = source.with_name(STAGES["pruned"][0]), source.with_name("plan.json")
@@ -65,7 +59,14 @@ def prune_stage(
     return [path, plan_path]
 
 
-def dry_run(arch: str, settings: RunConfig, *, console: Console | None = None) -> None:
+def plan_file(
+    source: Path, settings: RunConfig, *, allow_code: bool = False, console: Console | None = None
+) -> PruningPlan:
+    """What `prune_stage` would do: print the plan, and write nothing."""
+    return _planned(source, settings, allow_code, console or Console())[2]
+
+
+def plan_architecture(arch: str, settings: RunConfig, *, console: Console | None = None) -> PruningPlan:
     """Print the plan for an untrained network on images of 3 channels and `data.image_size` pixels (224, for
     slim's own 32). Equal γ would have no order, so they are drawn at random."""
     console = console or Console()
@@ -76,8 +77,21 @@ def dry_run(arch: str, settings: RunConfig, *, console: Console | None = None) -
     for module in model.modules():
         if isinstance(module, _BatchNorm) and module.affine:
             nn.init.uniform_(module.weight)
-    _tell(plan(model, example_images([3, pixels, pixels]), **_rules(settings)), console)
+    made = plan(model, example_images([3, pixels, pixels]), **_rules(settings))
+    _tell(made, console)
     console.print(f"{arch}, untrained, γ drawn at random, 3×{pixels}×{pixels} pixels; nothing was written")
+    return made
+
+
+def _planned(
+    source: Path, settings: RunConfig, allow_code: bool, console: Console
+) -> tuple[Trained, Tensor | None, PruningPlan]:
+    """The network in `source`, images to calibrate on, and the plan for it."""
+    before = open_network(source, settings, allow_code)
+    images = _calibration_images(before.dataset, settings) if before.dataset else None
+    made = plan(before.model, before.example, images=images, **_rules(settings))
+    _tell(made, console)
+    return before, images, made
 
 
 def _rules(settings: RunConfig) -> dict[str, Any]:
