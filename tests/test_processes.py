@@ -155,8 +155,8 @@ def one_of_two(rank: int, folder: Path) -> None:
 
 
 def test_batchnorm_over_processes_is_that_of_the_whole_batch(tmp_path: Path) -> None:
-    fork = multiprocessing.get_context("fork")
-    processes = [fork.Process(target=one_of_two, args=(rank, tmp_path)) for rank in (0, 1)]
+    server = multiprocessing.get_context("forkserver")  # forked from here, autograd's threads would be in the way
+    processes = [server.Process(target=one_of_two, args=(rank, tmp_path)) for rank in (0, 1)]
     for process in processes:
         process.start()
     for process in processes:

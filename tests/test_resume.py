@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,9 @@ from slim.errors import SlimError
 from slim.pipeline import pruning, whole
 from slim.train import Snapshots, fit
 
-FORK = multiprocessing.get_context("fork")  # torch is loaded already
+# Children come from a server that has torch loaded: forked from here, they couldn't train once autograd has threads.
+CHILDREN = multiprocessing.get_context("forkserver")
+CHILDREN.set_forkserver_preload(["torch", "slim.train.loop"])
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -78,6 +81,7 @@ RECIPES: dict[str, tuple[OptimConfig, dict[str, Any]]] = {
 
 def trained(digits: Dataset, recipe: str, folder: Path, resume: bool) -> None:
     """Trains and leaves weights and records in `folder`."""
+    torch.set_num_threads(1)  # two that wait for each other on a busy machine take minutes
     optim, more = RECIPES[recipe]
     model = network()
     snapshots = Snapshots(folder / "state", {}, minutes=0.0005)
@@ -88,12 +92,12 @@ def trained(digits: Dataset, recipe: str, folder: Path, resume: bool) -> None:
     os.rename(folder / "weights.part", folder / "weights.pt")
 
 
-def killed_again_and_again(run: Callable[[bool], None], done: Path, seconds: float, kills: int, seed: int) -> int:
+def killed_again_and_again(run: Callable[..., None], done: Path, seconds: float, kills: int, seed: int) -> int:
     """Runs it in processes of their own, each killed, or asked to end, at a random moment within `seconds`; the last
     one may finish. Returns how many didn't."""
     draw, killed = random.Random(seed), 0
     for attempt in range(kills + 1):
-        process = FORK.Process(target=run, args=(attempt > 0,))
+        process = CHILDREN.Process(target=run, kwargs={"resume": attempt > 0})
         process.start()
         if attempt < kills:
             process.join(draw.uniform(0.05, seconds))
@@ -112,12 +116,12 @@ def test_killed_and_resumed_is_undisturbed(recipe: str, digits: Dataset, tmp_pat
     whole.mkdir()
     broken.mkdir()
     started = time.perf_counter()
-    process = FORK.Process(target=trained, args=(digits, recipe, whole, False))
+    process = CHILDREN.Process(target=trained, args=(digits, recipe, whole, False))
     process.start()
     process.join()
     took = time.perf_counter() - started
     killed = killed_again_and_again(
-        lambda resume: trained(digits, recipe, broken, resume), broken / "weights.pt", took / 3, 3, seed=len(recipe)
+        partial(trained, digits, recipe, broken), broken / "weights.pt", took / 3, 3, seed=len(recipe)
     )
     assert killed >= 1  # on a machine whose load changes, not always 3
     assert json.loads((broken / "records.json").read_text()) == json.loads((whole / "records.json").read_text())
