@@ -9,9 +9,7 @@ Channels predict each other, so they are taken away one by one, the cheapest fir
 follow.
 """
 
-import heapq
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,38 +22,54 @@ from slim.trace import Trace, call
 from slim.watch import TRANSPOSED, Layer, Watch
 
 PLACES = 16_384  # pixels of all images that second moments are taken over
+GATHERED = 64  # removals that are applied to matrices together: one product of matrices, not many of vectors
 RIDGE = 1e-4  # of the mean variance: what regression may rely on
 
 Floats = NDArray[np.float64]
 
 
-@dataclass
 class Reader:
-    """One group of a layer: what its input channels carry, and how they are read."""
+    """One group of a layer: what its input channels carry, and how they are read.
 
-    labels: NDArray[np.int64]  # root of each channel's class
-    precision: Floats  # inverse of the channels' covariance, of those that are left
-    weight: Floats  # [rows, channels]: kernel positions and outputs are rows
-    total: float  # variance of what the layer gives, taking pixels of a kernel as independent
+    `labels` are the roots of the channels' classes. `precision` is the inverse of the covariance of the channels that
+    are left, and `gram` holds the products of the weights that read two channels, summed over kernel positions and
+    outputs; both [channels, channels]. `total` is the variance of what the layer gives, taking the pixels of a kernel
+    as independent. Removing a channel changes both matrices by few vectors, which are gathered and applied together.
+    """
+
+    def __init__(self, labels: NDArray[np.int64], precision: Floats, gram: Floats, total: float) -> None:
+        self.labels, self.total = labels, total
+        self._precision, self._gram = precision, gram
+        self._left, self._weight = np.diagonal(precision).copy(), np.diagonal(gram).copy()
+        self._waiting = 0
+        self._rows, self._shares, self._reads = np.zeros((3, GATHERED, len(labels)))
 
     def costs(self) -> Floats:
-        """Share of the layer's variance that is missed for good when a channel goes."""
-        left = np.diagonal(self.precision)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            out: Floats = np.where(left > 0, (self.weight**2).sum(0) / left, 0.0) / self.total
+        """Share of the layer's variance that is missed for good when a channel goes; 0 for one that has gone."""
+        out = np.zeros(len(self.labels))
+        np.divide(self._weight.clip(0), self._left * self.total, out=out, where=self._left > 0)
         return out
 
     def remove(self, channel: int) -> None:
-        """Fold the channel into the others."""
-        row = self.precision[channel]
-        if row[channel] <= 0:
+        """Fold the channel into the others: each weight that read it goes to them in the shares that predict it."""
+        if self._left[channel] <= 0:
             return
+        rows, shares, reads = (v[: self._waiting] for v in (self._rows, self._shares, self._reads))
+        row = self._precision[channel] - rows[:, channel] @ rows
+        read = self._gram[channel] - reads[:, channel] @ shares - shares[:, channel] @ reads
         share = row / row[channel]
-        self.weight -= np.outer(self.weight[:, channel], share)
-        self.precision -= np.outer(row, share)
-        self.weight[:, channel] = 0
-        self.precision[channel] = 0
-        self.precision[:, channel] = 0
+        read = read - 0.5 * read[channel] * share
+        row = row / np.sqrt(row[channel])
+        self._left -= row**2
+        self._weight -= 2 * read * share
+        self._left[channel] = self._weight[channel] = 0
+        self._rows[self._waiting], self._shares[self._waiting], self._reads[self._waiting] = row, share, read
+        self._waiting += 1
+        if self._waiting == GATHERED:
+            crossed = self._reads.T @ self._shares
+            self._precision -= self._rows.T @ self._rows
+            self._gram -= crossed + crossed.T
+            self._waiting = 0
 
 
 def residual_scores(model: nn.Module, traced: Trace, images: Any, budget: str = "ratio") -> dict[str, Floats]:
@@ -66,36 +80,28 @@ def residual_scores(model: nn.Module, traced: Trace, images: Any, budget: str = 
     roots = {bn: traced.classes.roots(labels) for bn, labels in traced.norms.items()}
     every = np.unique(np.concatenate(list(roots.values())))
     free = every[~traced.classes.frozen(every)]
-    saved = _savings(traced, budget)
+    saved = _savings(traced, budget)[free]
     places: dict[int, list[tuple[int, int]]] = {root: [] for root in free.tolist()}
+    missed = np.zeros(len(traced.classes))  # by root
     for number, reader in enumerate(readers):
+        np.add.at(missed, reader.labels, reader.costs())
         for channel, root in enumerate(reader.labels.tolist()):
             if root in places:
                 places[root].append((number, channel))
-    touching = [np.unique(reader.labels).tolist() for reader in readers]
-    costs = [reader.costs() for reader in readers]
-
-    def cost(root: int) -> float:
-        return float(sum(costs[number][channel] for number, channel in places[root])) / saved[root]
-
-    now = {root: cost(root) for root in places}
-    heap = [(c, root) for root, c in now.items()]
-    heapq.heapify(heap)
     order: list[tuple[int, float]] = []
-    while heap:
-        expected, root = heapq.heappop(heap)
-        if now.get(root) != expected:  # its cost has changed since
-            continue
-        order.append((root, expected))
-        del now[root]
-        involved = {number for number, _ in places[root]}
-        for number, channel in places[root]:
-            readers[number].remove(channel)
-        for number in involved:
-            costs[number] = readers[number].costs()
-        for other in {label for number in involved for label in touching[number]} & now.keys():
-            now[other] = cost(other)
-            heapq.heappush(heap, (now[other], other))
+    left = np.ones(len(free), bool)
+    while left.any():
+        cost = np.where(left, missed[free] / saved, np.inf)
+        cheapest = int(cost.argmin())
+        left[cheapest] = False
+        order.append((int(free[cheapest]), max(float(cost[cheapest]), 0.0)))
+        for number in {number for number, _ in places[order[-1][0]]}:
+            reader = readers[number]
+            np.subtract.at(missed, reader.labels, reader.costs())
+            for where, channel in places[order[-1][0]]:
+                if where == number:
+                    reader.remove(channel)
+            np.add.at(missed, reader.labels, reader.costs())
     # what goes later never scores less, and equal costs keep their order
     climbing = np.maximum.accumulate(np.array([c for _, c in order] or [0.0]))
     climbing += np.arange(len(climbing)) * 1e-12 * max(climbing[-1], 1e-12)
@@ -166,12 +172,12 @@ def _split(layer: Layer, labels: NDArray[np.int64]) -> list[Reader]:
         else:
             outputs = len(columns) // groups
             own = columns[number * outputs : (number + 1) * outputs]
-        flat = own.reshape(-1, part.shape[1]).copy()
+        flat = own.reshape(-1, part.shape[1])
         total = float(((flat @ covariance) * flat).sum())
         ridge = RIDGE * max(float(np.trace(covariance)) / len(covariance), 1e-30)
         precision = np.linalg.inv(covariance + ridge * np.eye(len(covariance))).astype(np.float64)
         if total > 0:
             n = part.shape[1]
             own_labels = labels if len(labels) == n else labels[number * n : (number + 1) * n]
-            readers.append(Reader(own_labels, precision, flat, total))
+            readers.append(Reader(own_labels, precision, flat.T @ flat, total))
     return readers

@@ -34,7 +34,9 @@ def missed(model: nn.Module, images: Tensor, gone: list[int]) -> float:
     return float(left.square().sum() / y.square().sum())
 
 
-def test_costs_add_up_to_the_error_of_least_squares(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("gathered", [2, 64])
+def test_costs_add_up_to_the_error_of_least_squares(gathered: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "GATHERED", gathered)
     monkeypatch.setattr(scoring, "RIDGE", 1e-12)
     model = correlated([nn.Conv2d(C, 5, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()])
     images = torch.randn(30, 3, 6, 6, dtype=torch.float64)
