@@ -206,7 +206,7 @@ def main() -> None:
                     raw.write_text(json.dumps(known))
                 got = {method: [round(v, 2) for v in ratios(known[key], method)] for method in METHODS}
                 print(key, got, flush=True)
-    options.out.write_text(report(known, "scripts/bench_deploy.py") + "\n", encoding="utf-8")
+                options.out.write_text(report(known, "python scripts/bench_deploy.py") + "\n", encoding="utf-8")
     print(f"wrote {options.out}")
 
 
