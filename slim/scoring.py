@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from slim.trace import Trace, call
-from slim.watch import TRANSPOSED, Layer, Watch
+from slim.watch import TRANSPOSED, Layer, Watch, evaluating
 
 PLACES = 16_384  # pixels of all images that second moments are taken over
 GATHERED = 64  # removals that are applied to matrices together: one product of matrices, not many of vectors
@@ -141,14 +141,8 @@ def _readers(model: nn.Module, traced: Trace, images: Any) -> list[Reader]:
             found[layer.name] = _split(layer, traced.classes.roots(labels))
         return layer.run()
 
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), Watch(model, visit):
-            call(model, images)
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    with evaluating(model), Watch(model, visit):
+        call(model, images)
     return [reader for readers in found.values() for reader in readers]
 
 

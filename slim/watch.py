@@ -1,6 +1,7 @@
 """Layers at work: every convolution, linear layer and BatchNorm of a forward pass, whatever module or code calls it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,3 +73,16 @@ class Watch(TorchFunctionMode):
             if name is not None:
                 return self.visit(Layer(kind, name, func, arguments, lambda: func(*args, **kwargs)))
         return func(*args, **kwargs)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode and without gradients; its modes and torch's random state are as before after it."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

@@ -12,8 +12,7 @@ images, no labels, and about as long as a few forward passes.
 
 import math
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,7 +28,7 @@ from slim.recovery.lockstep import OutOfStep, side_by_side
 from slim.recovery.regression import Fit, fit, fits
 from slim.trace import call
 from slim.trace.clone import clone, named_tensors
-from slim.watch import TRANSPOSED, Layer, Watch
+from slim.watch import TRANSPOSED, Layer, Watch, evaluating
 
 LEAST_IMAGES = 8
 CALIBRATION_PIXELS = 128 * 224**2  # all activations of all images are held at once: about 3 GB for a ResNet-50
@@ -98,7 +97,7 @@ def recover(model: nn.Module, thin: nn.Module, plan: PruningPlan, images: Any, *
     device = next(model.parameters()).device
     calibration, test = (_part(images, part, device) for part in (slice(fitted), slice(fitted, None)))
     result = Recovery(thin, "none", {}, 0.0, count)
-    with _evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with evaluating(model):
         candidates = {"none": clone(thin, _copied).eval()}
         try:
             uses = _uses(candidates["none"], _part(calibration, slice(2)))
@@ -134,17 +133,6 @@ def _copied(tensor: Tensor) -> Tensor:
 
 def _part(images: Any, part: slice, device: torch.device | None = None) -> Any:
     return tree_map_only(Tensor, lambda t: (t[part] if t.dim() else t).to(device), images)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 # -- one pass ----------------------------------------------------------------------------------------------------------
@@ -269,14 +257,7 @@ def _distance(model: nn.Module, other: nn.Module, images: Any) -> float:
     total, scale = 0.0, 0.0
     for start in range(0, count, BATCH):
         batch = _part(images, slice(start, start + BATCH))
-        expected, found = (
-            [
-                t.cpu().double()
-                for t in tree_leaves(call(network, batch))
-                if isinstance(t, Tensor) and t.is_floating_point()
-            ]
-            for network in (model, other)
-        )
+        expected, found = _outputs(model, batch), _outputs(other, batch)
         if len(expected) == 1 and expected[0].dim() == 2:
             wanted, had = expected[0].log_softmax(1), found[0].log_softmax(1)
             total += float(F.kl_div(had, wanted, reduction="sum", log_target=True))
