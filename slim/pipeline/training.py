@@ -15,6 +15,7 @@ from slim.checkpoint import STAGES
 from slim.config import OptimConfig, RunConfig, SparsityConfig
 from slim.data import Dataset
 from slim.errors import SlimError
+from slim.planning import PruningPlan
 
 if TYPE_CHECKING:
     pass
@@ -45,24 +46,11 @@ def finetune_stage(
 ) -> list[Path]:
     """Train the network in `source` on, without a penalty. With `finetune.distill` it also learns from `teacher`, by
     default the sparse.safetensors beside it."""
-    console = console or Console()
     path = source.with_name(STAGES["finetuned"][0])
+    teacher = (teacher or source.with_name(STAGES["sparse"][0])) if settings.finetune.distill else None
     with together(settings):
-        if resume and is_done(path, settings, console, times_pruned(source)):
-            return [path]
-        read_records(source.parent)
-        before = open_network(source, settings, allow_code)
-        dataset = before.dataset or data.load(settings.data, settings.seed)
-        unpruned = None
-        if settings.finetune.distill:
-            unpruned = open_network(teacher or source.with_name(STAGES["sparse"][0]), settings, allow_code).model
-        records = _fit(path, before.model, dataset, settings, settings.finetune, console, unpruned, resume=resume)
-        facts = before.facts | facts_of(dataset)
-        record = save_network(path, before.model, before.plans, facts, settings, dataset, records)
-        train.wait_for_all()  # for the file
-        console.print(report.stage_table({before.stage: before.metrics, "finetuned": record}, "fine-tuning"))
-        console.print(report.effort(records))
-        return [path]
+        _train_on(source, path, settings, settings.finetune, None, teacher, allow_code, console or Console(), resume)
+    return [path]
 
 
 def train_new(
@@ -94,10 +82,7 @@ def train_new(
         raise SlimError(f"{facts['arch']} has no BatchNorm with a scale γ: there is nothing to prune")
     read_records(path.parent)  # before the work, so that a broken file costs none of it
     records = _fit(path, model, dataset, settings, settings.train, console, None, sparsity, fresh, resume)
-    record = save_network(path, model, [], facts, settings, dataset, records, fresh)
-    train.wait_for_all()  # for the file
-    console.print(report.stage_table({stage: record}, "training"))
-    console.print(report.effort(records))
+    _close(path, {}, model, [], facts, settings, dataset, records, console, fresh)
     return [path]
 
 
@@ -108,21 +93,51 @@ def train_sparse(
     if source is None:
         return train_new("sparse", settings, settings.sparsity, allow_code, console, False, resume, folder)[0]
     path = folder / STAGES["sparse"][0]
+    _train_on(source, path, settings, settings.train, settings.sparsity, None, allow_code, console, resume)
+    return path
+
+
+def _train_on(
+    source: Path,
+    path: Path,
+    settings: RunConfig,
+    optim: OptimConfig,
+    sparsity: SparsityConfig | None,
+    teacher: Path | None,
+    allow_code: bool,
+    console: Console,
+    resume: bool,
+) -> None:
+    """Train the network in `source` on, into the stage at `path`; unless that is done, with `resume`."""
     if resume and is_done(path, settings, console, times_pruned(source)):
-        return path
-    read_records(folder)
+        return
+    read_records(path.parent)
     before = open_network(source, settings, allow_code)
     dataset = before.dataset or data.load(settings.data, settings.seed)
-    records = _fit(
-        path, before.model, dataset, settings, settings.train, console, None, settings.sparsity, False, resume
-    )
-    record = save_network(
-        path, before.model, before.plans, before.facts | facts_of(dataset), settings, dataset, records
-    )
+    unpruned = open_network(teacher, settings, allow_code).model if teacher else None
+    records = _fit(path, before.model, dataset, settings, optim, console, unpruned, sparsity, resume=resume)
+    facts, earlier = before.facts | facts_of(dataset), {before.stage: before.metrics}
+    _close(path, earlier, before.model, before.plans, facts, settings, dataset, records, console)
+
+
+def _close(
+    path: Path,
+    earlier: dict[str, dict[str, Any]],
+    model: nn.Module,
+    plans: list[PruningPlan],
+    facts: dict[str, Any],
+    settings: RunConfig,
+    dataset: Dataset,
+    records: list[dict[str, Any]],
+    console: Console,
+    fresh: bool = False,
+) -> None:
+    """Save a trained network, and show it below the stages `earlier`."""
+    record = save_network(path, model, plans, facts, settings, dataset, records, fresh)
     train.wait_for_all()  # for the file
-    console.print(report.stage_table({before.stage: before.metrics, "sparse": record}, "training"))
+    title = "fine-tuning" if path.stem == "finetuned" else "training"
+    console.print(report.stage_table({**earlier, path.stem: record}, title))
     console.print(report.effort(records))
-    return path
 
 
 def _fit(
