@@ -32,13 +32,9 @@ FOLDERS = [Path("checkpoints/several", name) for name in ("pass-1", "pass-2", ".
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(whole, "_export_and_measure", lambda *_: [])  # tested elsewhere
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class Fits:

@@ -17,11 +17,6 @@ from slim.train.average import Average
 from slim.train.recipe import Objective, distillation, mixing, optimizer_of
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="module")
 def digits() -> Dataset:
     whole = load(DataConfig(), seed=0)

@@ -18,14 +18,6 @@ from slim.train import Progress, evaluate, fit, learning_rate, resolve_device, r
 from slim.train.state import mixed
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def digits() -> Dataset:
     return load(DataConfig(), seed=0)
