@@ -1,6 +1,6 @@
 """Prune every network with BatchNorm in torchvision and every CNN family in timm, and prove each one.
 
-    python scripts/zoo_coverage.py [--ratios 0.2 0.5 0.8] [--seeds 1] [--only NAME …] [--limit SECONDS] [--out FILE]
+    python scripts/zoo_coverage.py [--ratios 0.2 0.5 0.8] [--seeds 2] [--only NAME …] [--limit SECONDS] [--out FILE]
 
 Each network gets random γ ~ U(0.01, 1), β ~ N(0, 0.1) and random running statistics; `slim.plan` must succeed, reach
 the ratio to within a point, and the thin network must equal the masked original in float64 (`slim.verify`). One
@@ -13,10 +13,12 @@ import importlib.util
 import json
 import multiprocessing as mp
 import platform
+import queue
 import re
 import resource
 import time
 import warnings
+from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from torch import nn
 
 import slim
 
+STATUSES = ("ok", "short", "refused", "differs", "crashed", "timeout", "not built")
 NORMS = nn.modules.batchnorm._BatchNorm
 SIZES = r"(?:nano|tiny|pico|atto|femto|small|base|medium|large|xlarge|huge|giant|xxs|xs|s|m|l|xl|xxl|t|x|e|b)"
 
@@ -108,16 +111,29 @@ def randomise(model: nn.Module, seed: int) -> int:
     return len(norms)
 
 
-def examine(name: str, ratio: float, seed: int, queue: "mp.Queue[dict[str, object]]") -> None:
+def examine(name: str, cases: list[tuple[float, int]], queue: "mp.Queue[dict[str, object] | None]") -> None:
+    """A row for each ratio and seed, then None."""
     torch.set_num_threads(1)
-    torch.manual_seed(seed)
-    row: dict[str, object] = {"network": name, "ratio": ratio, "seed": seed}
+    torch.manual_seed(0)
     try:
         model, inputs = create(name)
-        if not randomise(model, seed):
-            queue.put({**row, "status": "no BatchNorm"})
-            return
-        model.eval()
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}"[:300]
+        for ratio, seed in cases:
+            queue.put({"network": name, "ratio": ratio, "seed": seed, "status": "not built", "why": why})
+        return queue.put(None)
+    for ratio, seed in cases:
+        row: dict[str, object] = {"network": name, "ratio": ratio, "seed": seed}
+        if randomise(model, seed):
+            examine_one(model.eval(), inputs, ratio, row)
+        else:
+            row["status"] = "no BatchNorm"
+        queue.put(row)
+    queue.put(None)
+
+
+def examine_one(model: nn.Module, inputs: object, ratio: float, row: dict[str, object]) -> None:
+    try:
         start = time.perf_counter()
         plan = slim.plan(model, inputs, ratio=ratio)
         row["plan_s"] = round(time.perf_counter() - start, 3)
@@ -130,25 +146,31 @@ def examine(name: str, ratio: float, seed: int, queue: "mp.Queue[dict[str, objec
         row["frozen"] = sum(sum(w.values()) for w in plan.frozen.values())
         row["channels"] = plan.totals["channels"][0]
         row["why"] = plan.shortfall[:300]
+        start = time.perf_counter()
         row["error"] = slim.verify(model, thin, plan, inputs)
+        row["verify_s"] = round(time.perf_counter() - start, 3)
         row["status"] = "ok" if plan.ratio_achieved > ratio - 0.01 else "short"
         row["memory_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
     except slim.SlimError as error:
         row["status"], row["why"] = "differs" if "differs" in str(error) else "refused", str(error)[:300]
     except Exception as error:
         row["status"], row["why"] = "crashed", f"{type(error).__name__}: {error}"[:300]
-    queue.put(row)
 
 
-def run(name: str, ratio: float, seed: int, limit: float) -> dict[str, object]:
+def run(name: str, cases: list[tuple[float, int]], limit: float) -> Iterator[dict[str, object]]:
+    """The rows of one network, as they come. What takes over `limit` seconds is given up, and so is what is after."""
     context = mp.get_context("fork")
-    queue: mp.Queue[dict[str, object]] = context.Queue()
-    process = context.Process(target=examine, args=(name, ratio, seed, queue))
+    rows: mp.Queue[dict[str, object] | None] = context.Queue()
+    process = context.Process(target=examine, args=(name, cases, rows))
     process.start()
+    left = list(cases)
     try:
-        return queue.get(timeout=limit)
-    except Exception:
-        return {"network": name, "ratio": ratio, "seed": seed, "status": "timeout", "why": f"over {limit:.0f} s"}
+        while (row := rows.get(timeout=limit)) is not None:
+            left.remove((row["ratio"], row["seed"]))  # type: ignore[arg-type]
+            yield row
+    except queue.Empty:
+        for ratio, seed in left:
+            yield {"network": name, "ratio": ratio, "seed": seed, "status": "timeout", "why": f"over {limit:.0f} s"}
     finally:
         process.kill()
         process.join()
@@ -163,17 +185,14 @@ def table(rows: list[dict[str, object]]) -> str:
         f"{date.today()}, torch {torch.__version__}, {platform.machine()}, Python {platform.python_version()}, "
         "one thread. γ ~ U(0.01, 1), β ~ N(0, 0.1). `ok`: within a point of the ratio, thin ≡ masked in float64.",
         "",
-        "| library | ratio | networks | ok | short | refused | differs | crashed | timeout | worst error |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| library | ratio | runs | " + " | ".join(STATUSES) + " | worst error |",
+        "|" + "---|" * (len(STATUSES) + 4),
     ]
     for library in ("torchvision", "timm"):
         for ratio in sorted({r["ratio"] for r in rows}):  # type: ignore[type-var]
             mine = [r for r in rows if r["ratio"] == ratio and str(r["network"]).startswith(library)]
             if mine:
-                count = [
-                    sum(r["status"] == s for r in mine)
-                    for s in ("ok", "short", "refused", "differs", "crashed", "timeout")
-                ]
+                count = [sum(r["status"] == s for r in mine) for s in STATUSES]
                 worst = max((float(r["error"]) for r in mine if "error" in r), default=0.0)  # type: ignore[arg-type]
                 lines.append(
                     f"| {library} | {ratio} | {len(mine)} | " + " | ".join(map(str, count)) + f" | {worst:.1e} |"
@@ -202,10 +221,10 @@ def table(rows: list[dict[str, object]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ratios", type=float, nargs="+", default=[0.5])
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--ratios", type=float, nargs="+", default=[0.2, 0.5, 0.8])
+    parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--only", nargs="+", default=None, help="networks such as torchvision:resnet50")
-    parser.add_argument("--limit", type=float, default=120, help="seconds for one network")
+    parser.add_argument("--limit", type=float, default=120, help="seconds for one network and ratio")
     parser.add_argument(
         "--out", type=Path, default=Path(__file__).parent / f"results/zoo_coverage-{date.today()}.jsonl"
     )
@@ -217,17 +236,14 @@ def main() -> None:
 
     if importlib.util.find_spec("timm"):
         import timm  # noqa: F401
-    for seed in range(options.seeds):
-        for ratio in options.ratios:
-            for name in names:
-                if (name, ratio, seed) in done:
-                    continue
-                row = run(name, ratio, seed, options.limit)
-                rows.append(row)
-                with options.out.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
-                why = row.get("why", "") if row["status"] != "ok" else ""
-                print(f"{row['status']:12} {name} {ratio} {row.get('achieved', '')} {why}", flush=True)
+    for name in names:
+        cases = [(r, seed) for seed in range(options.seeds) for r in options.ratios if (name, r, seed) not in done]
+        for row in run(name, cases, options.limit) if cases else []:
+            rows.append(row)
+            with options.out.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            why = row.get("why", "") if row["status"] != "ok" else ""
+            print(f"{row['status']:12} {name} {row['ratio']} {row.get('achieved', '')} {why}", flush=True)
     options.out.with_suffix(".md").write_text(table(rows))
 
 
