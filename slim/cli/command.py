@@ -20,9 +20,11 @@ from slim.errors import Interrupted, SlimError
 if TYPE_CHECKING:
     from rich.console import Console
 
-# Before torch loads OpenMP: on a machine with other work, threads that spin while they wait for each other made
-# a small network train 40 times slower (64 images/s, passive 2,500; 2 threads on 2 busy cores).
+# Before torch loads OpenMP. Threads that spin while they wait for each other are fast on a quiet machine and hopeless
+# beside other work: ResNet-20 on 2 cores trained at 630 images/s alone, at 19 beside one busy process; with no spinning
+# at 460 and 255; with GNU's runtime told to spin for a short while at 600 and 240.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 SWITCH = "true|false"  # the metavar of a setting that is on or off
 
