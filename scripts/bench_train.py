@@ -10,9 +10,11 @@ trains one epoch on the same images, in a process of its own; the order turns wi
 - slim, compiled: the same with compile=True; the compiler's time, before the first round, is given apart;
 - paper: the loop of the paper's authors: torchvision's ImageFolder, a DataLoader with one worker and PIL transforms,
   fp32, NCHW, and a Python loop over all BatchNorms for the penalty;
+- paper, slim's threads: the same with the environment that the slim commands set, so that OpenMP's threads hardly
+  spin (all slim ways have it; the other ways run as they come);
 - paper, arrays: the same on images that are decoded already, as torchvision keeps the original CIFAR-10;
 - lightning: the paper's data and penalty in Lightning's Trainer as it comes (no checkpoints, no logger, no bar);
-- slim, pruned / pruned to multiples of 8: slim on the network that `slim.plan` leaves of ResNet-20 at half its FLOPs.
+- slim, pruned / pruned to multiples of 8 or 16: slim on what `slim.plan` leaves of ResNet-20 at half its FLOPs.
 
 --accuracy trains slim and paper from the same weights with the same recipe and compares accuracies on the test images
 over the seeds. It goes on where it was stopped: finished trainings are read from scripts/results/.
@@ -32,8 +34,6 @@ from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the slim commands set it; for all ways
-
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -48,6 +48,7 @@ from slim.config import DataConfig, OptimConfig, SparsityConfig
 from slim.data import Split
 from slim.size import measure
 
+THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "3000"}  # what the slim commands set, before OpenMP loads
 BATCH, LAMBDA = 64, 1e-4
 RECIPE = OptimConfig(lr=0.1, nesterov=False, schedule="step", warmup=0.0, decay_norm=True)  # the authors'
 
@@ -201,16 +202,20 @@ def pruned(round_to: int) -> nn.Module:
 WAYS = [
     "paper",
     "slim",
+    "paper, slim's threads",
     "paper, arrays",
     "lightning",
     "slim, pruned",
     "slim, pruned to multiples of 8",
+    "slim, pruned to multiples of 16",
     "slim, compiled",
 ]
 
 
 def network_of(name: str) -> nn.Module:
-    return pruned(8) if "multiples" in name else pruned(1) if "pruned" in name else resnet20()
+    if "pruned" not in name:
+        return resnet20()
+    return pruned(int(name.rpartition(" of ")[2]) if "multiples" in name else 1)
 
 
 def way_of(name: str, material: Material, device: str) -> Callable[[], None]:
@@ -259,6 +264,10 @@ def speed(args: argparse.Namespace) -> None:
     context = multiprocessing.get_context("spawn")
     for name in names:
         pipes[name], other = context.Pipe()
+        for variable, value in THREADS.items():
+            os.environ.pop(variable, None)
+            if "slim" in name:
+                os.environ[variable] = value
         context.Process(target=serve, args=(other, name, args), daemon=False).start()
         to_load, to_start = pipes[name].recv()
         if "compiled" in name:
@@ -299,7 +308,8 @@ def speed(args: argparse.Namespace) -> None:
     text = (
         f"# How fast slim trains\n\n{ran_on(command, 'torchvision', 'lightning', 'pillow')}\n\n"
         f"ResNet-20, CIFAR-10 (JPEG), {args.images:,} images in an epoch, batch {BATCH}, {args.rounds} rounds, "
-        f"{precision}; ratios are medians over the rounds. CPU time is that of all processes. Before that, "
+        f"{precision}; ratios are medians over the rounds. CPU time is that of all processes. slim's ways run with "
+        f"{' '.join(f'{key}={value}' for key, value in THREADS.items())}, as the slim commands do. Before that, "
         f"loading all 60,000 images took slim {to_load:.1f} s.\n\n{table(header, rows)}\n\n" + "\n\n".join(notes)
     )
     print(text)
@@ -312,6 +322,7 @@ def _ratio(a: list[float], b: list[float]) -> float:
 
 
 def accuracy(args: argparse.Namespace) -> None:
+    torch.set_num_threads(args.threads)
     material = Material(args.images)
     name = f"bench_train_accuracy-{args.images}x{args.epochs}.json"
     path = RESULTS / name
@@ -361,8 +372,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     args = parser.parse_args()
     args.images = args.images or (8192 if args.accuracy else 5120)
-    torch.set_num_threads(args.threads)
-    (accuracy if args.accuracy else speed)(args)
+    if args.accuracy:
+        os.environ.update(THREADS)
+        process = multiprocessing.get_context("spawn").Process(target=accuracy, args=(args,))
+        process.start()
+        process.join()
+        raise SystemExit(process.exitcode)
+    speed(args)
 
 
 if __name__ == "__main__":

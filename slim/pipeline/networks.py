@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +12,9 @@ from slim import checkpoint, config, data, models, report, train
 from slim.config import RunConfig
 from slim.data import Dataset
 from slim.errors import SlimError
+from slim.pipeline.records import enter
 from slim.planning import PruningPlan
 from slim.size import measure
-
-if TYPE_CHECKING:
-    pass
-from slim.pipeline.records import enter
 
 
 @dataclass(frozen=True)

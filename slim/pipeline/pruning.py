@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -13,15 +13,12 @@ from slim import data, models, report, train
 from slim.checkpoint import STAGES
 from slim.config import RunConfig
 from slim.data import Dataset
+from slim.pipeline.networks import Trained, example_images, image_size, open_network, save_network
+from slim.pipeline.records import read_records
 from slim.planning import PruningPlan, plan
 from slim.recovery import Recovery, calibration_count, recover
 from slim.runtime import Runtime
 from slim.verification import verify
-
-if TYPE_CHECKING:
-    pass
-from slim.pipeline.networks import Trained, example_images, image_size, open_network, save_network
-from slim.pipeline.records import read_records
 
 
 def prune_stage(

@@ -2,18 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from slim import checkpoint, config
 from slim.config import RunConfig
 from slim.errors import SlimError
-from slim.train import snapshots
-
-if TYPE_CHECKING:
-    pass
 from slim.pipeline.records import ROOT, read_records
+from slim.train import snapshots
 
 
 def unfinished(name: str, stages: Sequence[str]) -> RunConfig | None:

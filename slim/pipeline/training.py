@@ -3,7 +3,7 @@
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -15,13 +15,10 @@ from slim.checkpoint import STAGES
 from slim.config import OptimConfig, RunConfig, SparsityConfig
 from slim.data import Dataset
 from slim.errors import SlimError
-from slim.planning import PruningPlan
-
-if TYPE_CHECKING:
-    pass
 from slim.pipeline.networks import facts_of, image_size, open_network, save_network
 from slim.pipeline.records import ROOT, enter_epochs, read_records, states_of
 from slim.pipeline.resuming import check_same, is_done, times_pruned
+from slim.planning import PruningPlan
 
 
 def train_stage(

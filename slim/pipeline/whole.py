@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 
@@ -11,16 +11,13 @@ from slim import report, train
 from slim.checkpoint import STAGES
 from slim.config import RunConfig
 from slim.errors import SlimError
-from slim.report import card
-
-if TYPE_CHECKING:
-    pass
 from slim.pipeline.deploying import bench_files, export_stage, int8_stage, report_stage, write_onnx
 from slim.pipeline.networks import open_network
 from slim.pipeline.pruning import prune_stage
 from slim.pipeline.records import ROOT, enter_latency, forget, read_records
 from slim.pipeline.resuming import is_done
 from slim.pipeline.training import finetune_stage, together, train_new, train_sparse
+from slim.report import card
 
 FLOOR_OF_A_PASS = 0.5  # share of each layer that stays in one of several passes, as in the paper
 
