@@ -16,9 +16,15 @@ fine-tunes. What is trained on the way:
     random    random channels, the same share of each layer, on the same network
     scratch   the architecture that slim found, trained from new weights for all epochs (Liu et al., 2019)
 
+The learning rate of fine-tuning is each method's own best, so that none is favoured: on the first seed every method is
+fine-tuned at each --finetune-lr, for each budget, and the rate with the lowest cross entropy on validation images (a
+tenth of the training images, which no training sees) is the one that counts, for the other seeds too. Test images
+choose nothing. From scratch the networks learn at --lr, as all unpruned ones do.
+
 Trained networks are kept under --cache by the hash of all that they depend on, and every result is appended to a
-JSON-lines file as it comes: stop it at any time, the next run goes on. Recovery looks at --calibration images without
-labels; its fine-tuning sees as many fewer, in whole batches, and `images` of each result counts all.
+JSON-lines file as it comes. Stop it at any time, by --minutes, Ctrl-C or a kill: the next run goes on, within a
+training too. Recovery looks at --calibration images without labels; its fine-tuning sees as many fewer, in whole
+batches, and `images` of each result counts all.
 """
 
 import argparse
@@ -26,12 +32,19 @@ import contextlib
 import copy
 import dataclasses
 import hashlib
+import itertools
 import json
+import math
+import shlex
+import signal
+import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import date
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -42,6 +55,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 import slim
 from slim import checkpoint, data, models, train
 from slim.config import DataConfig, OptimConfig, SparsityConfig
+from slim.errors import Interrupted
 from slim.size import measure
 
 METHODS = ("slim", "paper", "tp", "l1", "random", "scratch")
@@ -66,7 +80,6 @@ class Setting:
     epochs: int
     finetune: int
     lr: float
-    finetune_lr: float
     batch_size: int
     strength: float  # λ of slim
     paper_strength: float
@@ -102,26 +115,35 @@ class Bench:
         count = min(self.setting.calibration, len(self.loaded.train))
         return next(data.batches(self.loaded.train, self.loaded, count, shuffle_seed=self.seed))[0]
 
-    def fit(self, model: nn.Module, epochs: int, lr: float, fewer: int = 0, **more: Any) -> int:
-        """Train in place on the training images, `fewer` of them in all; how many images were seen."""
+    def fit(self, model: nn.Module, epochs: int, lr: float, states: Path, fewer: int = 0, **more: Any) -> int:
+        """Train in place on the training images, `fewer` of them in all; how many images were seen. It goes on from
+        what an interrupted training left in the folder `states`."""
         optim = OptimConfig(epochs=epochs, lr=lr)
         batch = self.setting.batch_size
         count = len(self.loaded.train) - -(-fewer // (epochs * batch)) * batch  # whole batches less in each epoch
         chosen = torch.randperm(len(self.loaded.train), generator=torch.Generator().manual_seed(self.seed))[:count]
         loaded = dataclasses.replace(self.loaded, train=self.loaded.train[chosen])
-        train.fit(model, loaded, optim, batch_size=batch, seed=self.seed, device=self.setting.device, **more)
-        model.eval()
+        more |= {"batch_size": batch, "seed": self.seed, "device": self.setting.device}
+        train.fit(model, loaded, optim, **more, snapshots=train.Snapshots(states, {}, minutes=1), resume=True)
         return epochs * (count // batch) * batch
 
+    def measured(self, model: nn.Module, split: data.Split) -> dict[str, float]:
+        """Accuracy and cross entropy."""
+        return train.evaluate(model, split, self.loaded, device=self.setting.device)
+
     def accuracy(self, model: nn.Module) -> float:
-        return train.evaluate(model, self.loaded.test, self.loaded, device=self.setting.device)["accuracy"]
+        return self.measured(model, self.loaded.test)["accuracy"]
+
+    def file(self, *facts: Any, ending: str) -> Path:
+        """Where the cache keeps what follows from these facts."""
+        return self.cache / f"{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}{ending}"
 
     def trained(self, kind: str) -> nn.Module:
         """The network that a method starts from: "slim", "paper", "tp" or "dense"."""
         s = self.setting
         strength = {"slim": s.strength, "paper": s.paper_strength, "tp": s.tp_strength, "dense": 0.0}[kind]
         facts = [s.data, s.arch, s.images, s.epochs, s.lr, s.batch_size, strength, kind, self.seed]
-        path = self.cache / f"{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}.safetensors"
+        path, states = (self.file(*facts, ending=ending) for ending in (".safetensors", ".state"))
         if not path.exists():
             model = self.new()
             how = {
@@ -131,10 +153,11 @@ class Bench:
             with (
                 torch_prunings_regulariser(model, self.example, strength) if kind == "tp" else contextlib.nullcontext()
             ):
-                self.fit(model, s.epochs, s.lr, sparsity=how)
+                self.fit(model, s.epochs, s.lr, states, sparsity=how)
             path.parent.mkdir(parents=True, exist_ok=True)
             metrics = {"kind": kind, "facts": facts, "accuracy": self.accuracy(model)}
             checkpoint.save(path, model, arch=s.arch, arch_kwargs=self.arguments, metrics=metrics)
+            train.Snapshots(states, {}).clear()
         return checkpoint.load(path)
 
 
@@ -194,51 +217,64 @@ def by_torch_pruning(model: nn.Module, example: Tensor, keep: float, kind: str, 
 # -- methods -----------------------------------------------------------------------------------------------------------
 
 
-def one_result(bench: Bench, method: str, keep: float) -> dict[str, Any]:
-    """Prune to `keep` of the FLOPs, fine-tune, measure."""
+def results_of(bench: Bench, method: str, keep: float, rates: Sequence[float]) -> Iterator[dict[str, Any]]:
+    """Prune to `keep` of the FLOPs; then for each learning rate fine-tune, and measure."""
     s = bench.setting
-    started = time.perf_counter()
     whole = bench.trained({"slim": "slim", "paper": "paper", "tp": "tp", "scratch": "slim"}.get(method, "dense"))
     extra = 0  # images that recovery looks at
     teacher = None
-    result: dict[str, Any] = {"method": method, "keep": keep, "seed": bench.seed}
+    pruned: dict[str, Any] = {"method": method, "keep": keep, "seed": bench.seed}
     if method in ("slim", "scratch"):
         images = bench.images()
         plan = slim.plan(whole, bench.example, flops=keep, score="residual", images=images)
         thin = plan.apply(bench.new() if method == "scratch" else whole)
         if method == "slim":
             extra, teacher = CALIBRATION_PASSES * len(images), whole
-            result["as_is"] = bench.accuracy(thin)
+            pruned["as_is"] = bench.accuracy(thin)
             recovered = slim.recover(whole, thin, plan, images)
-            thin, result["recovery_seconds"] = recovered.model, recovered.seconds
+            thin, pruned["recovery_seconds"] = recovered.model, recovered.seconds
     elif method == "paper":
         thin = slim.plan(whole, bench.example, flops=keep).apply(whole)
     else:
         thin = by_torch_pruning(whole, bench.example, keep, method, bench.seed)
-    pruned = None if method == "scratch" else bench.accuracy(thin)
-    seen = extra + (0 if method == "scratch" else s.epochs * (len(bench.loaded.train) // s.batch_size) * s.batch_size)
-    if method == "scratch":
-        seen += bench.fit(thin, s.epochs + s.finetune, s.lr)
-    else:
-        seen += bench.fit(thin, s.finetune, s.finetune_lr, fewer=extra, teacher=teacher)
     before, after = measure(whole, bench.example), measure(thin, bench.example)
-    return result | {
-        "unpruned": None if method == "scratch" else bench.accuracy(whole),
-        "pruned": pruned,
-        "finetuned": bench.accuracy(thin),
-        "flops": after.flops / before.flops,
-        "params": after.params / before.params,
-        "images": seen,
-        "seconds": time.perf_counter() - started,
-        "date": str(date.today()),
-    }
+    pruned |= {"flops": after.flops / before.flops, "params": after.params / before.params}
+    seen = s.epochs * (len(bench.loaded.train) // s.batch_size) * s.batch_size
+    if method != "scratch":
+        pruned |= {"unpruned": bench.accuracy(whole), "pruned": bench.accuracy(thin)}
+    for lr in rates:
+        started = time.perf_counter()
+        states = bench.file(dataclasses.asdict(s), method, keep, bench.seed, lr, ending=".state")
+        tuned = copy.deepcopy(thin)
+        if method == "scratch":
+            count = bench.fit(tuned, s.epochs + s.finetune, lr, states)
+        else:
+            count = seen + extra + bench.fit(tuned, s.finetune, lr, states, fewer=extra, teacher=teacher)
+        test = bench.measured(tuned, bench.loaded.test)
+        yield pruned | {
+            "lr": lr,
+            "validation_loss": bench.measured(tuned, bench.loaded.val)["loss"],
+            "finetuned": test["accuracy"],
+            "loss": test["loss"],
+            "images": count,
+            "seconds": time.perf_counter() - started,
+            "date": str(date.today()),
+        }
+        train.Snapshots(states, {}).clear()  # now that the result is kept
+
+
+def best_rates(results: Sequence[dict[str, Any]], seed: int) -> dict[tuple[str, float], float]:
+    """For each method and keep the learning rate of fine-tuning that does best on the validation images of `seed`."""
+    tried = sorted((r for r in results if r["seed"] == seed), key=lambda r: -r["validation_loss"])
+    return {(r["method"], r["keep"]): r["lr"] for r in tried}  # the last is the best
 
 
 # -- what comes of it --------------------------------------------------------------------------------------------------
 
 
-def tell(setting: Setting, results: list[dict[str, Any]], command: str, name: str) -> None:
-    """The table and the picture of all results so far."""
+def tell(setting: Setting, results: list[dict[str, Any]], name: str) -> None:
+    """The table and the picture of these results."""
+    command = shlex.join(["python", "scripts/frontier.py", *sys.argv[1:]])
     rows, lines = [], []
     for keep in sorted({r["keep"] for r in results}, reverse=True):
         for method in METHODS:
@@ -246,20 +282,21 @@ def tell(setting: Setting, results: list[dict[str, Any]], command: str, name: st
             if not runs:
                 continue
 
-            def shown(key: str, runs: list[dict[str, Any]] = runs, digits: int = 2) -> str:
-                values = [100 * r[key] for r in runs if r.get(key) is not None]
+            def shown(key: str, runs: list[dict[str, Any]] = runs, digits: int = 2, unit: float = 100) -> str:
+                values = [unit * r[key] for r in runs if r.get(key) is not None]
                 return mean_and_spread(values, digits) if values else ""
 
             row = [f"{keep:.0%}", NAMES[method], len(runs), shown("flops", digits=1), shown("params", digits=1)]
-            rows.append([*row, shown("unpruned"), shown("as_is"), shown("pruned"), shown("finetuned")])
+            row += [shown("unpruned"), shown("as_is"), shown("pruned"), shown("finetuned")]
+            rows.append([*row, shown("loss", digits=3, unit=1), f"{runs[0]['lr']:g}"])
     header = ["FLOPs asked %", "method", "seeds", "FLOPs %", "parameters %", "unpruned %"]
-    header += ["pruned, before recovery %", "right after pruning %", "fine-tuned %"]
+    header += ["pruned, before recovery %", "right after pruning %", "fine-tuned %", "cross entropy", "learning rate"]
     lines.append(f"# Accuracy against FLOPs: {setting.arch} on {setting.data}\n\n{ran_on(command, 'torch-pruning')}\n")
     lines.append(
         f"{setting.images:,} training images, {setting.epochs} epochs (shared by all budgets), {setting.finetune} of "
         f"fine-tuning, batch {setting.batch_size}; from scratch {setting.epochs + setting.finetune} epochs. "
-        f"{setting.calibration:,} calibration images of them for slim. Mean ± standard deviation over seeds, test "
-        "accuracy.\n"
+        f"{setting.calibration:,} calibration images of them for slim. Mean ± standard deviation over seeds, on "
+        "test images; the learning rate of fine-tuning is each method's best on validation images of the first seed.\n"
     )
     lines.append(table(header, rows))
     print(write(name, "\n".join(lines)).read_text())
@@ -294,13 +331,14 @@ def figures(setting: Setting, results: list[dict[str, Any]]) -> list[Any]:
 
 
 def dataset(name: str, images: int) -> data.Dataset:
+    """`images` of the training images (0: all), and a tenth of them to choose by."""
     if name == "digits":
         loaded = data.load(DataConfig(), 0)
     else:
         folder = cifar10_jpeg()
         if folder is None:
             raise SystemExit("CIFAR-10 (JPEG) isn't at hand: set SLIM_DATA to the folder that holds cifar10-jpeg")
-        loaded = data.load(DataConfig(name="imagefolder", root=str(folder), val_fraction=0.0), 0)
+        loaded = data.load(DataConfig(name="imagefolder", root=str(folder), val_fraction=0.1), 0)
     if images and images < len(loaded.train):
         chosen = torch.randperm(len(loaded.train), generator=torch.Generator().manual_seed(0))[:images]
         loaded = dataclasses.replace(loaded, train=loaded.train[chosen])
@@ -309,7 +347,8 @@ def dataset(name: str, images: int) -> data.Dataset:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="digits, 3 + 2 epochs, one seed: to see that it works")
+    parser.add_argument("--quick", action="store_true", help="digits, 6 + 3 epochs, one seed: to see that it works")
+    parser.add_argument("--data", choices=["cifar10-jpeg", "digits"], default="cifar10-jpeg")
     parser.add_argument("--arch", nargs="+", default=["slim:resnet20"])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--keep", type=float, nargs="+", default=[0.5, 0.3, 0.15], help="shares of the FLOPs")
@@ -319,56 +358,69 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=0, help="training images; 0: all")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--lr", type=float, default=0.1)
-    parser.add_argument("--finetune-lr", type=float, default=0.05)
+    parser.add_argument("--finetune-lr", type=float, nargs="+", default=[0.1, 0.03, 0.01])
     parser.add_argument("--strength", type=float, default=5e-4, help="λ of slim (proximal)")
     parser.add_argument("--paper-strength", type=float, default=1e-4, help="λ of the paper (subgradient)")
     parser.add_argument("--tp-strength", type=float, default=1e-4, help="torch-pruning's reg")
     parser.add_argument("--calibration", type=int, default=1024, help="images that recovery looks at")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "slim-data" / "networks")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin nothing new after so long")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so long, in a training too")
+    parser.add_argument("--name", help="of the results' files")
     args = parser.parse_args()
     if args.quick:
+        args.data = "digits"
         args.seeds, args.epochs, args.finetune, args.keep, args.calibration = [0], 6, 3, [0.5, 0.2], 512
         args.strength, args.paper_strength, args.batch_size = 2e-3, 2e-3, 64
-    source = "digits" if args.quick else "CIFAR-10 (JPEG)"
-    loaded = dataset(source, args.images)
     started = time.perf_counter()
+    loaded = dataset(args.data, args.images)
+    signal.signal(signal.SIGTERM, interrupted)  # between trainings, which save a state first
+    if math.isfinite(args.minutes):
+        timer = threading.Timer(60 * args.minutes, signal.raise_signal, [signal.SIGTERM])
+        timer.daemon = True
+        timer.start()
     for arch in args.arch:
-        setting = Setting(
-            data=source,
-            arch=arch,
-            images=len(loaded.train),
-            calibration=min(args.calibration, len(loaded.train)),
-            **{f.name: getattr(args, f.name) for f in dataclasses.fields(Setting) if f.name in FROM_ARGUMENTS},
-        )
-        label = source.split()[0].lower().replace("-", "")
-        name = f"frontier_{label}_{arch.partition(':')[2]}" + ("_quick" if args.quick else "")
+        calibration = min(args.calibration, len(loaded.train))
+        given = vars(args) | {"arch": arch, "images": len(loaded.train), "calibration": calibration}
+        setting = Setting(**{f.name: given[f.name] for f in dataclasses.fields(Setting)})
+        name = args.name or f"frontier_{args.data}_{arch.partition(':')[2]}" + ("_quick" if args.quick else "")
         log = RESULTS / f"{name}.jsonl"  # not dated: it grows over days
         facts = dataclasses.asdict(setting)
         lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
         results = [line["result"] for line in lines if line["setting"] == facts]
-        done = {(r["method"], r["keep"], r["seed"]) for r in results}
-        for seed in args.seeds:
-            bench = Bench(setting, loaded, seed, args.cache)
-            for keep in args.keep:
-                for method in args.methods:
-                    if (method, keep, seed) in done or time.perf_counter() - started > 60 * args.minutes:
-                        continue
-                    result = one_result(bench, method, keep)
-                    results.append(result)
-                    log.parent.mkdir(exist_ok=True)
-                    with log.open("a") as file:
-                        file.write(json.dumps({"setting": facts, "result": result}) + "\n")
-                    print({key: result[key] for key in SAID}, flush=True)
-        if results:
-            tell(setting, results, "python scripts/frontier.py" + (" --quick" if args.quick else ""), name)
+        try:
+            for seed in args.seeds:
+                bench = Bench(setting, loaded, seed, args.cache)
+                best = best_rates(results, args.seeds[0])
+                for keep, method in itertools.product(args.keep, args.methods):
+                    if time.perf_counter() - started > 60 * args.minutes:
+                        raise Interrupted("no time left", signal.SIGTERM)
+                    rates = args.finetune_lr if seed == args.seeds[0] else [best[method, keep]]
+                    if method == "scratch":
+                        rates = [args.lr]
+                    done = {r["lr"] for r in results if (r["method"], r["keep"], r["seed"]) == (method, keep, seed)}
+                    missing = [lr for lr in rates if lr not in done]
+                    for result in results_of(bench, method, keep, missing) if missing else ():
+                        results.append(result)
+                        log.parent.mkdir(exist_ok=True)
+                        with log.open("a") as file:
+                            file.write(json.dumps({"setting": facts, "result": result}) + "\n")
+                        print({key: result.get(key) for key in SAID}, flush=True)
+        except (Interrupted, KeyboardInterrupt):
+            print("stopped: the same command goes on")
+            break
+        finally:
+            best = best_rates(results, args.seeds[0])
+            chosen = [r for r in results if r["seed"] in args.seeds and r["lr"] == best.get((r["method"], r["keep"]))]
+            if chosen:
+                tell(setting, chosen, name)
 
 
-FROM_ARGUMENTS = (
-    *("epochs", "finetune", "lr", "finetune_lr", "batch_size", "strength", "paper_strength", "tp_strength", "device"),
-)
-SAID = ("method", "keep", "seed", "pruned", "finetuned", "flops", "images", "seconds")
+def interrupted(number: int, frame: FrameType | None) -> None:
+    raise Interrupted("stopped", number)
+
+
+SAID = ("method", "keep", "seed", "lr", "pruned", "finetuned", "flops", "images", "seconds")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,10 @@
 
 import dataclasses
 import gzip
+import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +13,9 @@ import yaml
 
 from slim import config, data, models
 from slim.config import DataConfig, RunConfig
+from slim.errors import Interrupted
 from slim.size import measure
+from slim.train import Progress
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 
@@ -19,19 +23,60 @@ import frontier
 import paper_tables
 
 
-def test_all_methods_see_as_many_images(tmp_path: Path) -> None:
+def bench(cache: Path) -> frontier.Bench:
     loaded = data.load(DataConfig(), 0)
-    loaded = dataclasses.replace(loaded, train=loaded.train[:384], val=loaded.val[:0], test=loaded.test[:100])
-    setting = frontier.Setting(
-        *("digits", "slim:vgg7", len(loaded.train), 1, 1, 0.1, 0.05, 64, 1e-3, 1e-4, 1e-4, 64, "cpu")
-    )
-    made = frontier.Bench(setting, loaded, 0, tmp_path)
-    results = {method: frontier.one_result(made, method, 0.4) for method in ("slim", "paper", "scratch")}
+    loaded = dataclasses.replace(loaded, train=loaded.train[:384], test=loaded.test[:100])
+    setting = frontier.Setting("digits", "slim:vgg7", 384, 1, 1, 0.1, 64, 1e-3, 1e-4, 1e-4, 64, "cpu")
+    return frontier.Bench(setting, loaded, 0, cache)
+
+
+def test_all_methods_see_as_many_images(tmp_path: Path) -> None:
+    made = bench(tmp_path)
+    results = {method: next(frontier.results_of(made, method, 0.4, [0.05])) for method in ("slim", "paper", "scratch")}
     seen = [result["images"] for result in results.values()]
-    assert max(seen) - min(seen) < setting.batch_size
+    assert max(seen) - min(seen) < made.setting.batch_size
     assert all(0.3 < result["flops"] <= 0.4 for result in results.values())
     assert results["slim"]["flops"] == results["scratch"]["flops"]
     assert len(list(tmp_path.glob("*.safetensors"))) == 2  # slim and scratch share what was trained
+
+
+def test_a_stopped_training_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In sparse training and in fine-tuning; the results are those of a run that nobody stopped."""
+    [whole] = frontier.results_of(bench(tmp_path / "whole"), "slim", 0.4, [0.05])
+    fit = frontier.train.fit
+
+    def stopped(*args: Any, **more: Any) -> None:
+        def on_step(progress: Progress) -> None:
+            if progress.step == 2:
+                signal.raise_signal(signal.SIGTERM)
+
+        fit(*args, **more, on_step=on_step)
+
+    monkeypatch.setattr("slim.train.loop.SECONDS_BETWEEN_REPORTS", 0)
+    monkeypatch.setattr(frontier.train, "fit", stopped)
+    for trained in (0, 1):
+        with pytest.raises(Interrupted):
+            list(frontier.results_of(bench(tmp_path / "parts"), "slim", 0.4, [0.05]))
+        assert len(list(tmp_path.glob("parts/*.safetensors"))) == trained
+        assert len(list(tmp_path.glob("parts/*.state"))) == 1
+    monkeypatch.setattr(frontier.train, "fit", fit)
+    [parts] = frontier.results_of(bench(tmp_path / "parts"), "slim", 0.4, [0.05])
+    same = whole.keys() - {"seconds", "recovery_seconds", "date"}
+    assert {key: parts[key] for key in same} == {key: whole[key] for key in same}
+    assert not list(tmp_path.glob("*/*.state"))
+
+
+def test_every_method_has_the_rate_that_is_best_for_it() -> None:
+    tried = [
+        ("slim", 0, 0.1, 0.5),
+        ("slim", 0, 0.03, 0.4),
+        ("l1", 0, 0.1, 0.6),
+        ("l1", 0, 0.03, 0.7),
+        ("l1", 1, 0.03, 0),
+    ]
+    keys = ("method", "seed", "lr", "validation_loss")
+    results = [dict(zip(keys, values)) | {"keep": 0.5} for values in tried]
+    assert frontier.best_rates(results, 0) == {("slim", 0.5): 0.03, ("l1", 0.5): 0.1}
 
 
 @pytest.mark.parametrize("kind", ["tp", "l1", "random"])
