@@ -101,6 +101,35 @@ def test_masking_what_the_plan_does_not_remove_is_a_difference():
         slim.verify(model, thin, plan, X)
 
 
+class Rounded(nn.Module):
+    """Its second output is nothing but rounding: the sign of what two ways to the same sum differ by."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 200, 3), nn.BatchNorm2d(200), nn.ReLU(), nn.Conv2d(200, 64, 3))
+
+    def forward(self, x):
+        y = self.body(x)
+        return y, (y.sum(2).sum(2) - y.sum((2, 3))).sign()
+
+
+def test_what_follows_from_rounding_is_left_out_and_nothing_else():
+    model = randomise(Rounded()).eval()
+    plan = slim.plan(model, X, ratio=0.5)
+    thin = plan.apply(model)
+    assert (model(X)[1] != 0).any(), "this output was to show rounding"
+    assert slim.verify(model, thin, plan, X) < 1e-10
+    for name in ("body.0.weight", "body.3.weight", "body.3.bias"):
+        broken = copy.deepcopy(thin)
+        broken.get_parameter(name).data = swap(broken.get_parameter(name).data, 0, torch.Generator().manual_seed(0))
+        with pytest.raises(slim.SlimError, match="holds other values"):
+            slim.verify(model, broken, plan, X)
+        with pytest.MonkeyPatch.context() as blind:
+            blind.setattr(verification, "_same_weights", lambda *_: None)
+            with pytest.raises(slim.SlimError, match="differs from the masked original first in body"):
+                slim.verify(model, broken, plan, X)
+
+
 def test_neither_network_is_changed():
     model = randomise(CASES["mobilenet_v3_small"]()).train()
     plan = slim.plan(model, X, ratio=0.4)
