@@ -91,6 +91,20 @@ def create(name: str) -> tuple[nn.Module, object]:
     return model, torch.randn(1, 3, side, side)
 
 
+def has_norms(name: str) -> bool:
+    """Whether it is worth building: some of the transformers have billions of parameters and no BatchNorm."""
+    library, _, arch = name.partition(":")
+    if library != "timm":
+        return True
+    import timm
+
+    try:
+        with torch.device("meta"):
+            return any(isinstance(module, NORMS) for module in timm.create_model(arch).modules())
+    except Exception:  # what can't be built without data, or at all
+        return True
+
+
 def _runs(model: nn.Module, size: tuple[int, ...]) -> bool:
     try:
         with torch.no_grad():
@@ -115,6 +129,10 @@ def examine(name: str, cases: list[tuple[float, int]], queue: "mp.Queue[dict[str
     """A row for each ratio and seed, then None."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    if not has_norms(name):
+        for ratio, seed in cases:
+            queue.put({"network": name, "ratio": ratio, "seed": seed, "status": "no BatchNorm"})
+        return queue.put(None)
     try:
         model, inputs = create(name)
     except Exception as error:
