@@ -1,6 +1,7 @@
 """The training loop, against a plain loop in PyTorch and closed forms."""
 
 import dataclasses
+import functools
 import math
 import time
 from typing import Any
@@ -8,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from functorch.compile import make_boxed_func as make_boxed
 from torch import Tensor, nn
+from torch._dynamo.backends.common import aot_autograd
 
 from slim.config import DataConfig, OptimConfig, SparsityConfig
 from slim.data import Dataset, Split, batches, load
@@ -173,6 +176,29 @@ def test_memory_layout_changes_only_the_rounding(digits: Dataset) -> None:
         assert not model.training
     for a, b in zip(models[0].parameters(), models[1].parameters()):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_compiling_changes_only_the_rounding(digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forward and backward go through torch.compile, without the C++ compiler, which users have and CI may not."""
+    graphs = []
+
+    def traced(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+        graphs.append(graph)
+        return make_boxed(graph)
+
+    backend = aot_autograd(fw_compiler=traced, bw_compiler=traced)
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    few = dataclasses.replace(digits, train=digits.train[:320])
+    settings: dict[str, Any] = {"batch_size": 64, "device": "cpu", "precision": "32-true"}
+    sparsity = SparsityConfig(strength=1e-3, method="proximal")
+    plain, compiled = network(), network()
+    expected = fit(plain, few, OptimConfig(epochs=1), sparsity=sparsity, **settings)
+    assert not graphs
+    found = fit(compiled, few, OptimConfig(epochs=1), sparsity=sparsity, compile=True, **settings)
+    assert len(graphs) >= 2, "a graph forward and one backward were expected"
+    assert found[0]["train_loss"] == pytest.approx(expected[0]["train_loss"], rel=1e-4)
+    for a, b in zip(plain.state_dict().values(), compiled.state_dict().values()):
+        assert torch.allclose(a, b, rtol=1e-3, atol=1e-4)
 
 
 def test_bf16(digits: Dataset) -> None:
