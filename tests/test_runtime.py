@@ -1,7 +1,9 @@
 """Latency: what is measured, what is foretold, which channels go for it, and whether the budget is kept."""
 
+import copy
 import itertools
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -169,6 +171,38 @@ def test_operators_follow_the_plan(name):
     assert [o.counts(kept) for o in found] == [o.counts(whole) for o in again]
 
 
+@pytest.mark.parametrize("name", ["grouped", "transposed", "depthwise transposed", "resnext50_32x4d"])
+def test_operators_of_whole_groups_follow_the_plan(name):
+    """Fewer groups of the same size: the FLOPs are torch's, and so is the number of groups."""
+    nets = {
+        "transposed": lambda: middle(nn.ConvTranspose2d(16, 24, 2, 2, groups=4, bias=False), 24),
+        "depthwise transposed": lambda: middle(nn.ConvTranspose2d(16, 16, 2, 2, groups=16, bias=False), 16),
+        "grouped": lambda: middle(nn.Conv2d(16, 24, 3, groups=4, bias=False), 24),
+    }
+    net = randomise(nets[name]() if name in nets else torchvision.models.get_model(name))
+    x = torch.randn(2, 3, 64, 64)
+    traced = trace(net, x, whole_groups=True)
+    found = operators(traced, batch_size=2)
+    plan = slim.plan(net, x, ratio=0.4, grouped="whole")
+    thin = plan.apply(net)
+    kept = np.ones(len(traced.classes), bool)
+    for bn, gone in plan.removed.items():
+        lost = traced.classes.roots(traced.norms[bn][gone])
+        kept &= ~np.isin(traced.classes.roots(np.arange(len(kept))), lost)
+    assert sum(o.kernel.flops(*o.counts(kept)) for o in found) == size_of(thin.eval(), x).flops
+    groups = [o.kernel.group_count(*o.counts(kept)) for o in found if o.kernel.whole]
+    layers = (nn.Conv2d, nn.ConvTranspose2d)
+    truth = [m.groups for m in thin.modules() if isinstance(m, layers) and m.groups > 1]
+    before = [m.groups for m in net.modules() if isinstance(m, layers) and m.groups > 1]
+    assert groups == truth and sum(truth) < sum(before)
+
+
+def middle(layer, channels):
+    """A layer of 16 channels read and some made, between two convolutions."""
+    first = [nn.Conv2d(3, 16, 3, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
+    return nn.Sequential(*first, layer, nn.BatchNorm2d(channels), nn.ReLU(), nn.Conv2d(channels, 8, 3))
+
+
 def test_pointwise_operators_join_what_they_follow():
     found = operators(trace(torchvision.models.resnet18(), X), 1)
     convolutions = [o.kernel for o in found if o.kernel.kind == "conv"]
@@ -208,6 +242,10 @@ def cost_of(keep, terms):
     return sum(float(t.surface(t.reads.at(keep, -1, keep[:1]), t.makes.at(keep, -1, keep[:1]))[0]) for t in terms)
 
 
+def value_of(keep, worth):
+    return sum(w[n] for w, n in zip(worth, keep))
+
+
 @pytest.mark.parametrize("seed", range(12))
 @pytest.mark.parametrize("chained", [False, True])
 def test_value_for_cost_against_brute_force(seed, chained):
@@ -243,6 +281,48 @@ def test_where_time_follows_flops_the_order_is_that_of_the_values(seed):
         keep[int(np.argmin(means))] -= 16
         expected.append((int(np.argmin(means)), keep[int(np.argmin(means))]))
     assert order == expected
+
+
+@pytest.mark.parametrize("chained", [False, True])
+def test_a_budget_is_used_up_against_brute_force(chained):
+    better = 0
+    for seed, share in itertools.product(range(12), (0.9, 0.75, 0.6, 0.45)):
+        sizes, worth, terms = case(seed, chained)
+        start = np.array(sizes)
+        cost, value = partial(cost_of, terms=terms), partial(value_of, worth=worth)
+        order = knapsack.by_value_for_cost(worth, sizes, [1] * 3, [16] * 3, terms)
+        states = [sizes, *(knapsack.sizes_after(order[: k + 1], start) for k in range(len(order)))]
+        budget = share * cost(sizes)
+        found = knapsack.within(budget, order, start, worth, cost)
+        cut = next((s for s in states if cost(s) <= budget), None)
+        if cut is None:
+            assert found.exhausted and found.keep.tolist() == [16, 16, 16]
+            continue
+        every = itertools.product(*[range(16, n + 1, 16) for n in sizes])
+        assert value(found.keep) >= 0.9 * max(value(s) for s in every if cost(s) <= budget)
+        assert value(found.keep) == pytest.approx(found.value) and found.value >= value(cut) - 1e-9
+        better += found.value > value(cut) + 1e-9
+        assert cost(found.keep) == pytest.approx(found.cost) and found.cost <= budget and not found.exhausted
+        larger = [found.keep + 16 * np.eye(3, dtype=int)[i] for i in range(3) if found.keep[i] < sizes[i]]
+        next_step = min(cost(s) for s in larger) - found.cost
+        assert next_step == pytest.approx(found.next_step) and next_step > budget - found.cost
+    assert better >= 12
+
+
+def test_a_step_too_large_makes_way_for_others():
+    """The cheapest channels are in one step that saves four times what is missing; the others' steps save as much."""
+    worth = [np.arange(17) * 0.1, np.arange(129) * 0.012]
+    one, other, none = knapsack.Extent(0, {0: 1.0}), knapsack.Extent(0, {1: 1.0}), knapsack.Extent(1, {})
+    large = knapsack.Term(lambda r, m: np.where(np.asarray(m) > 8, 40.0, 0.0), none, one)
+    small = knapsack.Term(lambda r, m: blocks(np.asarray(m)) * 1.0, none, other)
+    order = knapsack.by_value_for_cost(worth, [16, 128], [1, 1], [8, 16], [large, small])
+    assert order[0] == (0, 8)
+    cost = partial(cost_of, terms=[large, small])
+    found = knapsack.within(46.0, order, np.array([16, 128]), worth, cost)
+    assert found.keep.tolist() == [16, 96] and found.cost == 46
+    # where the others are worth more, a part of the budget is better left
+    found = knapsack.within(46.0, order, np.array([16, 128]), [worth[0], 10 * worth[1]], cost)
+    assert found.keep.tolist() == [8, 128] and found.cost == 8 and found.next_step == 40
 
 
 def test_steps_that_save_nothing_are_seen_through():
@@ -320,6 +400,8 @@ def test_onnxruntime_times_every_kind_of_kernel():
         (Kernel("conv", (2, 16), ((3,), (1,), (1,), (1,)), 1, (("Relu", ""),)), 8, 16),
         (Kernel("conv", (1, 4, 8, 8), ((3,) * 3, (1,) * 3, (1,) * 3, (1,) * 3), 1, (("Clip", ""),)), 4, 16),
         (Kernel("conv_transpose", (2, 8, 8), WINDOW, 1, (("Relu", ""),)), 16, 8),
+        (Kernel("conv", (2, 16, 16), WINDOW, whole=8), 4, 24),
+        (Kernel("conv_transpose", (2, 8, 8), WINDOW, whole=4), 12, 8),
         (Kernel("depthwise", (2, 16, 16), WINDOW, 2, (("HardSwish", ""), ("Mul", "channel"))), 8, 32),
         (Kernel("gemm", (2,), (), 1, (("Relu", ""),)), 64, 32),
         (Kernel("MaxPool", (2, 16, 16), WINDOW), 16, 16),
@@ -408,9 +490,13 @@ class FakeNetwork:
         found = operators(trace(net, example), runtime.batch_size)
         whole = np.ones(10**6, bool)
         self.ms = 0.2 + 1.3 * sum(synthetic(o.kernel, *o.counts(whole)) for o in found)
+        self.checks = 0
+
+    def check(self):
+        self.checks += 1
 
 
-@pytest.mark.parametrize("latency", [0.4, "0.25", "ms"])
+@pytest.mark.parametrize("latency", [0.8, 0.6, 0.4, "0.25", "ms"])
 def test_a_latency_budget_is_kept(made_up, monkeypatch, latency, tmp_path):
     monkeypatch.setattr(measure, "Network", FakeNetwork)
     monkeypatch.setattr(measure, "in_turn", lambda nets: np.array([[n.ms for n in nets]] * 3))
@@ -427,6 +513,65 @@ def test_a_latency_budget_is_kept(made_up, monkeypatch, latency, tmp_path):
     assert "CPU, 1 thread, batch 2" in plan.summary()
     plan.save(tmp_path / "plan.json")
     assert slim.PruningPlan.load(tmp_path / "plan.json") == plan
+
+
+def test_a_budget_that_steps_are_too_coarse_for(made_up, monkeypatch):
+    """The plan says how much of the budget is left and why; 3 % more of it and a larger network would not fit."""
+    monkeypatch.setattr(measure, "Network", FakeNetwork)
+    monkeypatch.setattr(measure, "in_turn", lambda nets: np.array([[n.ms for n in nets]] * 3))
+    net = randomise(torchvision.models.resnet18())
+    x, runtime = torch.randn(1, 3, 64, 64), slim.Runtime("cpu", 1)
+    plan = slim.plan(net, x, latency=0.9, runtime=runtime)
+    share = FakeNetwork(plan.apply(net), x, runtime).ms / FakeNetwork(net, x, runtime).ms
+    assert share < 0.97 * 0.9 and not plan.shortfall
+    assert plan.timing["unused"] == pytest.approx(1 - share / 0.9) and plan.timing["next_step"] > plan.timing["unused"]
+    assert f"{1 - share / 0.9:.1%} of the budget is left, and the next step of channels takes" in plan.summary()
+
+
+def test_a_time_that_the_network_keeps_as_it_is(made_up, monkeypatch):
+    monkeypatch.setattr(measure, "Network", FakeNetwork)
+    monkeypatch.setattr(measure, "in_turn", lambda nets: np.array([[n.ms for n in nets]] * 3))
+    net, runtime = randomise(build("slim:vgg7", num_classes=10)), slim.Runtime("cpu", 1)
+    ms = FakeNetwork(net, X, runtime).ms
+    with pytest.raises(slim.SlimError, match=f"latency {ms + 1:.4g}ms: the network takes {ms:.4g} ms as it is"):
+        slim.plan(net, X, latency=f"{ms + 1}ms", runtime=runtime)
+    assert not made_up.asked  # told before a minute of measuring
+
+
+def test_only_the_network_that_is_kept_is_checked(made_up, monkeypatch):
+    """Real exports, of which the first is too slow."""
+    from slim.export import write
+
+    checked, shares = [], iter([1.0, 0.8, 0.5])
+    check = write.Draft.check
+    monkeypatch.setattr(write.Draft, "check", lambda self, *a: (checked.append(self), check(self, *a))[1])
+    monkeypatch.setattr(measure, "in_turn", lambda nets: np.array([[1.0, next(shares)][-len(nets) :]] * 3))
+    net, runtime = middle(nn.Conv2d(16, 128, 3), 128), slim.Runtime("cpu", 1)
+    plan = slim.plan(randomise(net), X, latency=0.5, runtime=runtime)
+    assert next(shares, None) is None and plan.timing["ms"] == 0.5
+    assert [len(draft.content) for draft in checked] == [
+        len(measure.Network(plan.apply(net), X, runtime).draft.content)
+    ]
+    another = copy.deepcopy(net)
+    another[0].weight.data.neg_()
+    ours, other = (measure.Network(each, X, runtime) for each in (net, another))
+    ours.check()
+    ours.draft.content = other.draft.content
+    with pytest.raises(slim.SlimError, match="differs from the network"):
+        ours.check()
+
+
+def test_a_latency_budget_of_whole_groups(made_up, monkeypatch):
+    monkeypatch.setattr(measure, "Network", FakeNetwork)
+    monkeypatch.setattr(measure, "in_turn", lambda nets: np.array([[n.ms for n in nets]] * 3))
+    net = middle(nn.Conv2d(64, 64, 3, groups=16, bias=False), 64)
+    net[0], net[1] = nn.Conv2d(3, 64, 3, bias=False), nn.BatchNorm2d(64)
+    runtime = slim.Runtime("cpu", 1)
+    plan = slim.plan(randomise(net), X, latency=0.6, grouped="whole", runtime=runtime)
+    thin = plan.apply(net)
+    assert slim.verify(net, thin, plan, X) < 1e-10
+    assert abs(FakeNetwork(thin, X, runtime).ms / FakeNetwork(net, X, runtime).ms / 0.6 - 1) <= 0.03
+    assert 0 < thin[3].groups < 16 and thin[3].out_channels == 4 * thin[3].groups
 
 
 def test_a_latency_that_cannot_be_reached(made_up, monkeypatch):
@@ -485,7 +630,47 @@ def test_command_line(capsys, monkeypatch, tmp_path, made_up):
     monkeypatch.setattr(measure, "Network", FakeNetwork)
     monkeypatch.setattr(measure, "in_turn", lambda nets: np.array([[n.ms for n in nets]] * 3))
     main(["--arch", "slim:vgg7", "--dry-run", "--latency", "0.5", "--bench.batch_sizes", "[3]"])
-    assert "batch 3" in " ".join(capsys.readouterr().out.split())
+    said = " ".join(capsys.readouterr().out.split())
+    assert "timing operators, and whole networks in onnxruntime, CPU" in said and "batch 3" in said
+
+
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        (["--latency", "4 parsecs"], "'4 parsecs': expected a share"),
+        (["--latency", "0"], "latency 0.0: expected a share"),
+        (["--latency", "-1"], "latency -1.0: expected a share"),
+        (["--latency", "1.5"], "latency 1.5: expected a share"),
+        (["--latency", "99999ms"], "ms as it is"),
+        (["--latency", "0.5", "--bench.provider", "abacus"], "provider 'abacus' isn't in this onnxruntime"),
+        (["--latency", "0.5", "--bench.provider", "cuda"], "provider 'cuda' isn't in this onnxruntime"),
+    ],
+)
+def test_mistakes_on_the_command_line(given, words, capsys, monkeypatch, tmp_path, made_up):
+    from slim.cli.prune import main
+
+    if "cuda" in given:
+        monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(measure, "Network", FakeNetwork)
+    monkeypatch.setattr(measure, "in_turn", lambda nets: np.array([[n.ms for n in nets]] * 3))
+    with pytest.raises(SystemExit) as stop:
+        main(["--arch", "slim:vgg7", "--dry-run", *given])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and said.count("\n") == 1 and words in said
+    assert not list(tmp_path.glob("checkpoints/*"))
+
+
+@pytest.mark.parametrize(
+    "given", [["--prune.latency", "soon"], ["--prune.latency", "0.5", "--bench.provider", "abacus"]]
+)
+def test_a_whole_run_refuses_before_it_trains(given, capsys, monkeypatch, tmp_path):
+    from slim.cli.run import main
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main(["--name", "x", *given])
+    assert stop.value.code == 2 and given[-1] in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

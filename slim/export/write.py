@@ -116,31 +116,68 @@ def export_onnx(
     be exported, the weights pass 2 GB, or the file differs from the network.
     """
     path = Path(path)
-    if opset not in OPSETS:
-        raise SlimError(f"opset {opset}: expected {OPSETS[0]} to {OPSETS[-1]}")
     if path.is_dir():
         raise SlimError(f"{str(path)!r} is a folder: expected the name of the ONNX file to write")
-
-    net = _copy_for_export(model)
-    call = _as_call(example_inputs)
-    outputs = _forward(net, _batch(call, 2))
-    metadata = _metadata(_tensors(call)[0], outputs, classes, mean, std, plan_digest)
-    if preprocess:
-        net, call = _with_preprocessing(net, call, outputs, mean, std)
-        metadata["slim.preprocessing"] = "in graph"
-    names = _Names(call, outputs, preprocess, dynamic_size)
-    onnx_bytes = _export(net, call, opset, names, metadata)
+    draft = Draft(
+        model,
+        example_inputs,
+        opset=opset,
+        dynamic_size=dynamic_size,
+        preprocess=preprocess,
+        classes=classes,
+        mean=mean,
+        std=std,
+        plan_digest=plan_digest,
+    )
     error, engine = None, None
-
     try:
         with replacing(path) as temporary:
-            temporary.write_bytes(onnx_bytes)
-            difference = _check(net, call, names, temporary, path.name, tolerance)
+            temporary.write_bytes(draft.content)
+            difference = draft.check(temporary, path.name, tolerance)
             if float64:
-                error, engine = _check_float64(net, call, opset, names, path.name)
+                error, engine = draft.check_float64(path.name)
     except OSError as failure:
         raise SlimError(f"can't write {str(path)!r}: {failure.strerror}") from failure
-    return ExportReport(path, difference, len(onnx_bytes), error, engine)
+    return ExportReport(path, difference, len(draft.content), error, engine)
+
+
+class Draft:
+    """What `export_onnx` writes, before it is checked: `content` is the file. Arguments and errors are the same."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: Any,
+        *,
+        opset: int = 20,
+        dynamic_size: bool = False,
+        preprocess: bool = False,
+        classes: Sequence[str] | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        plan_digest: str | None = None,
+    ) -> None:
+        if opset not in OPSETS:
+            raise SlimError(f"opset {opset}: expected {OPSETS[0]} to {OPSETS[-1]}")
+        net = _copy_for_export(model)
+        call = _as_call(example_inputs)
+        outputs = _forward(net, _batch(call, 2))
+        metadata = _metadata(_tensors(call)[0], outputs, classes, mean, std, plan_digest)
+        if preprocess:
+            net, call = _with_preprocessing(net, call, outputs, mean, std)
+            metadata["slim.preprocessing"] = "in graph"
+        self._net, self._call, self._opset = net, call, opset
+        self._names = _Names(call, outputs, preprocess, dynamic_size)
+        self.content = _export(net, call, opset, self._names, metadata)
+
+    def check(self, file: Path, name: str, tolerance: float = 1e-4) -> float:
+        """The largest relative difference between the network and `file`, which holds `content` and is called `name`
+        in errors. Raises SlimError if it is above `tolerance`."""
+        return _check(self._net, self._call, self._names, file, name, tolerance)
+
+    def check_float64(self, name: str) -> tuple[float | None, str]:
+        """The same in float64, before optimisation, and what ran that graph."""
+        return _check_float64(self._net, self._call, self._opset, self._names, name)
 
 
 def _copy_for_export(model: nn.Module) -> nn.Module:

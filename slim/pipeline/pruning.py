@@ -17,7 +17,7 @@ from slim.pipeline.networks import Trained, example_images, image_size, open_net
 from slim.pipeline.records import read_records
 from slim.planning import PruningPlan, plan
 from slim.recovery import Recovery, calibration_count, recover
-from slim.runtime import Runtime
+from slim.runtime import Runtime, read_latency
 from slim.verification import verify
 
 
@@ -74,7 +74,7 @@ def plan_architecture(arch: str, settings: RunConfig, *, console: Console | None
     for module in model.modules():
         if isinstance(module, _BatchNorm) and module.affine:
             nn.init.uniform_(module.weight)
-    made = plan(model, example_images([3, pixels, pixels]), **_rules(settings))
+    made = plan(model, example_images([3, pixels, pixels]), **rules(settings, console))
     _tell(made, console)
     console.print(f"{arch}, untrained, γ drawn at random, 3×{pixels}×{pixels} pixels; nothing was written")
     return made
@@ -86,19 +86,25 @@ def _planned(
     """The network in `source`, images to calibrate on, and the plan for it."""
     before = open_network(source, settings, allow_code)
     images = _calibration_images(before.dataset, settings) if before.dataset else None
-    made = plan(before.model, before.example, images=images, **_rules(settings))
+    made = plan(before.model, before.example, images=images, **rules(settings, console))
     _tell(made, console)
     return before, images, made
 
 
-def _rules(settings: RunConfig) -> dict[str, Any]:
-    """How `slim.plan` is to choose. Latency is that of the benchmark's first batch size."""
+def rules(settings: RunConfig, console: Console | None = None) -> dict[str, Any]:
+    """How `slim.plan` is to choose. Latency is that of the benchmark's first batch size; with a console, it says that
+    measuring takes a while. Raises SlimError for a latency or a runtime that can't be."""
     recovery = ("recover", "calibration_images")
-    rules = {key: value for key, value in asdict(settings.prune).items() if key not in recovery}
-    if settings.prune.latency is not None or settings.prune.round_to == "auto":
-        bench = settings.bench
-        rules["runtime"] = Runtime(bench.provider, bench.threads, bench.batch_sizes[0])
-    return rules
+    chosen = {key: value for key, value in asdict(settings.prune).items() if key not in recovery}
+    latency, bench = settings.prune.latency, settings.bench
+    if latency is not None:
+        read_latency(latency)
+    if latency is not None or settings.prune.round_to == "auto":
+        chosen["runtime"] = Runtime(bench.provider, bench.threads, bench.batch_sizes[0])
+        if console:
+            what = "operators" if latency is None else "operators, and whole networks"
+            console.print(f"timing {what} in {chosen['runtime']}: new ones take up to a minute")
+    return chosen
 
 
 def _calibration_images(dataset: Dataset, settings: RunConfig) -> Tensor:

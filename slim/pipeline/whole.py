@@ -13,7 +13,7 @@ from slim.config import RunConfig
 from slim.errors import SlimError
 from slim.pipeline.deploying import bench_files, export_stage, int8_stage, report_stage, write_onnx
 from slim.pipeline.networks import open_network
-from slim.pipeline.pruning import prune_stage
+from slim.pipeline.pruning import prune_stage, rules
 from slim.pipeline.records import ROOT, enter_latency, forget, read_records
 from slim.pipeline.resuming import is_done
 from slim.pipeline.training import finetune_stage, together, train_new, train_sparse
@@ -38,6 +38,7 @@ def run(
     have a folder of their own in the run's, pass-1 and so on, with the same files.
     """
     console = console or Console()
+    rules(settings)  # a mistake there would show only after training
     folders = [ROOT / settings.name / f"pass-{number}" for number in range(1, settings.passes)]
     folders.append(ROOT / settings.name)
     if settings.passes > 1:

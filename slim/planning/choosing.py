@@ -29,20 +29,45 @@ class Rules:
     by_flops: bool = False  # with a cost model: a budget of FLOPs, whose time is to shrink as they do
 
 
-def choose(groups: Groups, safe: Bools, rules: Rules, fixed: NDArray[np.int64]) -> tuple[int, Callable[[int], Bools]]:
-    """How many steps there are, and for a number of steps which groups go.
+@dataclass
+class Chosen:
+    """The groups that go for a budget."""
 
-    One step is one more group below the global threshold. `fixed[pattern]` is a number of groups to keep that the
-    user set for the pattern's layers, or -1.
+    out: Bools
+    exhausted: bool  # whether nothing more may go
+    next_step: float = 0.0  # with a cost model: cost of the smallest step that the budget has no room for
+
+
+def choose(
+    groups: Groups, safe: Bools, rules: Rules, fixed: NDArray[np.int64], budget: float, kind: str, costs: "Costs"
+) -> Chosen:
+    """The groups that go for a budget: a ratio's number of channels to remove, or what may stay of another `kind`.
+
+    `fixed[pattern]` is a number of groups to keep that the user set for the pattern's layers, or -1.
     """
-    score = groups.score
-    if rules.scope == "layer":  # every layer loses the same share
-        score = (groups.pattern_size[groups.pattern] - groups.rank) / groups.pattern_size[groups.pattern]
+    if rules.latency is not None:
+        return _by_value_for_cost(groups, safe, rules, fixed, budget, kind, costs)
+    steps, gone = _below_threshold(groups, safe, rules, fixed)
+    taken = _steps_within(budget, kind, steps, gone, costs)
+    return Chosen(gone(taken), taken == steps)
+
+
+def _scores(groups: Groups, rules: Rules) -> Floats:
+    if rules.scope == "global":
+        return groups.score
+    # every layer loses the same share
+    share: Floats = (groups.pattern_size[groups.pattern] - groups.rank) / groups.pattern_size[groups.pattern]
+    return share
+
+
+def _below_threshold(
+    groups: Groups, safe: Bools, rules: Rules, fixed: NDArray[np.int64]
+) -> tuple[int, Callable[[int], Bools]]:
+    """How many steps there are, and for a number of steps which groups go: in each, one more below the threshold."""
+    score = _scores(groups, rules)
     free = ~safe & (fixed[groups.pattern] < 0)
     order = np.flatnonzero(free)
     order = order[np.lexsort((groups.roots[order], score[order]))]
-    if rules.latency is not None:
-        return _by_value_for_cost(groups, safe, rules, fixed, score)
     unit = np.array([rules.round_to // math.gcd(rules.round_to, int(m)) for m in groups.multiple])
     least = np.bincount(groups.pattern, weights=safe).astype(np.int64)
 
@@ -62,15 +87,22 @@ def choose(groups: Groups, safe: Bools, rules: Rules, fixed: NDArray[np.int64]) 
 
 
 def _by_value_for_cost(
-    groups: Groups, safe: Bools, rules: Rules, fixed: NDArray[np.int64], score: Floats
-) -> tuple[int, Callable[[int], Bools]]:
-    """As `choose`; one step is one step of the staircase of one pattern, in the order of value lost for time saved."""
-    from slim.runtime.knapsack import by_value_for_cost, terms_of
+    groups: Groups,
+    safe: Bools,
+    rules: Rules,
+    fixed: NDArray[np.int64],
+    budget: float,
+    kind: str,
+    costs: "Costs",
+) -> Chosen:
+    """As `choose`, by whole steps of the staircase of a pattern, in the order of value lost for time saved."""
+    from slim.runtime.knapsack import by_value_for_cost, sizes_after, terms_of, within
 
     assert rules.latency is not None
     least = np.bincount(groups.pattern, weights=safe).astype(np.int64)
     start = np.where(fixed >= 0, np.maximum(fixed, least), groups.pattern_size)
     best_first = np.lexsort((groups.rank, groups.pattern))
+    score = _scores(groups, rules)
     value = score if rules.by_flops else score * groups.size
     values = np.split(value[best_first], np.cumsum(groups.pattern_size)[:-1])
     worth = [np.r_[0.0, np.cumsum(each)] for each in values]
@@ -79,17 +111,18 @@ def _by_value_for_cost(
         worth, start.tolist(), np.where(fixed >= 0, start, least).tolist(), steps, terms, rules.by_flops
     )
 
-    def gone(taken: int) -> Bools:
-        keep = start.copy()
-        for pattern, left in order[:taken]:
-            keep[pattern] = left
+    def gone(keep: NDArray[np.int64]) -> Bools:
         out: Bools = (groups.rank >= keep[groups.pattern]) & ~safe
         return out
 
-    return len(order), gone
+    if kind == "ratio":
+        taken = _steps_within(budget, kind, len(order), lambda k: gone(sizes_after(order[:k], start)), costs)
+        return Chosen(gone(sizes_after(order[:taken], start)), taken == len(order))
+    found = within(budget, order, start, worth, lambda keep: costs.of(kind, gone(keep)))
+    return Chosen(gone(found.keep), found.exhausted, found.next_step)
 
 
-def steps_within(budget: float, kind: str, steps: int, gone: Callable[[int], Bools], costs: "Costs") -> int:
+def _steps_within(budget: float, kind: str, steps: int, gone: Callable[[int], Bools], costs: "Costs") -> int:
     """How many steps to take: as many as the ratio allows, or as few as bring the cost within the budget."""
     if kind == "ratio":
         return _last(steps, lambda k: costs.channels(gone(k)) <= budget + 1e-9)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from slim.errors import SlimError
-from slim.planning.choosing import Rules, choose, fixed_sizes, matching, number, steps_within
+from slim.planning.choosing import Rules, choose, fixed_sizes, matching, number
 from slim.planning.costs import Costs
 from slim.planning.groups import Bools, Floats, Groups, Score
 from slim.planning.pruning_plan import Layer, PruningPlan
@@ -115,16 +115,19 @@ def plan(
             traced.classes.freeze(misfit.labels, misfit.reason)
         raise SlimError(f"no plan found that this model's forward code can run: {misfit.reason if misfit else ''}")
 
+    runtime = runtime or Runtime()
     if round_to == "auto" or latency is not None:
-        from slim.runtime.model import latency_model  # only a plan for a runtime needs onnxruntime
+        # inside, because only a plan for a runtime needs onnxruntime
+        from slim.runtime.measure import LatencyBudget
+        from slim.runtime.model import latency_model
 
-        rules.latency = latency_model(traced, runtime or Runtime())
-        rules.by_flops = flops is not None
-    if rules.latency is None or latency is None:
-        return planned(requested)
-    from slim.runtime.measure import keep_latency
-
-    return keep_latency(model, example_inputs, requested, rules.latency, lambda share: planned({"latency": share}))
+        if latency is None:
+            rules.latency, rules.by_flops = latency_model(traced, runtime), flops is not None
+        else:
+            budget = LatencyBudget(model, example_inputs, requested, runtime)
+            rules.latency = latency_model(traced, runtime)
+            return budget.kept(lambda share: planned({"latency": share}))
+    return planned(requested)
 
 
 def _follow_stored_sizes(
@@ -220,26 +223,28 @@ def _plan(
     members: list[NDArray[np.int64]] = []
     while True:
         safe = groups.protected(floors, members)
-        steps, gone = choose(groups, safe, rules, fixed)
-        taken = steps_within(budget, kind, steps, gone, costs)
-        out = gone(taken)
+        chosen = choose(groups, safe, rules, fixed, budget, kind, costs)
+        out = chosen.out
         emptied = groups.emptied(out)
         if not emptied:
             break
         members += emptied
     if not out.any() and not (kind == "ratio" and asked == 0) and not (kind != "ratio" and budget >= whole):
-        raise SlimError(_nothing(groups, requested, safe, steps))
-    return _write(traced, groups, costs, out, safe, requested, taken == steps), costs.kept(out)
+        raise SlimError(_nothing(groups, requested, safe, rules.latency is not None and chosen.exhausted))
+    made = _write(traced, groups, costs, out, safe, requested, chosen.exhausted)
+    if kind == "latency":
+        made.timing = {"next_step": chosen.next_step / whole}
+    return made, costs.kept(out)
 
 
-def _nothing(groups: Groups, requested: dict[str, float], safe: Bools, steps: int) -> str:
+def _nothing(groups: Groups, requested: dict[str, float], safe: Bools, no_steps: bool) -> str:
     kind, asked = next(iter(requested.items()))
     free = ~groups.frozen
     why = "every group of channels would empty a layer" if free.any() else "all channels are frozen"
     if (~safe).any():
         smallest = int(groups.size[~safe].min())
         why = f"the smallest group that may go holds {smallest} of {len(groups.member)} BatchNorm channels"
-        why = why if steps else "no layer has a whole step of channels to spare on this runtime"
+        why = "no layer has a whole step of channels to spare on this runtime" if no_steps else why
     elif not free.any():
         reasons = {groups.traced.classes.reason(int(r)) for r in groups.roots}
         why += f" ({'; '.join(sorted(r for r in reasons if r)[:3])})"

@@ -205,6 +205,9 @@ class PruningPlan:
             said.append(f"{kind} {before:,} → {after:,} ({1 - after / max(before, 1):.1%} fewer)")
         if self.timing:
             said.append("measured {original_ms:.3g} → {ms:.3g} ms ({share:.1%} of it; {runtime})".format(**self.timing))
+        if "unused" in self.timing:
+            step = f"the next step of channels takes {self.timing['next_step']:.1%} of it"
+            said.append(f"{self.timing['unused']:.1%} of the budget is left, and {step}")
         return "; ".join(said)
 
     def __str__(self) -> str:

@@ -68,9 +68,8 @@ def _channels(sized: Sized) -> tuple[int, int]:
         return max(1, makes // kernel.groups), makes
     if not kernel.mixes:
         return makes, makes
-    return reads * (kernel.groups if kernel.kind == "conv" else 1), makes * (
-        kernel.groups if kernel.kind == "conv_transpose" else 1
-    )
+    groups = kernel.group_count(reads, makes)
+    return reads * (groups if kernel.kind == "conv" else 1), makes * (groups if kernel.kind == "conv_transpose" else 1)
 
 
 def _numbers(sized: Sized) -> int:
@@ -150,7 +149,7 @@ class Graph:
         batch, *space = kernel.shape
         size, strides, padding, dilation = kernel.window
         transposed = kernel.kind == "conv_transpose"
-        groups = taken if kernel.kind == "depthwise" else kernel.groups
+        groups = taken if kernel.kind == "depthwise" else kernel.group_count(*sized[1:])
         shape = [taken, made // groups, *size] if transposed else [made, taken // groups, *size]
         return self.node(
             "ConvTranspose" if transposed else "Conv",

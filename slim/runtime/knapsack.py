@@ -5,6 +5,7 @@ greedy way through a knapsack whose costs depend on each other (a convolution co
 Source: HALP (Shen et al., NeurIPS 2022) states pruning under a latency budget as a knapsack over groups of channels.
 """
 
+import bisect
 import heapq
 import math
 from collections.abc import Callable, Sequence
@@ -18,6 +19,8 @@ from slim.trace.classes import Classes
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
+SPARE = 0.01  # of a budget that may be left before another way is looked for
+WAYS = 8
 
 
 @dataclass
@@ -112,6 +115,97 @@ def _stops(now: int, least: int, step: int) -> Ints:
     """The numbers below `now` at which an item may stop, highest first; never none."""
     last = -(-max(least, 1) // step) * step
     return np.arange((now - 1) // step * step, last - 1, -step)
+
+
+def sizes_after(order: Sequence[tuple[int, int]], start: Ints) -> Ints:
+    """How many of each item stay after steps of an order."""
+    keep = start.copy()
+    for item, left in order:
+        keep[item] = left
+    return keep
+
+
+@dataclass
+class Fit:
+    """Numbers of groups to keep that a budget has room for."""
+
+    keep: Ints
+    cost: float
+    value: float
+    next_step: float  # cost of the smallest step up for which there was no room; 0 where every item is whole
+    exhausted: bool = False  # all steps are taken
+
+
+def within(
+    budget: float,
+    order: Sequence[tuple[int, int]],
+    start: Ints,
+    worth: Sequence[Floats],
+    cost: Callable[[Ints], float],
+) -> Fit:
+    """The numbers of groups to keep of each item that fit in a budget; all steps of the order where none do.
+
+    `order`, `start` and `worth` are those of `by_value_for_cost`, and `cost` is for numbers of groups.
+
+    Steps are taken until the budget is met, and then put back where the last one saved more than was missing. If that
+    last step is so large that part of the budget is left all the same, later steps of other items are tried in its
+    place; of a few such ways, the one that keeps the most value. So a budget is left in part only where using it would
+    cost value.
+    """
+    found: list[Fit] = []
+    steps = list(order)
+    for _ in range(WAYS):
+        taken = bisect.bisect_left(
+            range(len(steps) + 1), True, key=lambda k: cost(sizes_after(steps[:k], start)) <= budget
+        )
+        if taken > len(steps):
+            break
+        found.append(_put_back(budget, steps[:taken], start, worth, cost))
+        if taken == 0 or found[-1].cost >= (1 - SPARE) * budget:
+            break
+        large = steps[taken - 1][0]
+        steps = steps[: taken - 1] + [step for step in steps[taken:] if step[0] != large]
+    if found:
+        return max(found, key=lambda fit: fit.value)
+    keep = sizes_after(order, start)
+    return Fit(keep, cost(keep), _value(keep, worth), 0.0, exhausted=True)
+
+
+def _put_back(
+    budget: float,
+    steps: Sequence[tuple[int, int]],
+    start: Ints,
+    worth: Sequence[Floats],
+    cost: Callable[[Ints], float],
+) -> Fit:
+    """Numbers of groups after `steps`, less those that come back: the latest first, which is the dearest, as long as
+    the budget has room. An item with no room for its next step is done, as the others' steps don't make it cheaper."""
+    keep = start.copy()
+    taken: dict[int, list[int]] = {}  # item -> how many of it there were before each of its steps
+    for item, left in steps:
+        taken.setdefault(item, []).append(int(keep[item]))
+        keep[item] = left
+
+    def with_step_back(item: int) -> Ints:
+        more = keep.copy()
+        more[item] = taken[item][-1]
+        return more
+
+    full: set[int] = set()
+    for item, _ in reversed(steps):
+        if item in full:
+            continue
+        if cost(with_step_back(item)) <= budget:
+            keep[item] = taken[item].pop()
+        else:
+            full.add(item)
+    now = cost(keep)
+    next_step = min((cost(with_step_back(item)) for item in full), default=now) - now
+    return Fit(keep, now, _value(keep, worth), next_step)
+
+
+def _value(keep: Ints, worth: Sequence[Floats]) -> float:
+    return float(sum(each[n] for each, n in zip(worth, keep)))
 
 
 def terms_of(

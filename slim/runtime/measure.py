@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from slim.runtime.model import LatencyModel
+from slim.errors import SlimError
 from slim.runtime.settings import Runtime
 
 if TYPE_CHECKING:
@@ -29,21 +29,35 @@ SESSION_SETTINGS = {"session.force_spinning_stop": "1"}
 
 
 class Network:
-    """A network as `slim.export_onnx` writes it, in an onnxruntime session, with a batch to run."""
+    """A network as `slim.export_onnx` writes it, in an onnxruntime session, with a batch to run.
+
+    Whether the file computes what the network does is left to `check`: a plan in between need only be timed.
+    """
 
     def __init__(self, model: nn.Module, example_inputs: Any, runtime: Runtime) -> None:
-        from slim.export import export_onnx
         from slim.export.session import open_session
+        from slim.export.write import Draft
 
+        self.draft = Draft(model, example_inputs)
         with TemporaryDirectory() as folder:
-            path = Path(folder, "network.onnx")
-            export_onnx(model, example_inputs, path)
+            path = self._write(folder)
             self.session = open_session(path, runtime.provider, runtime.threads, SESSION_SETTINGS)
         tensors = (leaf for leaf in tree_leaves(example_inputs) if isinstance(leaf, Tensor))
         self.feed = {
             entry.name: _batch(tensor, runtime.batch_size)
             for entry, tensor in zip(self.session.get_inputs(), tensors, strict=True)
         }
+
+    def _write(self, folder: str) -> Path:
+        path = Path(folder, "network.onnx")
+        path.write_bytes(self.draft.content)
+        return path
+
+    def check(self) -> None:
+        """Raises SlimError where the file differs from the network."""
+        with TemporaryDirectory() as folder:
+            path = self._write(folder)
+            self.draft.check(path, path.name)
 
     def run(self) -> None:
         """One call, on the example's images."""
@@ -77,41 +91,59 @@ def in_turn(networks: Sequence[Network]) -> NDArray[np.float64]:
     return np.array(rounds)
 
 
-def keep_latency(
-    model: nn.Module,
-    example_inputs: Any,
-    requested: dict[str, float],
-    latency: LatencyModel,
-    planned: Callable[[float], "PruningPlan"],
-) -> "PruningPlan":
-    """The plan among `planned(share of the original's latency, as the model foretells it)` that keeps the budget.
+class LatencyBudget:
+    """A budget that `read_latency` gave, for a model on a runtime, where the original is measured at once.
 
-    `requested` is what `read_latency` gave. The plan says what was measured: medians of calls in turn.
+    Raises SlimError for a time that the original keeps already.
     """
-    kind, asked = next(iter(requested.items()))
-    original = Network(model, example_inputs, latency.runtime)
-    first = float(np.median(in_turn([original])))
-    timings: dict[str, tuple[float, float]] = {}  # digest of a plan -> milliseconds of the original, of the thin one
 
-    def measured(plan: "PruningPlan") -> float:
-        thin = Network(plan.apply(model), example_inputs, latency.runtime)
-        before, after = (float(ms) for ms in np.median(in_turn([original, thin]), axis=0))
-        timings[plan.digest] = before, after
-        return after / (before if kind == "latency" else first)
+    def __init__(self, model: nn.Module, example_inputs: Any, requested: dict[str, float], runtime: Runtime) -> None:
+        self.model, self.example_inputs, self.requested, self.runtime = model, example_inputs, requested, runtime
+        self.kind, self.asked = next(iter(requested.items()))
+        self.original = Network(model, example_inputs, runtime)
+        self.first = float(np.median(in_turn([self.original])))
+        if self.kind == "latency_ms" and self.asked >= self.first:
+            raise SlimError(
+                f"latency {self.asked:.4g}ms: the network takes {self.first:.4g} ms as it is ({runtime}): "
+                "expected less than that"
+            )
 
-    def foretold(share: float) -> tuple["PruningPlan", float]:
-        plan = planned(min(share, 1.0))
-        return plan, plan.achieved["latency"]
+    def kept(self, planned: Callable[[float], "PruningPlan"]) -> "PruningPlan":
+        """The plan among `planned(share of the original's latency, as the model foretells it)` that keeps the budget.
 
-    best = correct(foretold, measured, asked if kind == "latency" else asked / first)
-    plan = best.plan
-    before, after = timings[plan.digest]
-    plan.timing = {"runtime": str(latency.runtime), "original_ms": before, "ms": after, "share": after / before}
-    plan.timing["foretold_share"] = plan.achieved["latency"]
-    plan.requested, plan.achieved = requested, {kind: after / before if kind == "latency" else after}
-    missed = f"asked for {kind} {asked:g}, measured {plan.achieved[kind]:.4g}: floors, ties and steps allow no less"
-    plan.shortfall = missed if best.took > 1 + TOLERANCE else ""
-    return plan
+        The plan says what was measured: medians of calls in turn. The network that it makes is checked in onnxruntime.
+        """
+        kind, asked = self.kind, self.asked
+        timings: dict[str, tuple[float, float]] = {}  # digest of a plan -> ms of the original, of the thin one
+        latest: dict[str, Network] = {}  # the last network measured, which is nearly always the one that is kept
+
+        def measured(plan: "PruningPlan") -> float:
+            thin = Network(plan.apply(self.model), self.example_inputs, self.runtime)
+            before, after = (float(ms) for ms in np.median(in_turn([self.original, thin]), axis=0))
+            timings[plan.digest] = before, after
+            latest.clear()
+            latest[plan.digest] = thin
+            return after / (before if kind == "latency" else self.first)
+
+        def foretold(share: float) -> tuple["PruningPlan", float]:
+            plan = planned(min(share, 1.0))
+            return plan, plan.achieved["latency"]
+
+        best = correct(foretold, measured, asked if kind == "latency" else asked / self.first)
+        plan = best.plan
+        network = latest.get(plan.digest) or Network(plan.apply(self.model), self.example_inputs, self.runtime)
+        network.check()
+        before, after = timings[plan.digest]
+        foretold_share = plan.achieved["latency"]
+        next_step = plan.timing["next_step"] / foretold_share * best.took
+        plan.timing = {"runtime": str(self.runtime), "original_ms": before, "ms": after, "share": after / before}
+        plan.timing["foretold_share"] = foretold_share
+        if best.took < 1 - TOLERANCE:
+            plan.timing |= {"unused": 1 - best.took, "next_step": next_step}
+        plan.requested, plan.achieved = self.requested, {kind: after / before if kind == "latency" else after}
+        missed = f"asked for {kind} {asked:g}, measured {plan.achieved[kind]:.4g}: floors, ties and steps allow no less"
+        plan.shortfall = missed if best.took > 1 + TOLERANCE else ""
+        return plan
 
 
 Plan = TypeVar("Plan")

@@ -97,7 +97,9 @@ def _grid(operator: Operator, widths: dict[str, tuple[int, int]]) -> Grid:
     kernel = operator.kernel
     read, made = widths.get(kernel.kind, (1, 1))
     # what isn't counted by group comes in multiples of the groups (of the multiplier, for depthwise)
-    if kernel.kind == "conv_transpose":
+    if kernel.whole:
+        width = kernel.whole, kernel.whole
+    elif kernel.kind == "conv_transpose":
         width = math.lcm(read, kernel.groups), made
     else:
         width = read, math.lcm(made, kernel.groups)

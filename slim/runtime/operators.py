@@ -68,11 +68,18 @@ class Kernel:
     window: tuple[tuple[int, ...], ...] = ()
     groups: int = 1  # of conv and conv_transpose; the multiplier, for depthwise
     tail: tuple[tuple[str, str], ...] = ()
+    whole: int = 0  # where whole groups go: channels of one, of those that are counted over all groups; else 0
 
     @property
     def mixes(self) -> bool:
         """Whether it reads one set of channels and makes another."""
         return self.kind in ("conv", "conv_transpose", "gemm")
+
+    def group_count(self, reads: int, makes: int) -> int:
+        """The number of its groups. What it reads is counted by group, or, transposed, what it makes."""
+        if not self.whole:
+            return self.groups
+        return (reads if self.kind == "conv_transpose" else makes) // self.whole
 
     def flops(self, reads: ArrayLike, makes: ArrayLike) -> NDArray[np.float64]:
         """Multiply-adds × 2, as torch.utils.flop_counter counts them."""
@@ -112,7 +119,7 @@ class Recorder(Tracer):
     """A tracer that notes operators."""
 
     def __init__(self, traced: Trace, batch_size: int) -> None:
-        super().__init__(traced.classes, traced.selecting)
+        super().__init__(traced.classes, traced.selecting, traced.whole_groups)
         example = next(leaf for leaf in tree_leaves(traced.inputs) if isinstance(leaf, Tensor))
         self.images, self.batch_size = max(1, example.shape[0]) if example.dim() else 1, batch_size
         self.found: list[Operator] = []
@@ -185,9 +192,11 @@ class Recorder(Tracer):
         shape = (self._batch(x.shape[0]), *space)
         if groups > 1 and groups == x.shape[1] and not transposed:
             return Operator(Kernel("depthwise", shape, window, w.shape[0] // groups), first, first)
-        if transposed:
-            return Operator(Kernel("conv_transpose", shape, window, groups), first, second)
-        return Operator(Kernel("conv", shape, window, groups), second, first)
+        # each channel of a transposed depthwise convolution is a group, and goes as a whole
+        whole = w.shape[0] // groups if groups > 1 and (self.whole_groups or groups == x.shape[1]) else 0
+        kind = "conv_transpose" if transposed else "conv"
+        kernel = Kernel(kind, shape, window, 1 if whole else groups, whole=whole)
+        return Operator(kernel, first, second) if transposed else Operator(kernel, second, first)
 
     def _other(self, name: str, args: Any, made: Tensor, x: Tensor) -> Operator:
         space = tuple(x.shape[2:])
