@@ -1,6 +1,7 @@
 """Whole networks in onnxruntime: exported, timed side by side, and a plan corrected until it keeps its budget."""
 
 import gc
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,8 +23,9 @@ if TYPE_CHECKING:
 
 TOLERANCE = 0.03  # of the budget
 ATTEMPTS = 8
-SECONDS = 4.0  # of timed runs, as far as RUNS allows
-RUNS = (15, 201)
+ROUNDS = 15  # at least
+SECONDS = (1.0, 12.0)  # at least; at most, where the machine is too busy to tell sooner
+PRECISION = TOLERANCE / 3  # of the share that is measured: half of its 95 % interval
 # By default, a session's idle threads spin for a while after each run: they would take the cores from the next one's.
 SESSION_SETTINGS = {"session.force_spinning_stop": "1"}
 
@@ -70,7 +72,10 @@ def _batch(tensor: Tensor, size: int) -> NDArray[Any]:
 
 
 def in_turn(networks: Sequence[Network]) -> NDArray[np.float64]:
-    """Milliseconds of calls in turn, after a warm-up: an array [rounds, networks]."""
+    """Milliseconds of calls in turn, after a warm-up: an array [rounds, networks].
+
+    Goes on until the share that `share_of` gives is known well enough, or patience ends.
+    """
     rounds: list[list[float]] = []
     collecting = gc.isenabled()
     gc.disable()
@@ -78,7 +83,13 @@ def in_turn(networks: Sequence[Network]) -> NDArray[np.float64]:
         for network in networks:
             network.run()
         start = time.perf_counter()
-        while len(rounds) < RUNS[0] or (len(rounds) < RUNS[1] and time.perf_counter() - start < SECONDS):
+        enough = ROUNDS
+        while True:
+            if len(rounds) >= enough:
+                passed = time.perf_counter() - start
+                if passed > SECONDS[1] or (passed > SECONDS[0] and _half_interval(np.array(rounds)) <= PRECISION):
+                    break
+                enough += max(1, len(rounds) // 8)
             times = []
             for network in networks:
                 began = time.perf_counter_ns()
@@ -91,6 +102,25 @@ def in_turn(networks: Sequence[Network]) -> NDArray[np.float64]:
     return np.array(rounds)
 
 
+def share_of(times: NDArray[np.float64]) -> float:
+    """What the last network takes of the time of the first: the median over rounds, as a machine that is busy for a
+    while slows down both calls of a round. With a single network, its median time."""
+    return float(np.median(_shares(times)))
+
+
+def _shares(times: NDArray[np.float64]) -> NDArray[np.float64]:
+    return times[:, -1] / times[:, 0] if times.shape[1] > 1 else times[:, 0]
+
+
+def _half_interval(times: NDArray[np.float64]) -> float:
+    """Half of the 95 % interval of `share_of`, relative to it: the median lies between the shares whose ranks are √n
+    (two standard deviations of a binomial) off the middle."""
+    shares = np.sort(_shares(times))
+    middle, off = len(shares) / 2, len(shares) ** 0.5
+    low, high = shares[math.floor(middle - off)], shares[min(len(shares) - 1, math.ceil(middle + off))]
+    return float((high - low) / 2 / np.median(shares))
+
+
 class LatencyBudget:
     """A budget that `read_latency` gave, for a model on a runtime, where the original is measured at once.
 
@@ -101,7 +131,7 @@ class LatencyBudget:
         self.model, self.example_inputs, self.requested, self.runtime = model, example_inputs, requested, runtime
         self.kind, self.asked = next(iter(requested.items()))
         self.original = Network(model, example_inputs, runtime)
-        self.first = float(np.median(in_turn([self.original])))
+        self.first = share_of(in_turn([self.original]))  # ms
         if self.kind == "latency_ms" and self.asked >= self.first:
             raise SlimError(
                 f"latency {self.asked:.4g}ms: the network takes {self.first:.4g} ms as it is ({runtime}): "
@@ -111,19 +141,20 @@ class LatencyBudget:
     def kept(self, planned: Callable[[float], "PruningPlan"]) -> "PruningPlan":
         """The plan among `planned(share of the original's latency, as the model foretells it)` that keeps the budget.
 
-        The plan says what was measured: medians of calls in turn. The network that it makes is checked in onnxruntime.
+        The plan says what was measured: the original's time, and the share of it in calls in turn. A budget in
+        milliseconds is the share that it is of the original's time when that was first measured, since a busy machine
+        has no speed that lasts. The network that the plan makes is checked in onnxruntime.
         """
         kind, asked = self.kind, self.asked
-        timings: dict[str, tuple[float, float]] = {}  # digest of a plan -> ms of the original, of the thin one
+        shares: dict[str, float] = {}  # digest of a plan -> what was measured
         latest: dict[str, Network] = {}  # the last network measured, which is nearly always the one that is kept
 
         def measured(plan: "PruningPlan") -> float:
             thin = Network(plan.apply(self.model), self.example_inputs, self.runtime)
-            before, after = (float(ms) for ms in np.median(in_turn([self.original, thin]), axis=0))
-            timings[plan.digest] = before, after
+            shares[plan.digest] = share_of(in_turn([self.original, thin]))
             latest.clear()
             latest[plan.digest] = thin
-            return after / (before if kind == "latency" else self.first)
+            return shares[plan.digest]
 
         def foretold(share: float) -> tuple["PruningPlan", float]:
             plan = planned(min(share, 1.0))
@@ -133,14 +164,15 @@ class LatencyBudget:
         plan = best.plan
         network = latest.get(plan.digest) or Network(plan.apply(self.model), self.example_inputs, self.runtime)
         network.check()
-        before, after = timings[plan.digest]
+        share = shares[plan.digest]
         foretold_share = plan.achieved["latency"]
         next_step = plan.timing["next_step"] / foretold_share * best.took
-        plan.timing = {"runtime": str(self.runtime), "original_ms": before, "ms": after, "share": after / before}
+        ms = share * self.first
+        plan.timing = {"runtime": str(self.runtime), "original_ms": self.first, "ms": ms, "share": share}
         plan.timing["foretold_share"] = foretold_share
         if best.took < 1 - TOLERANCE:
             plan.timing |= {"unused": 1 - best.took, "next_step": next_step}
-        plan.requested, plan.achieved = self.requested, {kind: after / before if kind == "latency" else after}
+        plan.requested, plan.achieved = self.requested, {kind: share if kind == "latency" else ms}
         missed = f"asked for {kind} {asked:g}, measured {plan.achieved[kind]:.4g}: floors, ties and steps allow no less"
         plan.shortfall = missed if best.took > 1 + TOLERANCE else ""
         return plan
