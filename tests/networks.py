@@ -103,6 +103,25 @@ class StoredUnequal(nn.Module):
         return torch.cat([self.b(x), y, z], 1)
 
 
+class StoredAlike(nn.Module):
+    """Attention whose heads' sizes are stored, and so is their sum, which is as large as the stream by chance."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.heads, self.key, self.value, self.values = 4, c // 8, c // 4, c
+        self.qkv = nn.Sequential(nn.Conv2d(c, 2 * c, 1, bias=False), nn.BatchNorm2d(2 * c))
+        self.proj, self.norm = nn.Linear(c, c, bias=False), nn.BatchNorm2d(c)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, _, h, w = x.shape
+        tokens = self.qkv(x).flatten(2).transpose(1, 2)  # [B, HW, heads · (2 key + value)]
+        split = tokens.view(b, h * w, self.heads, -1).split([self.key, self.key, self.value], dim=3)
+        q, k, v = (part.transpose(1, 2) for part in split)
+        mixed = (q @ k.transpose(2, 3)).softmax(3) @ v
+        out = self.proj(mixed.transpose(1, 2).reshape(b, h * w, self.values))
+        return x + self.norm(out.transpose(1, 2).reshape(b, -1, h, w)).relu()
+
+
 class Aux(nn.Module):
     """A head that only the training forward uses."""
 
@@ -191,6 +210,7 @@ ZOO = {
     "kernel in a buffer": _with_buffer,
     "partial residual": lambda: net(_partial, small=cbr(16, 4), after=cbr(16, 16)),
     "stored split size": lambda: net(lambda s, x: s.st(x), st=Stored(16)),
+    "stored sizes alike": lambda: net(lambda s, x: s.st(x), st=StoredAlike(16)),
     "stored unequal sizes": lambda: net(lambda s, x: s.st(x), st=StoredUnequal(16)),
     "pre-activation": lambda: net(
         lambda s, x: F.relu(s.m(x + s.c(F.relu(s.n(x))))),

@@ -139,11 +139,14 @@ def _follow_stored_sizes(
     of its module; what brings the network further is kept in `stored`, what doesn't goes into `refused`.
     """
 
-    def check() -> Misfit | None:
+    def check(tried: dict[str, Counted]) -> Misfit | None:
+        made.sizes = {name: count(counted, kept) for name, counted in (stored | tried).items()}
         return find_misfit(traced, lambda bones: thinned(bones, made.change), kept)
 
-    made.sizes = {name: count(counted, kept) for name, counted in stored.items()}
-    misfit = check()
+    def further(after: Misfit | None, before: Misfit) -> bool:
+        return after is None or after.step > before.step
+
+    misfit = check({})
     while misfit is not None:
         stale = {
             name: counted
@@ -154,15 +157,16 @@ def _follow_stored_sizes(
         together = [[name for name in stale if name.rpartition(".")[0] == module] for module in modules]
         for names in [[name] for name in stale] + [names for names in together if len(names) > 1]:
             tried = {name: stale[name] for name in names}
-            made.sizes |= {name: count(counted, kept) for name, counted in tried.items()}
-            after = check()
-            if after is None or after.step > misfit.step:
+            if further(check(tried), misfit):
+                for name in names[: len(names) if len(names) > 1 else 0]:  # another may only look like the size at hand
+                    fewer = {other: tried[other] for other in tried if other != name}
+                    tried = fewer if further(check(fewer), misfit) else tried
                 stored |= tried
-                misfit = after
+                misfit = check({})
                 break
-            made.sizes = {name: size for name, size in made.sizes.items() if name not in tried}
         else:
             refused |= stale.keys()
+            check({})
             return misfit
     return None
 

@@ -127,7 +127,7 @@ def _follow(traced: Trace, run: Run, training: bool, kept: np.ndarray) -> Misfit
         return None
     except Exception as error:
         why = str(error) if isinstance(error, _Apart) else f"{type(error).__name__} after {follower.place}"
-        stored = _stored_sizes(traced.skeleton, error, run.steps[: len(follower.steps) + 1])
+        stored = _stored_sizes(traced.skeleton, error, run.steps[: len(follower.steps) + AHEAD])
     at = len(follower.steps)
     for step in reversed(run.steps[: max(at, 1)]):
         met = [v >> 1 for v in step.codes]
@@ -155,6 +155,7 @@ def _masked_run(traced: Trace, kept: np.ndarray, training: bool) -> Run:
     return Run(training, tracer.steps, tracer.decisions, [getattr(t, "shape", None) for t in outputs])
 
 
+AHEAD = 2  # operators that one call may have come to, had it not failed: reshape copies, then views
 RECENT = 60  # operators back from a failure, among which the one that was given a stored size is looked for
 
 
