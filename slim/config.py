@@ -114,6 +114,11 @@ class SparsityConfig:
         None, "share of γ to be exactly zero at the end; finds λ, from strength on (proximal only)", "(0, 1)"
     )
     floor: float = setting(0.1, "with a target: share of each layer's γ that is never pushed", "[0, 1)")
+    gradual: int = setting(
+        0, "prune in so many small steps within this training, to the budget of prune; 0: only after it", "[0, inf)"
+    )
+    gradual_start: float = setting(0.2, "share of the training before those steps", "[0, 1)")
+    gradual_end: float = setting(0.7, "share of the training at which the last one is", "(0, 1]")
 
 
 @dataclass

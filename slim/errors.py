@@ -12,6 +12,10 @@ class SlimError(Exception):
     """A mistake in what the user gave: a setting, a file, a model, a data set."""
 
 
+class NothingToPrune(SlimError):
+    """A plan that was asked for would remove nothing."""
+
+
 def unknown(kind: str, value: str, choices: Iterable[str]) -> SlimError:
     """The error for a name that isn't one of `choices`, with the nearest valid one."""
     choices = sorted(choices)

@@ -128,6 +128,12 @@ def rebuild(model: nn.Module, change: Change) -> nn.Module:
     return thin
 
 
+def take_over(model: nn.Module, thin: nn.Module) -> None:
+    """Make `model`, the object that others hold, the network `thin`. Its modules are those of `thin` from then on."""
+    model.__class__ = type(thin)
+    object.__setattr__(model, "__dict__", thin.__dict__)
+
+
 @contextmanager
 def thinned(model: nn.Module, change: Change) -> Iterator[None]:
     """`model` itself, thinner for as long as the context lasts: for a network without data, of which a copy costs more

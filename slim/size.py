@@ -25,15 +25,18 @@ class Size:
 def measure(model: nn.Module, example_inputs: Any) -> Size:
     """The size of a model, without running any arithmetic where its forward code allows (tensors without data)."""
     params = sum(p.numel() for p in model.parameters())
-    channels = sum(
-        m.weight.numel() for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.affine
-    )
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         try:
             flops = _flops(skeleton(model), as_meta(example_inputs))
         except Exception:  # forward code that looks at values
             flops = _flops(skeleton(model, meta=False), example_inputs)
-    return Size(params, flops, channels)
+    return Size(params, flops, channels(model))
+
+
+def channels(model: nn.Module) -> int:
+    """The sum of all BatchNorm widths."""
+    norms = (m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.affine)
+    return sum(norm.weight.numel() for norm in norms)
 
 
 def _flops(model: nn.Module, inputs: Any) -> int:

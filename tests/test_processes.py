@@ -16,6 +16,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from slim import checkpoint
 from slim.errors import SlimError
 from slim.train import connect, is_first
 from slim.train.norm import synchronised
@@ -43,10 +44,12 @@ if __name__ == "__main__":
     with train.together(settings.device, settings.precision, settings.devices, settings.num_nodes):
         [sparse] = pipeline.train_stage(settings, allow_code=True)
         if train.is_first():
-            pipeline.prune_stage(sparse, settings, allow_code=True)
+            more = config.updated(settings, {"prune": {"ratio": 0.5}})
+            pipeline.prune_stage(sparse, more, allow_code=True)
         train.wait_for_all()
         print("fine-tuning", flush=True)
-        pipeline.finetune_stage(sparse.with_name("pruned.safetensors"), settings, allow_code=True)
+        pruned = sparse.with_name("pruned.safetensors")
+        pipeline.finetune_stage(pruned, settings, teacher=sparse, allow_code=True)
     print("the end")
 """
 SETTINGS: dict[str, Any] = {
@@ -55,8 +58,8 @@ SETTINGS: dict[str, Any] = {
     "model": {"arch": "program:network"},
     "data": {"batch_size": 101},  # of which one process has 51 images, the other 50
     "train": {"epochs": 3, "ema": 0.8, "clip_norm": 1},
-    "sparsity": {"strength": 0.002, "method": "proximal", "target": 0.4},
-    "prune": {"ratio": 0.4},
+    "sparsity": {"strength": 0.002, "method": "proximal", "target": 0.4, "gradual": 2},
+    "prune": {"ratio": 0.3},
     "finetune": {"epochs": 2, "distill": 0.5, "lr": 0.02, "optimizer": "adamw", "patience": 2},
 }
 ROUNDING = {"sparse": 1e-9, "pruned": 1e-9, "finetuned": 1e-6}  # distillation computes in float32
@@ -98,6 +101,8 @@ def test_two_processes_train_prune_and_finetune_as_one(tmp_path: Path) -> None:
         for key in ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "images"):
             assert found[key] == pytest.approx(expected[key], rel=1e-5)
     assert json.loads((two / "plan.json").read_text()) == json.loads((one / "plan.json").read_text())
+    plans, same = (checkpoint.read_metadata(run / "pruned.safetensors")["plans"] for run in (one, two))
+    assert plans == same and len(plans) == 3 and all(plan["removed"] for plan in plans)
 
 
 @pytest.mark.slow

@@ -55,9 +55,9 @@ def network(seed: int = 1) -> nn.Module:
 
 # Each recipe has something that a snapshot must hold: momentum, Adam's moments, λ and its mask, an average, the best.
 RECIPES: dict[str, tuple[OptimConfig, dict[str, Any]]] = {
-    "momentum, schedule of λ": (
+    "momentum, schedule of λ, gradual pruning": (
         OptimConfig(epochs=4, mixup=0.2, cutmix=1.0),
-        {"sparsity": SparsityConfig(strength=0.01, schedule="ramp")},
+        {"sparsity": SparsityConfig(strength=0.01, schedule="ramp", gradual=10), "pruning": {"ratio": 0.5}},
     ),
     "λ controller": (
         OptimConfig(epochs=7),

@@ -20,7 +20,7 @@ from slim.report import card, page
 
 if TYPE_CHECKING:
     from slim.bench import BenchReport
-from slim.pipeline.networks import Trained, open_network
+from slim.pipeline.networks import Trained, open_network, unpruned_beside
 from slim.pipeline.records import enter, enter_latency, read_records
 
 
@@ -33,11 +33,11 @@ def export_stage(
     console: Console | None = None,
 ) -> list[Path]:
     """Write the network in `source` as model.onnx and, if it exists, `unpruned` as baseline.onnx; by default
-    that is sparse.safetensors beside `source`."""
+    that is sparse.safetensors beside `source`, or baseline.safetensors where the sparse network was pruned already."""
     console = console or Console()
     read_records(source.parent)
     before = open_network(source, settings, allow_code)
-    unpruned = unpruned or source.with_name(STAGES["sparse"][0])
+    unpruned = unpruned or unpruned_beside(source)
     whole = (
         open_network(unpruned, settings, allow_code) if unpruned.exists() else None
     )  # both are sound before one is written

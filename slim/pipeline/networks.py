@@ -72,9 +72,11 @@ def save_network(
     epochs: Sequence[dict[str, Any]] = (),
     fresh: bool = False,
     stage: str = "",
+    made: Sequence[PruningPlan] = (),
 ) -> dict[str, Any]:
-    """Measure a network and save it as a stage, the one that its file is named after. Returns its summary, which is
-    empty on other processes than the first."""
+    """Measure a network and save it as a stage, the one that its file is named after. `made` are the plans by which it
+    was pruned while it trained, after `plans`. Returns its summary, which is empty on other processes than the
+    first."""
     if not train.is_first():
         return {}
     stage = stage or path.stem
@@ -85,10 +87,21 @@ def save_network(
         )["accuracy"]
     if epochs:
         record["training"] = report.totals(epochs)
-    checkpoint.save(path, model, plans, stage=stage, metrics=record, config=settings, **facts)
+    if made:
+        record["prunes"] = len(made)
+    checkpoint.save(path, model, [*plans, *made], stage=stage, metrics=record, config=settings, **facts)
     record["file_size"] = path.stat().st_size
     enter(path.parent, stage, record, settings, epochs, fresh)
     return record
+
+
+def unpruned_beside(source: Path) -> Path:
+    """The file of the network that the run of `source` had before any pruning: the sparse one, unless it lost channels
+    in training. It may not be there."""
+    sparse = source.with_name(checkpoint.STAGES["sparse"][0])
+    if sparse.exists() and checkpoint.read_metadata(sparse)["plans"]:
+        return source.with_name(checkpoint.STAGES["baseline"][0])
+    return sparse
 
 
 def facts_of(dataset: Dataset) -> dict[str, Any]:

@@ -86,9 +86,20 @@ def _planned(
     """The network in `source`, images to calibrate on, and the plan for it."""
     before = open_network(source, settings, allow_code)
     images = _calibration_images(before.dataset, settings) if before.dataset else None
-    made = plan(before.model, before.example, images=images, **rules(settings, console))
-    _tell(made, console)
+    within = before.metrics.get("prunes", 0)  # of its own training, which count towards the same budget
+    after = before.plans[len(before.plans) - within :]
+    made = plan(before.model, before.example, images=images, after=after, **rules(settings, console))
+    if after and not made.removed:
+        console.print(f"the {within} prunes within the training left nothing to remove")
+    else:
+        _tell(made, console)
     return before, images, made
+
+
+def gradual_rules(dataset: Dataset, settings: RunConfig) -> dict[str, Any]:
+    """What `slim.plan` is asked for by a training that prunes."""
+    needed = settings.prune.score == "residual"
+    return rules(settings) | {"images": _calibration_images(dataset, settings) if needed else None}
 
 
 def rules(settings: RunConfig, console: Console | None = None) -> dict[str, Any]:

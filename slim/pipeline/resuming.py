@@ -29,13 +29,13 @@ def begun(folder: Path) -> RunConfig | None:
     return config.updated(RunConfig(), found[1]["about"]) if found else None
 
 
-def check_same(folder: Path, settings: RunConfig, console: Console) -> None:
-    """Raises SlimError where a training can't go on, as it was begun with other settings."""
+def check_same(folder: Path, settings: RunConfig, prunes: bool, console: Console) -> None:
+    """Raises SlimError where a training, one that `prunes` or not, can't go on, as it was begun with other settings."""
     before = begun(folder)
     if before is None:
         console.print(f"no state in {folder}: training starts from the beginning")
         return
-    for name in ("seed", "data", "model", "sparsity"):
+    for name in ("seed", "data", "model", "sparsity", *(["prune"] if prunes else [])):
         was, now = getattr(before, name), getattr(settings, name)
         if was != now:
             raise SlimError(f"{name} is {now}: the training in {folder} was begun with {was}, so it can't go on")
@@ -43,17 +43,20 @@ def check_same(folder: Path, settings: RunConfig, console: Console) -> None:
 
 
 def is_done(path: Path, settings: RunConfig, console: Console, prunes: int) -> bool:
-    """Whether the stage at `path` has been done with these settings on a network pruned so often by then, and still
-    follows from those before it."""
+    """Whether the stage at `path` has been done with these settings on a network pruned so often by then (not counting
+    the stage's own training), and still follows from those before it."""
     summary, _ = read_records(path.parent)
     last = "recovered" if path.stem == "pruned" and settings.prune.recover else path.stem  # of what the file becomes
     if last not in summary or not path.exists():
         return False
-    if times_pruned(path) != prunes:  # it was another pass
+    about = checkpoint.read_metadata(path)
+    if len(about["plans"]) - about["metrics"].get("prunes", 0) != prunes:  # it was another pass
         return False
-    used = config.updated(RunConfig(), checkpoint.read_metadata(path)["config"])
+    used = config.updated(RunConfig(), about["config"])
     sections = {"baseline": ["train"], "sparse": ["train", "sparsity"], "pruned": ["prune"], "finetuned": ["finetune"]}
-    if prunes > (path.stem in ("pruned", "finetuned")):  # a later pass follows from all stages of the first
+    if path.stem == "sparse" and settings.sparsity.gradual:
+        sections["sparse"].append("prune")
+    if prunes > (path.stem in ("pruned", "finetuned")):  # what was pruned earlier follows from all stages before
         sections[path.stem] = ["train", "sparsity", "prune", "finetune"]
     done = all(getattr(used, s) == getattr(settings, s) for s in ("seed", "data", "model", *sections[path.stem]))
     if done:

@@ -16,6 +16,7 @@ from slim.config import OptimConfig, RunConfig, SparsityConfig
 from slim.data import Dataset
 from slim.errors import SlimError
 from slim.pipeline.networks import facts_of, image_size, open_network, save_network
+from slim.pipeline.pruning import gradual_rules
 from slim.pipeline.records import ROOT, enter_epochs, read_records, states_of
 from slim.pipeline.resuming import check_same, is_done, times_pruned
 from slim.planning import PruningPlan
@@ -42,9 +43,14 @@ def finetune_stage(
     console: Console | None = None,
 ) -> list[Path]:
     """Train the network in `source` on, without a penalty. With `finetune.distill` it also learns from `teacher`, by
-    default the sparse.safetensors beside it."""
+    default the sparse.safetensors beside it, or where `sparsity.gradual` pruned that one, the baseline."""
     path = source.with_name(STAGES["finetuned"][0])
-    teacher = (teacher or source.with_name(STAGES["sparse"][0])) if settings.finetune.distill else None
+    if not settings.finetune.distill:
+        teacher = None
+    elif teacher is None:
+        teacher = source.with_name(STAGES["baseline" if settings.sparsity.gradual else "sparse"][0])
+        if not teacher.exists():
+            raise SlimError(f"finetune.distill is {settings.finetune.distill}, but there is no unpruned {teacher}")
     with together(settings):
         _train_on(source, path, settings, settings.finetune, None, teacher, allow_code, console or Console(), resume)
     return [path]
@@ -78,8 +84,8 @@ def train_new(
     if not any(isinstance(module, _BatchNorm) and module.affine for module in model.modules()):
         raise SlimError(f"{facts['arch']} has no BatchNorm with a scale γ: there is nothing to prune")
     read_records(path.parent)  # before the work, so that a broken file costs none of it
-    records = _fit(path, model, dataset, settings, settings.train, console, None, sparsity, fresh, resume)
-    _close(path, {}, model, [], facts, settings, dataset, records, console, fresh)
+    records, plans = _fit(path, model, dataset, settings, settings.train, console, None, sparsity, fresh, resume)
+    _close(path, {}, model, [], plans, facts, settings, dataset, records, console, fresh)
     return [path]
 
 
@@ -112,9 +118,9 @@ def _train_on(
     before = open_network(source, settings, allow_code)
     dataset = before.dataset or data.load(settings.data, settings.seed)
     unpruned = open_network(teacher, settings, allow_code).model if teacher else None
-    records = _fit(path, before.model, dataset, settings, optim, console, unpruned, sparsity, resume=resume)
+    records, plans = _fit(path, before.model, dataset, settings, optim, console, unpruned, sparsity, resume=resume)
     facts, earlier = before.facts | facts_of(dataset), {before.stage: before.metrics}
-    _close(path, earlier, before.model, before.plans, facts, settings, dataset, records, console)
+    _close(path, earlier, before.model, before.plans, plans, facts, settings, dataset, records, console)
 
 
 def _close(
@@ -122,6 +128,7 @@ def _close(
     earlier: dict[str, dict[str, Any]],
     model: nn.Module,
     plans: list[PruningPlan],
+    made: list[PruningPlan],
     facts: dict[str, Any],
     settings: RunConfig,
     dataset: Dataset,
@@ -129,8 +136,9 @@ def _close(
     console: Console,
     fresh: bool = False,
 ) -> None:
-    """Save a trained network, and show it below the stages `earlier`."""
-    record = save_network(path, model, plans, facts, settings, dataset, records, fresh)
+    """Save a network that was trained, and pruned within that by the plans `made`; show it below the stages
+    `earlier`."""
+    record = save_network(path, model, plans, facts, settings, dataset, records, fresh, made=made)
     train.wait_for_all()  # for the file
     title = "fine-tuning" if path.stem == "finetuned" else "training"
     console.print(report.stage_table({**earlier, path.stem: record}, title))
@@ -148,14 +156,17 @@ def _fit(
     sparsity: SparsityConfig | None = None,
     fresh: bool = False,
     resume: bool = False,
-) -> list[dict[str, Any]]:
+) -> tuple[list[dict[str, Any]], list[PruningPlan]]:
     """Train the network whose stage will be saved at `path`. Its epochs are entered in the run's metrics as they
-    come, and states to resume from are saved in a folder beside it until the stage is."""
+    come, and states to resume from are saved in a folder beside it until the stage is. Returns the records of the
+    epochs, and the plans by which it was pruned on the way."""
+    prunes = sparsity is not None and sparsity.gradual > 0
+    plans: list[PruningPlan] = []
     states = train.Snapshots(
         states_of(path), asdict(settings), keep=settings.keep_states, minutes=settings.save_minutes
     )
     if resume:
-        check_same(states.folder, settings, console)
+        check_same(states.folder, settings, prunes, console)
     board = None
     if settings.tensorboard and train.is_first():
         board = train.TensorBoard(path.parent / "tensorboard" / path.stem)
@@ -168,6 +179,10 @@ def _fit(
                 enter_epochs(path.parent, path.stem, [record], fresh)
             if board:
                 board.epoch(record, model)
+
+        def on_prune(step: int, plan: PruningPlan) -> None:
+            plans.append(plan)
+            console.print(report.prune_line(step, plan))
 
         records = train.fit(
             model,
@@ -184,6 +199,7 @@ def _fit(
             sync_batchnorm=settings.sync_batchnorm,
             accumulate=settings.accumulate,
             sparsity=sparsity,
+            pruning=gradual_rules(dataset, settings) if prunes else None,
             teacher=teacher,
             distill=settings.finetune.distill,
             temperature=settings.finetune.temperature,
@@ -191,10 +207,11 @@ def _fit(
             resume=resume,
             on_step=on_step,
             on_epoch=on_epoch,
+            on_prune=on_prune,
         )
     if board:
         board.close()
-    return records
+    return records, plans
 
 
 def together(settings: RunConfig) -> AbstractContextManager[None]:

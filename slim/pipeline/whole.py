@@ -15,7 +15,7 @@ from slim.pipeline.deploying import bench_files, export_stage, int8_stage, repor
 from slim.pipeline.networks import open_network
 from slim.pipeline.pruning import prune_stage, rules
 from slim.pipeline.records import ROOT, enter_latency, forget, read_records
-from slim.pipeline.resuming import is_done
+from slim.pipeline.resuming import is_done, times_pruned
 from slim.pipeline.training import finetune_stage, together, train_new, train_sparse
 from slim.report import card
 
@@ -50,13 +50,20 @@ def run(
                 forget(folder)
         [baseline] = train_new("baseline", settings, None, allow_code, console, True, resume)
         wrote, source = [baseline], None
-        for number, folder in enumerate(folders):
+        for folder in folders:
             sparse = train_sparse(source, folder, settings, allow_code, console, resume)
             pruned, plan_path = sparse.with_name(STAGES["pruned"][0]), sparse.with_name("plan.json")
-            if train.is_first() and not (resume and is_done(pruned, settings, console, number + 1)):
+            if train.is_first() and not (resume and is_done(pruned, settings, console, times_pruned(sparse) + 1)):
                 prune_stage(sparse, settings, allow_code=allow_code, console=console)
             train.wait_for_all()
-            [finetuned] = finetune_stage(pruned, settings, resume=resume, allow_code=allow_code, console=console)
+            [finetuned] = finetune_stage(
+                pruned,
+                settings,
+                teacher=baseline if settings.sparsity.gradual else None,
+                resume=resume,
+                allow_code=allow_code,
+                console=console,
+            )
             wrote += [sparse, pruned, plan_path, finetuned]
             source = finetuned
         first = train.is_first()

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from slim.errors import SlimError
+from slim.errors import NothingToPrune, SlimError
 from slim.planning.choosing import Rules, choose, fixed_sizes, matching, number
 from slim.planning.costs import Costs
 from slim.planning.groups import Bools, Floats, Groups, Score
@@ -48,6 +48,7 @@ def plan(
     keep: Sequence[str] | None = None,
     layer_ratios: Mapping[str, float] | None = None,
     images: Any = None,
+    after: Sequence[PruningPlan] = (),
 ) -> PruningPlan:
     """Plan which channels of `model` to remove. The model is left as it is.
 
@@ -70,12 +71,17 @@ def plan(
     round_to="auto" channels go in the same way until another budget is met, and whole networks aren't measured; under
     a budget of FLOPs, |γ| counts times the FLOPs, so that time shrinks as they do.
     `keep`: shell patterns of BatchNorms to leave whole. `layer_ratios`: pattern -> share to remove there.
+    `after`: the plans that made `model`, in the order of their use. The budget and the floors then count from the
+    network before them all, so that several small steps end where one large step would; the plan is empty where they
+    have met the budget.
 
     Raises SlimError for a value out of range, a model without BatchNorm, or a request that can remove nothing.
     """
     requested = _requested(ratio, flops, params, latency)
     if latency is not None and round_to not in (1, "auto"):
         raise SlimError(f"round_to {round_to!r}: expected 1 or auto with a latency, which chooses sizes by their cost")
+    if after and (latency is not None or layer_ratios):
+        raise SlimError("latency and layer_ratios can't be planned after other plans: expected ratio, flops or params")
     unit = 1 if round_to == "auto" else round_to
     numbers = (("floor", floor, 0, 1), ("floor_count", floor_count, 1, 10**9), ("round_to", unit, 1, 4096))
     for name, value, low, high in numbers:
@@ -92,6 +98,12 @@ def plan(
     traced = trace(model, example_inputs, select=mode == "select", whole_groups=grouped == "whole")
     if not traced.norms:
         raise SlimError("nothing to prune: the network has no BatchNorm with a scale γ that forward uses")
+    channels = sum(len(labels) for labels in traced.norms.values())
+    if after and after[-1].totals["channels"][1] != channels:
+        raise SlimError(
+            f"the model has {channels} BatchNorm channels: expected the {after[-1].totals['channels'][1]} that the "
+            "plans in after leave"
+        )
     _freeze_kept(traced, keep or ())
     gammas = _gammas(model, traced)
     if score == "residual":
@@ -104,7 +116,7 @@ def plan(
 
     def planned(requested: dict[str, float]) -> PruningPlan:
         for _ in range(100):
-            made, kept = _plan(traced, gammas, requested, rules, score, layer_ratios or {})
+            made, kept = _plan(traced, gammas, requested, rules, score, layer_ratios or {}, after)
             misfit = _follow_stored_sizes(traced, made, kept, stored, refused)
             if misfit is None:
                 return made
@@ -216,14 +228,23 @@ def _plan(
     rules: Rules,
     score: Score,
     layer_ratios: Mapping[str, float],
+    after: Sequence[PruningPlan],
 ) -> tuple[PruningPlan, Bools]:
     groups = Groups(traced, gammas, score)
-    floors = [min(int(n), max(1, rules.floor_count, math.ceil(rules.floor * n - 1e-9))) for n in groups.widths]
+    widths = {layer.name: layer.before for layer in after[0].layers} if after else {}
+    floors = [
+        min(int(n), max(1, rules.floor_count, math.ceil(rules.floor * widths.get(name, n) - 1e-9)))
+        for name, n in zip(groups.names, groups.widths)
+    ]
     fixed = fixed_sizes(groups, layer_ratios)
     costs = Costs(traced, groups, rules.latency)
     kind, asked = next(iter(requested.items()))
-    whole = costs.of("channels" if kind == "ratio" else kind, np.zeros(len(groups.roots), bool))
+    what = "channels" if kind == "ratio" else kind
+    now = costs.of(what, np.zeros(len(groups.roots), bool))
+    whole = after[0].totals[what][0] if after else now
     budget = asked * whole if kind == "ratio" or asked <= 1 else asked
+    if kind == "ratio":
+        budget -= whole - now  # which went before
     members: list[NDArray[np.int64]] = []
     while True:
         safe = groups.protected(floors, members)
@@ -233,9 +254,10 @@ def _plan(
         if not emptied:
             break
         members += emptied
-    if not out.any() and not (kind == "ratio" and asked == 0) and not (kind != "ratio" and budget >= whole):
-        raise SlimError(_nothing(groups, requested, safe, rules.latency is not None and chosen.exhausted))
-    made = _write(traced, groups, costs, out, safe, requested, chosen.exhausted)
+    met = asked == 0 if kind == "ratio" else budget >= whole
+    if not out.any() and not after and not met:
+        raise NothingToPrune(_nothing(groups, requested, safe, rules.latency is not None and chosen.exhausted))
+    made = _write(traced, groups, costs, out, safe, requested, whole, chosen.exhausted)
     if kind == "latency":
         made.timing = {"next_step": chosen.next_step / whole}
     return made, costs.kept(out)
@@ -262,6 +284,7 @@ def _write(
     out: Bools,
     safe: Bools,
     requested: dict[str, float],
+    whole: float,
     exhausted: bool,
 ) -> PruningPlan:
     kept = costs.kept(out)
@@ -293,8 +316,8 @@ def _write(
         kind: (int(costs.of(kind, nothing)), int(costs.of(kind, out))) for kind in ("channels", "params", "flops")
     }
     kind, asked = next(iter(requested.items()))
-    before, after = (costs.of("channels" if kind == "ratio" else kind, state) for state in (nothing, out))
-    achieved = 1 - after / before if kind == "ratio" else after / before if asked <= 1 else float(after)
+    left = costs.of("channels" if kind == "ratio" else kind, out)
+    achieved = 1 - left / whole if kind == "ratio" else left / whole if asked <= 1 else float(left)
     return PruningPlan(
         requested=requested,
         achieved={kind: achieved},

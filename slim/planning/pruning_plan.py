@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from slim.errors import SlimError
 from slim.files import replacing
 from slim.rebuild import Change, rebuild, thin_tensor
+from slim.sparsity import Sparsity
 from slim.trace.clone import named_tensors
 
 if TYPE_CHECKING:
@@ -82,13 +83,7 @@ class PruningPlan:
         """Hand an optimizer of `model` over to `thin`, in place: its parameters become the thinner ones, and what it
         keeps for each (momentum, Adam's moments) loses the removed channels. Parameters of neither stay.
         """
-        thinner = dict(named_tensors(thin))
-        successor: dict[int, tuple[Tensor, dict[int, list[int]]]] = {}
-        for name, tensor in named_tensors(model):
-            if id(tensor) not in successor or name in self.cuts:
-                if name not in thinner:
-                    raise SlimError(f"the thin network doesn't come from this model: it has no {name}")
-                successor[id(tensor)] = thinner[name], self.cuts.get(name, {})
+        successor = self._successors(model, thin)
         for group in optimizer.param_groups:
             group["params"] = [successor[id(p)][0] if id(p) in successor else p for p in group["params"]]
         for parameter in list(optimizer.state):
@@ -99,6 +94,32 @@ class PruningPlan:
                     key: thin_tensor(v, cuts) if isinstance(v, Tensor) and v.shape == parameter.shape else v
                     for key, v in state.items()
                 }
+
+    def prune_sparsity(self, sparsity: Sparsity, model: nn.Module, thin: nn.Module) -> None:
+        """Hand a penalty on γ of `model` over to `thin`, in place; call `prune_optimizer` for its optimizer too. λ, its
+        schedule and what a proximal step knows go on; for a target share of zeros, what is gone counts as zero.
+        """
+        successor = self._successors(model, thin)
+
+        def heir(parameter: nn.Parameter) -> tuple[nn.Parameter, Tensor]:
+            new, cuts = successor[id(parameter)]
+            stays = torch.ones(parameter.shape, dtype=torch.bool, device=parameter.device)
+            for dim, removed in cuts.items():
+                stays.index_fill_(dim, torch.tensor(removed, device=parameter.device), False)
+            return new, stays  # type: ignore[return-value]
+
+        sparsity.follow(heir)
+
+    def _successors(self, model: nn.Module, thin: nn.Module) -> dict[int, tuple[Tensor, dict[int, list[int]]]]:
+        """For each tensor of `model`, by its id, the one of `thin` that takes its place, and what that one lacks."""
+        thinner = dict(named_tensors(thin))
+        successor: dict[int, tuple[Tensor, dict[int, list[int]]]] = {}
+        for name, tensor in named_tensors(model):
+            if id(tensor) not in successor or name in self.cuts:
+                if name not in thinner:
+                    raise SlimError(f"the thin network doesn't come from this model: it has no {name}")
+                successor[id(tensor)] = thinner[name], self.cuts.get(name, {})
+        return successor
 
     @property
     def ratio_requested(self) -> float | None:

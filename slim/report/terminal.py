@@ -101,6 +101,12 @@ def training(
         yield on_step, on_epoch
 
 
+def prune_line(step: int, plan: "PruningPlan") -> str:
+    """What one prune within a training did."""
+    before, after = plan.totals["channels"]
+    return f"pruned after step {step:,}: {before:,} → {after:,} channels"
+
+
 def epoch_line(record: Record) -> str:
     """An epoch's record in one plain line."""
     parts = [f"loss {record['train_loss']:.3f}", f"acc {record['train_accuracy']:.1%}"]

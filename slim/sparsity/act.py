@@ -121,6 +121,15 @@ class _Part:
     def flat(self) -> Tensor:
         return torch.cat([parameter.detach().reshape(-1) for parameter in self.parameters])
 
+    def follow(self, parameters: list[nn.Parameter], stays: Tensor) -> None:
+        """Go on with thinner parameters, of which the values that `stays` (bool [P]) are left."""
+        self.parameters = parameters
+        self.sizes = [parameter.numel() for parameter in parameters]
+        self.penalty.thin(stays)
+        self.pushed = None if self.pushed is None else self.pushed[stays]
+        if self.steps is not None:
+            self.steps.follow(parameters)
+
     def pieces(self, flat: Tensor) -> list[Tensor]:
         """What belongs to each parameter, in its shape."""
         return [piece.view(p.shape) for piece, p in zip(flat.split(self.sizes), self.parameters)]
@@ -179,6 +188,21 @@ class Sparsity:
         """Take the penalty off the optimizer. A second call does nothing."""
         for hook in self._hooks:
             hook.remove()
+
+    @torch.no_grad()
+    def follow(self, heir: Callable[[nn.Parameter], tuple[nn.Parameter, Tensor]]) -> None:
+        """Go on with a thinner network: for each penalised parameter `heir` gives its successor, and which of its own
+        values stay (bool, in its shape). See `PruningPlan.prune_sparsity`, which knows that of a plan."""
+        all_stay = []
+        for part in self._parts:
+            parameters, stays = zip(*(heir(parameter) for parameter in part.parameters))
+            all_stay.append(torch.cat([each.reshape(-1) for each in stays]))
+            part.follow(list(parameters), all_stay[-1])
+        left = torch.cat(all_stay)
+        self.parameters = dict(zip(self.parameters, (p for part in self._parts for p in part.parameters)))
+        self._layers = self._layers.to(left.device)[left]
+        if self._target is not None:
+            self._target.follow(self._layers)
 
     @torch.no_grad()
     def value(self) -> float:
@@ -312,7 +336,8 @@ class Sparsity:
             and (self.step % target.every == 0 or self._parts[0].pushed is None)
         ):
             self._aim()
-            self._set(target.next(self._now, self.step, self.zero()))
+            zeros = int((self._flat() == 0).sum())
+            self._set(target.next(self._now, self.step, target.share_of(zeros)))
 
     def _aim(self) -> None:
         """Choose the values to push."""

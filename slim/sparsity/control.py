@@ -57,6 +57,7 @@ class Target:
         if not 0 <= floor < 1:
             raise SlimError(f"sparsity floor is {floor}: expected a share of each layer in [0, 1)")
         self.target, self.steps, self.layers = target, steps, layers
+        self.whole = len(layers)  # values before any was pruned
         self.every = max(1, min(10, steps // 100))  # steps between two looks
         self.count = round(target * len(layers))  # of zeros at the end
         sizes = layers.bincount()
@@ -65,6 +66,16 @@ class Target:
         room = 1 - int(self.kept.sum()) / len(layers)
         if target > room:
             raise SlimError(f"sparsity target is {target}: expected at most {room:.3f} with a floor of {floor:.0%}")
+
+    def follow(self, layers: Tensor) -> None:
+        """Go on with the values that pruning left, whose layers these are. What is gone counts as zero, and a layer
+        keeps as many as before."""
+        self.count = max(0, self.count - (len(self.layers) - len(layers)))
+        self.layers, self.ends = layers, layers.bincount().cumsum(0)
+
+    def share_of(self, zeros: int) -> float:
+        """The share of zeros where so many of the values that are left are zero."""
+        return (zeros + self.whole - len(self.layers)) / self.whole
 
     def share(self, step: int) -> float:
         """The share of zeros to have after `step` steps."""

@@ -44,6 +44,9 @@ class Penalty(ABC):
     def bind(self, parameters: Mapping[str, Tensor]) -> None:  # noqa: B027
         """Told once, before the first use, which parameters are laid end to end in x. Most penalties don't care."""
 
+    def thin(self, stays: Tensor) -> None:  # noqa: B027
+        """Told which values of x (bool [P]) are left, where the network has lost channels."""
+
     def magnitude(self, x: Tensor) -> Tensor:
         """How far from zero each value counts as being, when the lowest are looked for: a tensor like x."""
         return x.abs()
@@ -237,6 +240,9 @@ class GroupLasso(Penalty):
     def __post_init__(self) -> None:
         if isinstance(self.groups, Tensor):
             self._set_index(self.groups)
+
+    def thin(self, stays: Tensor) -> None:
+        self._set_index(self._index[stays.to(self._index.device)])
 
     def bind(self, parameters: Mapping[str, Tensor]) -> None:
         if isinstance(self.groups, Tensor):

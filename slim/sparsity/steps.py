@@ -48,6 +48,11 @@ class StepSizes:
         self.sums = [0.0] * len(parameters)  # c, for SGD
         self._counts = [parameter.numel() for parameter in parameters]
 
+    def follow(self, parameters: list[nn.Parameter]) -> None:
+        """Go on with thinner parameters in the place of the ones so far."""
+        self.parameters = parameters
+        self._counts = [parameter.numel() for parameter in parameters]
+
     def before_step(self, optimizer: Any) -> None:
         if self.adam or all(self.sums):
             return

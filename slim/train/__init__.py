@@ -1,8 +1,9 @@
 """One training loop, for sparse training and for fine-tuning.
 
 `recipe` says how the weights are learned, `devices` and `norm` where that happens, `state` holds all that changes,
-`step` takes it one step on, `loop` takes all the steps, `snapshots` keeps states to resume from, `guard` knows what
-can go wrong, `evaluation` tells how good a network is, and `tensorboard` shows all of it to others.
+`step` takes it one step on, `gradual` says when it prunes on the way, `loop` takes all the steps, `snapshots` keeps
+states to resume from, `guard` knows what can go wrong, `evaluation` tells how good a network is, and `tensorboard`
+shows all of it to others.
 """
 
 from slim.train.devices import connect, is_first, resolve_device, resolve_precision, together, wait_for_all

@@ -16,8 +16,12 @@ class Average:
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
-        self._current = [t for t in model.state_dict().values() if t.is_floating_point()]  # they share memory
+        self._current = _floats(model)
         self.tensors = [t.clone() for t in self._current]
+
+    def follow(self, model: nn.Module, averaged: nn.Module) -> None:
+        """Go on with a thinner network, of which `averaged` holds the average so far."""
+        self._current, self.tensors = _floats(model), _floats(averaged)
 
     @torch.no_grad()
     def update(self, step: int) -> None:
@@ -40,6 +44,10 @@ class Average:
 
     def load(self, tensors: list[Tensor]) -> None:
         _copy(tensors, self.tensors)
+
+
+def _floats(model: nn.Module) -> list[Tensor]:
+    return [t for t in model.state_dict().values() if t.is_floating_point()]  # they share memory
 
 
 @torch.no_grad()

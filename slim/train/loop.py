@@ -3,7 +3,8 @@
 import math
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,10 +14,12 @@ from torch import nn
 from slim.config import OptimConfig, SparsityConfig
 from slim.data import Dataset, Split, batches, steps_per_epoch
 from slim.errors import Interrupted, SlimError
+from slim.planning import PruningPlan
 from slim.sparsity import Sparsity, coupled, penalty, sparsify
 from slim.train.average import Average
 from slim.train.devices import connect, deterministic_cudnn, placed
 from slim.train.evaluation import score
+from slim.train.gradual import Gradual
 from slim.train.guard import check_finite, diverged, stoppable
 from slim.train.heap import keep_freed_memory
 from slim.train.norm import synchronised
@@ -59,6 +62,7 @@ def fit(
     sync_batchnorm: bool = True,
     accumulate: int | Literal["auto"] = 1,
     sparsity: SparsityConfig | None = None,
+    pruning: Mapping[str, Any] | None = None,
     teacher: nn.Module | None = None,
     distill: float = 0.5,
     temperature: float = 4.0,
@@ -66,6 +70,7 @@ def fit(
     resume: bool = False,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
     on_step: Callable[[Progress], None] | None = None,
+    on_prune: Callable[[int, PruningPlan], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Train `model` in place on `dataset.train`, by cross entropy.
 
@@ -86,7 +91,10 @@ def fit(
     - `devices`, `num_nodes`, `sync_batchnorm`: train on several: see `connect` and `synchronised`.
     - `accumulate`: cut each batch into so many parts, one after the other; "auto" (on one device) finds how many the
       memory needs.
-    - `sparsity`: penalise γ, see `slim.sparsify`; its schedule or target counts the steps of this training.
+    - `sparsity`: penalise γ, see `slim.sparsify`; its schedule or target counts the steps of this training. With
+      `sparsity.gradual` the model also loses channels on the way, see `Gradual`; it stays the same object, with other
+      modules inside.
+    - `pruning`: what `slim.plan` is asked for at the end of that, such as {"ratio": 0.6}.
     - `teacher`: learn from the outputs of this network, too, with the weight `distill` and at `temperature`: see
       `Objective`. It is moved to the device.
     - `snapshots`: where to save states to resume from. SIGINT and SIGTERM then save one and raise `Interrupted`.
@@ -94,13 +102,15 @@ def fit(
       training that was never interrupted.
     - `on_step`: called with a `Progress` at most 10 times a second, and at the end of each epoch.
     - `on_epoch`: called with each record.
+    - `on_prune`: called whenever the model was pruned, with the steps done by then and the plan; when a training goes
+      on, with what was pruned before, too.
 
     Returns one record per epoch: `epoch` (from 1), `train_loss` and `train_accuracy` (means over the epoch's
     images, without the penalty), `val_loss` and `val_accuracy` (None without validation images), `lr` and
-    `strength` (λ) of its last step, `zero` and `near_zero` (shares of penalised γ that are exactly 0, and within
-    0.01 of it), `gamma` (the same by layer, and the histogram of |γ|: see `Sparsity.statistics`; all three None
-    without `sparsity`), `images` (trained on), `images_per_second` (of training), `training_seconds` and
-    `waiting_seconds` (see `Meter`), and `seconds` (of everything).
+    `strength` (λ) of its last step, `channels` (of all BatchNorms at its end), `zero` and `near_zero` (shares of
+    penalised γ that are exactly 0, and within 0.01 of it), `gamma` (the same by layer, and the histogram of |γ|: see
+    `Sparsity.statistics`; all three None without `sparsity`), `images` (trained on), `images_per_second` (of
+    training), `training_seconds` and `waiting_seconds` (see `Meter`), and `seconds` (of everything).
 
     Raises `SlimError` when the network can't run on these images, when the loss is no longer finite, when memory
     doesn't suffice, and for a device or a precision that isn't there.
@@ -121,7 +131,7 @@ def fit(
     with (
         placed(model, fabric.device, layout),
         deterministic_cudnn(),
-        synchronised(model, sync_batchnorm and processes > 1),
+        ExitStack() as norms,
         stoppable(snapshots is not None) as stop,
     ):
         score(model, train[:2], dataset, 2, layout)  # a network that doesn't fit the images says so here
@@ -136,6 +146,16 @@ def fit(
             per_epoch=per_epoch,
             accumulate=1 if accumulate == "auto" else accumulate,
         )
+        gradual = None
+        if sparsity is not None and sparsity.gradual:
+            gradual = Gradual(sparsity, pruning or {}, model, train[:1].decoded().float(), steps)
+        saved = snapshots.newest() if snapshots is not None and resume else None
+        if saved is not None:
+            now.load(saved)
+            for made in now.prunes:
+                if on_prune is not None:
+                    on_prune(*made)
+        norms.enter_context(synchronised(model, sync_batchnorm and processes > 1))
         if teacher is not None:
             teacher = teacher.eval().to(device=fabric.device, memory_format=layout)  # type: ignore[call-overload]
         take_step = Step(
@@ -149,9 +169,19 @@ def fit(
             find_parts=accumulate == "auto",
             layout=layout,
         )
-        saved = snapshots.newest() if snapshots is not None and resume else None
-        if saved is not None:
-            now.load(saved)
+
+        def prune(gradual: Gradual) -> None:
+            norms.close()  # planning runs the model's code in one process alone
+            plan = gradual.plan_of(now) if rank == 0 else None
+            if processes > 1:
+                told: dict[str, Any] | None = fabric.broadcast(plan.to_dict() if plan else None)
+                plan = PruningPlan.from_dict(told) if told else None
+            if plan is not None:
+                now.prune(now.step, plan)
+                take_step.set_up()
+                if on_prune is not None:
+                    on_prune(now.step, plan)
+            norms.enter_context(synchronised(model, sync_batchnorm and processes > 1))
 
         def save() -> None:
             if snapshots is not None and rank == 0:
@@ -177,6 +207,8 @@ def fit(
             ):
                 lr = learning_rate(optim, now.step, steps)
                 take_step(images, labels, lr)
+                if gradual is not None and now.step in gradual.shares:
+                    prune(gradual)
                 if time.perf_counter() - reported > SECONDS_BETWEEN_REPORTS and now.step_of_epoch < per_epoch:
                     now.meter.read()
                     if on_step is not None:

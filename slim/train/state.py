@@ -8,6 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from slim.errors import SlimError
+from slim.planning import PruningPlan
+from slim.rebuild import take_over
+from slim.size import channels
 from slim.sparsity import Sparsity
 from slim.train.average import Average
 from slim.train.meter import Meter
@@ -42,6 +45,7 @@ class Training:
         self.accumulate = accumulate  # parts of a batch
         self.records: list[dict[str, Any]] = []  # one for each epoch that is over
         self.meter = Meter()  # of the epoch that isn't
+        self.prunes: list[tuple[int, PruningPlan]] = []  # each with the step after which it was
 
     @property
     def epoch(self) -> int:
@@ -51,6 +55,21 @@ class Training:
     @property
     def step_of_epoch(self) -> int:
         return self.step - len(self.records) * self.per_epoch
+
+    def prune(self, step: int, plan: PruningPlan) -> None:
+        """The model loses channels; all that belongs to it goes on with what is left. It stays the same object."""
+        assert self.best is None  # it is for trainings without a penalty, and only those with one prune
+        if self.average:
+            with self.average.in_place():
+                averaged = plan.apply(self.model)
+        thin = plan.apply(self.model)
+        plan.prune_optimizer(self.optimizer, self.model, thin)
+        if self.sparsity:
+            plan.prune_sparsity(self.sparsity, self.model, thin)
+        take_over(self.model, thin)
+        if self.average:
+            self.average.follow(self.model, averaged)
+        self.prunes.append((step, plan))
 
     def end_epoch(self, held_out: dict[str, float] | None, lr: float, seconds: float) -> None:
         """Enters the epoch that has just ended: see `fit` for what its record says."""
@@ -65,6 +84,7 @@ class Training:
                 "val_accuracy": held_out and held_out["accuracy"],
                 "lr": lr,
                 "strength": 0.0 if self.sparsity is None else self.sparsity.strength,
+                "channels": channels(self.model),
                 "zero": gamma and gamma["zero"],
                 "near_zero": gamma and gamma["near_zero"],
                 "gamma": gamma and {"layers": gamma["layers"], "histogram": gamma["histogram"]},
@@ -94,6 +114,7 @@ class Training:
             "per_epoch": self.per_epoch,
             "accumulate": self.accumulate,
             "records": self.records,
+            "prunes": [(step, plan.to_dict()) for step, plan in self.prunes],
             "meter": self.meter.state(),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict()["state"],
@@ -104,9 +125,12 @@ class Training:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken. What the settings say, such as a weight decay, stays as they say now."""
+        """Go on where `state` was taken, from an unpruned model. What the settings say, such as a weight decay, stays
+        as they say now."""
         parts = {"sparsity": self.sparsity, "average": self.average, "best": self.best}
         changed = [name for name, part in parts.items() if (part is None) != (state[name] is None)]
+        for step, plan in [] if changed else state.get("prunes", []):
+            self.prune(step, PruningPlan.from_dict(plan))
         own = {name: tensor.shape for name, tensor in self.model.state_dict().items()}
         if state["per_epoch"] != self.per_epoch:
             changed.append(f"{self.per_epoch} steps in an epoch, not {state['per_epoch']}")

@@ -36,10 +36,17 @@ class Step:
     ) -> None:
         self.training, self.objective, self.mix = training, objective, mix
         self.seed, self.batch_size, self.clip_norm = seed, batch_size, clip_norm
-        self.find_parts, self.layout = find_parts, layout
-        model: Any = torch.compile(training.model) if compile else training.model
+        self.find_parts, self.layout, self.compile = find_parts, layout, compile
         self.fabric: Fabric = training.fabric
-        self.network, self.stepper = self.fabric.setup(model, training.optimizer)
+        self.set_up()
+
+    def set_up(self) -> None:
+        """Make what runs the model ready for it, at first and whenever it was pruned."""
+        model: Any = self.training.model
+        if self.compile:
+            torch.compiler.reset()  # what was compiled for other sizes; there is a limit to how much is kept
+            model = torch.compile(model)
+        self.network, self.stepper = self.fabric.setup(model, self.training.optimizer)
 
     def __call__(self, images: Tensor, labels: Tensor, lr: float) -> None:
         """A step on this process's part of a batch: normalised images [B, C, H, W] and labels [B]."""

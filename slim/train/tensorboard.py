@@ -8,7 +8,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from slim.errors import SlimError
 
-SCALARS = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr", "strength", "zero", "near_zero")
+SCALARS = (
+    "train_loss",
+    "train_accuracy",
+    "val_loss",
+    "val_accuracy",
+    "lr",
+    "strength",
+    "channels",
+    "zero",
+    "near_zero",
+)
 
 
 class TensorBoard:

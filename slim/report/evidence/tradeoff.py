@@ -33,7 +33,7 @@ def tradeoff(networks: Networks, seconds: float | None) -> dict[str, Any]:
     if len(split) > IMAGES:
         split = split[torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[:IMAGES]]
     chosen = networks.plans[-1].ratio_achieved if networks.plans else None
-    own = [] if chosen is None else [chosen]
+    own = [chosen] if chosen else []
     rules, images = _rules(settings.prune), _calibration_images(networks)
     points: list[dict[str, Any]] = []
     skipped: list[float] = []
