@@ -8,7 +8,7 @@
 For each seed networks are trained once for all budgets; then each method brings them to a share of the FLOPs, and
 fine-tunes. What is trained on the way:
 
-    slim      proximal L1; channels by `score="residual"`; `slim.recover`; fine-tuning that learns from the unpruned
+    slim      proximal L1; channels by `score="residual"`; `slim.recover`; fine-tuning that may learn from the unpruned
               network, too
     paper     Network Slimming as published: L1 by subgradient, one threshold for |γ|, fine-tuning (Liu et al., 2017)
     tp        torch-pruning's BNScalePruner: its regulariser, its pruner (global), fine-tuning
@@ -16,10 +16,12 @@ fine-tunes. What is trained on the way:
     random    random channels, the same share of each layer, on the same network
     scratch   the architecture that slim found, trained from new weights for all epochs (Liu et al., 2019)
 
-The learning rate of fine-tuning is each method's own best, so that none is favoured: on the first seed every method is
-fine-tuned at each --finetune-lr, for each budget, and the rate with the lowest cross entropy on validation images (a
-tenth of the training images, which no training sees) is the one that counts, for the other seeds too. Test images
-choose nothing. From scratch the networks learn at --lr, as all unpruned ones do.
+The learning rate of fine-tuning is each method's own best, so that none is favoured: on the first --tuning-seeds seeds
+every method is fine-tuned at each --finetune-lr, for each budget, and the rate with the lowest cross entropy on
+validation images (a tenth of the training images, which no training sees) is the one that counts, for all seeds. Test
+images choose nothing. From scratch the networks learn at --lr, as all unpruned ones do. How much slim's fine-tuning
+learns from the unpruned network (--distill) is chosen in the same way: a teacher helps networks that stay behind it,
+and holds back those that overtake it, which after a short training many do.
 
 Trained networks are kept under --cache by the hash of all that they depend on, and every result is appended to a
 JSON-lines file as it comes. Stop it at any time, by --minutes, Ctrl-C or a kill: the next run goes on, within a
@@ -67,6 +69,7 @@ NAMES = {
     "random": "random channels",
     "scratch": "slim's architecture from scratch",
 }
+Way = tuple[float, float]  # of fine-tuning: learning rate, and weight of learning from the unpruned network
 CALIBRATION_PASSES = 3  # over the calibration images: scores, recalibration, regression
 
 
@@ -217,19 +220,18 @@ def by_torch_pruning(model: nn.Module, example: Tensor, keep: float, kind: str, 
 # -- methods -----------------------------------------------------------------------------------------------------------
 
 
-def results_of(bench: Bench, method: str, keep: float, rates: Sequence[float]) -> Iterator[dict[str, Any]]:
-    """Prune to `keep` of the FLOPs; then for each learning rate fine-tune, and measure."""
+def results_of(bench: Bench, method: str, keep: float, ways: Sequence[Way]) -> Iterator[dict[str, Any]]:
+    """Prune to `keep` of the FLOPs; then fine-tune in each of these ways, and measure."""
     s = bench.setting
     whole = bench.trained({"slim": "slim", "paper": "paper", "tp": "tp", "scratch": "slim"}.get(method, "dense"))
     extra = 0  # images that recovery looks at
-    teacher = None
     pruned: dict[str, Any] = {"method": method, "keep": keep, "seed": bench.seed}
     if method in ("slim", "scratch"):
         images = bench.images()
         plan = slim.plan(whole, bench.example, flops=keep, score="residual", images=images)
         thin = plan.apply(bench.new() if method == "scratch" else whole)
         if method == "slim":
-            extra, teacher = CALIBRATION_PASSES * len(images), whole
+            extra = CALIBRATION_PASSES * len(images)
             pruned["as_is"] = bench.accuracy(thin)
             recovered = slim.recover(whole, thin, plan, images)
             thin, pruned["recovery_seconds"] = recovered.model, recovered.seconds
@@ -242,17 +244,19 @@ def results_of(bench: Bench, method: str, keep: float, rates: Sequence[float]) -
     seen = s.epochs * (len(bench.loaded.train) // s.batch_size) * s.batch_size
     if method != "scratch":
         pruned |= {"unpruned": bench.accuracy(whole), "pruned": bench.accuracy(thin)}
-    for lr in rates:
+    for lr, distill in ways:
         started = time.perf_counter()
-        states = bench.file(dataclasses.asdict(s), method, keep, bench.seed, lr, ending=".state")
+        states = bench.file(dataclasses.asdict(s), method, keep, bench.seed, lr, distill, ending=".state")
         tuned = copy.deepcopy(thin)
         if method == "scratch":
             count = bench.fit(tuned, s.epochs + s.finetune, lr, states)
         else:
-            count = seen + extra + bench.fit(tuned, s.finetune, lr, states, fewer=extra, teacher=teacher)
+            taught = {"teacher": whole, "distill": distill} if distill else {}
+            count = seen + extra + bench.fit(tuned, s.finetune, lr, states, fewer=extra, **taught)
         test = bench.measured(tuned, bench.loaded.test)
         yield pruned | {
             "lr": lr,
+            "distill": distill,
             "validation_loss": bench.measured(tuned, bench.loaded.val)["loss"],
             "finetuned": test["accuracy"],
             "loss": test["loss"],
@@ -263,10 +267,21 @@ def results_of(bench: Bench, method: str, keep: float, rates: Sequence[float]) -
         train.Snapshots(states, {}).clear()  # now that the result is kept
 
 
-def best_rates(results: Sequence[dict[str, Any]], seed: int) -> dict[tuple[str, float], float]:
-    """For each method and keep the learning rate of fine-tuning that does best on the validation images of `seed`."""
-    tried = sorted((r for r in results if r["seed"] == seed), key=lambda r: -r["validation_loss"])
-    return {(r["method"], r["keep"]): r["lr"] for r in tried}  # the last is the best
+def best_ways(results: Sequence[dict[str, Any]], seeds: Sequence[int]) -> dict[tuple[str, float], Way]:
+    """For each method and keep the way of fine-tuning that does best on validation images, in the mean of `seeds`."""
+    losses: dict[tuple[str, float], dict[Way, list[float]]] = {}
+    for r in results:
+        if r["seed"] in seeds:
+            losses.setdefault((r["method"], r["keep"]), {}).setdefault(way(r), []).append(r["validation_loss"])
+    best = {}
+    for key, ways in losses.items():
+        most = max(len(values) for values in ways.values())  # while a seed isn't done, some ways lack it
+        best[key] = min((sum(values) / most, some) for some, values in ways.items() if len(values) == most)[1]
+    return best
+
+
+def way(result: dict[str, Any]) -> Way:
+    return result["lr"], result["distill"]
 
 
 # -- what comes of it --------------------------------------------------------------------------------------------------
@@ -288,15 +303,23 @@ def tell(setting: Setting, results: list[dict[str, Any]], name: str) -> None:
 
             row = [f"{keep:.0%}", NAMES[method], len(runs), shown("flops", digits=1), shown("params", digits=1)]
             row += [shown("unpruned"), shown("as_is"), shown("pruned"), shown("finetuned")]
-            rows.append([*row, shown("loss", digits=3, unit=1), f"{runs[0]['lr']:g}"])
+            rows.append([*row, shown("loss", digits=3, unit=1), f"{runs[0]['lr']:g}", f"{runs[0]['distill']:g}"])
     header = ["FLOPs asked %", "method", "seeds", "FLOPs %", "parameters %", "unpruned %"]
-    header += ["pruned, before recovery %", "right after pruning %", "fine-tuned %", "cross entropy", "learning rate"]
+    header += [
+        "pruned, before recovery %",
+        "right after pruning %",
+        "fine-tuned %",
+        "cross entropy",
+        "learning rate",
+        "distillation",
+    ]
     lines.append(f"# Accuracy against FLOPs: {setting.arch} on {setting.data}\n\n{ran_on(command, 'torch-pruning')}\n")
     lines.append(
         f"{setting.images:,} training images, {setting.epochs} epochs (shared by all budgets), {setting.finetune} of "
         f"fine-tuning, batch {setting.batch_size}; from scratch {setting.epochs + setting.finetune} epochs. "
         f"{setting.calibration:,} calibration images of them for slim. Mean ± standard deviation over seeds, on "
-        "test images; the learning rate of fine-tuning is each method's best on validation images of the first seed.\n"
+        "test images; the learning rate of fine-tuning, and slim's weight of distillation, are the best on validation "
+        "images.\n"
     )
     lines.append(table(header, rows))
     print(write(name, "\n".join(lines)).read_text())
@@ -359,6 +382,8 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--lr", type=float, default=0.1)
     parser.add_argument("--finetune-lr", type=float, nargs="+", default=[0.1, 0.03, 0.01])
+    parser.add_argument("--tuning-seeds", type=int, default=1, help="how many seeds choose the learning rates")
+    parser.add_argument("--distill", type=float, nargs="+", default=[0.5, 0.0], help="weights of slim's distillation")
     parser.add_argument("--strength", type=float, default=5e-4, help="λ of slim (proximal)")
     parser.add_argument("--paper-strength", type=float, default=1e-4, help="λ of the paper (subgradient)")
     parser.add_argument("--tp-strength", type=float, default=1e-4, help="torch-pruning's reg")
@@ -379,6 +404,7 @@ def main() -> None:
         timer = threading.Timer(60 * args.minutes, signal.raise_signal, [signal.SIGTERM])
         timer.daemon = True
         timer.start()
+    tuning = args.seeds[: args.tuning_seeds]
     for arch in args.arch:
         calibration = min(args.calibration, len(loaded.train))
         given = vars(args) | {"arch": arch, "images": len(loaded.train), "calibration": calibration}
@@ -391,15 +417,18 @@ def main() -> None:
         try:
             for seed in args.seeds:
                 bench = Bench(setting, loaded, seed, args.cache)
-                best = best_rates(results, args.seeds[0])
+                best = best_ways(results, tuning)
                 for keep, method in itertools.product(args.keep, args.methods):
                     if time.perf_counter() - started > 60 * args.minutes:
                         raise Interrupted("no time left", signal.SIGTERM)
-                    rates = args.finetune_lr if seed == args.seeds[0] else [best[method, keep]]
                     if method == "scratch":
-                        rates = [args.lr]
-                    done = {r["lr"] for r in results if (r["method"], r["keep"], r["seed"]) == (method, keep, seed)}
-                    missing = [lr for lr in rates if lr not in done]
+                        ways = [(args.lr, 0.0)]
+                    elif seed in tuning:
+                        ways = list(itertools.product(args.finetune_lr, args.distill if method == "slim" else [0.0]))
+                    else:
+                        ways = [best[method, keep]]
+                    done = {way(r) for r in results if (r["method"], r["keep"], r["seed"]) == (method, keep, seed)}
+                    missing = [some for some in ways if some not in done]
                     for result in results_of(bench, method, keep, missing) if missing else ():
                         results.append(result)
                         log.parent.mkdir(exist_ok=True)
@@ -410,8 +439,8 @@ def main() -> None:
             print("stopped: the same command goes on")
             break
         finally:
-            best = best_rates(results, args.seeds[0])
-            chosen = [r for r in results if r["seed"] in args.seeds and r["lr"] == best.get((r["method"], r["keep"]))]
+            best = best_ways(results, tuning)
+            chosen = [r for r in results if r["seed"] in args.seeds and way(r) == best.get((r["method"], r["keep"]))]
             if chosen:
                 tell(setting, chosen, name)
 
@@ -420,7 +449,7 @@ def interrupted(number: int, frame: FrameType | None) -> None:
     raise Interrupted("stopped", number)
 
 
-SAID = ("method", "keep", "seed", "lr", "pruned", "finetuned", "flops", "images", "seconds")
+SAID = ("method", "keep", "seed", "lr", "distill", "pruned", "finetuned", "loss", "flops", "images", "seconds")
 
 
 if __name__ == "__main__":

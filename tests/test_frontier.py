@@ -32,7 +32,9 @@ def bench(cache: Path) -> frontier.Bench:
 
 def test_all_methods_see_as_many_images(tmp_path: Path) -> None:
     made = bench(tmp_path)
-    results = {method: next(frontier.results_of(made, method, 0.4, [0.05])) for method in ("slim", "paper", "scratch")}
+    results = {
+        method: next(frontier.results_of(made, method, 0.4, [(0.05, 0.5)])) for method in ("slim", "paper", "scratch")
+    }
     seen = [result["images"] for result in results.values()]
     assert max(seen) - min(seen) < made.setting.batch_size
     assert all(0.3 < result["flops"] <= 0.4 for result in results.values())
@@ -42,7 +44,7 @@ def test_all_methods_see_as_many_images(tmp_path: Path) -> None:
 
 def test_a_stopped_training_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In sparse training and in fine-tuning; the results are those of a run that nobody stopped."""
-    [whole] = frontier.results_of(bench(tmp_path / "whole"), "slim", 0.4, [0.05])
+    [whole] = frontier.results_of(bench(tmp_path / "whole"), "slim", 0.4, [(0.05, 0.5)])
     fit = frontier.train.fit
 
     def stopped(*args: Any, **more: Any) -> None:
@@ -56,27 +58,23 @@ def test_a_stopped_training_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(frontier.train, "fit", stopped)
     for trained in (0, 1):
         with pytest.raises(Interrupted):
-            list(frontier.results_of(bench(tmp_path / "parts"), "slim", 0.4, [0.05]))
+            list(frontier.results_of(bench(tmp_path / "parts"), "slim", 0.4, [(0.05, 0.5)]))
         assert len(list(tmp_path.glob("parts/*.safetensors"))) == trained
         assert len(list(tmp_path.glob("parts/*.state"))) == 1
     monkeypatch.setattr(frontier.train, "fit", fit)
-    [parts] = frontier.results_of(bench(tmp_path / "parts"), "slim", 0.4, [0.05])
+    [parts] = frontier.results_of(bench(tmp_path / "parts"), "slim", 0.4, [(0.05, 0.5)])
     same = whole.keys() - {"seconds", "recovery_seconds", "date"}
     assert {key: parts[key] for key in same} == {key: whole[key] for key in same}
     assert not list(tmp_path.glob("*/*.state"))
 
 
 def test_every_method_has_the_rate_that_is_best_for_it() -> None:
-    tried = [
-        ("slim", 0, 0.1, 0.5),
-        ("slim", 0, 0.03, 0.4),
-        ("l1", 0, 0.1, 0.6),
-        ("l1", 0, 0.03, 0.7),
-        ("l1", 1, 0.03, 0),
-    ]
+    tried = [("slim", 0, 0.1, 0.5), ("slim", 0, 0.03, 0.4), ("slim", 1, 0.1, 0.5), ("slim", 1, 0.03, 0.7)]
+    tried += [("l1", 0, 0.1, 0.6), ("l1", 0, 0.03, 0.7), ("l1", 1, 0.03, 0.0)]
     keys = ("method", "seed", "lr", "validation_loss")
-    results = [dict(zip(keys, values)) | {"keep": 0.5} for values in tried]
-    assert frontier.best_rates(results, 0) == {("slim", 0.5): 0.03, ("l1", 0.5): 0.1}
+    results = [dict(zip(keys, values)) | {"keep": 0.5, "distill": 0.0} for values in tried]
+    assert frontier.best_ways(results, [0]) == {("slim", 0.5): (0.03, 0.0), ("l1", 0.5): (0.1, 0.0)}
+    assert frontier.best_ways(results, [0, 1])["slim", 0.5] == (0.1, 0.0)
 
 
 @pytest.mark.parametrize("kind", ["tp", "l1", "random"])
