@@ -134,7 +134,7 @@ class LatencyBudget:
         self.first = share_of(in_turn([self.original]))  # ms
         if self.kind == "latency_ms" and self.asked >= self.first:
             raise SlimError(
-                f"latency {self.asked:.4g}ms: the network takes {self.first:.4g} ms as it is ({runtime}): "
+                f"latency {self.asked:.8g}ms: the network takes {self.first:.4g} ms as it is ({runtime}): "
                 "expected less than that"
             )
 
@@ -209,8 +209,12 @@ def correct(
     target = budget
     for _ in range(ATTEMPTS):
         plan, foretold = planned(target)
-        if any(foretold == attempt.foretold * budget for attempt in tried):
-            break  # nothing lies in between
+        if any(math.isclose(foretold, attempt.foretold * budget) for attempt in tried):
+            middle = (fast + slow) / 2
+            if target == middle or not fast < slow < np.inf:
+                break  # nothing lies in between
+            target = middle
+            continue
         took = measured(plan)
         tried.append(Attempt(plan, foretold / budget, took / budget))
         if tried[-1].meets:
