@@ -243,9 +243,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--only", nargs="+", default=None, help="networks such as torchvision:resnet50")
     parser.add_argument("--limit", type=float, default=120, help="seconds for one network and ratio")
-    parser.add_argument(
-        "--out", type=Path, default=Path(__file__).parent / f"results/zoo_coverage-{date.today()}.jsonl"
-    )
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results/zoo_coverage.jsonl")
     options = parser.parse_args()
     names = options.only or [*torchvision_networks(), *timm_networks()]
     rows = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
@@ -262,7 +260,7 @@ def main() -> None:
                 file.write(json.dumps(row) + "\n")
             why = row.get("why", "") if row["status"] != "ok" else ""
             print(f"{row['status']:12} {name} {row['ratio']} {row.get('achieved', '')} {why}", flush=True)
-    options.out.with_suffix(".md").write_text(table(rows))
+    options.out.with_name(f"{options.out.stem}-{date.today()}.md").write_text(table(rows))
 
 
 if __name__ == "__main__":
