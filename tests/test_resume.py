@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from slim import pipeline
 from slim.config import DataConfig, OptimConfig, RunConfig, SparsityConfig, updated
 from slim.data import Dataset, load
-from slim.errors import SlimError
+from slim.errors import Interrupted, SlimError
 from slim.pipeline import pruning, whole
 from slim.train import Snapshots, fit
 
@@ -121,6 +121,29 @@ def test_killed_and_resumed_is_undisturbed(recipe: str, digits: Dataset, tmp_pat
     assert all(torch.equal(expected[name], found[name]) for name in expected)
     assert not all(torch.equal(expected[name], tensor) for name, tensor in network().state_dict().items())
     assert len(list((broken / "state").iterdir())) == 2  # the last ones are kept, nothing half-written among them
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_a_signal_between_the_last_step_and_the_end_of_an_epoch_counts(
+    digits: Dataset, tmp_path: Path, epoch: int
+) -> None:
+    """Also in the last one, or the next stage would begin."""
+
+    def train(folder: str, resume: bool, signal_in: int) -> nn.Module:
+        def on_epoch(record: dict[str, Any]) -> None:
+            if record["epoch"] == signal_in:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        model = network()
+        settings: dict[str, Any] = {"batch_size": 64, "device": "cpu", "resume": resume, "on_epoch": on_epoch}
+        fit(model, digits, OptimConfig(epochs=2), snapshots=Snapshots(tmp_path / folder, {}), **settings)
+        return model
+
+    with pytest.raises(Interrupted, match=f"stopped after step {8 * epoch} of 16"):
+        train("stopped", False, epoch)
+    resumed, undisturbed = train("stopped", True, 0), train("undisturbed", False, 0)
+    for a, b in zip(resumed.state_dict().values(), undisturbed.state_dict().values()):
+        assert torch.equal(a, b)
 
 
 @pytest.mark.slow

@@ -49,10 +49,12 @@ class Stop:
     def after(self, step: int, processes: int, device: torch.device) -> bool:
         """Whether to stop after this step. All processes answer alike; so that they needn't wait for each other in
         every step, several of them ask each other in each tenth."""
+        return (processes == 1 or step % 10 == 0) and self.is_asked(processes, device)
+
+    def is_asked(self, processes: int, device: torch.device) -> bool:
+        """All processes ask each other."""
         if processes == 1:
             return self.signal is not None
-        if step % 10:
-            return False
         asked = torch.tensor(self.signal or 0, device=device)
         torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
         self.signal = int(asked) or None

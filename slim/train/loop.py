@@ -237,6 +237,8 @@ def fit(
             if on_epoch is not None:
                 on_epoch(now.records[-1])
             save()
+            if stop.is_asked(processes, fabric.device):  # since the last step
+                raise Interrupted(f"stopped after step {now.step} of {steps}", stop.signal)
         now.finish()
     model.eval()
     return now.records
