@@ -122,6 +122,20 @@ class StoredAlike(nn.Module):
         return x + self.norm(out.transpose(1, 2).reshape(b, -1, h, w)).relu()
 
 
+class StoredShared(nn.Module):
+    """Several layers whose outputs are split at sizes that all of them share."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.first, self.rest = c // 4, c - c // 4
+        self.heads = nn.ModuleList(cbr(c, c) for _ in range(3))
+        self.proj = cbr(3 * c, c, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = [head(x).split([self.first, self.rest], 1) for head in self.heads]
+        return x + self.proj(torch.cat([part for pair in parts for part in pair], 1))
+
+
 class Aux(nn.Module):
     """A head that only the training forward uses."""
 
@@ -211,6 +225,7 @@ ZOO = {
     "partial residual": lambda: net(_partial, small=cbr(16, 4), after=cbr(16, 16)),
     "stored split size": lambda: net(lambda s, x: s.st(x), st=Stored(16)),
     "stored sizes alike": lambda: net(lambda s, x: s.st(x), st=StoredAlike(16)),
+    "stored sizes shared": lambda: net(lambda s, x: s.st(x), st=StoredShared(16)),
     "stored unequal sizes": lambda: net(lambda s, x: s.st(x), st=StoredUnequal(16)),
     "pre-activation": lambda: net(
         lambda s, x: F.relu(s.m(x + s.c(F.relu(s.n(x))))),

@@ -371,7 +371,9 @@ def test_the_optimizer_goes_on(kind):
     optimizer.step()
 
 
-@pytest.mark.parametrize("name", ["stored split size", "stored sizes alike", "stored unequal sizes"])
+@pytest.mark.parametrize(
+    "name", ["stored split size", "stored sizes alike", "stored sizes shared", "stored unequal sizes"]
+)
 def test_sizes_that_modules_store_follow_and_are_told(name):
     model = randomise(ZOO[name]()).eval()
     plan, thin = prune(model, ratio=0.4)

@@ -122,6 +122,8 @@ def plan(
                 return made
             if traced.add_inference():  # the two modes run different code: both have their say
                 continue
+            if _tie_what_shares_a_size(traced, stored, misfit):
+                continue
             if not len(misfit.labels):
                 break
             traced.classes.freeze(misfit.labels, misfit.reason)
@@ -153,7 +155,7 @@ def _follow_stored_sizes(
 
     def check(tried: dict[str, Counted]) -> Misfit | None:
         made.sizes = {name: count(counted, kept) for name, counted in (stored | tried).items()}
-        return find_misfit(traced, lambda bones: thinned(bones, made.change), kept)
+        return find_misfit(traced, lambda bones: thinned(bones, made.change), kept, stored | tried)
 
     def further(after: Misfit | None, before: Misfit) -> bool:
         return after is None or after.step > before.step
@@ -181,6 +183,18 @@ def _follow_stored_sizes(
             check({})
             return misfit
     return None
+
+
+def _tie_what_shares_a_size(traced: Trace, stored: Mapping[str, Counted], misfit: Misfit) -> bool:
+    """Where one stored size serves several layers, such as the heads of an attention, the same places of each stand or
+    fall together. Whether that is new."""
+    new = False
+    for name, labels in misfit.shared.items():
+        counted = np.asarray(stored[name])
+        if (traced.classes.roots(labels) != traced.classes.roots(counted)).any():
+            traced.classes.unite(labels, counted, f"{name} holds the size of both")
+            new = True
+    return new
 
 
 def _requested(

@@ -6,9 +6,10 @@ split size, a constant in a view) shows as a union that doesn't hold or an opera
 there must stay.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -27,13 +28,15 @@ class Misfit:
     """Channels that can't go as planned, and why.
 
     `step` is how far the thin network came. `stored` are attributes of the modules at work there that hold a size which
-    operators before were given: "module.attribute" -> the labels that it counts.
+    operators before were given: "module.attribute" -> the labels that it counts. `shared` are those that follow their
+    channels already, and that an operator here was given for other channels: heads of attention of one stored size.
     """
 
     labels: Ints
     reason: str
     step: int
     stored: dict[str, Counted]
+    shared: dict[str, Ints] = field(default_factory=dict)
 
 
 class _Apart(Exception):
@@ -95,11 +98,15 @@ class Follower(Tracer):
 
 
 def find_misfit(
-    traced: Trace, thinned: Callable[[nn.Module], AbstractContextManager[None]], kept: np.ndarray
+    traced: Trace,
+    thinned: Callable[[nn.Module], AbstractContextManager[None]],
+    kept: np.ndarray,
+    followed: Mapping[str, Counted] = MappingProxyType({}),
 ) -> Misfit | None:
     """The first place where the thin network's forward code doesn't line up with the original's, or None.
 
-    `thinned` makes the trace's skeleton thin for a while; `kept` says for every label whether it stays.
+    `thinned` makes the trace's skeleton thin for a while; `kept` says for every label whether it stays; `followed` are
+    stored sizes that are thin then.
     """
     # Forward code that looks at values takes the path that the values say: compare with the masked network's.
     runs = traced.runs if traced.inputs_are_meta else [_masked_run(traced, kept, run.training) for run in traced.runs]
@@ -109,14 +116,16 @@ def find_misfit(
             if labels:
                 tensor._codes = {d: 2 * v[kept[v]] for d, v in labels.items()}  # type: ignore[attr-defined]
         for run in runs:
-            misfit = _follow(traced, run, run.training and len(runs) > 1, kept)
+            misfit = _follow(traced, run, run.training and len(runs) > 1, kept, followed)
             if misfit is not None:
                 misfit.step += 10**6 * runs.index(run)
                 return misfit
     return None
 
 
-def _follow(traced: Trace, run: Run, training: bool, kept: np.ndarray) -> Misfit | None:
+def _follow(
+    traced: Trace, run: Run, training: bool, kept: np.ndarray, followed: Mapping[str, Counted]
+) -> Misfit | None:
     """Run the thin skeleton along `run`. Where there is but one, both modes take the same steps, or this finds out."""
     follower = Follower(traced, run)
     try:
@@ -127,14 +136,15 @@ def _follow(traced: Trace, run: Run, training: bool, kept: np.ndarray) -> Misfit
         return None
     except Exception as error:
         why = str(error) if isinstance(error, _Apart) else f"{type(error).__name__} after {follower.place}"
-        stored = _stored_sizes(traced.skeleton, error, run.steps[: len(follower.steps) + AHEAD])
+        steps = run.steps[: len(follower.steps) + AHEAD]
+        stored, shared = _stored_sizes(traced.skeleton, error, steps, followed)
     at = len(follower.steps)
     for step in reversed(run.steps[: max(at, 1)]):
         met = [v >> 1 for v in step.codes]
         loose = np.concatenate([v[~traced.classes.frozen(v)] for v in met]) if met else np.zeros(0, np.int64)
         if len(loose) and not kept[loose].all():
-            return Misfit(loose, f"forward code holds a size: {why}", at, stored)
-    return Misfit(np.zeros(0, np.int64), why, at, stored)
+            return Misfit(loose, f"forward code holds a size: {why}", at, stored, shared)
+    return Misfit(np.zeros(0, np.int64), why, at, stored, shared)
 
 
 def _masked_run(traced: Trace, kept: np.ndarray, training: bool) -> Run:
@@ -159,8 +169,11 @@ AHEAD = 2  # operators that one call may have come to, had it not failed: reshap
 RECENT = 60  # operators back from a failure, among which the one that was given a stored size is looked for
 
 
-def _stored_sizes(bones: nn.Module, error: Exception, steps: list[Step]) -> dict[str, Counted]:
-    """Attributes of the modules that were at work when `error` came up, and that hold what an operator was given."""
+def _stored_sizes(
+    bones: nn.Module, error: Exception, steps: list[Step], followed: Mapping[str, Counted]
+) -> tuple[dict[str, Counted], dict[str, Ints]]:
+    """Attributes of the modules that were at work when `error` came up, and that hold what an operator was given; and
+    those of `followed` among them that the last operator was given for other labels."""
     given = [step.sizes for step in reversed(steps[-RECENT:]) if step.sizes]
     names = {id(module): name for name, module in named_modules(bones)}
     at_work, trace = [], error.__traceback__
@@ -181,7 +194,17 @@ def _stored_sizes(bones: nn.Module, error: Exception, steps: list[Step]) -> dict
                 counted = lists[0] if lists else None
             if counted is not None:
                 found.setdefault(names[id(module)] + attribute, counted)
-    return found
+    shared: dict[str, Ints] = {}
+    for module in at_work:
+        for attribute in vars(module):
+            known = followed.get(names[id(module)] + attribute)
+            if known is None or isinstance(known, list):
+                continue
+            sizes = [pair for last in given[: AHEAD + 1] for pair in last]
+            others = [c for size, c in sizes if size == len(c) == len(known) and not np.array_equal(c, known)]
+            if others:
+                shared[names[id(module)] + attribute] = others[0]
+    return found, shared
 
 
 def count(counted: Counted, kept: np.ndarray) -> int | list[int]:
