@@ -153,8 +153,11 @@ def _follow_stored_sizes(
     of its module; what brings the network further is kept in `stored`, what doesn't goes into `refused`.
     """
 
+    def thin(sizes: Mapping[str, Counted]) -> dict[str, int | list[int]]:
+        return {name: count(counted, kept) for name, counted in sizes.items()}
+
     def check(tried: dict[str, Counted]) -> Misfit | None:
-        made.sizes = {name: count(counted, kept) for name, counted in (stored | tried).items()}
+        made.sizes = thin(stored | tried)
         return find_misfit(traced, lambda bones: thinned(bones, made.change), kept, stored | tried)
 
     def further(after: Misfit | None, before: Misfit) -> bool:
@@ -171,18 +174,22 @@ def _follow_stored_sizes(
         together = [[name for name in stale if name.rpartition(".")[0] == module] for module in modules]
         for names in [[name] for name in stale] + [names for names in together if len(names) > 1]:
             tried = {name: stale[name] for name in names}
-            if further(check(tried), misfit):
-                for name in names[: len(names) if len(names) > 1 else 0]:  # another may only look like the size at hand
-                    fewer = {other: tried[other] for other in tried if other != name}
-                    tried = fewer if further(check(fewer), misfit) else tried
-                stored |= tried
-                misfit = check({})
-                break
+            after = check(tried)
+            if not further(after, misfit):
+                continue
+            for name in names if len(names) > 1 else []:  # one of them may only look like the size at hand
+                fewer = {other: tried[other] for other in tried if other != name}
+                without = check(fewer)
+                if further(without, misfit):
+                    tried, after = fewer, without
+            stored |= tried
+            misfit = after
+            break
         else:
             refused |= stale.keys()
-            check({})
-            return misfit
-    return None
+            break
+    made.sizes = thin(stored)
+    return misfit
 
 
 def _tie_what_shares_a_size(traced: Trace, stored: Mapping[str, Counted], misfit: Misfit) -> bool:

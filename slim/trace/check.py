@@ -9,7 +9,6 @@ there must stay.
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -101,7 +100,7 @@ def find_misfit(
     traced: Trace,
     thinned: Callable[[nn.Module], AbstractContextManager[None]],
     kept: np.ndarray,
-    followed: Mapping[str, Counted] = MappingProxyType({}),
+    followed: Mapping[str, Counted],
 ) -> Misfit | None:
     """The first place where the thin network's forward code doesn't line up with the original's, or None.
 
@@ -195,15 +194,14 @@ def _stored_sizes(
             if counted is not None:
                 found.setdefault(names[id(module)] + attribute, counted)
     shared: dict[str, Ints] = {}
-    for module in at_work:
-        for attribute in vars(module):
-            known = followed.get(names[id(module)] + attribute)
-            if known is None or isinstance(known, list):
-                continue
-            sizes = [pair for last in given[: AHEAD + 1] for pair in last]
-            others = [c for size, c in sizes if size == len(c) == len(known) and not np.array_equal(c, known)]
-            if others:
-                shared[names[id(module)] + attribute] = others[0]
+    last = [labels for sizes in given[: AHEAD + 1] for size, labels in sizes if size == len(labels)]
+    for name in [names[id(module)] + attribute for module in at_work for attribute in vars(module)]:
+        known = followed.get(name)
+        if known is None or isinstance(known, list):
+            continue
+        others = [labels for labels in last if len(labels) == len(known) and not np.array_equal(labels, known)]
+        if others:
+            shared[name] = others[0]
     return found, shared
 
 

@@ -170,6 +170,9 @@ def fit(
             layout=layout,
         )
 
+        def interrupted() -> Interrupted:
+            return Interrupted(f"stopped after step {now.step} of {steps}", stop.signal)
+
         def prune(gradual: Gradual) -> None:
             norms.close()  # planning runs the model's code in one process alone
             plan = gradual.plan_of(now) if rank == 0 else None
@@ -219,7 +222,7 @@ def fit(
                     now.meter.elapsed = time.perf_counter() - started
                     save()
                 if stopping:
-                    raise Interrupted(f"stopped after step {now.step} of {steps}", stop.signal)
+                    raise interrupted()
 
             lr = learning_rate(optim, now.step - 1, steps)
             now.meter.read()
@@ -238,7 +241,7 @@ def fit(
                 on_epoch(now.records[-1])
             save()
             if stop.is_asked(processes, fabric.device):  # since the last step
-                raise Interrupted(f"stopped after step {now.step} of {steps}", stop.signal)
+                raise interrupted()
         now.finish()
     model.eval()
     return now.records
