@@ -149,8 +149,8 @@ def test_hovering_shows_a_layer(seen: Seen) -> None:
     plot.scroll_into_view_if_needed()
     box = plot.locator(".bars .point path").nth(1).bounding_box()
     seen.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, steps=4)
-    label = plot.locator(".hoverlayer .hovertext")
-    label.wait_for(timeout=5000)
+    label = plot.locator(".hoverlayer .hovertext", has_text="body")  # on the way the mouse crosses another bar
+    label.wait_for()
     text = label.text_content()
     for part in (
         "body",
