@@ -20,6 +20,7 @@ from slim.data import Dataset, batches, load
 from slim.errors import SlimError
 from slim.pipeline import whole
 from slim.planning import PruningPlan
+from slim.size import measure
 from slim.train import Snapshots, fit
 from slim.train.state import mixed
 
@@ -33,19 +34,20 @@ def digits() -> Dataset:
     return replace(every, train=every.train[:512])
 
 
-def network(seed: int = 0) -> nn.Sequential:
+def network(seed: int = 0, widths: tuple[int, int] = (12, 20)) -> nn.Sequential:
     torch.manual_seed(seed)
+    first, second = widths
     return nn.Sequential(
-        nn.Conv2d(1, 12, 3, padding=1, bias=False),
-        nn.BatchNorm2d(12),
+        nn.Conv2d(1, first, 3, padding=1, bias=False),
+        nn.BatchNorm2d(first),
         nn.ReLU(),
         nn.MaxPool2d(2),
-        nn.Conv2d(12, 20, 3, padding=1, bias=False),
-        nn.BatchNorm2d(20),
+        nn.Conv2d(first, second, 3, padding=1, bias=False),
+        nn.BatchNorm2d(second),
         nn.ReLU(),
         nn.MaxPool2d(2),
         nn.Flatten(),
-        nn.Linear(80, 10),
+        nn.Linear(4 * second, 10),
     )
 
 
@@ -330,6 +332,36 @@ def test_several_passes(here: None) -> None:
         starts, ends = (PruningPlan.from_dict(about["plans"][i]).layers for i in (plans - 5, plans - 1))
         assert all(end.after >= start.before / 2 for start, end in zip(starts, ends, strict=True))
     assert left[0] < 0.7 * 448 and left[1] < 0.8 * left[0]
+
+
+@pytest.mark.parametrize(
+    "pruning",
+    [
+        {"ratio": 0.5, "score": "residual"},
+        {"ratio": 0.5, "mode": "select"},
+        {"flops": 0.4, "scope": "layer"},
+        {"flops": 0.4, "round_to": 8},
+        {"flops": 0.4, "round_to": "auto"},
+    ],
+    ids=str,
+)
+def test_every_way_to_plan(pruning: dict[str, Any], digits: Dataset) -> None:
+    """Whatever the rules, all prunes together keep the budget, as one would."""
+    model, prunes = network(widths=(48, 64)), Prunes()
+    whole = measure(model, IMAGE).flops
+    more = {"images": digits.train[:64].decoded().float()} if "score" in pruning else {}
+    how = SparsityConfig(strength=1e-3, gradual=3)
+    fit(model, digits, OptimConfig(epochs=2), sparsity=how, pruning=pruning | more, on_prune=prunes, **ON_CPU)
+    widths = (model[1].num_features, model[5].num_features)
+    if "ratio" in pruning:
+        assert sum(widths) == 56
+    else:
+        assert 0.25 * whole < measure(model, IMAGE).flops <= 0.4 * whole
+    if pruning.get("round_to") == 8:
+        assert widths[0] % 8 == widths[1] % 8 == 0
+    if "scope" in pruning:
+        assert widths[0] / 48 == pytest.approx(widths[1] / 64, abs=0.02)
+    assert len(prunes) >= 2 and model(IMAGE).shape == (1, 10)
 
 
 @pytest.mark.parametrize(

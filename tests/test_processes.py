@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -74,6 +75,12 @@ def start(folder: Path, launcher: list[str], **settings: Any) -> subprocess.Pope
     return subprocess.Popen(command, cwd=folder, env=environment, stdout=pipe, stderr=pipe, text=True)
 
 
+def free_port() -> str:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        return str(unused.getsockname()[1])
+
+
 def finished(process: subprocess.Popen) -> str:
     out, err = process.communicate(timeout=240)
     assert process.returncode == 0, err
@@ -89,7 +96,7 @@ def difference(a: Path, b: Path) -> float:
 
 def test_two_processes_train_prune_and_finetune_as_one(tmp_path: Path) -> None:
     alone = start(tmp_path, [], name="one")
-    torchrun = start(tmp_path, [*TORCHRUN, "--master-port", "29617"], name="two")
+    torchrun = start(tmp_path, [*TORCHRUN, "--master-port", free_port()], name="two")
     finished(alone)
     assert finished(torchrun).count("the end") == 1  # only the first speaks
     one, two = tmp_path / "checkpoints/one", tmp_path / "checkpoints/two"

@@ -331,6 +331,15 @@ def test_several_passes_are_one_course(whole: Path, tmp_path: Path) -> None:
     assert "sparse, pass 1" in text
 
 
+def test_channels_that_fall_within_a_training_are_drawn(run: Run) -> None:
+    assert "channels" not in {trace["name"] for trace in figures.training(run).traces}
+    counts = iter([100, 60, 40])
+    epochs = [{"stage": "sparse", "epoch": n, "train_loss": 1.0, "channels": next(counts)} for n in (1, 2, 3)]
+    figure = figures.training(Run(Path("x"), {}, {}, epochs, {}, {}))
+    assert [trace["y"] for trace in figure.traces if trace["name"] == "channels"] == [[100, 60, 40]]
+    assert "pruned on its way" in figure.caption and "channels" in figure.title
+
+
 # -- text ------------------------------------------------------------------------------------------------------------
 
 

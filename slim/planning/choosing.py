@@ -55,8 +55,9 @@ def choose(
 def _scores(groups: Groups, rules: Rules) -> Floats:
     if rules.scope == "global":
         return groups.score
-    # every layer loses the same share
-    share: Floats = (groups.pattern_size[groups.pattern] - groups.rank) / groups.pattern_size[groups.pattern]
+    # every layer loses the same share, earlier plans included
+    size = groups.pattern_size_before[groups.pattern]
+    share: Floats = (size - groups.rank) / size
     return share
 
 

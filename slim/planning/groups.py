@@ -40,10 +40,12 @@ class Groups:
 
     `roots` are their labels, `score` and `size` (number of γ) follow; `member` and `layer` list which group sits in
     which BatchNorm, once for each channel. A *pattern* is a set of layers that groups share: groups of one pattern are
-    interchangeable but for their score.
+    interchangeable but for their score. `before` gives the layers' widths before earlier plans, if there were any.
     """
 
-    def __init__(self, traced: Trace, gammas: Mapping[str, Floats], score: Score) -> None:
+    def __init__(
+        self, traced: Trace, gammas: Mapping[str, Floats], score: Score, before: Mapping[str, int] | None = None
+    ) -> None:
         self.traced = traced
         self.names = list(traced.norms)
         classes = traced.classes
@@ -71,6 +73,10 @@ class Groups:
         starts = np.r_[0, np.cumsum(np.bincount(self.pattern))]
         self.rank[order] = np.arange(len(order)) - starts[self.pattern[order]]
         self.pattern_size = np.bincount(self.pattern)
+        grown = np.array([(before or {}).get(name, width) / width for name, width in zip(self.names, self.widths)])
+        self.pattern_size_before = np.zeros(len(self.pattern_size))
+        np.maximum.at(self.pattern_size_before, self.pattern[self.member], grown[self.layer])
+        self.pattern_size_before *= self.pattern_size
         # channels that one group of a pattern holds in one layer (2 where halves are tied)
         pairs, count = np.unique(self.member * len(self.names) + self.layer, return_counts=True)
         self.multiple = np.ones(len(self.pattern_size), np.int64)

@@ -251,8 +251,8 @@ def _plan(
     layer_ratios: Mapping[str, float],
     after: Sequence[PruningPlan],
 ) -> tuple[PruningPlan, Bools]:
-    groups = Groups(traced, gammas, score)
     widths = {layer.name: layer.before for layer in after[0].layers} if after else {}
+    groups = Groups(traced, gammas, score, widths)
     floors = [
         min(int(n), max(1, rules.floor_count, math.ceil(rules.floor * widths.get(name, n) - 1e-9)))
         for name, n in zip(groups.names, groups.widths)

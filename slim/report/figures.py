@@ -43,7 +43,8 @@ class Figure:
 
 
 def training(run: Run) -> Figure:
-    """Loss, accuracy, learning rate, λ and the share of zero γ by epoch, all trainings in one time line."""
+    """Loss, accuracy, learning rate, λ, the share of zero γ, and the number of channels where a training prunes on its
+    way, by epoch; all trainings in one time line."""
     panels: list[tuple[str, list[tuple[str, str, str]]]] = [
         ("loss", [("train_loss", "training", "--train"), ("val_loss", "validation", "--val")]),
         ("accuracy", [("train_accuracy", "training", "--train"), ("val_accuracy", "validation", "--val")]),
@@ -52,6 +53,9 @@ def training(run: Run) -> Figure:
         ("share of γ", [("near_zero", "|γ| < 0.01", "--plain"), ("zero", "γ = 0", "--before")]),
     ]
     records = run.course
+    shrinks = any(len({epoch.get("channels") for epoch in epochs}) > 1 for _, epochs in run.parts)
+    if shrinks:
+        panels.append(("channels", [("channels", "channels", "--after")]))
     panels = [(name, kept) for name, lines in panels if (kept := [line for line in lines if _any(records, line[0])])]
     heights = [1.5 if name in ("loss", "accuracy") else 1.0 for name, _ in panels]
     traces: list[Trace] = []
@@ -76,6 +80,7 @@ def training(run: Run) -> Figure:
                             "color": colour,
                             "width": 2,
                             "dash": "dot" if key in ("val_loss", "val_accuracy", "zero") else "solid",
+                            "shape": "hvh" if key == "channels" else "linear",
                         },
                         "marker": {"color": colour, "size": 5},
                         "xaxis": "x",
@@ -119,12 +124,15 @@ def training(run: Run) -> Figure:
         else ""
     )
     validated = " Dotted: held-out validation images." if _any(records, "val_loss") else ""
+    pruned = " Where the number of channels falls within a training, it pruned on its way." if shrinks else ""
     caption = (
         f"Training loss and accuracy are means over each epoch's augmented images.{validated} See whether loss and "
-        f"accuracy recover after pruning, and whether the penalty λ pushed γ to zero before it cost accuracy.{zeros}"
+        f"accuracy recover after pruning, and whether the penalty λ pushed γ to zero before it cost accuracy."
+        f"{zeros}{pruned}"
     )
     height = 70 + round(sum(heights) * 112)
-    return Figure("training", "Loss, accuracy, learning rate, λ, γ by epoch", caption, traces, layout, height)
+    title = f"Loss, accuracy, learning rate, λ, γ{', channels' if shrinks else ''} by epoch"
+    return Figure("training", title, caption, traces, layout, height)
 
 
 def _log_ticks(values: Sequence[float]) -> dict[str, Any]:
