@@ -672,6 +672,7 @@ def test_command_line(capsys, monkeypatch, tmp_path, made_up):
         (["--latency", "4 parsecs"], "'4 parsecs': expected a share"),
         (["--latency", "0"], "latency 0.0: expected a share"),
         (["--latency", "-1"], "latency -1.0: expected a share"),
+        (["--latency", "-2ms"], "latency '-2ms': expected a share"),
         (["--latency", "1.5"], "latency 1.5: expected a share"),
         (["--latency", "99999ms"], "ms as it is"),
         (["--latency", "0.5", "--bench.provider", "abacus"], "provider 'abacus' isn't in this onnxruntime"),

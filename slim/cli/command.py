@@ -4,6 +4,7 @@ import argparse
 import io
 import json
 import os
+import re
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -123,18 +124,27 @@ class PlainParser(argparse.ArgumentParser):
         self.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
 
     def parse_args(self, args: Sequence[str] | None = None) -> argparse.Namespace:  # type: ignore[override]
-        arguments, rest = self.parse_known_args(self._with_true(sys.argv[1:] if args is None else args))
+        arguments, rest = self.parse_known_args(self._joined(sys.argv[1:] if args is None else args))
         for word in rest:
             raise (self._unknown(word.partition("=")[0]) if word.startswith("-") else SlimError(f"what is {word!r}?"))
         return arguments
 
-    def _with_true(self, args: Sequence[str]) -> list[str]:
-        """A switch alone means true: --int8 FILE is --int8=true FILE, and --int8 false stays."""
+    def _joined(self, args: Sequence[str]) -> list[str]:
+        """What argparse would take apart: a switch alone means true (--int8 FILE is --int8=true FILE, and --int8 false
+        stays), and what looks like a number below zero is a value (--latency -2ms), for which it has the last word."""
         switches = {o for a in self._actions if a.metavar == SWITCH for o in a.option_strings}
-        following = [*args[1:], ""]
+        valued = {o for a in self._actions if a.metavar and a.metavar != SWITCH for o in a.option_strings}
+        words: list[str] = []
+        for word in args:
+            before = words[-1] if words else ""
+            if before in valued and re.match(r"-\.?\d", word):
+                words[-1] = f"{before}={word}"
+            else:
+                words.append(word)
+        following = [*words[1:], ""]
         return [
             f"{word}=true" if word in switches and then.lower() not in ("true", "false") else word
-            for word, then in zip(args, following)
+            for word, then in zip(words, following)
         ]
 
     def error(self, message: str) -> Any:

@@ -74,7 +74,7 @@ def plan_architecture(arch: str, settings: RunConfig, *, console: Console | None
     for module in model.modules():
         if isinstance(module, _BatchNorm) and module.affine:
             nn.init.uniform_(module.weight)
-    made = plan(model, example_images([3, pixels, pixels]), **rules(settings, console))
+    made = _made(model, example_images([3, pixels, pixels]), settings, console)
     _tell(made, console)
     console.print(f"{arch}, untrained, γ drawn at random, 3×{pixels}×{pixels} pixels; nothing was written")
     return made
@@ -88,7 +88,7 @@ def _planned(
     images = _calibration_images(before.dataset, settings) if before.dataset else None
     within = before.metrics.get("prunes", 0)  # of its own training, which count towards the same budget
     after = before.plans[len(before.plans) - within :]
-    made = plan(before.model, before.example, images=images, after=after, **rules(settings, console))
+    made = _made(before.model, before.example, settings, console, images=images, after=after)
     if after and not made.removed:
         console.print(f"the {within} prunes within the training left nothing to remove")
     else:
@@ -102,9 +102,9 @@ def gradual_rules(dataset: Dataset, settings: RunConfig) -> dict[str, Any]:
     return rules(settings) | {"images": _calibration_images(dataset, settings) if needed else None}
 
 
-def rules(settings: RunConfig, console: Console | None = None) -> dict[str, Any]:
-    """How `slim.plan` is to choose. Latency is that of the benchmark's first batch size; with a console, it says that
-    measuring takes a while. Raises SlimError for a latency or a runtime that can't be."""
+def rules(settings: RunConfig) -> dict[str, Any]:
+    """How `slim.plan` is to choose. Latency is that of the benchmark's first batch size. Raises SlimError for a latency
+    or a runtime that can't be."""
     recovery = ("recover", "calibration_images")
     chosen = {key: value for key, value in asdict(settings.prune).items() if key not in recovery}
     latency, bench = settings.prune.latency, settings.bench
@@ -112,10 +112,18 @@ def rules(settings: RunConfig, console: Console | None = None) -> dict[str, Any]
         read_latency(latency)
     if latency is not None or settings.prune.round_to == "auto":
         chosen["runtime"] = Runtime(bench.provider, bench.threads, bench.batch_sizes[0])
-        if console:
-            what = "operators" if latency is None else "operators, and whole networks"
-            console.print(f"timing {what} in {chosen['runtime']}: new ones take up to a minute")
     return chosen
+
+
+def _made(model: nn.Module, example: Tensor, settings: RunConfig, console: Console, **more: Any) -> PruningPlan:
+    """The plan by the rules of the settings. Where times are measured for it, it says so while that lasts."""
+    chosen = rules(settings)
+    if "runtime" not in chosen:
+        return plan(model, example, **chosen, **more)
+    what = "operators" if chosen["latency"] is None else "operators, then whole networks"
+    console.print(f"timing {what} in {chosen['runtime']}: new operators take up to a minute")
+    with console.status("timing"):
+        return plan(model, example, **chosen, **more)
 
 
 def _calibration_images(dataset: Dataset, settings: RunConfig) -> Tensor:
