@@ -1,7 +1,7 @@
 """How fast slim trains, against the loops that people start from: images per second of whole epochs, data included.
 
     python scripts/bench_train.py [--images 5120] [--rounds 3] [--threads 2] [--device cpu] [--compile]
-    python scripts/bench_train.py --accuracy [--images 8192] [--epochs 6] [--seeds 3]
+    python scripts/bench_train.py --accuracy [--images 8192] [--epochs 8] [--seeds 3]
 
 CIFAR-10 (JPEG) of $SLIM_DATA, ResNet-20, batch 64, SGD with momentum, the L1 penalty on γ. In each round every way
 trains one epoch on the same images, in a process of its own; the order turns with the rounds. The ways:
@@ -17,7 +17,8 @@ trains one epoch on the same images, in a process of its own; the order turns wi
 - slim, pruned / pruned to multiples of 8 or 16: slim on what `slim.plan` leaves of ResNet-20 at half its FLOPs.
 
 --accuracy trains slim and paper from the same weights with the same recipe and compares accuracies on the test images
-over the seeds. It goes on where it was stopped: finished trainings are read from scripts/results/.
+over the seeds; epochs are a multiple of 4, so that both divide the learning rate at the same steps. It goes on where it
+was stopped: finished trainings are read from scripts/results/.
 """
 
 import argparse
@@ -322,6 +323,10 @@ def _ratio(a: list[float], b: list[float]) -> float:
 
 
 def accuracy(args: argparse.Namespace) -> None:
+    if args.epochs % 4:
+        raise SystemExit(
+            f"--epochs {args.epochs}: expected a multiple of 4, as the rate falls at a half and at three quarters"
+        )
     torch.set_num_threads(args.threads)
     material = Material(args.images)
     name = f"bench_train_accuracy-{args.images}x{args.epochs}.json"
@@ -368,7 +373,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="also slim with torch.compile")
     parser.add_argument("--ways", help="only these, separated by ;")
     parser.add_argument("--accuracy", action="store_true")
-    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=3)
     args = parser.parse_args()
     args.images = args.images or (8192 if args.accuracy else 5120)

@@ -663,7 +663,7 @@ def test_command_line(capsys, monkeypatch, tmp_path, made_up):
     monkeypatch.setattr(measure, "in_turn", lambda nets: np.array([[n.ms for n in nets]] * 3))
     main(["--arch", "slim:vgg7", "--dry-run", "--latency", "0.5", "--bench.batch_sizes", "[3]"])
     said = " ".join(capsys.readouterr().out.split())
-    assert "timing operators, and whole networks in onnxruntime, CPU" in said and "batch 3" in said
+    assert "timing operators, then whole networks in onnxruntime, CPU" in said and "batch 3" in said
 
 
 @pytest.mark.parametrize(
