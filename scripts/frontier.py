@@ -384,7 +384,7 @@ def main() -> None:
     parser.add_argument("--finetune-lr", type=float, nargs="+", default=[0.1, 0.03, 0.01])
     parser.add_argument("--tuning-seeds", type=int, default=1, help="how many seeds choose the learning rates")
     parser.add_argument("--distill", type=float, nargs="+", default=[0.5, 0.0], help="weights of slim's distillation")
-    parser.add_argument("--strength", type=float, default=5e-4, help="λ of slim (proximal)")
+    parser.add_argument("--strength", type=float, default=1e-4, help="λ of slim (proximal)")
     parser.add_argument("--paper-strength", type=float, default=1e-4, help="λ of the paper (subgradient)")
     parser.add_argument("--tp-strength", type=float, default=1e-4, help="torch-pruning's reg")
     parser.add_argument("--calibration", type=int, default=1024, help="images that recovery looks at")
