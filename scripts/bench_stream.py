@@ -73,14 +73,14 @@ def memory() -> float:
     return total / 1024
 
 
-def stream(dataset: Dataset, images: int, seed: int = 0) -> tuple[float, list[tuple[int, float]]]:
-    """Images per second, and (images so far, MB) at every fiftieth of the way."""
+def stream(dataset: Dataset, images: int, seed: int = 0, watch: bool = False) -> tuple[float, list[tuple[int, float]]]:
+    """Images per second, and, if it is to `watch`, (images so far, MB) at every fiftieth of the way."""
     split = dataset.train[:images] if images < len(dataset.train) else dataset.train
     steps = data.steps_per_epoch(len(split), BATCH)
     watched = []
     started = time.perf_counter()
     for step, (batch, _) in enumerate(data.batches(split, dataset, BATCH, shuffle_seed=seed, augment=True)):
-        if step % max(1, steps // 50) == 0:
+        if watch and step % max(1, steps // 50) == 0:
             watched.append((step * BATCH, memory()))
         assert batch.shape[1] == 3
     return steps * BATCH / (time.perf_counter() - started), watched
@@ -138,7 +138,7 @@ def measure(folder: Path, args: argparse.Namespace) -> None:
     started = time.perf_counter()
     dataset = load(None)
     seconds = time.perf_counter() - started
-    rate, watched = stream(dataset, len(dataset.train))
+    rate, watched = stream(dataset, len(dataset.train), watch=True)
     settled = [mb for count, mb in watched if count >= watched[-1][0] / 10]
     growth = statistics.mean(settled[-5:]) / statistics.mean(settled[:5]) - 1
     text = f"whole: {rate:.0f} images/s; memory {settled[0]:.0f} MB → {settled[-1]:.0f} MB ({growth:+.1%})"

@@ -12,8 +12,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from slim.errors import SlimError
+from slim.heap import give_back_freed_memory
 
 PREFETCHED = 4  # batches that each worker has ready or in work
+TIDY_EVERY = 16  # batches
 CHUNK = 64  # images that a worker decodes at a time, where all are wanted
 WORTHWHILE = 512  # images: below that, starting processes takes longer than decoding
 
@@ -52,7 +54,9 @@ class ImageFiles:
         """For each index of a batch its images, uint8 [B, 3, H, W], on `device`. The next are decoded meanwhile."""
         device = torch.device(device)
         loader = self._loader([self._numbers(index) for index in indices], pinned=device.type == "cuda")
-        for images in loader:
+        for number, images in enumerate(loader, 1):
+            if number % TIDY_EVERY == 0:
+                give_back_freed_memory()
             if isinstance(images, str):
                 raise SlimError(images)
             yield images.to(device, non_blocking=True)

@@ -14,6 +14,7 @@ from torch import nn
 from slim.config import OptimConfig, SparsityConfig
 from slim.data import Dataset, Split, batches, steps_per_epoch
 from slim.errors import Interrupted, SlimError
+from slim.heap import keep_freed_memory
 from slim.planning import PruningPlan
 from slim.sparsity import Sparsity, coupled, penalty, sparsify
 from slim.train.average import Average
@@ -21,7 +22,6 @@ from slim.train.devices import connect, deterministic_cudnn, placed
 from slim.train.evaluation import score
 from slim.train.gradual import Gradual
 from slim.train.guard import check_finite, diverged, stoppable
-from slim.train.heap import keep_freed_memory
 from slim.train.norm import synchronised
 from slim.train.recipe import Objective, learning_rate, mixing, optimizer_of
 from slim.train.snapshots import Snapshots
