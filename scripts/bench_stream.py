@@ -1,6 +1,6 @@
 """Streaming a folder of JPEGs that needn't fit in memory: images per second by number of workers, and memory over time.
 
-    python scripts/bench_stream.py [--images 100000] [--size 224] [--workers 0,1,2,4] [--epochs-of 4096] [--folder DIR]
+    python scripts/bench_stream.py [--images 100000] [--size 224] [--workers 0,1,2,4] [--epochs-of 12288] [--folder DIR]
 
 Writes that many synthetic JPEGs (smooth random colours with noise, quality 85) in 100 classes to a temporary folder,
 which is removed at the end; --folder keeps them in DIR, where a later call finds them. Then streams the whole folder
@@ -107,7 +107,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=100_000)
     parser.add_argument("--size", type=int, default=224, help="pixels, height = width")
     parser.add_argument("--workers", default="0,1,2,4", help="numbers to compare")
-    parser.add_argument("--epochs-of", type=int, default=4096, help="images for the comparison of workers")
+    parser.add_argument("--epochs-of", type=int, default=12288, help="images for the comparison of workers")
     parser.add_argument("--folder", type=Path, help="keep the images here")
     args = parser.parse_args()
     torch.set_num_threads(1)
