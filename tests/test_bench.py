@@ -21,6 +21,7 @@ import slim
 from slim import models
 from slim.bench import benchmark, runners, short_names, timing
 from slim.errors import SlimError
+from slim.export.session import bound_run
 
 
 def conv_file(path: Path, channels: int, shape: Sequence[int | str] = ("batch", 3, 32, 32)) -> Path:
@@ -224,7 +225,7 @@ def test_bound_inputs_and_outputs_give_the_same(files: dict[str, Path]) -> None:
             runner.session.run_with_iobinding(binding)
             bound.append(binding.copy_outputs_to_cpu()[0])
 
-    runners.bound_call(Session(), feed, "cpu")()  # type: ignore[arg-type]
+    bound_run(Session(), feed, "cpu")()  # type: ignore[arg-type]
     assert np.array_equal(bound[0], runner.session.run(None, feed)[0])
 
 

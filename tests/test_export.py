@@ -11,6 +11,7 @@ import sys
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -754,10 +755,25 @@ def test_provider_that_does_not_start(pixels: Path, monkeypatch: pytest.MonkeyPa
         OnnxModel(pixels, provider="cuda")
 
 
-def test_threads(pixels: Path) -> None:
+def test_threads(pixels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert OnnxModel(pixels, threads=2)._session.get_session_options().intra_op_num_threads == 2
     with pytest.raises(SlimError, match="threads -1"):
         OnnxModel(pixels, threads=-1)
+    asked: list[Any] = []
+    names = [session.OPENVINO, session.CPU]
+    real = onnxruntime.InferenceSession
+
+    def start(model: bytes | str, options: object, providers: list[Any]) -> Any:
+        asked.append(providers)
+        made = real(model, options, providers=[session.CPU])
+        return SimpleNamespace(get_providers=lambda: names, run=made.run)
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: names)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", start)
+    session.open_session(pixels, "openvino", 3)
+    session.open_session(pixels, "openvino")
+    assert asked == [[(session.OPENVINO, {"num_of_threads": "3"}), session.CPU], names]
+    assert session.find_provider("auto") == session.CPU  # OpenVINO has to be named
 
 
 def test_predicting_needs_no_torch() -> None:

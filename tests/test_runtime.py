@@ -6,6 +6,7 @@ import math
 from functools import partial
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 import torchvision
@@ -91,6 +92,56 @@ def test_a_latency_that_is_neither(given):
 def test_runtimes_that_are_not_there(settings, words):
     with pytest.raises(slim.SlimError, match=words):
         slim.Runtime(**settings)
+
+
+@pytest.fixture
+def cuda_that_does_not_start(monkeypatch):
+    """An onnxruntime that lists CUDA, and then runs on the CPU with no more than a message."""
+    real = onnxruntime.InferenceSession
+    names = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: names)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda model, options, _: real(model, options, names[1:]))
+
+
+def test_a_provider_that_does_not_start(cuda_that_does_not_start):
+    found = slim.Runtime("auto", 1)
+    assert found == slim.Runtime("cpu", 1) and str(found) == "onnxruntime, CPU, 1 thread, batch 1"
+    assert found.identity == slim.Runtime("cpu", 1).identity and "CUDA" not in found.identity
+    with pytest.raises(slim.SlimError, match="provider 'cuda' doesn't start here"):
+        slim.Runtime("cuda")
+
+
+def test_no_time_of_the_cpu_passes_for_a_gpus(cuda_that_does_not_start):
+    """A GPU that is gone by the time operators are measured."""
+    traced, runtime = trace(build("slim:vgg7", num_classes=10), X), slim.Runtime("cpu", 1)
+    object.__setattr__(runtime, "provider", "CUDAExecutionProvider")
+    with pytest.raises(slim.SlimError, match="doesn't start here"):
+        model.latency_model(traced, runtime)
+    assert not model.cache_folder().exists()
+
+
+def test_on_a_gpu_everything_is_timed_in_its_memory(monkeypatch, tmp_path):
+    """Operators, networks and slim-bench alike; here on the CPU, whose memory can be bound as well."""
+    from slim.bench.runners import OnnxRunner
+    from slim.export import session
+    from slim.runtime.kernels import _clocked
+
+    bound = []
+
+    def bind(opened, feed, device):
+        bound.append(device)
+        return real(opened, feed, "cpu")
+
+    real = session.bound_run
+    monkeypatch.setattr(session, "ON_GPU", (session.CPU,))
+    monkeypatch.setattr(session, "bound_run", bind)
+    runtime, net = slim.Runtime("cpu", 1, 2), randomise(build("slim:vgg7", num_classes=10))
+    measured = measure.Network(net, X, runtime)
+    measured.run()
+    slim.export_onnx(net, X, tmp_path / "net.onnx")
+    OnnxRunner("net", tmp_path / "net.onnx", "cpu", 1).prepare(2)()
+    assert _clocked([(Kernel("gemm", (2,), (), 1, ()), 64, 32)], runtime) > 0
+    assert bound == ["cuda"] * 3
 
 
 def test_budgets_that_do_not_go_together():

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import onnxruntime
 
 from slim.errors import SlimError
-from slim.export.session import find_provider, open_session
+from slim.export.session import ON_GPU, open_session, ready_call, start_provider
 
 # By default, a session's idle threads spin for a while after each run: they would take the cores from the
 # next file's run. With two networks in turn on 2 cores, that multiplied the 90th percentile by 5.
@@ -25,7 +24,6 @@ DTYPES = {
     "tensor(double)": np.float64,
     "tensor(uint8)": np.uint8,
 }
-ON_GPU = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
 
 Call = Callable[[], Any]
 
@@ -75,10 +73,7 @@ class OnnxRunner:
         return self.path.stat().st_size
 
     def prepare(self, batch_size: int) -> Call:
-        feed = self.feed(batch_size)
-        if self.provider in ON_GPU:
-            return bound_call(self.session, feed, "cuda")
-        return lambda: self.session.run(None, feed)
+        return ready_call(self.session, self.feed(batch_size))
 
     def feed(self, batch_size: int) -> dict[str, np.ndarray]:
         """Random inputs: standard normal, or any pixel where the file takes bytes."""
@@ -122,21 +117,6 @@ class OnnxRunner:
         return sizes
 
 
-def bound_call(session: onnxruntime.InferenceSession, feed: dict[str, np.ndarray], device: str) -> Call:
-    """A run whose inputs lie on the device before it starts and whose outputs stay there."""
-    binding = session.io_binding()
-    for name, array in feed.items():
-        binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array, device, 0))
-    for output in session.get_outputs():
-        binding.bind_output(output.name, device)
-
-    def call() -> None:
-        session.run_with_iobinding(binding)
-        binding.synchronize_outputs()
-
-    return call
-
-
 class TorchRunner:
     """A checkpoint in PyTorch; its threads are set for the whole process."""
 
@@ -148,7 +128,7 @@ class TorchRunner:
         from slim import checkpoint
 
         self.path, self.threads, self.mode = Path(path), threads, mode
-        self.provider = find_provider(provider)
+        self.provider = start_provider(provider)
         self.device = "cuda" if self.provider in ON_GPU else "cpu"
         if self.device == "cuda" and not torch.cuda.is_available():
             raise SlimError(f"provider {provider!r} has a GPU, which this PyTorch doesn't see: expected provider cpu")

@@ -1,31 +1,36 @@
-"""Opening an ONNX file in onnxruntime: which provider runs it, on how many threads, and clear errors."""
+"""Opening and running a network in onnxruntime: which provider runs it, on how many threads, and clear errors."""
 
 import contextlib
 import io
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnxruntime
 
 from slim.errors import SlimError
 
+CPU, CUDA, TENSORRT, OPENVINO = (f"{name}ExecutionProvider" for name in ("CPU", "CUDA", "Tensorrt", "OpenVINO"))
+ON_GPU = (CUDA, TENSORRT)
+
 
 def open_session(
-    path: str | Path,
+    model: str | Path | bytes,
     provider: str = "auto",
     threads: int = 0,
     settings: Mapping[str, str] | None = None,
     profile: Path | None = None,
 ) -> onnxruntime.InferenceSession:
-    """An onnxruntime session on the file at `path`.
+    """An onnxruntime session on `model`: an ONNX file's path, or the content of one.
 
     `provider` is auto (CUDA where onnxruntime has it and it starts, else CPU), a short name such as cpu or
     cuda, or onnxruntime's own name such as CUDAExecutionProvider; `threads` is the number of CPU threads that
-    one operator may use, 0 for all cores; `settings` are onnxruntime session configuration entries; `profile` starts
-    the profiler, which writes to a file whose name begins so.
+    one operator may use, 0 for all cores, and OpenVINO gets it as its num_of_threads; `settings` are onnxruntime
+    session configuration entries; `profile` starts the profiler, which writes to a file whose name begins so.
 
     Raises SlimError for a missing file, one that onnxruntime can't load, a provider that isn't there or
     doesn't start, and a negative `threads`.
@@ -33,8 +38,8 @@ def open_session(
     wanted = find_provider(provider)
     if threads < 0:
         raise SlimError(f"threads {threads}: expected 0 (all cores) or more")
-    if not Path(path).is_file():
-        raise SlimError(f"no file {str(path)!r}: expected an ONNX file")
+    if not isinstance(model, bytes) and not Path(model).is_file():
+        raise SlimError(f"no file {str(model)!r}: expected an ONNX file")
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors only
@@ -43,15 +48,20 @@ def open_session(
         options.add_session_config_entry(key, value)
     if profile:
         options.enable_profiling, options.profile_file_prefix = True, str(profile)
-    if wanted in ("CUDAExecutionProvider", "TensorrtExecutionProvider"):
-        onnxruntime.preload_dlls()  # finds CUDA's libraries where pip put them
+    if wanted in ON_GPU:
+        with silence():
+            onnxruntime.preload_dlls()  # finds CUDA's libraries where pip put them
     # TensorRT leaves to CUDA what it has no kernels for, and every provider to the CPU
-    helpers = ["CUDAExecutionProvider"] if wanted == "TensorrtExecutionProvider" else []
-    providers = list(dict.fromkeys([wanted, *helpers, "CPUExecutionProvider"]))
+    helpers = [CUDA] if wanted == TENSORRT else []
+    providers: list[Any] = list(dict.fromkeys([wanted, *helpers, CPU]))
+    if wanted == OPENVINO and threads:
+        providers[0] = wanted, {"num_of_threads": str(threads)}  # its threads aren't onnxruntime's
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+        session = onnxruntime.InferenceSession(model if isinstance(model, bytes) else str(model), options, providers)
     except Exception as error:  # onnxruntime's own errors share no base class
-        raise SlimError(f"{str(path)!r} {_cause(str(error))}") from error
+        if isinstance(model, bytes):
+            raise SlimError(f"onnxruntime can't run this graph: {brief(error)}") from error
+        raise SlimError(f"{str(model)!r} {_cause(str(error))}") from error
     started = session.get_providers()[0]
     if provider != "auto" and started != wanted:
         raise SlimError(f"provider {provider!r} doesn't start here (onnxruntime would use {started})")
@@ -59,15 +69,68 @@ def open_session(
 
 
 def find_provider(name: str) -> str:
-    """The onnxruntime name of the provider called `name`: auto, a short name (cpu, cuda) or the full one."""
+    """The onnxruntime name of the provider called `name`: auto, a short name (cpu, cuda) or the full one.
+
+    auto is CUDA where this onnxruntime has it, else CPU. The others have to be named, as each asks for a decision:
+    TensorRT needs libraries of its own and builds an engine for every input shape, which takes up to minutes; OpenVINO
+    compiles the whole network when it opens it, and either may choose another precision. CUDA and TensorRT weren't run
+    for want of a GPU: tests stand in for a CUDA that doesn't start, and bind memory on the CPU. OpenVINO was tried by
+    hand on a CPU (onnxruntime-openvino 1.24).
+
+    Raises SlimError for a provider that this onnxruntime doesn't have. One that it has may still not start.
+    """
     available = onnxruntime.get_available_providers()
     by_name = {full.removesuffix("ExecutionProvider").lower(): full for full in available}
     if name == "auto":
-        return by_name.get("cuda", "CPUExecutionProvider")
+        return by_name.get("cuda", CPU)
     short = name.removesuffix("ExecutionProvider").lower()
     if short not in by_name:
         raise SlimError(f"provider {name!r} isn't in this onnxruntime: expected auto, {', '.join(sorted(by_name))}")
     return by_name[short]
+
+
+def start_provider(name: str) -> str:
+    """As `find_provider`, and it starts here: tried on a graph of one node. auto falls back to CPU; any other that
+    doesn't start raises SlimError."""
+    if find_provider(name) == CPU:
+        return CPU
+    from onnx import TensorProto, helper
+
+    values = [helper.make_tensor_value_info(value, TensorProto.FLOAT, [1]) for value in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Neg", ["x"], ["y"])], "one", values[:1], values[1:])
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    started: str = open_session(made.SerializeToString(), name).get_providers()[0]
+    return started
+
+
+def ready_call(session: onnxruntime.InferenceSession, feed: Mapping[str, np.ndarray]) -> Callable[[], Any]:
+    """One run of `session` on `feed`, to be timed: from memory where the inputs lie ready to memory where the outputs
+    stay, which is the GPU's for a provider on the GPU. It raises SlimError where onnxruntime can't run."""
+    run = bound_run(session, feed, "cuda") if session.get_providers()[0] in ON_GPU else lambda: session.run(None, feed)
+
+    def call() -> None:
+        try:
+            run()
+        except Exception as error:  # onnxruntime's own errors share no base class
+            sizes = ", ".join(f"{name} {list(array.shape)}" for name, array in feed.items())
+            raise SlimError(f"onnxruntime can't run it on {sizes}: {brief(error)}") from error
+
+    return call
+
+
+def bound_run(session: onnxruntime.InferenceSession, feed: Mapping[str, np.ndarray], device: str) -> Callable[[], None]:
+    """A run whose inputs lie on the device before it starts and whose outputs stay there."""
+    binding = session.io_binding()
+    for name, array in feed.items():
+        binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array, device, 0))
+    for output in session.get_outputs():
+        binding.bind_output(output.name, device)
+
+    def run() -> None:
+        session.run_with_iobinding(binding)
+        binding.synchronize_outputs()
+
+    return run
 
 
 def _cause(message: str) -> str:

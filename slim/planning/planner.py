@@ -129,12 +129,12 @@ def plan(
             traced.classes.freeze(misfit.labels, misfit.reason)
         raise SlimError(f"no plan found that this model's forward code can run: {misfit.reason if misfit else ''}")
 
-    runtime = runtime or Runtime()
     if round_to == "auto" or latency is not None:
         # inside, because only a plan for a runtime needs onnxruntime
         from slim.runtime.measure import LatencyBudget
         from slim.runtime.model import latency_model
 
+        runtime = runtime or Runtime()
         if latency is None:
             rules.latency, rules.by_flops = latency_model(traced, runtime), flops is not None
         else:

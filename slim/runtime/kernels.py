@@ -21,8 +21,7 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from slim.errors import SlimError
-from slim.export.session import brief, find_provider
+from slim.export.session import CPU, open_session, ready_call
 from slim.runtime.operators import Kernel
 from slim.runtime.settings import Runtime
 
@@ -40,7 +39,7 @@ def time_kernels(sized: Sequence[Sized], runtime: Runtime) -> Iterator[list[tupl
     Raises SlimError where onnxruntime can't run a kernel.
     """
     for lot in _lots(sized):
-        if find_provider(runtime.provider) == "CPUExecutionProvider":
+        if runtime.provider == CPU:
             yield list(zip(lot, _profiled(lot, runtime)))
         else:
             yield [(each, _clocked([each], runtime) - _clocked([], runtime)) for each in lot]
@@ -208,17 +207,7 @@ class Graph:
 
 
 def _session(graph: Graph, runtime: Runtime, profile: Path | None = None) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = runtime.threads
-    if profile:
-        options.enable_profiling = True
-        options.profile_file_prefix = str(profile)
-    providers = list(dict.fromkeys([find_provider(runtime.provider), "CPUExecutionProvider"]))
-    try:
-        return onnxruntime.InferenceSession(graph.serialized(), options, providers=providers)
-    except Exception as error:  # onnxruntime's own errors share no base class
-        raise SlimError(f"onnxruntime can't time the network's operators: {brief(error)}") from error
+    return open_session(graph.serialized(), runtime.provider, runtime.threads, profile=profile)
 
 
 def _feed(session: onnxruntime.InferenceSession) -> dict[str, Any]:
@@ -262,11 +251,11 @@ def _clocked(lot: Sequence[Sized], runtime: Runtime, idle: int = 1) -> float:
             x = graph.node("Sin" if i % 2 else "Cos", [x])
         graph.outputs.append(helper.make_tensor_value_info(x, TensorProto.FLOAT, None))
     session = _session(graph, runtime)
-    feed = _feed(session)
+    call = ready_call(session, _feed(session))
     times: list[float] = []
     start = time.perf_counter()
     while len(times) < RUNS[0] or (len(times) < 8 * RUNS[1] and time.perf_counter() - start < SECONDS):
         began = time.perf_counter_ns()
-        session.run(None, feed)
+        call()
         times.append((time.perf_counter_ns() - began) / 1e6)
     return statistics.median(times[1:])

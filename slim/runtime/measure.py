@@ -37,18 +37,19 @@ class Network:
     """
 
     def __init__(self, model: nn.Module, example_inputs: Any, runtime: Runtime) -> None:
-        from slim.export.session import open_session
+        from slim.export.session import open_session, ready_call
         from slim.export.write import Draft
 
         self.draft = Draft(model, example_inputs)
         with TemporaryDirectory() as folder:
             path = self._write(folder)
-            self.session = open_session(path, runtime.provider, runtime.threads, SESSION_SETTINGS)
+            session = open_session(path, runtime.provider, runtime.threads, SESSION_SETTINGS)
         tensors = (leaf for leaf in tree_leaves(example_inputs) if isinstance(leaf, Tensor))
-        self.feed = {
+        feed = {
             entry.name: _batch(tensor, runtime.batch_size)
-            for entry, tensor in zip(self.session.get_inputs(), tensors, strict=True)
+            for entry, tensor in zip(session.get_inputs(), tensors, strict=True)
         }
+        self.call = ready_call(session, feed)
 
     def _write(self, folder: str) -> Path:
         path = Path(folder, "network.onnx")
@@ -63,7 +64,7 @@ class Network:
 
     def run(self) -> None:
         """One call, on the example's images."""
-        self.session.run(None, self.feed)
+        self.call()
 
 
 def _batch(tensor: Tensor, size: int) -> NDArray[Any]:

@@ -14,9 +14,10 @@ from slim.errors import SlimError
 class Runtime:
     """The runtime that a plan is made for.
 
-    `provider`: auto (the best that is installed: CUDA where onnxruntime has it, else CPU), cpu, cuda, or an
-    onnxruntime provider's name. `threads`: CPU threads that one operator may use, 0 for all cores. `batch_size`:
-    images in one call. Raises SlimError for a provider that this onnxruntime doesn't have and numbers out of range.
+    `provider`: auto (CUDA where onnxruntime has it and it starts, else CPU), cpu, cuda, or an onnxruntime provider's
+    name; the attribute is the full name of the one that started. `threads`: CPU threads that one operator may use, 0
+    for all cores. `batch_size`: images in one call. Raises SlimError for a provider that this onnxruntime doesn't have
+    or that doesn't start here, and for numbers out of range.
     """
 
     provider: str = "auto"
@@ -24,27 +25,24 @@ class Runtime:
     batch_size: int = 1
 
     def __post_init__(self) -> None:
-        from slim.export.session import find_provider  # imports onnxruntime
+        from slim.export.session import start_provider  # imports onnxruntime
 
         for name, value, least in (("threads", self.threads, 0), ("batch_size", self.batch_size, 1)):
             if not isinstance(value, int) or value < least:
                 raise SlimError(f"{name} {value!r}: expected a whole number, {least} or more")
-        find_provider(self.provider)
+        # so that no time of the CPU passes for one of a GPU that doesn't start
+        object.__setattr__(self, "provider", start_provider(self.provider))
 
     @property
     def identity(self) -> str:
         """All that a measured time depends on, apart from the operator and its batch: one line."""
         import onnxruntime
 
-        from slim.export.session import find_provider
-
         threads = self.threads or os.cpu_count()
-        return f"onnxruntime {onnxruntime.__version__}, {find_provider(self.provider)}, {threads} threads, {machine()}"
+        return f"onnxruntime {onnxruntime.__version__}, {self.provider}, {threads} threads, {machine()}"
 
     def __str__(self) -> str:
-        from slim.export.session import find_provider
-
-        provider = find_provider(self.provider).removesuffix("ExecutionProvider")
+        provider = self.provider.removesuffix("ExecutionProvider")
         threads = self.threads or os.cpu_count()
         return f"onnxruntime, {provider}, {threads} thread{'s' * (threads != 1)}, batch {self.batch_size}"
 
