@@ -287,6 +287,41 @@ def test_names_tell_files_apart() -> None:
     assert list(short_names(["x/a.onnx", "y/b.onnx"])) == ["a.onnx", "b.onnx"]
 
 
+def one_node(path: Path, shape: Sequence[int | str] | None, op: str = "Neg", *more: np.ndarray) -> Path:
+    """A file of one operator, on an input of this shape (None: open altogether) and further constants."""
+    given = helper.make_tensor_value_info("images", TensorProto.FLOAT, shape)
+    made = helper.make_tensor_value_info("logits", TensorProto.FLOAT, None)
+    constants = [numpy_helper.from_array(array, f"c{i}") for i, array in enumerate(more)]
+    node = helper.make_node(op, ["images", *(constant.name for constant in constants)], ["logits"])
+    graph = helper.make_graph([node], "one", [given], [made], constants)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    return path
+
+
+def test_what_does_not_run_gets_one_line(tmp_path: Path) -> None:
+    reshape = one_node(tmp_path / "reshape.onnx", ["batch", 3, 4, 4], "Reshape", np.array([1, 48]))
+    small = one_node(
+        tmp_path / "small.onnx", ["batch", 3, "h", "w"], "Conv", np.zeros((2, 3, 7, 7), np.float32)
+    )  # 7×7 without padding
+    scalar, unranked = one_node(tmp_path / "scalar.onnx", []), one_node(tmp_path / "unranked.onnx", None)
+    given = {"num_classes": 10, "in_channels": 1}
+    net = models.build("slim:vgg7", **given)
+    slim.save(tmp_path / "n.safetensors", net, arch="slim:vgg7", arch_kwargs=given, input_shape=[3, 8, 8])
+    cases: list[tuple[Path, dict, str]] = [
+        (reshape, {}, r"^'reshape.onnx' doesn't run on images \[32, 3, 4, 4\]: expected a batch .* fit it \(.*eshape"),
+        (small, {"image_size": 4}, r"^'small.onnx' doesn't run on images \[1, 3, 4, 4\]: expected .* image size"),
+        (small, {"image_size": 4, "profile": 1}, r"^'small.onnx' doesn't run on images"),
+        (scalar, {}, "^input 'images' of 'scalar.onnx' is a scalar, or .*: expected the batch"),
+        (unranked, {}, "^input 'images' of 'unranked.onnx' is a scalar, or .*: expected the batch"),
+        (tmp_path / "n.safetensors", {}, r"n.safetensors doesn't run on images \[1, 3, 8, 8\]: .*input_shape that fit"),
+        (tmp_path / "n.safetensors", {"compiled": False}, r"n.safetensors doesn't run on images \[1, 3, 8, 8\]"),
+    ]
+    for path, settings, message in cases:
+        with pytest.raises(SlimError, match=message) as caught:
+            benchmark({path.name: path}, runs=1, warmup=0, threads=1, memory=False, **settings)
+        assert "\n" not in str(caught.value)
+
+
 def test_bad_settings_get_one_line(files: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "text.onnx").write_text("not ONNX")
     fixed = conv_file(tmp_path / "fixed.onnx", 2, (4, 3, 8, 8))

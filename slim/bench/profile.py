@@ -8,7 +8,7 @@ from statistics import median
 from tempfile import TemporaryDirectory
 
 from slim.bench.runners import SESSION_SETTINGS, OnnxRunner
-from slim.export.session import open_session
+from slim.export.session import open_session, ready_call
 
 RUNS = 10
 WARMUP = 3
@@ -30,9 +30,9 @@ def operator_profile(runner: OnnxRunner, batch_size: int) -> list[NodeTime]:
         session = open_session(
             runner.path, runner.provider, runner.threads, SESSION_SETTINGS, profile=Path(folder, "profile")
         )
-        feed = runner.feed(batch_size)
+        call = ready_call(session, runner.feed(batch_size), repr(runner.name))
         for _ in range(WARMUP + RUNS):
-            session.run(None, feed)
+            call()
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     runs: dict[tuple[str, str], list[float]] = defaultdict(list)
     for event in events:

@@ -73,7 +73,7 @@ class OnnxRunner:
         return self.path.stat().st_size
 
     def prepare(self, batch_size: int) -> Call:
-        return ready_call(self.session, self.feed(batch_size))
+        return ready_call(self.session, self.feed(batch_size), repr(self.name))
 
     def feed(self, batch_size: int) -> dict[str, np.ndarray]:
         """Random inputs: standard normal, or any pixel where the file takes bytes."""
@@ -84,7 +84,12 @@ class OnnxRunner:
                 raise SlimError(
                     f"input {entry.name!r} of {self.name!r} is {entry.type}: expected one of {', '.join(DTYPES)}"
                 )
-            batch, *_ = entry.shape
+            if not entry.shape:
+                raise SlimError(
+                    f"input {entry.name!r} of {self.name!r} is a scalar, or its number of dimensions is open: expected "
+                    "the batch as its first dimension"
+                )
+            batch = entry.shape[0]
             if isinstance(batch, int) and batch != batch_size:
                 raise SlimError(f"batch size {batch_size}: {self.name!r} has the fixed batch size {batch}")
             shape = (batch_size, *self._sizes(entry))
@@ -138,7 +143,8 @@ class TorchRunner:
         if threads:
             torch.set_num_threads(threads)
         model = checkpoint.load(path, allow_code=allow_code).to(self.device)
-        self.model: Callable[..., Any] = torch.compile(model, dynamic=False) if mode == "compiled" else model
+        self.eager: Callable[..., Any] = model
+        self.model = torch.compile(model, dynamic=False) if mode == "compiled" else model
 
     @property
     def file_size(self) -> int | None:
@@ -149,19 +155,29 @@ class TorchRunner:
 
         images = torch.randn(batch_size, *self.shape, generator=torch.Generator().manual_seed(0)).to(self.device)
 
-        def call() -> None:
+        def call(run: Callable[..., Any] = self.model) -> None:
             with torch.inference_mode():
-                self.model(images)
+                run(images)
             if self.device == "cuda":
                 torch.cuda.synchronize()
 
         try:
-            call()  # compiles
+            call(self.eager)  # what fails here isn't the compiler's fault
         except Exception as error:
-            if self.mode != "compiled":
-                raise
             raise SlimError(
-                f"torch.compile can't compile {self.path} here ({str(error).strip().splitlines()[0]}); expected a C++ "
-                "compiler, or --compiled false"
+                f"{self.path} doesn't run on images {list(images.shape)}: expected a batch and an input_shape that fit "
+                f"it ({_first_line(error)})"
             ) from error
+        if self.mode == "compiled":
+            try:
+                call()  # compiles
+            except Exception as error:
+                raise SlimError(
+                    f"torch.compile can't compile {self.path} here ({_first_line(error)}); expected a C++ compiler, or "
+                    "--compiled false"
+                ) from error
         return call
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

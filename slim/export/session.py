@@ -103,17 +103,22 @@ def start_provider(name: str) -> str:
     return started
 
 
-def ready_call(session: onnxruntime.InferenceSession, feed: Mapping[str, np.ndarray]) -> Callable[[], Any]:
+def ready_call(
+    session: onnxruntime.InferenceSession, feed: Mapping[str, np.ndarray], name: str = "the network"
+) -> Callable[[], None]:
     """One run of `session` on `feed`, to be timed: from memory where the inputs lie ready to memory where the outputs
-    stay, which is the GPU's for a provider on the GPU. It raises SlimError where onnxruntime can't run."""
+    stay, which is the GPU's for a provider on the GPU. It raises SlimError where the network, here called `name`, can't
+    run on that."""
     run = bound_run(session, feed, "cuda") if session.get_providers()[0] in ON_GPU else lambda: session.run(None, feed)
 
     def call() -> None:
         try:
             run()
         except Exception as error:  # onnxruntime's own errors share no base class
-            sizes = ", ".join(f"{name} {list(array.shape)}" for name, array in feed.items())
-            raise SlimError(f"onnxruntime can't run it on {sizes}: {brief(error)}") from error
+            sizes = ", ".join(f"{entry} {list(array.shape)}" for entry, array in feed.items())
+            raise SlimError(
+                f"{name} doesn't run on {sizes}: expected a batch and an image size that fit it ({brief(error)})"
+            ) from error
 
     return call
 
