@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 import slim
-from slim import pipeline
+from slim import checkpoint, pipeline
 from slim.cli import export as export_command
 from slim.config import RunConfig
 from slim.errors import SlimError
@@ -155,3 +155,27 @@ def test_the_command_enters_a_stage(
         pipeline.int8_stage(run / "finetuned.safetensors", settings)
     assert (run / "model.int8.onnx").read_bytes() == kept
     assert json.loads((run / "summary.json").read_text()) == summary
+
+
+@pytest.mark.parametrize("trained_by_slim", [True, False])
+def test_images_are_normalised_as_the_file_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained_by_slim: bool
+) -> None:
+    """A network with a std of its own, ten times the data set's, and a first convolution that makes up for it."""
+    monkeypatch.chdir(tmp_path)
+    settings = RunConfig(name="own")
+    settings.train.epochs, settings.bench.runs = 2, 1
+    [trained] = pipeline.train_stage(settings)
+    about, net = checkpoint.read_metadata(trained), slim.load(trained)
+    next(module for module in net.modules() if isinstance(module, nn.Conv2d)).weight.data *= 10
+    facts = {key: about[key] for key in ("arch", "arch_kwargs", "classes", "mean", "input_shape")}
+    facts["std"] = [10 * about["std"][0]]
+    path = tmp_path / "checkpoints" / "own2" / "finetuned.safetensors"
+    slim.save(path, net, config=about["config"] if trained_by_slim else None, **facts)
+    settings.export.int8 = True
+    pipeline.export_stage(path, settings)
+    summary = json.loads(path.with_name("summary.json").read_text())
+    expected = about["metrics"]["accuracy"]
+    assert expected > 0.5
+    assert summary["onnx"]["accuracy"] == pytest.approx(expected, abs=0.006)  # one or two of 360 images
+    assert summary["int8"]["accuracy"] == pytest.approx(expected, abs=0.02)

@@ -20,7 +20,7 @@ from slim.report import card, page
 
 if TYPE_CHECKING:
     from slim.bench import BenchReport
-from slim.pipeline.networks import Trained, open_network, unpruned_beside
+from slim.pipeline.networks import Trained, normalised_as, open_network, unpruned_beside
 from slim.pipeline.records import enter, enter_latency, read_records
 
 
@@ -67,7 +67,7 @@ def int8_stage(source: Path, settings: RunConfig, *, allow_code: bool = False, c
 
     console = console or Console()
     before = open_network(source, settings, allow_code)
-    dataset = before.dataset or data.load(settings.data, settings.seed)
+    dataset = before.dataset or normalised_as(before.facts, data.load(settings.data, settings.seed))
     shape = list(dataset.test.images.shape[1:])
     if shape != before.facts["input_shape"] or len(dataset.classes) != len(before.facts["classes"] or dataset.classes):
         raise SlimError(
@@ -89,7 +89,8 @@ def int8_stage(source: Path, settings: RunConfig, *, allow_code: bool = False, c
         reduce_range=settings.export.reduce_range,
     )
     summary, _ = read_records(source.parent)
-    was = summary["onnx"]
+    was = summary["onnx"] | {"accuracy": made.float_accuracy}
+    enter(source.parent, "onnx", was, settings)
     record = was | {"accuracy": made.accuracy, "file_size": made.file_size}
     for key in ("latency_ms", "speedup", "bench", "max_relative_error"):
         record.pop(key, None)

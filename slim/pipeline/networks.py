@@ -1,7 +1,7 @@
 """A network of a run with all that its file says of it: opened, measured, saved."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ class Trained:
     plans: list[PruningPlan]
     metrics: dict[str, Any]
     facts: dict[str, Any]  # arch, arch_kwargs, classes, mean, std, input_shape: as checkpoint.save takes them
-    dataset: Dataset | None  # None for a network that wasn't trained by slim
+    dataset: Dataset | None  # normalised as the file says; None for a network that wasn't trained by slim
 
     @property
     def example(self) -> Tensor:
@@ -50,6 +50,7 @@ def open_network(path: Path, settings: RunConfig, allow_code: bool) -> Trained:
         dataset = data.load(settings.data, settings.seed)
         if dataset.classes != about["classes"]:
             raise SlimError(f"data.name is {settings.data.name!r}: {path} was trained on {trained.data.name!r}")
+        dataset = normalised_as(about, dataset)
     if about["input_shape"] is None:
         raise SlimError(f"{path} doesn't say how large its images are: expected input_shape in slim.save")
     return Trained(
@@ -102,6 +103,11 @@ def unpruned_beside(source: Path) -> Path:
     if sparse.exists() and checkpoint.read_metadata(sparse)["plans"]:
         return source.with_name(checkpoint.STAGES["baseline"][0])
     return sparse
+
+
+def normalised_as(facts: dict[str, Any], dataset: Dataset) -> Dataset:
+    """The data set normalised by the mean and std that a network's file names, or by its own where it names none."""
+    return replace(dataset, **{key: tuple(facts[key]) for key in ("mean", "std") if facts[key]})
 
 
 def facts_of(dataset: Dataset) -> dict[str, Any]:
