@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -155,6 +156,20 @@ def test_the_command_enters_a_stage(
         pipeline.int8_stage(run / "finetuned.safetensors", settings)
     assert (run / "model.int8.onnx").read_bytes() == kept
     assert json.loads((run / "summary.json").read_text()) == summary
+
+    # A new model.onnx leaves no INT8 file of another one, and has its card, whether or not INT8 is refused
+    (run / "sparse.safetensors").unlink()  # so that it needn't be exported again, too
+    for options in (["--int8"], []):
+        (run / "model.int8.onnx").write_bytes(kept)
+        (run / "model_card.md").write_text("of the earlier one")
+        with nullcontext() if not options else pytest.raises(SystemExit):
+            export_command.main([*options, "--calibration_images", "64", "--bench.runs", "3"])
+        printed = capsys.readouterr()
+        assert ("INT8 is right on 50.00%" in printed.err) == bool(options)
+        assert "model.int8.onnx: it was made from another model.onnx" in " ".join(printed.out.split())
+        assert not (run / "model.int8.onnx").exists()
+        assert list(json.loads((run / "summary.json").read_text())) == ["sparse", "onnx"]
+        assert "`model.onnx`" in (run / "model_card.md").read_text()
 
 
 @pytest.mark.parametrize("trained_by_slim", [True, False])

@@ -33,7 +33,10 @@ def export_stage(
     console: Console | None = None,
 ) -> list[Path]:
     """Write the network in `source` as model.onnx and, if it exists, `unpruned` as baseline.onnx; by default
-    that is sparse.safetensors beside `source`, or baseline.safetensors where the sparse network was pruned already."""
+    that is sparse.safetensors beside `source`, or baseline.safetensors where the sparse network was pruned already.
+
+    An earlier model.int8.onnx goes, for it was made from another network. Where INT8 is asked for and refused
+    (SlimError), all other files are there."""
     console = console or Console()
     read_records(source.parent)
     before = open_network(source, settings, allow_code)
@@ -41,8 +44,10 @@ def export_stage(
     whole = (
         open_network(unpruned, settings, allow_code) if unpruned.exists() else None
     )  # both are sound before one is written
-    path = source.with_name(STAGES["onnx"][0])
+    path, int8 = (source.with_name(STAGES[stage][0]) for stage in ("onnx", "int8"))
     made, written = write_onnx(before, path, settings), [path]
+    outdated = int8.exists()
+    int8.unlink(missing_ok=True)
     if whole is not None:
         written.append(source.with_name("baseline.onnx"))
         write_onnx(whole, written[-1], settings)
@@ -55,9 +60,14 @@ def export_stage(
     if made.float64_engine:
         reached = "not compared" if made.float64_error is None else f"equal to {made.float64_error:.0e}"
         console.print(f"in float64, before optimisation: {reached} ({made.float64_engine})")
-    if settings.export.int8:
-        written.append(int8_stage(source, settings, allow_code=allow_code, console=console))
-    return [*written, card.write(path)]
+    try:
+        if settings.export.int8:
+            written.append(int8_stage(source, settings, allow_code=allow_code, console=console))
+    finally:
+        if outdated and not int8.exists():
+            console.print(f"removed the earlier {int8}: it was made from another model.onnx")
+        written.append(card.write(path))
+    return written
 
 
 def int8_stage(source: Path, settings: RunConfig, *, allow_code: bool = False, console: Console | None = None) -> Path:
