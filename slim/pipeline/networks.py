@@ -107,7 +107,7 @@ def unpruned_beside(source: Path) -> Path:
 
 def normalised_as(facts: dict[str, Any], dataset: Dataset) -> Dataset:
     """The data set normalised by the mean and std that a network's file names, or by its own where it names none."""
-    return replace(dataset, **{key: tuple(facts[key]) for key in ("mean", "std") if facts[key]})
+    return replace(dataset, mean=tuple(facts["mean"] or dataset.mean), std=tuple(facts["std"] or dataset.std))
 
 
 def facts_of(dataset: Dataset) -> dict[str, Any]:
