@@ -332,6 +332,11 @@ class NotSeven(nn.Module):
         (nn.Flatten(), {"opset": 17}, r"^opset 17: expected 18 to 25$"),
         (nn.Flatten(), {"opset": 26}, r"^opset 26: expected 18 to 25$"),
         (nn.Flatten(), {"classes": ["a", "b"]}, r"^2 class names for 12 outputs"),
+        (
+            nn.Sequential(nn.Flatten(), nn.Linear(12, 1), nn.Flatten(0)),
+            {"classes": ["a", "b"]},
+            r"^2 class names for outputs \[2\]: expected a network that gives \[N, K\]$",
+        ),
         (nn.Flatten(), {"mean": [0.5]}, r"^mean has 1 numbers for 3 channels"),
         (nn.Flatten(), {"std": [0.5] * 4}, r"^std has 4 numbers for 3 channels"),
         (nn.Conv2d(1, 1, 1), {}, r"^the network can't run a batch of 2 like the example: .*1 channels"),
@@ -421,6 +426,23 @@ def test_attributes_come_from_the_file(exported: tuple[Path, float], pixels: Pat
 def test_call_refuses_other_arrays(images: object, message: str, exported: tuple[Path, float]) -> None:
     with pytest.raises(SlimError, match=message):
         OnnxModel(exported[0])(images)
+
+
+def test_a_size_that_a_node_can_not_take_gets_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten(), nn.Linear(256, 10))
+    export_onnx(net, torch.zeros(1, 3, 8, 8), tmp_path / "model.onnx")
+    model = onnx.load(tmp_path / "model.onnx")
+    for place, name in enumerate(("height", "width"), 2):
+        model.graph.input[0].type.tensor_type.shape.dim[place].dim_param = name
+    del model.graph.value_info[:]
+    onnx.save(model, tmp_path / "model.onnx")
+    capfd.readouterr()
+    assert OnnxModel(tmp_path / "model.onnx")(torch.zeros(1, 3, 8, 8)).shape == (1, 10)
+    said = r"^model.onnx can't run on images of shape \[1, 3, 4, 4\]: running Reshape node '.*256}"
+    with pytest.raises(SlimError, match=said) as caught:
+        OnnxModel(tmp_path / "model.onnx")(torch.zeros(1, 3, 4, 4))
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
 
 
 # OnnxModel on images
@@ -515,6 +537,7 @@ def bad_images(folder: Path) -> dict[str, object]:
         r"shape \[4, 5, 2\]": np.zeros((4, 5, 2), np.uint8),
         r"shape \[1, 1, 4, 5, 3\]": np.zeros((1, 1, 4, 5, 3), np.uint8),
         "at least one pixel": np.zeros((0, 5), np.uint8),
+        "'.*cut.png': not an image": Image.open(folder / "cut.png"),
         "mode I;16": Image.fromarray(np.zeros((4, 5), np.uint16)),
         "image of type int": 7,
     }
@@ -526,10 +549,9 @@ def test_bad_images_get_one_line(pixels: Path, tmp_path: Path) -> None:
         with pytest.raises(SlimError, match=message) as caught:
             model.predict([image])
         assert "\n" not in str(caught.value)
-    with pytest.raises(SlimError, match="top 0"):
-        model.predict([], top=0)
-    with pytest.raises(SlimError, match="batch_size 0"):
-        model.predict([], batch_size=0)
+    for name, value in [("top", 0), ("top", 2.5), ("top", "3"), ("batch_size", 0), ("batch_size", 1.5)]:
+        with pytest.raises(SlimError, match=f"^{name} {value!r}: expected a whole number"):
+            model.predict([np.zeros((4, 5), np.uint8)], **{name: value})
 
 
 def test_folders_patterns_and_arrays_stand_for_their_images(

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 from PIL import Image
 
 from slim.errors import SlimError
-from slim.export.session import open_session
+from slim.export.session import brief, open_session
 
 PIL_MODES = {1: "L", 3: "RGB"}  # channels -> how Pillow calls such an image
 IMAGE_FILES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif")  # of a folder
@@ -53,9 +54,17 @@ class OnnxModel:
         """Logits [N, K], float32, for normalised `images` [N, C, H, W]: a float array (numpy or torch) of any
         N. A file with preprocessing takes uint8 [N, H, W, C], and gives probabilities.
 
-        Raises SlimError for another shape or dtype.
+        Raises SlimError for another shape or dtype, and where the file leaves open a size that one of its nodes can't
+        take.
         """
-        outputs: np.ndarray = self._session.run(None, self.feed(images))[0]
+        feed = self.feed(images)
+        quiet = onnxruntime.RunOptions()
+        quiet.log_severity_level = 4  # the error says it
+        try:
+            outputs: np.ndarray = self._session.run(None, feed, quiet)[0]
+        except Exception as error:  # onnxruntime's own errors share no base class
+            shape = list(feed[self._input.name].shape)
+            raise SlimError(f"{self.path.name} can't run on images of shape {shape}: {brief(error)}") from error
         return outputs
 
     def feed(self, images: Any) -> dict[str, np.ndarray]:
@@ -100,10 +109,9 @@ class OnnxModel:
 
         With `on_error`, an image that can't be read is given to it and left out; without, it raises SlimError.
         """
-        if top < 1:
-            raise SlimError(f"top {top}: expected at least 1")
-        if batch_size < 1:
-            raise SlimError(f"batch_size {batch_size}: expected at least 1")
+        for name, value in (("top", top), ("batch_size", batch_size)):
+            if not isinstance(value, (int, np.integer)) or value < 1:
+                raise SlimError(f"{name} {value!r}: expected a whole number of at least 1")
         shape, mean, std = self._preprocessing()
         with ThreadPoolExecutor() as pool:  # Pillow decodes outside the interpreter lock
             for start in range(0, len(images), batch_size):
@@ -216,19 +224,15 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def _open(image: Any) -> Image.Image:
-    if isinstance(image, Image.Image):
-        return image
-    if isinstance(image, (str, os.PathLike)):
+    if isinstance(image, (Image.Image, str, os.PathLike)):
         try:
+            if isinstance(image, Image.Image):
+                image.load()  # it may have been opened only
+                return image
             with Image.open(image) as picture:
                 picture.load()
                 return picture
-        except (
-            OSError,
-            ValueError,
-            SyntaxError,
-            Image.DecompressionBombError,
-        ) as error:  # Pillow raises all of these
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow raises all of these
             reason = "no such file" if isinstance(error, FileNotFoundError) else "not an image that Pillow can read"
             raise SlimError(f"{_describe(image)}: {reason}") from error
     if isinstance(image, np.ndarray):
@@ -245,4 +249,6 @@ def _describe(image: Any) -> str:
         return f"image {os.fspath(image)!r}"
     if isinstance(image, np.ndarray):
         return f"array of dtype {image.dtype} and shape {list(image.shape)}"
+    if getattr(image, "filename", ""):  # Pillow's, of a file
+        return f"image {image.filename!r}"
     return f"image of type {type(image).__name__}"

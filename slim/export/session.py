@@ -149,8 +149,11 @@ def _cause(message: str) -> str:
 
 
 def brief(error: Exception | str) -> str:
-    """onnxruntime's message without its prefix, on one line."""
-    return " ".join(str(error).split(" : ", 3)[-1].split())[:200]
+    """onnxruntime's message on one line, without its prefix and the place in onnxruntime's own code."""
+    text = " ".join(str(error).split(" : ", 3)[-1].split())
+    text = re.sub(r"/\S+:\d+ (.* was false\. )?", "", text)
+    text = re.sub(r"Non-zero status .* while (running \S+ node)\. Name:('.*?') Status Message:", r"\1 \2:", text)
+    return text[:200]
 
 
 @contextlib.contextmanager

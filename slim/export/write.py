@@ -248,6 +248,10 @@ def _metadata(
 ) -> dict[str, str]:
     metadata = {"slim.version": __version__, "slim.input_shape": json.dumps(list(example.shape[1:]))}
     if classes is not None:
+        if outputs[0].ndim < 2:
+            raise SlimError(
+                f"{len(classes)} class names for outputs {list(outputs[0].shape)}: expected a network that gives [N, K]"
+            )
         if len(classes) != outputs[0].shape[1]:
             raise SlimError(f"{len(classes)} class names for {outputs[0].shape[1]} outputs: expected one for each")
         metadata["slim.classes"] = json.dumps(list(classes), ensure_ascii=False)
