@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from bench_deploy import IMAGES, NETWORKS, fitted, network
-from shared import ran_on, table, write
+from shared import command, ran_on, table, write
 
 import slim
 from slim.runtime.measure import Network, in_turn, share_of
@@ -45,7 +45,7 @@ def kept(name: str, budget: float, runtime: slim.Runtime) -> dict[str, Any]:
     }
 
 
-def report(results: list[dict[str, Any]], runtime: slim.Runtime, command: str) -> str:
+def report(results: list[dict[str, Any]], runtime: slim.Runtime) -> str:
     rows = [
         [
             r["network"],
@@ -63,10 +63,10 @@ def report(results: list[dict[str, Any]], runtime: slim.Runtime, command: str) -
     within = sum(each <= 0.03 for each in off)
     header = ["network", "budget", "foretold", "measured by the plan", "measured again", "off by", "FLOPs left", "s"]
     return (
-        f"# Latency budgets\n\n{ran_on(command, 'onnxruntime', 'torchvision')}\n\n{runtime}; shares of the original's "
-        "time, medians (10th–90th percentile) over calls in turn; off by: the second measurement against the budget; "
-        f"s: seconds of planning, timing of operators included.\n\n{table(header, rows)}\n\n{within} of {len(off)} "
-        f"within 3 % of the budget when measured again; median {np.median(off):.1%}, largest {max(off):.1%}."
+        f"# Latency budgets\n\n{ran_on(command(), 'onnxruntime', 'torchvision')}\n\n{runtime}; shares of the "
+        "original's time, medians (10th–90th percentile) over calls in turn; off by: the second measurement against "
+        f"the budget; s: seconds of planning, timing of operators included.\n\n{table(header, rows)}\n\n{within} of "
+        f"{len(off)} within 3 % of the budget when measured again; median {np.median(off):.1%}, largest {max(off):.1%}."
     )
 
 
@@ -79,14 +79,13 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     runtime = slim.Runtime("cpu", args.threads, args.batch_size)
-    command = f"python scripts/bench_latency.py --threads {args.threads} --batch-size {args.batch_size}"
     results = []
     for name in args.networks:
         for budget in args.budgets:
             results.append(kept(name, budget, runtime))
             print({k: round(v, 3) if isinstance(v, float) else v for k, v in results[-1].items()}, flush=True)
-            write("bench_latency", report(results, runtime, command))
-    print(report(results, runtime, command))
+            write("bench_latency", report(results, runtime))
+    print(report(results, runtime))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from typing import Any
 
 import onnx
 import torch
-from shared import RESULTS, ran_on, table
+from shared import RESULTS, command, ran_on, table
 from torch import nn
 
 import slim
@@ -147,12 +147,12 @@ def report(rows: list[dict[str, Any]]) -> str:
     in_float64 = [row["float64"] for row in good if row.get("float64") is not None]
     untried = sum(row.get("float64 in") is None for row in good)
     large = [f"{row['network']} ({row['float32']:.0e})" for row in good if row["float32"] > 1e-4]
+    float64 = f"at most {max(in_float64):.1e}, median {statistics.median(in_float64):.0e}" if in_float64 else "none"
     lines = [
         f"{len({row['network'] for row in rows})} networks of {sum(map(len, SAMPLE.values()))}, {len(rows)} exports: "
         f"{len(good)} ok. Relative difference in float32: at most 1e-4, but for {', '.join(large) or 'none'}, where "
         "PyTorch's own float32 is as far from float64 (random scales saturate attention, which magnifies rounding). In "
-        f"float64: at most {max(in_float64):.1e}, median {statistics.median(in_float64):.0e}, of {len(in_float64)} "
-        "graphs; "
+        f"float64: {float64}, of {len(in_float64)} graphs; "
         f"{len(good) - untried - len(in_float64)} that ONNX's evaluator can't run; {untried} not tried.",
         "",
         table(
@@ -184,7 +184,7 @@ def main() -> None:
         with options.out.open("a") as file:
             file.write(json.dumps(row) + "\n")
         print(json.dumps(row), flush=True)
-    head = f"# Exports compared with PyTorch\n\n{ran_on('python scripts/export_sample.py', 'onnx', 'onnxruntime')}\n\n"
+    head = f"# Exports compared with PyTorch\n\n{ran_on(command(), 'onnx', 'onnxruntime')}\n\n"
     options.out.with_suffix(".md").write_text(head + report(rows) + "\n")
 
 

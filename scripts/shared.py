@@ -2,6 +2,8 @@
 
 import os
 import platform
+import shlex
+import sys
 import tarfile
 import tempfile
 from collections.abc import Sequence
@@ -19,6 +21,14 @@ def ran_on(command: str, *packages: str) -> str:
     versions = ", ".join(f"{package} {version(package)}" for package in ("slim", "torch", "numpy", *packages))
     machine = f"{name or platform.processor()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}"
     return f"{date.today()}, `{command}`, on {machine}; python {platform.python_version()}, {versions}."
+
+
+def command() -> str:
+    """The command line that runs, from the project's folder."""
+    script = Path(sys.argv[0]).resolve()
+    root = Path(__file__).resolve().parent.parent
+    name = script.relative_to(root) if script.is_relative_to(root) else script
+    return shlex.join(["python", name.as_posix(), *sys.argv[1:]])
 
 
 def _cpuinfo() -> list[str]:

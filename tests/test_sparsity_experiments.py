@@ -20,6 +20,15 @@ import weight_distribution
 P, X = 0.9, 1.3
 
 
+def test_results_name_the_command_that_ran(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    script = Path(__file__).parent.parent / "scripts" / "export_sample.py"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [str(script), "--only", "timm:dla34", "--out", "a b.jsonl"])
+    assert shared.command() == "python scripts/export_sample.py --only timm:dla34 --out 'a b.jsonl'"
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "other.py")])
+    assert shared.command() == f"python {tmp_path}/other.py"
+
+
 def test_loss_and_gradient_of_the_surface() -> None:
     """Against PyTorch's cross-entropy with soft targets, and its autograd."""
     beta = torch.randn(20, 2, dtype=torch.float64, requires_grad=True)
