@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,10 +19,12 @@ from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
 
 import slim
-from slim import models
-from slim.bench import benchmark, runners, short_names, timing
+from slim import config, models
+from slim.bench import BATCH_SIZES, benchmark, runners, short_names, timing
 from slim.errors import SlimError
 from slim.export.session import bound_run
+from slim.pipeline import records
+from slim.report import sections
 
 
 def conv_file(path: Path, channels: int, shape: Sequence[int | str] = ("batch", 3, 32, 32)) -> Path:
@@ -298,7 +301,7 @@ def one_node(path: Path, shape: Sequence[int | str] | None, op: str = "Neg", *mo
     return path
 
 
-def test_what_does_not_run_gets_one_line(tmp_path: Path) -> None:
+def test_what_does_not_run_gets_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     reshape = one_node(tmp_path / "reshape.onnx", ["batch", 3, 4, 4], "Reshape", np.array([1, 48]))
     small = one_node(
         tmp_path / "small.onnx", ["batch", 3, "h", "w"], "Conv", np.zeros((2, 3, 7, 7), np.float32)
@@ -308,7 +311,7 @@ def test_what_does_not_run_gets_one_line(tmp_path: Path) -> None:
     net = models.build("slim:vgg7", **given)
     slim.save(tmp_path / "n.safetensors", net, arch="slim:vgg7", arch_kwargs=given, input_shape=[3, 8, 8])
     cases: list[tuple[Path, dict, str]] = [
-        (reshape, {}, r"^'reshape.onnx' doesn't run on images \[32, 3, 4, 4\]: expected a batch .* fit it \(.*eshape"),
+        (reshape, {}, r"^'reshape.onnx' doesn't run on images \[32, 3, 4, 4\]: expected a batch .* cannot be reshaped"),
         (small, {"image_size": 4}, r"^'small.onnx' doesn't run on images \[1, 3, 4, 4\]: expected .* image size"),
         (small, {"image_size": 4, "profile": 1}, r"^'small.onnx' doesn't run on images"),
         (scalar, {}, "^input 'images' of 'scalar.onnx' is a scalar, or .*: expected the batch"),
@@ -320,12 +323,78 @@ def test_what_does_not_run_gets_one_line(tmp_path: Path) -> None:
         with pytest.raises(SlimError, match=message) as caught:
             benchmark({path.name: path}, runs=1, warmup=0, threads=1, memory=False, **settings)
         assert "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")  # onnxruntime itself has nothing to add
+
+
+def test_fixed_batches_are_measured_at_their_own_size(tmp_path: Path) -> None:
+    def measured(*names: str, **settings: Any) -> tuple[list[tuple[str, int, bool]], list[str]]:
+        quick: dict[str, Any] = {"runs": 3, "warmup": 0, "threads": 1, "memory": False, "profile": 1}
+        report = benchmark({name: files[name] for name in names}, **quick | settings)
+        assert all(line in " ".join(str(report).split()) for line in report.notes)
+        return [(row.model, row.batch_size, row.speedup is not None) for row in report.rows], report.notes
+
+    assert config.BenchConfig().batch_sizes == list(BATCH_SIZES)
+    shapes = {"one": (1, 3, 8, 8), "four": (4, 3, 8, 8), "open": ("batch", 3, 8, 8)}
+    files = {name: conv_file(tmp_path / f"{name}.onnx", 4, shape) for name, shape in shapes.items()}
+    assert measured("open") == ([("open", 1, True), ("open", 32, True)], [])
+    rows, [note] = measured("one")
+    assert rows == [("one", 1, True)] and note == "batch sizes are those that files have fixed (one: 1)"
+    assert measured("one", batch_sizes=[1]) == (rows, [])
+    assert measured("open", "four")[0] == [("open", 4, True), ("four", 4, True)]
+    rows, notes = measured("one", "four", "open", memory=True)
+    assert rows == [("one", 1, True), ("open", 1, True), ("four", 4, False), ("open", 4, False)]
+    assert notes == [
+        "batch sizes are those that files have fixed (one: 1, four: 4)",
+        "no speed-up of four: its batch size isn't that of one",
+    ]
+
+
+def test_no_speedup_between_files_of_unlike_images(tmp_path: Path) -> None:
+    files = {
+        "large": conv_file(tmp_path / "large.onnx", 4, ("batch", 3, 8, 8)),
+        "vector": one_node(tmp_path / "vector.onnx", ["batch", 1]),
+        "thin": conv_file(tmp_path / "thin.onnx", 2, ("batch", 3, "h", "w")),
+    }
+    quick: dict[str, Any] = {"batch_sizes": [1], "runs": 3, "warmup": 0, "threads": 1, "memory": False}
+    with pytest.raises(SlimError, match="image_size 8: 'vector' takes 1 alone"):
+        benchmark(files, image_size=8, **quick)
+    del files["vector"]
+    assert benchmark(files, image_size=8, **quick).row("thin", 1).speedup  # 8×8, as the fixed one
+    del files["thin"]
+    files |= {"vector": tmp_path / "vector.onnx", "again": files["large"]}
+    report = benchmark(files, **quick)
+    assert [row.speedup is None for row in report.rows] == [False, True, False]
+    vector = report.row("vector", 1)
+    assert vector.median_ms > 0 and not vector.differs and vector.speedup_low is vector.speedup_high is None
+    assert report.notes == ["no speed-up of vector: its input is 1, that of large 3×8×8"]
+    assert json.loads(report.save(tmp_path / "b.json").read_text())["rows"][1]["speedup"] is None
+    # and a run's records and page leave it out
+    (tmp_path / "summary.json").write_text(json.dumps({name: {"speedup": 9.0} for name in files}))
+    records.enter_latency(tmp_path, report, config.RunConfig(bench=config.BenchConfig(batch_sizes=[1])))
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["vector"] == {"latency_ms": vector.median_ms} and summary["large"]["speedup"] == 1
+    run = SimpleNamespace(stages={"onnx": {"bench": report.to_dict()}})
+    assert sections.benchmark(run).count("×") == 2  # type: ignore[arg-type]
+    assert str(report).count("×") == 2 + 2  # speed-ups, and the shape
+    assert [box.name for box in report.figure().data][1] == "vector"
+
+
+def test_raw_images_are_like_others(tmp_path: Path) -> None:
+    """Bytes with channels last hold the same image as floats with channels first."""
+    net, x = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3), torch.nn.Flatten()), torch.zeros(1, 3, 9, 11)
+    settings = {"mean": [0.5] * 3, "std": [0.5] * 3}
+    slim.export_onnx(net, x, tmp_path / "plain.onnx", **settings)
+    slim.export_onnx(net, x, tmp_path / "raw.onnx", preprocess=True, **settings)
+    files = {name: tmp_path / f"{name}.onnx" for name in ("plain", "raw")}
+    assert not benchmark(files, batch_sizes=[2], runs=2, warmup=0, threads=1, memory=False).notes
 
 
 def test_bad_settings_get_one_line(files: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "text.onnx").write_text("not ONNX")
     fixed = conv_file(tmp_path / "fixed.onnx", 2, (4, 3, 8, 8))
     open_size = conv_file(tmp_path / "open.onnx", 2, ("batch", 3, "height", 8))
+    net, given = tmp_path / "net.safetensors", {"num_classes": 10, "in_channels": 1}
+    slim.save(net, models.build("slim:vgg7", **given), arch="slim:vgg7", arch_kwargs=given, input_shape=[1, 8, 8])
     available = [name.removesuffix("ExecutionProvider").lower() for name in onnxruntime.get_available_providers()]
     cases: list[tuple[dict, dict, str]] = [
         ({}, {}, "expected at least one"),
@@ -338,7 +407,14 @@ def test_bad_settings_get_one_line(files: dict[str, Path], tmp_path: Path) -> No
         (files, {"provider": "cudda"}, f"'cudda'.* expected auto, {', '.join(sorted(available))}"),
         ({"gone": tmp_path / "gone.onnx"}, {}, "no file '.*gone.onnx'"),
         ({"text": tmp_path / "text.onnx"}, {}, "text.onnx' is not an ONNX file"),
-        ({"fixed": fixed}, {}, "batch size 1: 'fixed' has the fixed batch size 4"),
+        (
+            {"fixed": fixed},
+            {"batch_sizes": [4, 1]},
+            r"batch size 1: 'fixed' has the fixed batch size 4: expected --batch_sizes \[4\]$",
+        ),
+        ({"fixed": fixed}, {"image_size": 9}, "^image_size 9: 'fixed' takes 3×8×8 alone: expected no --image_size"),
+        ({"open": open_size}, {"image_size": 9}, "^image_size 9: 'open' takes 3×9×8 alone"),
+        ({"net": net}, {"image_size": 9}, "^image_size 9: '.*net.safetensors' takes 1×8×8 alone"),
         ({"open": open_size}, {}, "'images' of 'open' has shape .*'height'"),
     ]
     for given, settings, message in cases:

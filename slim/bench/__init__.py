@@ -18,17 +18,19 @@ import onnxruntime
 from slim.bench.memory import peak_memory
 from slim.bench.profile import NodeTime, operator_profile
 from slim.bench.result import BenchReport, BenchRow
-from slim.bench.runners import SESSION_SETTINGS, OnnxRunner, Runner, TorchRunner, open_runners
+from slim.bench.runners import SESSION_SETTINGS, OnnxRunner, Runner, TorchRunner, open_runners, shapes_in_words
 from slim.bench.timing import rows_of, time_in_turn
 from slim.errors import SlimError
 
 __all__ = ["SESSION_SETTINGS", "BenchReport", "BenchRow", "NodeTime", "benchmark", "short_names"]
 
+BATCH_SIZES = (1, 32)
+
 
 def benchmark(
     models: Mapping[str, str | Path],
     *,
-    batch_sizes: Sequence[int] = (1, 32),
+    batch_sizes: Sequence[int] = BATCH_SIZES,
     threads: int = 0,
     provider: str = "auto",
     runs: int = 50,
@@ -46,13 +48,17 @@ def benchmark(
     each gets one random input batch, `warmup` runs that aren't counted, then `runs` timed runs, in turn with the
     others. On a GPU, inputs and outputs stay in its memory.
 
-    threads: 0 for all cores; provider: as in slim.OnnxModel; batch_sizes: images in one call; image_size: pixels,
-    for ONNX files of other makers that leave height and width open; memory: also measure the peak memory of each
-    file in a process of its own (about a second for each); profile: how many of each ONNX file's slowest nodes the
-    table shows (0: no profile); allow_code: as in slim.load.
+    A speed-up is given where a file takes images of the same shape as the first; the report's `notes` say where not.
+
+    threads: 0 for all cores; provider: as in slim.OnnxModel; batch_sizes: images in one call; where they are the
+    default and ONNX files have a fixed batch size, those sizes instead; image_size: pixels, for ONNX files of other
+    makers that leave height and width open (refused where a file takes another size); memory: also measure the peak
+    memory of each file in a process of its own (about a second for each); profile: how many of each ONNX file's
+    slowest nodes the table shows (0: no profile); allow_code: as in slim.load.
 
     Raises SlimError for a missing or broken file, an absent provider, a setting out of range, an input whose shape
-    the file leaves open beyond that, and a checkpoint that torch.compile can't compile here.
+    the file leaves open beyond that, a network that doesn't run on such a batch or image, and a checkpoint that
+    torch.compile can't compile here.
     """
     if not models:
         raise SlimError("benchmark got no files: expected at least one")
@@ -67,19 +73,22 @@ def benchmark(
     runners: dict[str, Runner] = {}
     for name, path in models.items():
         runners |= open_runners(name, path, provider, threads, image_size, compiled, allow_code)
+    taken = _batch_sizes(runners, batch_sizes)
     times = {}
-    for batch_size in batch_sizes:
-        calls = {name: runner.prepare(batch_size) for name, runner in runners.items()}
+    for batch_size in dict.fromkeys(size for sizes in taken.values() for size in sizes):
+        calls = {name: runner.prepare(batch_size) for name, runner in runners.items() if batch_size in taken[name]}
         times[batch_size] = time_in_turn(calls, runs, warmup)
     sizes = {name: runner.file_size for name, runner in runners.items()}
     peaks: dict[str, dict[int, int]] = {}
     if memory:
-        peaks = {name: peak_memory(runner, batch_sizes, image_size, allow_code) for name, runner in runners.items()}
+        peaks = {name: peak_memory(runner, taken[name], image_size, allow_code) for name, runner in runners.items()}
+    first, alike = _like_the_first(runners)
     rows: list[BenchRow] = []
     for batch_size, each in times.items():
-        rows += rows_of(batch_size, each, {name: peak.get(batch_size) for name, peak in peaks.items()}, sizes)
+        compared = alike if first in each else []
+        rows += rows_of(batch_size, each, {name: peak.get(batch_size) for name, peak in peaks.items()}, sizes, compared)
     profiles = {
-        name: operator_profile(runner, batch_sizes[0])
+        name: operator_profile(runner, taken[name][0])
         for name, runner in runners.items()
         if profile and isinstance(runner, OnnxRunner)
     }
@@ -94,7 +103,42 @@ def benchmark(
         torch=version("torch") if any(isinstance(runner, TorchRunner) for runner in runners.values()) else None,
         profiles=profiles,
         profile_shown=profile,
+        notes=_notes(runners, batch_sizes, taken),
     )
+
+
+def _batch_sizes(runners: Mapping[str, Runner], asked: Sequence[int]) -> dict[str, Sequence[int]]:
+    """The batch sizes of each: those asked for, or, where these are the default and files have fixed ones, the fixed
+    ones, which a file with an open batch is measured at too."""
+    fixed = sorted({runner.fixed_batch for runner in runners.values() if runner.fixed_batch is not None})
+    if fixed and tuple(asked) == BATCH_SIZES:
+        return {name: fixed if runner.fixed_batch is None else [runner.fixed_batch] for name, runner in runners.items()}
+    for runner in runners.values():
+        for size in asked:
+            if isinstance(runner, OnnxRunner):
+                runner.check_batch(size)
+    return dict.fromkeys(runners, asked)
+
+
+def _like_the_first(runners: Mapping[str, Runner]) -> tuple[str, list[str]]:
+    """The first one's name, and of those that take images of the same shape."""
+    first = next(iter(runners))
+    return first, [name for name, runner in runners.items() if runner.shapes == runners[first].shapes]
+
+
+def _notes(runners: Mapping[str, Runner], asked: Sequence[int], taken: Mapping[str, Sequence[int]]) -> list[str]:
+    notes = []
+    if any(list(sizes) != list(asked) for sizes in taken.values()):
+        fixed = [f"{name}: {runner.fixed_batch}" for name, runner in runners.items() if runner.fixed_batch is not None]
+        notes.append(f"batch sizes are those that files have fixed ({', '.join(fixed)})")
+    first, alike = _like_the_first(runners)
+    for name, runner in runners.items():
+        if name not in alike:
+            shapes = shapes_in_words(runner.shapes), shapes_in_words(runners[first].shapes)
+            notes.append(f"no speed-up of {name}: its input is {shapes[0]}, that of {first} {shapes[1]}")
+        elif not set(taken[name]) & set(taken[first]):
+            notes.append(f"no speed-up of {name}: its batch size isn't that of {first}")
+    return notes
 
 
 def short_names(paths: Sequence[str | Path]) -> dict[str, Path]:

@@ -27,9 +27,9 @@ class BenchRow:
     p90_ms: float
     p99_ms: float
     throughput: float  # images per second, at the median
-    speedup: float  # median of the first file / median of this one
-    speedup_low: float  # 95 % interval of that
-    speedup_high: float
+    speedup: float | None  # median of the first file / median of this one; None: their inputs differ
+    speedup_low: float | None  # 95 % interval of that
+    speedup_high: float | None
     memory: int | None = None  # peak, bytes; None: not measured
     file_size: int | None = None  # bytes
     samples_ms: list[float] = field(default_factory=list)  # the times themselves in their order, thinned to 200
@@ -37,6 +37,8 @@ class BenchRow:
     @property
     def differs(self) -> bool:
         """Whether the interval leaves out 1: the difference from the first file is no accident of this measurement."""
+        if self.speedup_low is None or self.speedup_high is None:
+            return False
         return not self.speedup_low <= 1 <= self.speedup_high
 
 
@@ -52,6 +54,7 @@ class BenchReport:
     torch: str | None = None  # version, where it ran a checkpoint
     profiles: "dict[str, list[NodeTime]]" = field(default_factory=dict)  # all nodes of each file, the slowest first
     profile_shown: int = 0  # of each file, in the table
+    notes: list[str] = field(default_factory=list)  # batch sizes and speed-ups that aren't what one might expect
 
     def row(self, model: str, batch_size: int) -> BenchRow:
         return {(row.model, row.batch_size): row for row in self.rows}[model, batch_size]
@@ -84,7 +87,7 @@ class BenchReport:
         figure = make_subplots(rows=1, cols=len(sizes), subplot_titles=titles, shared_yaxes=True)
         models = list(dict.fromkeys(row.model for row in self.rows))
         for row in self.rows:
-            name = f"{row.model}  {row.speedup:.2f}×" if len(sizes) == 1 else row.model
+            name = f"{row.model}  {row.speedup:.2f}×" if len(sizes) == 1 and row.speedup else row.model
             figure.add_box(
                 x=row.samples_ms, name=name, boxpoints="all", pointpos=0, jitter=0.6, marker_size=3, opacity=0.8,
                 marker_color=COLOURS[models.index(row.model) % len(COLOURS)], showlegend=False,
@@ -111,7 +114,7 @@ class BenchReport:
             title="Latency in ms per batch",
             drops=("file", "p99", "memory", "p10", "p90", "images/s"),
             caption=f"{self._conditions()}\n{self._versions()} on {self.machine}\n"
-            "speed-up with a 95 % interval; ≈ where that holds 1: no difference shown",
+            + "\n".join(["speed-up with a 95 % interval; ≈ where that holds 1: no difference shown", *self.notes]),
             caption_justify="left",
             box=box.SIMPLE_HEAD,
             padding=0,
@@ -124,16 +127,22 @@ class BenchReport:
             times = [f"{ms:.3f}" for ms in (row.median_ms, row.p10_ms, row.p90_ms, row.p99_ms)]
             sizes = ["" if value is None else size(value) for value in (row.memory, row.file_size)]
             first = row.model == self.rows[0].model
-            mark = "" if first or row.differs else "≈"
-            interval = "" if first else f"{row.speedup_low:.2f}–{row.speedup_high:.2f}"
-            speedup = [f"{mark}{row.speedup:.2f}×", interval]
+            speedup = ["", ""]
+            if row.speedup is not None:
+                mark = "" if first or row.differs else "≈"
+                speedup = [
+                    f"{mark}{row.speedup:.2f}×",
+                    "" if first else f"{row.speedup_low:.2f}–{row.speedup_high:.2f}",
+                ]
             table.add_row(row.model, str(row.batch_size), *times, f"{row.throughput:,.0f}", *sizes, *speedup)
         return table
 
     def profile_table(self) -> Table:
         """The slowest nodes of each file, and how the time falls to the kinds of operators."""
+        first = {row.model: row.batch_size for row in reversed(self.rows)}
+        batches = " and ".join(map(str, sorted(set(first.values()))))
         table = Table(
-            title=f"Where the time goes, batch of {self.rows[0].batch_size}", title_justify="left", box=box.SIMPLE_HEAD,
+            title=f"Where the time goes, batch of {batches}", title_justify="left", box=box.SIMPLE_HEAD,
             padding=(0, 1), pad_edge=False,
         )  # fmt: skip
         for heading, justify in (("model", "left"), ("node", "left"), ("operator", "left"), ("ms", "right")):

@@ -33,6 +33,12 @@ class Runner(Protocol):
     threads: int
     provider: str  # what it runs on, by onnxruntime's name
     mode: str  # "onnx", "eager" or "compiled"
+    fixed_batch: int | None  # the only batch size that it takes
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Of one image at each input: channels, height, width, however they lie in memory."""
+        ...
 
     def prepare(self, batch_size: int) -> Call: ...
 
@@ -57,7 +63,20 @@ def open_runners(
     if not is_checkpoint(path):
         return {name: OnnxRunner(name, path, provider, threads, image_size)}
     modes = ["eager", "compiled"] if compiled else ["eager"]
-    return {f"{name} ({mode})": TorchRunner(path, provider, threads, mode, allow_code) for mode in modes}
+    return {f"{name} ({mode})": TorchRunner(path, provider, threads, mode, allow_code, image_size) for mode in modes}
+
+
+def shapes_in_words(shapes: list[tuple[int, ...]]) -> str:
+    """Such as "3×32×32"; with several inputs "3×32×32 and 10"."""
+    return " and ".join("×".join(map(str, shape)) for shape in shapes)
+
+
+def _refuse_other_size(name: str, shapes: list[tuple[int, ...]], image_size: int | None) -> None:
+    if image_size and all(shape[-2:] != (image_size, image_size) for shape in shapes):
+        raise SlimError(
+            f"image_size {image_size}: {name!r} takes {shapes_in_words(shapes)} alone: expected no --image_size, or "
+            "files that leave height and width open"
+        )
 
 
 class OnnxRunner:
@@ -67,16 +86,39 @@ class OnnxRunner:
         self.name, self.path, self.threads, self.image_size = name, Path(path), threads, image_size
         self.session = open_session(path, provider, threads, SESSION_SETTINGS)
         self.provider: str = self.session.get_providers()[0]
+        batches = [entry.shape[0] for entry in self.session.get_inputs() if entry.shape]
+        self.fixed_batch: int | None = next((batch for batch in batches if isinstance(batch, int)), None)
+        if image_size:
+            _refuse_other_size(name, self.shapes, image_size)
 
     @property
     def file_size(self) -> int | None:
         return self.path.stat().st_size
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        found = []
+        for entry in self.session.get_inputs():
+            sizes = self._sizes(entry)
+            if entry.type == "tensor(uint8)" and len(sizes) == 3:
+                sizes = [sizes[2], *sizes[:2]]
+            found.append(tuple(sizes))
+        return found
+
+    def check_batch(self, batch_size: int) -> None:
+        """Raises SlimError for a batch size that the file can't take."""
+        if self.fixed_batch not in (None, batch_size):
+            raise SlimError(
+                f"batch size {batch_size}: {self.name!r} has the fixed batch size {self.fixed_batch}: expected "
+                f"--batch_sizes [{self.fixed_batch}]"
+            )
 
     def prepare(self, batch_size: int) -> Call:
         return ready_call(self.session, self.feed(batch_size), repr(self.name))
 
     def feed(self, batch_size: int) -> dict[str, np.ndarray]:
         """Random inputs: standard normal, or any pixel where the file takes bytes."""
+        self.check_batch(batch_size)
         random = np.random.default_rng(0)
         feed = {}
         for entry in self.session.get_inputs():
@@ -89,9 +131,6 @@ class OnnxRunner:
                     f"input {entry.name!r} of {self.name!r} is a scalar, or its number of dimensions is open: expected "
                     "the batch as its first dimension"
                 )
-            batch = entry.shape[0]
-            if isinstance(batch, int) and batch != batch_size:
-                raise SlimError(f"batch size {batch_size}: {self.name!r} has the fixed batch size {batch}")
             shape = (batch_size, *self._sizes(entry))
             if entry.type == "tensor(uint8)":
                 feed[entry.name] = random.integers(0, 256, shape, dtype=np.uint8)
@@ -125,8 +164,16 @@ class OnnxRunner:
 class TorchRunner:
     """A checkpoint in PyTorch; its threads are set for the whole process."""
 
+    fixed_batch: int | None = None
+
     def __init__(
-        self, path: str | Path, provider: str, threads: int, mode: str = "eager", allow_code: bool = False
+        self,
+        path: str | Path,
+        provider: str,
+        threads: int,
+        mode: str = "eager",
+        allow_code: bool = False,
+        image_size: int | None = None,
     ) -> None:
         import torch
 
@@ -140,6 +187,7 @@ class TorchRunner:
         self.shape = checkpoint.read_metadata(path)["input_shape"]
         if self.shape is None:
             raise SlimError(f"{path} doesn't say how large its images are: expected input_shape in slim.save")
+        _refuse_other_size(str(path), self.shapes, image_size)
         if threads:
             torch.set_num_threads(threads)
         model = checkpoint.load(path, allow_code=allow_code).to(self.device)
@@ -149,6 +197,10 @@ class TorchRunner:
     @property
     def file_size(self) -> int | None:
         return self.path.stat().st_size
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        return [tuple(self.shape)]
 
     def prepare(self, batch_size: int) -> Call:
         import torch

@@ -2,7 +2,7 @@
 
 import gc
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -45,12 +45,17 @@ def rows_of(
     times: Mapping[str, np.ndarray],
     peaks: Mapping[str, int | None],
     file_sizes: Mapping[str, int | None],
+    compared: Collection[str],
 ) -> list[BenchRow]:
+    """The rows of one batch size. `compared` names those that get a speed-up, over the first of `times`."""
     first = next(iter(times.values()))
     rows = []
     for name, each in times.items():
         p10, median, p90, p99 = (float(value) for value in np.percentile(each, [10, 50, 90, 99]))
-        low, high = speedup_interval(first, each)
+        speedup = low = high = None
+        if name in compared:
+            speedup = float(np.median(first)) / median
+            low, high = speedup_interval(first, each)
         rows.append(
             BenchRow(
                 model=name,
@@ -60,7 +65,7 @@ def rows_of(
                 p90_ms=p90,
                 p99_ms=p99,
                 throughput=1000 * batch_size / median,
-                speedup=float(np.median(first)) / median,
+                speedup=speedup,
                 speedup_low=low,
                 speedup_high=high,
                 memory=peaks.get(name),

@@ -42,7 +42,7 @@ def open_session(
         raise SlimError(f"no file {str(model)!r}: expected an ONNX file")
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors only
+    options.log_severity_level = 4  # not even errors: they are raised as well
     options.intra_op_num_threads = threads
     for key, value in (settings or {}).items():
         options.add_session_config_entry(key, value)

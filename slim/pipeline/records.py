@@ -59,6 +59,8 @@ def enter_latency(folder: Path, made: "BenchReport", settings: RunConfig) -> Pat
             for stage in same.get(row.model, [row.model]):
                 if stage in summary:
                     summary[stage] |= {"latency_ms": row.median_ms, "speedup": row.speedup}
+                    if row.speedup is None:  # of other images than the first file
+                        del summary[stage]["speedup"]
     if "onnx" in summary:
         summary["onnx"]["bench"] = made.to_dict()
     _write(folder / "summary.json", json.dumps(summary, indent=2))

@@ -262,6 +262,8 @@ def benchmark(run: Run) -> str:
 
 
 def _speedup(row: Record) -> str:
+    if row["speedup"] is None:  # of other images than the first file
+        return ""
     said = f"{row['speedup']:.2f}×"
     if row.get("speedup_low") is None or row["speedup_low"] == row["speedup_high"]:
         return said
