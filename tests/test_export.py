@@ -312,6 +312,13 @@ class Bessel(nn.Module):
         return torch.special.bessel_j0(x).flatten(1)
 
 
+class Brighter(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.sum() > 0:
+            return x.flatten(1)
+        return -x.flatten(1)
+
+
 class OnlyPairs(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if len(x) != 2:
@@ -343,6 +350,17 @@ class NotSeven(nn.Module):
         (nn.Linear(2, 1), {"example": torch.zeros(0, 2)}, r"^example_inputs: expected"),
         (nn.Linear(2, 1), {"example": "photo"}, r"^example_inputs: expected"),
         (Bessel(), {}, r"bessel_j0"),
+        (
+            Brighter(),
+            {},
+            r"exporter can't export the network: what forward does depends on values that it computes, "
+            r"in .*test_export.py, line \d+: if x.sum\(\) > 0:$",
+        ),
+        (
+            nn.Sequential(nn.Conv2d(3, 3, 1), Brighter()),
+            {"preprocess": True, "mean": [0.5] * 3, "std": [0.5] * 3},
+            r"depends on values that it computes, in .*test_export.py, line \d+: if x.sum\(\) > 0:$",
+        ),
         (nn.Flatten(), {"preprocess": True}, r"^preprocess needs mean and std"),
         (
             nn.Flatten(0, 1),

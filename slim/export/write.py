@@ -18,6 +18,8 @@ import copy
 import itertools
 import json
 import math
+import os
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +31,7 @@ import onnxruntime
 import torch
 from onnxscript import ir
 from torch import Tensor, nn
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils import _pytree as pytree
 
 from slim import __version__
@@ -353,7 +356,8 @@ def _translate(net: nn.Module, call: Call, opset: int, names: _Names, optimize: 
                 dynamic_shapes=by_name if kwargs else positional,
             )
     except Exception as error:  # the exporter lets through errors of many kinds
-        raise SlimError(f"torch's ONNX exporter can't export the network: {_root(error)}") from error
+        why = _place_of_choice(error) or _root(error)
+        raise SlimError(f"torch's ONNX exporter can't export the network: {why}") from error
     assert program is not None
     # The exporter notes stack traces with local paths on every node
     ir.passes.common.ClearMetadataAndDocStringPass()(program.model)
@@ -469,8 +473,25 @@ def _relative_difference(expected: Tensor, actual: Tensor) -> float:
     return 0.0 if difference == 0 else difference / largest if largest > 0 else math.inf
 
 
+def _place_of_choice(error: BaseException) -> str | None:
+    """Where the network's code makes its way depend on values, if that is what is wrong: torch says no more than that
+    it "could not guard on" u0."""
+    error = _bottom(error)
+    if not isinstance(error, GuardOnDataDependentSymNode):
+        return None
+    said = "what forward does depends on values that it computes"
+    own = (os.path.dirname(torch.__file__) + os.sep, __file__, "<")  # torch, this file, code made on the way
+    places = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(own)]
+    return f"{said}, in {places[-1].filename}, line {places[-1].lineno}: {places[-1].line}" if places else said
+
+
 def _root(error: BaseException) -> str:
     """The first line of the error at the bottom: the exporter wraps it in a page of advice."""
+    error = _bottom(error)
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _bottom(error: BaseException) -> BaseException:
     while error.__cause__ is not None:
         error = error.__cause__
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return error
