@@ -206,7 +206,13 @@ def test_predict_takes_folders_and_gets_over_broken_files(
     printed = capsys.readouterr()
     assert stopped.value.code == 2 and printed.out.splitlines() == [lines[0], lines[2]]
     assert printed.err.startswith("slim-predict: error: ") and printed.err.count("\n") == 1
-    assert "1.png" in printed.err and "(and 1 more)" in printed.err
+    assert "1.png" in printed.err and "3.png" in printed.err and "more)" not in printed.err
+    for i in range(4, 9):
+        (tmp_path / f"{i}.png").write_text("broken")
+    with pytest.raises(SystemExit):
+        call("predict", "checkpoints/digits/model.onnx", str(tmp_path), "--threads", "1")
+    said = capsys.readouterr().err
+    assert [i for i in range(9) if f"{i}.png" in said] == [1, 3, 4, 5, 6] and said.endswith(" (and 2 more)\n")
 
 
 def test_bench_of_named_files(folder: Path, tmp_path: Path, command: Command, mistake: Command) -> None:
@@ -369,6 +375,7 @@ def test_a_dry_run_as_json_is_the_plan(
         (["bench", "none.onnx"], ["none.onnx"]),
         (["predict", "none.onnx", "x.png"], ["none.onnx"]),
         (["predict", "none.onnx"], ["IMAGE"]),
+        (["predict", "none.onnx", "x.png", "--threads", "two"], ["--threads", "'two'"]),
         (["predict", "none.onnx", "x.png", "--tpo", "1"], ["'--tpo'", "--top"]),
         (["prune", "--arch", "torchvision:resnet18"], ["--dry-run"]),
         (["prune", "--arch", "torchvision:resnet81", "--dry-run"], ["resnet81", "resnet"]),

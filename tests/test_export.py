@@ -580,6 +580,7 @@ def test_folders_patterns_and_arrays_stand_for_their_images(
     for name, image in zip(["b.png", "a.PNG", "more/d.bmp", "more/c.png", "[1].png"], images):
         Image.fromarray(image).save(tmp_path / name)
     (tmp_path / "notes.txt").write_text("not an image")
+    (tmp_path / "more" / "folder.png").mkdir()
     model = OnnxModel(exported[0])
     singly = [model.predict([image])[0] for image in images]
     order = [4, 1, 0, 3, 2]  # by name: [1].png a.PNG b.png more/c.png more/d.bmp

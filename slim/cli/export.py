@@ -2,7 +2,7 @@
 
 reads   FILE, or the newest finetuned.safetensors under checkpoints/
 writes  beside it: model.onnx, baseline.onnx (the unpruned network),
-        with --int8 model.int8.onnx, summary.json, config.yaml, model_card.md
+        model.int8.onnx (with --int8), summary.json, config.yaml, model_card.md
 next    slim-bench
 """
 

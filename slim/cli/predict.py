@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from slim.cli.command import PlainParser, mistakes_in_one_line
 from slim.errors import SlimError
 
+NAMED = 5  # files that couldn't be read
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     with mistakes_in_one_line("slim-predict"):
@@ -20,13 +22,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.add_argument("--top", type=int, default=3, metavar="N", help="classes to show of each image (3)")
         parser.add_argument("--batch_size", type=int, default=64, metavar="N", help="images in one call (64)")
         parser.add_argument("--provider", default="auto", metavar="TEXT", help="auto, cpu, cuda, … (auto)")
+        parser.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads (0: all cores)")
         parser.add_argument("--json", action="store_true", help="a JSON object for each image, one to a line")
         arguments = parser.parse_args(argv)
         from slim import report
         from slim.export.predict import OnnxModel, find_images
 
         images = find_images(arguments.images)
-        net = OnnxModel(arguments.model, arguments.provider)
+        net = OnnxModel(arguments.model, arguments.provider, arguments.threads)
         unread: list[SlimError] = []  # told at the end: one broken file among many costs only itself
         results = net.stream(images, arguments.top, arguments.batch_size, lambda _, error: unread.append(error))
         for image, classes in report.counted(results, "images", len(images)):
@@ -36,5 +39,5 @@ def main(argv: Sequence[str] | None = None) -> None:
             else:
                 print(f"{image}: " + ", ".join(f"{label} ({share:.1%})" for label, share in classes))
         if unread:
-            others = f" (and {len(unread) - 1} more)" if len(unread) > 1 else ""
-            raise SlimError(f"{unread[0]}{others}")
+            others = f" (and {len(unread) - NAMED} more)" if len(unread) > NAMED else ""
+            raise SlimError("; ".join(map(str, unread[:NAMED])) + others)

@@ -206,7 +206,7 @@ def find_images(images: Any) -> list[Any]:
 
 def _files(path: str) -> list[str]:
     if os.path.isdir(path):
-        files = [str(file) for file in sorted(Path(path).rglob("*")) if file.suffix.lower() in IMAGE_FILES]
+        files = [str(file) for file in sorted(Path(path).rglob("*")) if _is_image(file)]
         if not files:
             raise SlimError(f"folder {path!r} holds no image: expected {', '.join(IMAGE_FILES)} files")
         return files
@@ -216,6 +216,10 @@ def _files(path: str) -> list[str]:
             raise SlimError(f"no file matches {path!r}: expected a path or a pattern of image files")
         return files
     return [path]  # which isn't there: opening it says so
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_FILES and not path.is_dir()
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:
