@@ -6,7 +6,7 @@
 CIFAR-10 (JPEG) of $SLIM_DATA, ResNet-20, batch 64, SGD with momentum, the L1 penalty on γ. In each round every way
 trains one epoch on the same images, in a process of its own; the order turns with the rounds. The ways:
 
-- slim: `slim.train.fit` with its defaults: decoded images on the device, channels_last, fused optimizer;
+- slim: `slim.train.fit` with its defaults: decoded images on the device, channels_last, a penalty in one call;
 - slim, compiled: the same with compile=True; the compiler's time, before the first round, is given apart;
 - paper: the loop of the paper's authors: torchvision's ImageFolder, a DataLoader with one worker and PIL transforms,
   fp32, NCHW, and a Python loop over all BatchNorms for the penalty;

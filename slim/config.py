@@ -43,7 +43,8 @@ class DataConfig:
         "auto: what suits the data set; none; or some of crop, flip, cutout, randaugment, trivialaugment, joined by +",
     )
     storage: Literal["auto", "device", "host", "stream"] = setting(
-        "auto", "decoded images on the device or in memory; stream: decoded again in each epoch; auto: what fits"
+        "auto",
+        "images decoded on the device or in memory; stream: decoded again in each epoch (folders); auto: what fits",
     )
     workers: int | None = setting(
         None, "processes that decode image files; null: one for each core, at most 16", "[0, inf)"

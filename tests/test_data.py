@@ -569,6 +569,11 @@ def test_a_mistake_in_a_worker_is_one_line(tmp_path: Path) -> None:
     assert "\n" not in str(error.value)
 
 
+def test_only_folders_are_streamed() -> None:
+    with pytest.raises(SlimError, match=r"data\.storage stream is for image folders, digits comes in one piece"):
+        load(DataConfig(storage="stream"), seed=0)
+
+
 def test_storage_follows_what_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_tree(tmp_path, {"a": 20, "b": 20})
     size = 40 * 3 * 6 * 6

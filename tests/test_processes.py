@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from slim import checkpoint
 from slim.errors import SlimError
-from slim.train import connect, is_first
+from slim.train import connect, first_goes_ahead, is_first
 from slim.train.norm import synchronised
 
 # A program that trains, prunes and fine-tunes, with a network in float64: there rounding errors stay small, however
@@ -135,6 +135,34 @@ def test_devices_start_processes_that_stop_and_fail_together(tmp_path: Path) -> 
     assert diverged.returncode != 0 and "SlimError: the " in err
 
 
+@pytest.mark.slow
+def test_shares_of_51_and_50_images_are_cut_into_as_many_parts(tmp_path: Path) -> None:
+    """Else one process would wait for the other for ever: 30 parts of 2 would be 26 and 25."""
+    torchrun = start(
+        tmp_path, [*TORCHRUN, "--master-port", free_port()], name="cut", accumulate=30, train={"epochs": 1}
+    )
+    assert finished(torchrun).count("the end") == 1
+
+
+def goes_ahead(rank: int, folder: Path) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    with first_goes_ahead():
+        if rank == 0:
+            time.sleep(1)
+        with (folder / "order").open("a") as file:
+            file.write(f"{rank}")
+
+
+def test_the_first_process_goes_ahead(tmp_path: Path) -> None:
+    server = multiprocessing.get_context("forkserver")
+    processes = [server.Process(target=goes_ahead, args=(rank, tmp_path)) for rank in (0, 1)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    assert (tmp_path / "order").read_text() == "01"
+
+
 # BatchNorm
 
 
@@ -194,3 +222,9 @@ def test_mistakes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert is_first()
     with pytest.raises(SlimError, match=r"devices is 999: this machine has \d+ of type cpu"):
         connect("cpu", "32-true", devices=999)
+    slurm = {"SLURM_NTASKS": "1", "SLURM_NTASKS_PER_NODE": "1", "SLURM_JOB_NAME": "train", "SLURM_NNODES": "1"}
+    slurm |= {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_NODELIST": "here"}
+    for name, value in slurm.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SlimError, match=r"devices 2 on 1 node: .*ntasks-per-node"):
+        connect("cpu", "32-true", devices=2)

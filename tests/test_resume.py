@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ from slim.data import Dataset, load
 from slim.errors import Interrupted, SlimError
 from slim.pipeline import pruning, whole
 from slim.train import Snapshots, fit
+from slim.train.guard import out_of_memory
 
 # Children come from a server that has torch loaded: forked from here, they couldn't train once autograd has threads.
 CHILDREN = multiprocessing.get_context("forkserver")
@@ -146,6 +148,60 @@ def test_a_signal_between_the_last_step_and_the_end_of_an_epoch_counts(
         assert torch.equal(a, b)
 
 
+STREAM = """
+import os, subprocess, sys, time
+from pathlib import Path
+import torch
+from torch import nn
+from slim.config import DataConfig, OptimConfig
+from slim.data import load
+from slim.train import Snapshots, fit
+
+folder, number, resume = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "resume"
+send = f"import os; os.killpg({os.getpgid(0)}, {number})"
+
+class Net(nn.Sequential):
+    steps = 0
+
+    def forward(self, images):
+        self.steps += self.training
+        if self.training and self.steps == 7 and not resume:
+            for _ in range(2 if number == 15 else 1):
+                subprocess.run([sys.executable, "-c", send], start_new_session=True)  # from outside, as it would come
+                time.sleep(0.5)  # for the workers to feel it
+        return super().forward(images)
+
+torch.set_num_threads(1)
+data = load(DataConfig(name="imagefolder", root=str(folder), storage="stream", workers=2, val_fraction=0), seed=0)
+net = Net(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+states = Snapshots(folder.with_name("states"), {})
+fit(net, data, OptimConfig(epochs=1), batch_size=32, device="cpu", snapshots=states, resume=resume)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="elsewhere a worker can't tell who sent a signal")
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)], ids=["sigterm twice", "sigint"]
+)
+def test_a_signal_to_the_whole_group_leaves_the_workers(number: int, tmp_path: Path) -> None:
+    """As torchrun, SLURM and terminals send it, to the processes that decode images, too."""
+    folder = tmp_path / "images"
+    for label in range(2):
+        (folder / f"{label}").mkdir(parents=True)
+        Image.new("RGB", (8, 8), (200 * label, 90, 40)).save(folder / f"{label}/0.png")
+        for copy in range(1, 600):
+            (folder / f"{label}/{copy}.png").hardlink_to(folder / f"{label}/0.png")
+
+    def run(how: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-c", STREAM, str(folder), str(int(number)), how]
+        return subprocess.run(command, start_new_session=True, capture_output=True, text=True, timeout=240)
+
+    stopped = run("begin")
+    assert "Interrupted: stopped after step 7 of 30" in stopped.stderr
+    resumed = run("resume")
+    assert resumed.returncode == 0, resumed.stderr
+
+
 @pytest.mark.slow
 def test_a_signal_saves_and_names_the_line_that_resumes(tmp_path: Path) -> None:
     """The command itself: SIGTERM, then SIGINT, then to the end; against a run without either."""
@@ -254,16 +310,17 @@ def test_other_settings_are_refused(digits: Dataset, tmp_path: Path) -> None:
 
 
 class Greedy(nn.Module):
-    """Needs more memory than there is for more than `most` images."""
+    """Needs more memory than there is for more than `most` images, as it finds when BatchNorm has seen them."""
 
     def __init__(self, most: int) -> None:
         super().__init__()
         self.net, self.most = network(), most
 
     def forward(self, images: Tensor) -> Tensor:
+        scores = self.net(images)
         if self.training and len(images) > self.most:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
-        return self.net(images)  # type: ignore[no-any-return]
+        return scores  # type: ignore[no-any-return]
 
 
 def test_out_of_memory(digits: Dataset) -> None:
@@ -273,8 +330,45 @@ def test_out_of_memory(digits: Dataset) -> None:
     fit(found, digits, OptimConfig(epochs=2), device="cpu", accumulate="auto")
     fit(told, digits, OptimConfig(epochs=2), device="cpu", accumulate=4)
     assert all(torch.equal(a, b) for a, b in zip(found.state_dict().values(), told.state_dict().values()))
-    with pytest.raises(SlimError, match="out of memory"):
+    with pytest.raises(SlimError, match=r"64 images in 64 parts: try data.batch_size 32$"):
         fit(Greedy(0), digits, OptimConfig(epochs=1), device="cpu", accumulate="auto")
+    with pytest.raises(SlimError, match=r"out of memory on 256 images at a time, without training: expected a smaller"):
+        fit(nn.Sequential(network(), Hungry()), digits, OptimConfig(epochs=1), device="cpu")
+
+
+class Hungry(nn.Module):
+    """Needs more memory than there is for many images that it isn't trained on."""
+
+    def forward(self, scores: Tensor) -> Tensor:
+        if not self.training and len(scores) > 2:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+        return scores
+
+
+def test_out_of_memory_on_several_devices_asks_for_what_they_can_do() -> None:
+    assert "try accumulate 4; or data.batch_size 32" in str(out_of_memory(64, 2, processes=4, finds_parts=False))
+    assert "try data.batch_size 32" in str(out_of_memory(64, 16, processes=4, finds_parts=False))
+    assert "expected a smaller network" in str(out_of_memory(4, 1, processes=4, finds_parts=False))
+
+
+def test_what_was_out_of_memory_goes_on_with_more_parts(digits: Dataset, tmp_path: Path) -> None:
+    def run(most: int, epochs: int, accumulate: int | str) -> None:
+        snapshots = Snapshots(tmp_path, {})
+        settings: dict[str, Any] = {"device": "cpu", "resume": True, "accumulate": accumulate}
+        fit(Greedy(most), digits, OptimConfig(epochs=epochs), snapshots=snapshots, **settings)
+
+    run(64, 1, 1)
+    with pytest.raises(SlimError, match="out of memory"):
+        run(20, 2, 1)
+    run(20, 2, 4)
+
+
+def test_a_new_training_forgets_what_another_left(digits: Dataset, tmp_path: Path) -> None:
+    fit(network(), digits, OptimConfig(epochs=1), snapshots=Snapshots(tmp_path, {}), device="cpu")
+    assert Snapshots(tmp_path, {}).newest() is not None
+    with pytest.raises(SlimError, match="out of memory"):  # before its first state
+        fit(Greedy(0), digits, OptimConfig(epochs=1), snapshots=Snapshots(tmp_path, {}), device="cpu")
+    assert Snapshots(tmp_path, {}).newest() is None
 
 
 def test_the_last_good_state_outlives_a_divergence(digits: Dataset, tmp_path: Path) -> None:

@@ -251,7 +251,9 @@ def mistakes_in_one_line(program: str, argv: Sequence[str] | None = None) -> Ite
         sys.exit(2)
     except Interrupted as e:
         if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":  # of several processes, the first
-            print(f"\n{program}: {e}; go on with: {shlex.join([program, *words, '--resume'])}", file=sys.stderr)
+            launcher = "torchrun … " if "TORCHELASTIC_RUN_ID" in os.environ else ""
+            line = f"{launcher}{shlex.join([program, *words, '--resume'])}"
+            print(f"\n{program}: {e}; go on with: {line}", file=sys.stderr)
         sys.exit(128 + e.signal)
     except KeyboardInterrupt:
         print(f"\n{program}: interrupted; the files of earlier stages are as they were", file=sys.stderr)

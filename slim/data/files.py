@@ -1,6 +1,8 @@
 """Images that stay in their files, and the worker processes that decode them."""
 
 import os
+import signal
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +91,24 @@ class ImageFiles:
             prefetch_factor=PREFETCHED if workers else None,
             pin_memory=pinned,
             generator=torch.Generator(),  # else it draws from torch's global one, and training would differ
+            worker_init_fn=_heed_the_main_process_alone,
         )
+
+
+def _heed_the_main_process_alone(_: int) -> None:
+    """In a worker: signals to end come to all processes of a group alike (from a terminal, torchrun, SLURM). The main
+    process then finishes its step, for which it may need this worker; only what it sends itself counts."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if not hasattr(signal, "sigwaitinfo"):  # macOS, Windows: nothing tells who sent a signal
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    threading.Thread(target=_end_when_the_main_process_says_so, daemon=True).start()
+
+
+def _end_when_the_main_process_says_so() -> None:
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -47,7 +48,8 @@ def read(cfg: DataConfig) -> tuple[list[str], dict[str, Split]]:
 
     size = (cfg.image_size, cfg.image_size) if cfg.image_size else None
     first = read_image(folders["train"] / os.fsdecode(listed["train"][0][0]), size)
-    workers = min(os.cpu_count() or 1, MOST_WORKERS) if cfg.workers is None else cfg.workers
+    cores = (os.cpu_count() or 1) // _processes_here()
+    workers = max(1, min(cores, MOST_WORKERS)) if cfg.workers is None else cfg.workers
     files = {
         part: ImageFiles(str(folders[part]), names, first.shape[:2], size is not None, workers)
         for part, (names, _) in listed.items()
@@ -87,7 +89,14 @@ def _list_images(folder: Path, classes: list[str]) -> tuple[np.ndarray, Tensor]:
 
 
 def _fits(files: dict[str, ImageFiles]) -> bool:
-    return sum(math.prod(part.shape) for part in files.values()) <= SHARE_OF_MEMORY * _free_memory()
+    return sum(math.prod(part.shape) for part in files.values()) <= SHARE_OF_MEMORY * _free_memory() / _processes_here()
+
+
+def _processes_here() -> int:
+    """How many processes of this training share the machine: each has its own copy of the images."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return 1
+    return int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size()))
 
 
 def _free_memory() -> float:

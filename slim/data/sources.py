@@ -34,6 +34,8 @@ def load(cfg: DataConfig, seed: int) -> Dataset:
     if name not in SOURCES:
         raise unknown("data set", cfg.name, SOURCES)
     source = SOURCES[name]
+    if cfg.storage == "stream" and source.read is not folder.read:
+        raise SlimError(f"data.storage stream is for image folders, {name} comes in one piece: expected auto")
     augment = source.augment if cfg.augment == "auto" else cfg.augment
     operations(augment)  # a mistake shows before any work
     classes, parts = source.read(cfg)

@@ -1,12 +1,14 @@
 """What of a run is done already, and where one that was interrupted goes on."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from slim import checkpoint, config
-from slim.config import RunConfig
+from slim.config import DataConfig, RunConfig
 from slim.errors import SlimError
 from slim.pipeline.records import ROOT, read_records
 from slim.train import snapshots
@@ -37,7 +39,7 @@ def check_same(folder: Path, settings: RunConfig, prunes: bool, console: Console
         return
     for name in ("seed", "data", "model", "sparsity", *(["prune"] if prunes else [])):
         was, now = getattr(before, name), getattr(settings, name)
-        if was != now:
+        if not _alike(was, now):
             raise SlimError(f"{name} is {now}: the training in {folder} was begun with {was}, so it can't go on")
     console.print(f"resuming from {folder}")
 
@@ -58,10 +60,19 @@ def is_done(path: Path, settings: RunConfig, console: Console, prunes: int) -> b
         sections["sparse"].append("prune")
     if prunes > (path.stem in ("pruned", "finetuned")):  # what was pruned earlier follows from all stages before
         sections[path.stem] = ["train", "sparsity", "prune", "finetune"]
-    done = all(getattr(used, s) == getattr(settings, s) for s in ("seed", "data", "model", *sections[path.stem]))
+    named = ("seed", "data", "model", *sections[path.stem])
+    done = all(_alike(getattr(used, name), getattr(settings, name)) for name in named)
     if done:
         console.print(f"{path} is done already")
     return done
+
+
+def _alike(was: Any, now: Any) -> bool:
+    """Whether a section of the settings means the same. Where images lie and who decodes them changes no batch."""
+    if isinstance(was, DataConfig):
+        where = ("root", "download", "storage", "workers", "cache")
+        return replace(was, **{name: getattr(now, name) for name in where}) == now
+    return bool(was == now)
 
 
 def times_pruned(path: Path) -> int:

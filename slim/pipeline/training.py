@@ -69,7 +69,8 @@ def train_new(
     path = (folder or ROOT / settings.name) / STAGES[stage][0]
     if resume and is_done(path, settings, console, 0):
         return [path]
-    dataset = data.load(settings.data, settings.seed)
+    with train.first_goes_ahead():
+        dataset = data.load(settings.data, settings.seed)
     facts = facts_of(dataset)
     facts["arch"] = settings.model.arch
     facts["arch_kwargs"] = {
@@ -115,8 +116,9 @@ def _train_on(
     if resume and is_done(path, settings, console, times_pruned(source)):
         return
     read_records(path.parent)
-    before = open_network(source, settings, allow_code)
-    dataset = before.dataset or data.load(settings.data, settings.seed)
+    with train.first_goes_ahead():
+        before = open_network(source, settings, allow_code)
+        dataset = before.dataset or data.load(settings.data, settings.seed)
     unpruned = open_network(teacher, settings, allow_code).model if teacher else None
     records, plans = _fit(path, before.model, dataset, settings, optim, console, unpruned, sparsity, resume=resume)
     facts, earlier = before.facts | facts_of(dataset), {before.stage: before.metrics}

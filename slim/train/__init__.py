@@ -6,7 +6,15 @@ states to resume from, `guard` knows what can go wrong, `evaluation` tells how g
 shows all of it to others.
 """
 
-from slim.train.devices import connect, is_first, resolve_device, resolve_precision, together, wait_for_all
+from slim.train.devices import (
+    connect,
+    first_goes_ahead,
+    is_first,
+    resolve_device,
+    resolve_precision,
+    together,
+    wait_for_all,
+)
 from slim.train.evaluation import evaluate
 from slim.train.loop import Progress, fit
 from slim.train.recipe import learning_rate
@@ -19,6 +27,7 @@ __all__ = [
     "TensorBoard",
     "connect",
     "evaluate",
+    "first_goes_ahead",
     "fit",
     "is_first",
     "learning_rate",

@@ -77,8 +77,12 @@ def connect(device: str, precision: str, devices: int = 1, num_nodes: int = 1) -
     # An auxiliary head may not take part in the loss; looking for such parameters costs little.
     strategy: Any = "auto" if alone else DDPStrategy(find_unused_parameters=True)
     warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
-    fabric = Fabric(accelerator=target.type, devices=devices, num_nodes=num_nodes, strategy=strategy, precision=kind)
-    fabric.launch()
+    settings: dict[str, Any] = {"accelerator": target.type, "devices": devices, "num_nodes": num_nodes}
+    try:
+        fabric = Fabric(**settings, strategy=strategy, precision=kind)
+        fabric.launch()
+    except ValueError as error:  # SLURM's number of tasks, say, is another
+        raise SlimError(f"devices {devices} on {num_nodes} node{'s' * (num_nodes > 1)}: {error}") from error
     return fabric
 
 
@@ -116,6 +120,16 @@ def wait_for_all() -> None:
     """Returns when all processes of the training are here."""
     if dist.is_available() and dist.is_initialized():
         dist.barrier()
+
+
+@contextmanager
+def first_goes_ahead() -> Iterator[None]:
+    """What the first process does, and the others after it: they find downloaded and decoded what it fetched."""
+    if not is_first():
+        wait_for_all()
+    yield
+    if is_first():
+        wait_for_all()
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from torch import nn
 from slim.data import Dataset, Split, batches
 from slim.errors import SlimError
 from slim.train.devices import placed, resolve_device
+from slim.train.guard import is_out_of_memory
 from slim.train.recipe import logits
 
 
@@ -58,9 +59,11 @@ def score(
                 )
             loss += F.cross_entropy(scores.float(), labels, reduction="sum")
             correct += (scores.argmax(1) == labels).sum()
-    except torch.OutOfMemoryError:
-        raise
     except (RuntimeError, ValueError, AssertionError) as error:  # what layers raise for inputs they can't take
+        if is_out_of_memory(error):
+            raise SlimError(
+                f"out of memory on {batch_size} images at a time, without training: expected a smaller batch_size"
+            ) from None
         raise SlimError(
             f"the network can't run on images of shape {list(split.images.shape[1:])} from {dataset.name}: "
             + str(error).strip().partition("\n")[0]

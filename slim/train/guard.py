@@ -27,16 +27,24 @@ def check_finite(model: nn.Module, step: int, lr: float) -> None:
         raise diverged("largest weight", float("inf"), step, lr)
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
     """CUDA has an exception of its own for it; CPU and MPS have texts."""
     texts = ("can't allocate memory", "MPS backend out of memory")
     return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in texts)
 
 
-def out_of_memory(batch_size: int, accumulate: int) -> SlimError:
+def out_of_memory(batch_size: int, accumulate: int, processes: int, finds_parts: bool) -> SlimError:
+    """What to try: more parts, as long as each has an image; what finds their number, unless it just has; or less."""
+    tries = []
+    if 2 * accumulate * processes <= batch_size and not finds_parts:
+        finder = ", or auto, which finds it" if processes == 1 else ""
+        tries.append(f"accumulate {2 * accumulate}{finder}")
+    if batch_size > processes:
+        tries.append(f"data.batch_size {max(processes, batch_size // 2)}")
+    parts = f"{accumulate} part{'s' * (accumulate > 1)}"
     return SlimError(
-        f"out of memory on batches of {batch_size} images in {accumulate} part{'s' * (accumulate > 1)}: try accumulate "
-        f"{2 * accumulate}, or auto, which finds it; or data.batch_size {max(1, batch_size // 2)}"
+        f"out of memory on batches of {batch_size} images in {parts}: "
+        + (f"try {'; or '.join(tries)}" if tries else "expected a smaller network, smaller images, or more memory")
     )
 
 
@@ -63,7 +71,8 @@ class Stop:
 
 @contextmanager
 def stoppable(wanted: bool) -> Iterator[Stop]:
-    """SIGINT and SIGTERM no longer interrupt, but are noted; a second one acts as usual."""
+    """SIGINT and SIGTERM no longer interrupt, but are noted. A second SIGINT acts as usual; a second SIGTERM doesn't,
+    as torchrun and SLURM may both send one."""
     stop = Stop()
     if not wanted or threading.current_thread() is not threading.main_thread():
         yield stop
@@ -75,8 +84,9 @@ def stoppable(wanted: bool) -> Iterator[Stop]:
             signal.signal(number, handler)
 
     def note(number: int, frame: FrameType | None) -> None:
-        stop.signal = number
-        restore()
+        stop.signal = stop.signal or number
+        if number == signal.SIGINT:
+            restore()
 
     for number in (signal.SIGINT, signal.SIGTERM):
         before[number] = signal.signal(number, note)

@@ -149,9 +149,13 @@ def fit(
         gradual = None
         if sparsity is not None and sparsity.gradual:
             gradual = Gradual(sparsity, pruning or {}, model, train[:1].decoded().float(), steps)
+        if snapshots is not None and not resume and rank == 0:
+            snapshots.clear()  # else a resumption before this one's first state would find those of another
         saved = snapshots.newest() if snapshots is not None and resume else None
         if saved is not None:
             now.load(saved)
+            if accumulate != "auto":
+                now.accumulate = accumulate
             for made in now.prunes:
                 if on_prune is not None:
                     on_prune(*made)
@@ -231,7 +235,8 @@ def fit(
             if on_step is not None:
                 on_step(_progress(now, optim.epochs, steps, lr))
             with now.averaged(), fabric.autocast():
-                held_out = score(model, val, dataset, 4 * batch_size, layout, (rank, processes)) if len(val) else None
+                at_once = max(processes, 4 * batch_size // now.accumulate)
+                held_out = score(model, val, dataset, at_once, layout, (rank, processes)) if len(val) else None
                 if held_out is not None and not math.isfinite(held_out["loss"]):
                     raise diverged("validation loss", held_out["loss"], now.step, lr)
                 if now.best and held_out is not None:

@@ -30,8 +30,8 @@ class Snapshots:
         return time.monotonic() - self._saved > 60 * self.minutes
 
     def save(self, step: int, state: Mapping[str, Any]) -> Path:
-        """Write the state after `step` steps, whole or not at all; then remove the oldest. The first one of a new
-        training takes the place of all that another one left."""
+        """Write the state after `step` steps, whole or not at all; then remove the oldest. The first one of a folder
+        that wasn't resumed from takes the place of all that is there."""
         if self._fresh:
             self.clear()
             self._fresh = False

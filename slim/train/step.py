@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from slim.errors import SlimError
 from slim.train.guard import is_out_of_memory, out_of_memory
 from slim.train.recipe import Mixing, Objective, logits
 from slim.train.state import Training, reseed
@@ -53,6 +54,8 @@ class Step:
         now = self.training
         for group in now.optimizer.param_groups:
             group["lr"] = lr
+        buffers = list(now.model.buffers()) if self.find_parts else []
+        before = [buffer.clone() for buffer in buffers]
         while True:
             try:
                 parts = self._backward(images, labels)
@@ -61,9 +64,17 @@ class Step:
                 if not is_out_of_memory(error):
                     raise
                 self._use_less(len(images))
-        if self.clip_norm:
-            self.fabric.clip_gradients(self.network, self.stepper, max_norm=self.clip_norm, error_if_nonfinite=False)
-        self.stepper.step()
+                for buffer, value in zip(buffers, before):  # BatchNorm has counted what was in vain
+                    buffer.copy_(value)
+        try:
+            if self.clip_norm:
+                norm: dict[str, Any] = {"max_norm": self.clip_norm, "error_if_nonfinite": False}
+                self.fabric.clip_gradients(self.network, self.stepper, **norm)
+            self.stepper.step()
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise self._out_of_memory() from None
         self.stepper.zero_grad()
         now.step += 1
         if now.average:
@@ -80,7 +91,9 @@ class Step:
         images = images.contiguous(memory_format=self.layout)
         count = self._images_of_all(len(labels))
         done = []
-        cut = list(zip(images.chunk(now.accumulate), labels.chunk(now.accumulate)))
+        # As many parts in all processes, whose shares may differ by an image: in each they wait for each other.
+        number_of_parts = min(now.accumulate, max(1, self.batch_size // fabric.world_size))
+        cut = list(zip(images.tensor_split(number_of_parts), labels.tensor_split(number_of_parts)))
         for number, (some, targets) in enumerate(cut, start=1):
             last = number == len(cut)
             with fabric.no_backward_sync(self.network, enabled=not last):
@@ -102,8 +115,11 @@ class Step:
         """Cut batches into twice as many parts. Raises `SlimError` where that isn't wanted or possible."""
         now = self.training
         if not self.find_parts or 2 * now.accumulate > images:
-            raise out_of_memory(self.batch_size, now.accumulate) from None
+            raise self._out_of_memory() from None
         now.accumulate *= 2
         self.stepper.zero_grad()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+    def _out_of_memory(self) -> SlimError:
+        return out_of_memory(self.batch_size, self.training.accumulate, self.fabric.world_size, self.find_parts)
