@@ -132,7 +132,9 @@ class PruneConfig:
     flops: float | None = setting(None, "budget: FLOPs that may stay, a share up to 1 or a number", "(0, inf)")
     params: float | None = setting(None, "budget: parameters that may stay, a share or a number", "(0, inf)")
     latency: float | str | None = setting(
-        None, "budget: share of the original's that may stay, or a time such as 4.0ms; for bench's settings"
+        None,
+        "budget: share of the original's that may stay, or a time such as 4.0ms; on bench.provider, with bench.threads "
+        "and the first of bench.batch_sizes",
     )
     floor: float = setting(0.1, "share of each layer's channels that always stays (at least one does)", "[0, 1]")
     floor_count: int = setting(1, "number of each layer's channels that always stays", "[1, inf)")
@@ -146,7 +148,7 @@ class PruneConfig:
     )
     round_to: int | Literal["auto"] = setting(
         1,
-        "keep a multiple of this many channels in each layer; auto: by measured cost, for bench's settings",
+        "keep a multiple of this many channels in each layer; auto: by measured cost, where latency is measured",
         "[1, inf)",
     )
     keep: list[str] | None = field(default=None, metadata=about("shell patterns of BatchNorms to leave whole"))
@@ -175,13 +177,18 @@ class ExportConfig:
 @dataclass
 class BenchConfig:
     batch_sizes: list[int] = field(
-        default_factory=lambda: [1, 32], metadata=about("images in one call, such as [1, 32]", "[1, inf)")
+        default_factory=lambda: [1, 32],
+        metadata=about("images in one call; [1, 32] gives way to the size of a file that has a fixed one", "[1, inf)"),
     )
     threads: int = setting(0, "0: all cores", "[0, 256]")
-    provider: str = setting("auto", "auto, cpu, cuda, tensorrt, openvino: what this onnxruntime has")
+    provider: str = setting(
+        "auto", "cpu, cuda, tensorrt, openvino: what this onnxruntime has; auto: cuda, or cpu where that doesn't start"
+    )
     runs: int = setting(50, "timed runs per model, alternating with the others", "[1, inf)")
     warmup: int = setting(10, "runs per model before the clock starts", "[0, inf)")
-    image_size: int | None = setting(None, "pixels, for files of other makers that leave it open", "[1, inf)")
+    image_size: int | None = setting(
+        None, "pixels, for files of other makers that leave it open; others have to fit", "[1, inf)"
+    )
     compiled: bool = setting(True, "also time torch.compile of checkpoints")
     memory: bool = setting(True, "also measure peak memory, in a process for each file")
     profile: int = setting(0, "nodes to show of each ONNX file, those that take the most time", "[0, inf)")
