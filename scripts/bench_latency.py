@@ -6,11 +6,14 @@ The networks are those of bench_deploy.py: torchvision's, 224×224, random weigh
 random images. `slim.plan(latency=…)` times operators (those that no earlier plan on this machine has timed), chooses
 channels by value for time, and corrects until the exported network keeps the budget within 3 %. Then original and thin
 network are exported again, and timed in turn in sessions of their own: that share is what counts here. A budget that
-the plan itself says it can't meet, as a single step of the network's channels takes more than 3 %, is marked.
+the plan itself says it can't meet, as a single step of the network's channels takes more than 3 %, is marked. A JSON file
+beside the result keeps all figures of the day: what is measured again takes the place of what it was.
 """
 
 import argparse
+import json
 import time
+from datetime import date
 from typing import Any
 
 import numpy as np
@@ -79,13 +82,16 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     runtime = slim.Runtime("cpu", args.threads, args.batch_size)
-    results = []
+    raw = RESULTS / f"bench_latency-{date.today()}.json"
+    known: dict[str, dict[str, Any]] = json.loads(raw.read_text()) if raw.exists() else {}
     for name in args.networks:
         for budget in args.budgets:
-            results.append(kept(name, budget, runtime))
-            print({k: round(v, 3) if isinstance(v, float) else v for k, v in results[-1].items()}, flush=True)
-            write("bench_latency", report(results, runtime))
-    print(report(results, runtime))
+            key = f"{name} {budget} {args.batch_size} {args.threads}"
+            known[key] = kept(name, budget, runtime)
+            print({k: round(v, 3) if isinstance(v, float) else v for k, v in known[key].items()}, flush=True)
+            raw.write_text(json.dumps(known, indent=1) + "\n")
+            same = [found for key, found in known.items() if key.endswith(f" {args.batch_size} {args.threads}")]
+            write("bench_latency", report(same, runtime))
 
 
 if __name__ == "__main__":
