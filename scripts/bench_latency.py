@@ -6,8 +6,8 @@ The networks are those of bench_deploy.py: torchvision's, 224×224, random weigh
 random images. `slim.plan(latency=…)` times operators (those that no earlier plan on this machine has timed), chooses
 channels by value for time, and corrects until the exported network keeps the budget within 3 %. Then original and thin
 network are exported again, and timed in turn in sessions of their own: that share is what counts here. A budget that
-the plan itself says it can't meet, as a single step of the network's channels takes more than 3 %, is marked. A JSON file
-beside the result keeps all figures of the day: what is measured again takes the place of what it was.
+the plan itself says it can't meet, as a single step of the network's channels takes more than 3 %, is marked. A JSON
+file beside the result keeps all figures of the day: what is measured again takes the place of what it was.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from bench_deploy import IMAGES, NETWORKS, fitted, network
-from shared import command, ran_on, table, write
+from shared import RESULTS, command, ran_on, table, write
 
 import slim
 from slim.runtime.measure import Network, in_turn, share_of
