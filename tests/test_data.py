@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from sklearn.datasets import load_digits
 
 from slim.config import DataConfig
@@ -628,6 +628,28 @@ def test_the_cache_saves_decoding_and_follows_the_folder(tmp_path: Path, monkeyp
     assert (everything(), decoded) == (expected, [60, 59, 59, 59])
     assert folder(tmp_path, cache=False).train.images.shape[1:] == (3, 6, 6)
     assert decoded[4:] == [59]
+
+
+def test_a_cache_of_photographs_that_were_not_turned_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = write_tree(tmp_path, {"a": 10, "b": 10})
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # its first row is the right-hand side
+    for path, pixels in files.items():
+        Image.fromarray(pixels).save(path, exif=exif)
+
+    def everything() -> list[bytes]:
+        data = folder(tmp_path, storage="host")
+        splits = (data.train, data.val, data.test)
+        return sorted(map(bytes, torch.cat([s.images for s in splits]).permute(0, 2, 3, 1).numpy()))
+
+    with monkeypatch.context() as earlier:  # slim before it turned them
+        earlier.setattr("slim.data.files.upright", lambda picture: picture)
+        earlier.setattr("slim.data.folder.FORMAT", "1")
+        assert everything() == sorted(map(bytes, files.values()))
+    turned = sorted(np.rot90(pixels, -1).tobytes() for pixels in files.values())
+    assert everything() == turned == everything()
 
 
 def test_a_cache_that_can_not_be_written_is_no_error(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -19,11 +19,12 @@ import onnxruntime
 import pytest
 import torch
 from networks import digits_network
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from sklearn.datasets import load_digits
 from torch import nn
 
 import slim
+from slim.data.files import read_image
 from slim.errors import SlimError
 from slim.export import ExportReport, OnnxModel, export_onnx, session, write
 from slim.export.predict import find_images
@@ -539,6 +540,28 @@ def test_other_modes_of_image(pixels: Path) -> None:
     assert predicted(model, Image.fromarray(colours)) == pytest.approx(expected, rel=1e-6)
     palette = Image.fromarray(colours[..., :3]).quantize(64)
     assert predicted(model, palette) == pytest.approx(reference(np.asarray(palette.convert("RGB")), 3), rel=1e-6)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_photographs_are_turned_as_their_orientation_says(orientation: int, pixels: Path, tmp_path: Path) -> None:
+    photograph = Image.fromarray(np.random.default_rng(3).integers(0, 256, (4, 5, 3), dtype=np.uint8))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    for name in ("photograph.png", "photograph.tif"):
+        photograph.save(tmp_path / name, exif=exif)
+        seen = np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / name)))
+        assert seen.shape == ((5, 4, 3) if orientation > 4 else (4, 5, 3))
+        for given in (tmp_path / name, Image.open(tmp_path / name)):
+            assert np.array_equal(predicted(OnnxModel(pixels), given), predicted(OnnxModel(pixels), seen))
+        assert np.array_equal(read_image(tmp_path / name, None), seen)  # for training
+
+
+def test_orientation_that_can_not_be_read_is_none(pixels: Path, tmp_path: Path) -> None:
+    photograph = np.random.default_rng(3).integers(0, 256, (4, 5, 3), dtype=np.uint8)
+    Image.fromarray(photograph).save(tmp_path / "broken.png", exif=b"Exif\0\0broken tags")
+    assert np.array_equal(read_image(tmp_path / "broken.png", None), photograph)
+    whole, broken = OnnxModel(pixels).predict([photograph, tmp_path / "broken.png"])
+    assert whole == broken
 
 
 def bad_images(folder: Path) -> dict[str, object]:

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from slim.errors import SlimError
 from slim.heap import give_back_freed_memory
+from slim.pictures import upright
 
 PREFETCHED = 4  # batches that each worker has ready or in work
 TIDY_EVERY = 16  # batches
@@ -141,12 +142,13 @@ def in_pixels(shape: tuple[int, ...]) -> str:
 
 
 def read_image(path: Path, size: tuple[int, int] | None) -> np.ndarray:
-    """An image file as uint8 [H, W, 3], scaled to `size` = (H, W). SlimError if it isn't whole or has 16 bits."""
+    """An image file as uint8 [H, W, 3], upright, scaled to `size` = (H, W). SlimError if it isn't whole or has 16
+    bits."""
     try:
         with Image.open(path) as image:
             if image.mode[0] in "IF":  # Pillow would clip 16 bits at 255
                 raise SlimError(f"image {str(path)!r} has mode {image.mode}: expected 8 bits per channel")
-            return np.asarray(resized(image.convert("RGB"), size))
+            return np.asarray(resized(upright(image).convert("RGB"), size))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise SlimError(f"can't read image {str(path)!r}: expected a whole JPEG, PNG or similar file") from error
 

@@ -20,7 +20,7 @@ from slim.errors import SlimError
 from slim.files import replacing
 
 IMAGE_FILES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-FORMAT = "1"  # of the cache: raised when images are decoded differently
+FORMAT = "2"  # of the cache: raised when images are decoded differently
 MOST_WORKERS = 16  # by default: each holds some batches
 SHARE_OF_MEMORY = 0.25  # that decoded images may take: splitting them copies them, and others want to live too
 

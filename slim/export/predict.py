@@ -14,6 +14,7 @@ from PIL import Image
 
 from slim.errors import SlimError
 from slim.export.session import brief, open_session
+from slim.pictures import upright
 
 PIL_MODES = {1: "L", 3: "RGB"}  # channels -> how Pillow calls such an image
 IMAGE_FILES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif")  # of a folder
@@ -88,10 +89,10 @@ class OnnxModel:
 
         An image is a path, a PIL image or a uint8 array [H, W] or [H, W, 3]; a folder, a glob pattern such as
         "photos/*.jpg" and an array [N, H, W, C] stand for the images in them; `images` is one of these or a list of
-        them (see `find_images`). An image is turned grey or RGB as the network takes it, resized to the network's
-        input size (bilinear; the aspect ratio is not kept), scaled to 0..1 and normalised with the file's mean and
-        std. Labels are the file's class names, or the class index where it has none. Images go through the network
-        `batch_size` at a time.
+        them (see `find_images`). An image is turned upright where its EXIF orientation asks for that, made grey or RGB
+        as the network takes it, resized to the network's input size (bilinear; the aspect ratio is not kept), scaled
+        to 0..1 and normalised with the file's mean and std. Labels are the file's class names, or the class index
+        where it has none. Images go through the network `batch_size` at a time.
 
         Raises SlimError for an image that can't be read or isn't 8-bit, an array of another shape or dtype,
         and a file without the metadata that this needs.
@@ -168,7 +169,7 @@ class OnnxModel:
         picture = _open(image)
         if picture.mode not in EIGHT_BIT_MODES:
             raise SlimError(f"{_describe(image)} has mode {picture.mode}: expected 8-bit grey or colour")
-        picture = picture.convert(PIL_MODES[channels])
+        picture = upright(picture).convert(PIL_MODES[channels])
         if picture.size != (width, height):
             picture = picture.resize((width, height), Image.Resampling.BILINEAR)
         return np.asarray(picture).reshape(height, width, channels)
