@@ -1,6 +1,7 @@
 """INT8 files: what is in them, what they predict against onnxruntime alone, and what must be refused."""
 
 import json
+import re
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 from networks import digits_network
 from onnx import numpy_helper
+from PIL import Image
 from sklearn.datasets import load_digits
 from torch import nn
 
@@ -105,6 +107,29 @@ def test_with_preprocessing_in_the_graph(
     assert "QuantizeLinear" not in kinds[: kinds.index("Mul")] and kinds.count("DequantizeLinear") >= 6
     predicted = slim.OnnxModel(path).predict(list(raw[1500:].numpy()), top=1)
     assert np.mean([int(best[0][0]) == label for best, label in zip(predicted, digits[1][1500:])]) > 0.9
+
+
+def test_readme_example_runs(
+    source: Path,
+    normalised: torch.Tensor,
+    digits: tuple[torch.Tensor, torch.Tensor],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    match = re.search(r"<!-- onnx-model-example -->\n+```python\n(.*?)```", readme, re.DOTALL)
+    assert match, "README.md has no block marked <!-- onnx-model-example -->"
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(source, "model.onnx")
+    Path("photos").mkdir()
+    for i in range(1700, 1703):
+        Image.fromarray(digits[0][i, 0].numpy()).save(f"photos/{i}.png")
+    given = {"slim": slim, "images": normalised[1500:], "labels": digits[1][1500:], "calibration": [normalised[:200]]}
+    exec(match.group(1).replace("0.01", "0.03"), given)
+    for best, logits in zip(given["best"], given["logits"][200:203], strict=True):
+        assert [int(label) for label, _ in best] == np.argsort(-logits)[:3].tolist()
+    assert capsys.readouterr().out == f"INT8 {given['made'].accuracy:.1%}, float {given['made'].float_accuracy:.1%}\n"
 
 
 def test_bad_results_are_refused(
