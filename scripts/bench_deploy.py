@@ -31,7 +31,7 @@ from shared import RESULTS, ran_on, table
 from torch import nn
 
 import slim
-from slim.export.session import open_session
+from slim.export.session import SESSION_SETTINGS, open_session
 from slim.size import measure
 
 NETWORKS = ["resnet18", "resnet50", "mobilenet_v2", "efficientnet_b0", "vgg16_bn"]
@@ -120,8 +120,7 @@ def sizes(name: str, keep: float, batch_size: int, threads: int) -> dict[str, An
             found[method] = {"flops": size.flops, "params": size.params, "planning_s": time.perf_counter() - start}
             path = Path(folder, "thin.onnx")
             slim.export_onnx(thin, x, path)
-            settings = {"session.force_spinning_stop": "1"}
-            sessions[method] = open_session(path, "cpu", threads, settings)
+            sessions[method] = open_session(path, "cpu", threads, SESSION_SETTINGS)
     images = IMAGES[torch.arange(batch_size) % len(IMAGES)].numpy()
     times: list[list[tuple[float, float]]] = []
     gc.disable()
@@ -153,7 +152,7 @@ def mean(values: list[float]) -> float:
     return math.exp(sum(map(math.log, values)) / len(values))
 
 
-def report(settings: dict[str, Any], command: str) -> str:
+def report(settings: dict[str, Any]) -> str:
     rows = []
     for key, found in settings.items():
         name, keep, batch_size, _ = key.split()
@@ -170,7 +169,7 @@ def report(settings: dict[str, Any], command: str) -> str:
     text = [
         "# Realised speed-up ÷ FLOP reduction",
         "",
-        ran_on(command, "onnxruntime", "torchvision", "torch-pruning"),
+        ran_on("onnxruntime", "torchvision", "torch-pruning"),
         "",
         "1.0: time shrinks as FLOPs do. Median (10th–90th percentile) over rounds in turn, then by processor time.",
         "`keep`: the share of the FLOPs that was asked for; what each method reached is in the JSON file.",
@@ -206,7 +205,7 @@ def main() -> None:
                     raw.write_text(json.dumps(known))
                 got = {method: [round(v, 2) for v in ratios(known[key], method)] for method in METHODS}
                 print(key, got, flush=True)
-                options.out.write_text(report(known, "python scripts/bench_deploy.py") + "\n", encoding="utf-8")
+                options.out.write_text(report(known) + "\n", encoding="utf-8")
     print(f"wrote {options.out}")
 
 

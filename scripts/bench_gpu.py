@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import torch
-from shared import RESULTS, command, ran_on, table
+from shared import RESULTS, ran_on, table
 from torch import nn
 from torchvision import models
 
@@ -136,7 +136,7 @@ def report(rows: list[dict[str, Any]], options: argparse.Namespace, device: str)
     ]
     return "\n".join([
         "# Pruned networks on a GPU", "",
-        ran_on(command(), "torchvision", "onnxruntime"), "",
+        ran_on("torchvision", "onnxruntime"), "",
         f"{device}, batch {options.batch_size} of 3×{options.side}×{options.side}, {options.keep:.0%} of FLOPs kept, "
         f"{options.runs} runs in turn after {options.warmup}; speed-up over the whole network in the same row, with a "
         "95 % interval.", "",

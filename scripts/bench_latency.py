@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from bench_deploy import IMAGES, NETWORKS, fitted, network
-from shared import RESULTS, command, ran_on, table, write
+from shared import RESULTS, ran_on, table, write
 
 import slim
 from slim.runtime.measure import Network, in_turn, share_of
@@ -66,7 +66,7 @@ def report(results: list[dict[str, Any]], runtime: slim.Runtime) -> str:
     within = sum(each <= 0.03 for each in off)
     header = ["network", "budget", "foretold", "measured by the plan", "measured again", "off by", "FLOPs left", "s"]
     return (
-        f"# Latency budgets\n\n{ran_on(command(), 'onnxruntime', 'torchvision')}\n\n{runtime}; shares of the "
+        f"# Latency budgets\n\n{ran_on('onnxruntime', 'torchvision')}\n\n{runtime}; shares of the "
         "original's time, medians (10th–90th percentile) over calls in turn; off by: the second measurement against "
         f"the budget; s: seconds of planning, timing of operators included.\n\n{table(header, rows)}\n\n{within} of "
         f"{len(off)} within 3 % of the budget when measured again; median {np.median(off):.1%}, largest {max(off):.1%}."

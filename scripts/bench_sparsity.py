@@ -108,8 +108,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    command = f"python scripts/bench_sparsity.py --rounds {args.rounds} --device {args.device} --threads {args.threads}"
-    text = f"# What a penalty costs\n\n{ran_on(command, 'torchvision')}\n\n"
+    text = f"# What a penalty costs\n\n{ran_on('torchvision')}\n\n"
     for name, (build, batch, size) in CASES.items():
         images = torch.randn(batch, 3, size, size, device=args.device).contiguous(memory_format=torch.channels_last)
         labels = torch.randint(10, (batch,), device=args.device)

@@ -161,10 +161,8 @@ def measure(folder: Path, args: argparse.Namespace) -> None:
         rows.append([number, f"{ours:.0f}", f"{theirs:.0f}", f"{ours / theirs:.2f}"])
     megabytes = sum(path.stat().st_size for path in folder.rglob("*.jpg")) / 1e6
     decoded = args.images * 3 * args.size**2 / 1e6
-    command = f"python scripts/bench_stream.py --images {args.images} --size {args.size} --workers {args.workers}"
-    command += f" --epochs-of {args.epochs_of}"
     text = (
-        f"# Streaming a folder\n\n{ran_on(command, 'torchvision', 'pillow')}\n\n"
+        f"# Streaming a folder\n\n{ran_on('torchvision', 'pillow')}\n\n"
         f"{args.images:,} JPEGs of {args.size}×{args.size} in {CLASSES} classes: {megabytes:,.0f} MB, decoded "
         f"{decoded:,.0f} MB. Listing them and the statistics of a sample took {seconds:.1f} s; one pass over the "
         f"{len(dataset.train):,} training images, with one worker per core, ran at {rate:.0f} images/s. Memory of all "

@@ -303,11 +303,9 @@ def speed(args: argparse.Namespace) -> None:
                 f"{name}: {less:.1%} fewer FLOPs; an epoch takes {saved:.1%} less time ({saved / less:.0%} of the "
                 f"reduction) and {spared:.1%} less of the processors ({spared / less:.0%})."
             )
-    command = f"python scripts/bench_train.py --images {args.images} --rounds {args.rounds} --threads {args.threads}"
-    command += f" --device {device}{' --compile' if args.compile else ''}"
     precision = train.resolve_precision("auto", torch.device(device))
     text = (
-        f"# How fast slim trains\n\n{ran_on(command, 'torchvision', 'lightning', 'pillow')}\n\n"
+        f"# How fast slim trains\n\n{ran_on('torchvision', 'lightning', 'pillow')}\n\n"
         f"ResNet-20, CIFAR-10 (JPEG), {args.images:,} images in an epoch, batch {BATCH}, {args.rounds} rounds, "
         f"{precision}; ratios are medians over the rounds. CPU time is that of all processes. slim's ways run with "
         f"{' '.join(f'{key}={value}' for key, value in THREADS.items())}, as the slim commands do. Before that, "
@@ -351,11 +349,8 @@ def accuracy(args: argparse.Namespace) -> None:
     differences = [a - b for a, b in zip(*scores.values())]
     rows = [[way, *(f"{value:.2f}" for value in values), mean_and_spread(values)] for way, values in scores.items()]
     rows.append(["difference", *(f"{value:+.2f}" for value in differences), mean_and_spread(differences)])
-    command = (
-        f"python scripts/bench_train.py --accuracy --images {args.images} --epochs {args.epochs} --seeds {args.seeds}"
-    )
     text = (
-        f"# Speed costs no accuracy\n\n{ran_on(command, 'torchvision', 'pillow')}\n\n"
+        f"# Speed costs no accuracy\n\n{ran_on('torchvision', 'pillow')}\n\n"
         f"ResNet-20 on {args.images:,} training images of CIFAR-10 (JPEG), {args.epochs} epochs, batch {BATCH}, the "
         f"authors' recipe; accuracy on all 10,000 test images, %.\n\n"
         f"{table(['loop', *(f'seed {seed}' for seed in range(args.seeds)), 'mean ± SD'], rows)}\n"

@@ -7,7 +7,6 @@ digits of other seeds (100 to 103). Writes scripts/results/digits_seeds-DATE.jso
 """
 
 import json
-import os
 import platform
 import tempfile
 import time
@@ -18,10 +17,9 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the commands do
-
 from rich.console import Console
 
+import slim.cli.command  # noqa: F401 (sets OpenMP's environment as the commands do, before torch is loaded)
 from slim import config, pipeline
 from slim.config import RunConfig
 

@@ -27,7 +27,7 @@ from typing import Any
 
 import onnx
 import torch
-from shared import RESULTS, command, ran_on, table
+from shared import RESULTS, ran_on, table
 from torch import nn
 
 import slim
@@ -184,7 +184,7 @@ def main() -> None:
         with options.out.open("a") as file:
             file.write(json.dumps(row) + "\n")
         print(json.dumps(row), flush=True)
-    head = f"# Exports compared with PyTorch\n\n{ran_on(command(), 'onnx', 'onnxruntime')}\n\n"
+    head = f"# Exports compared with PyTorch\n\n{ran_on('onnx', 'onnxruntime')}\n\n"
     options.out.with_suffix(".md").write_text(head + report(rows) + "\n")
 
 

@@ -37,9 +37,7 @@ import hashlib
 import itertools
 import json
 import math
-import shlex
 import signal
-import sys
 import tempfile
 import threading
 import time
@@ -289,7 +287,6 @@ def way(result: dict[str, Any]) -> Way:
 
 def tell(setting: Setting, results: list[dict[str, Any]], name: str) -> None:
     """The table and the picture of these results."""
-    command = shlex.join(["python", "scripts/frontier.py", *sys.argv[1:]])
     rows, lines = [], []
     for keep in sorted({r["keep"] for r in results}, reverse=True):
         for method in METHODS:
@@ -313,7 +310,7 @@ def tell(setting: Setting, results: list[dict[str, Any]], name: str) -> None:
         "learning rate",
         "distillation",
     ]
-    lines.append(f"# Accuracy against FLOPs: {setting.arch} on {setting.data}\n\n{ran_on(command, 'torch-pruning')}\n")
+    lines.append(f"# Accuracy against FLOPs: {setting.arch} on {setting.data}\n\n{ran_on('torch-pruning')}\n")
     lines.append(
         f"{setting.images:,} training images, {setting.epochs} epochs (shared by all budgets), {setting.finetune} of "
         f"fine-tuning, batch {setting.batch_size}; from scratch {setting.epochs + setting.finetune} epochs. "

@@ -196,7 +196,7 @@ def main() -> None:
     header = ["penalty", "λ", "method", "β after 400 steps", "above the minimum", "exact zeros", "first at step"]
     text = (
         f"# The loss surface of a classifier with two parameters\n\n"
-        f"{ran_on('python scripts/loss_surface.py', 'plotly')}\n\n"
+        f"{ran_on('plotly')}\n\n"
         f"p = {p}, x = {x}, from β = {START}, step size {STEP}. The minimum is in closed form.\n\n"
         + table(header, rows)
         + "\n\nSeen: L1 folds the surface along both axes. Proximal and coordinate steps land in a fold, at exactly 0, "

@@ -89,7 +89,7 @@ def main() -> None:
     made = table(["network", "channels", "γ", "parameters removed (paper)", "FLOPs removed (paper)"], rows)
     print(made)
     title = "# The paper's reductions, from γ of a similar spread"
-    write("paper_reductions", f"{title}\n\n{ran_on('python scripts/paper_reductions.py')}\n\n{made}\n")
+    write("paper_reductions", f"{title}\n\n{ran_on()}\n\n{made}\n")
 
 
 if __name__ == "__main__":

@@ -143,7 +143,7 @@ def main() -> None:
             notes.append(f"- {name}: {how(name, folder)}")
     if not lines:
         raise SystemExit(f"no finished run under {str(args.checkpoints)!r}: --run one of {', '.join(rows)}")
-    text = f"# Network Slimming's tables\n\n{ran_on('python scripts/paper_tables.py')}\n\n{table(header, lines)}\n\n"
+    text = f"# Network Slimming's tables\n\n{ran_on()}\n\n{table(header, lines)}\n\n"
     print(write("paper_tables", text + "\n".join(notes)).read_text())
 
 

@@ -124,7 +124,7 @@ def main() -> None:
     header += ["recovered, score residual %", "FLOPs left %", "seconds to recover"]
     text = (
         f"# Accuracy right after pruning: ResNet-20 on {args.data}\n\n"
-        f"{ran_on('python scripts/recovery.py --data ' + args.data)}\n\n"
+        f"{ran_on()}\n\n"
         f"{len(loaded.train):,} training images, {args.epochs or (30 if digits else 6)} epochs (short runs, not the "
         f"accuracy that ResNet-20 can have), {len(loaded.test):,} test images, {count:,} calibration images without "
         "labels. No training after pruning. Seconds with other work on the machine.\n\n" + table(header, rows)

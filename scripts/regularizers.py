@@ -159,7 +159,7 @@ def main() -> None:
 
     html = save("regularizers", draw(given, found, paths))
     text = (
-        f"# Regularisers on one sparse linear model\n\n{ran_on('python scripts/regularizers.py', 'scikit-learn')}\n\n"
+        f"# Regularisers on one sparse linear model\n\n{ran_on('scikit-learn')}\n\n"
         f"{EXAMPLES} examples, {FEATURES} features of which {TRUE} matter, seed {SEED}; λ = {strength}, "
         f"{STEPS} full-batch steps of SGD, 0.02 with momentum 0.9; L0 with λ = {strength**2 / 2:g}.\n\n"
         + table(header, rows)

@@ -15,12 +15,12 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results"
 
 
-def ran_on(command: str, *packages: str) -> str:
-    """One line: date, command, machine, versions."""
+def ran_on(*packages: str) -> str:
+    """One line: date, the command that runs, machine, versions; those of `packages` beside the usual."""
     name = next((line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), "")
     versions = ", ".join(f"{package} {version(package)}" for package in ("slim", "torch", "numpy", *packages))
     machine = f"{name or platform.processor()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}"
-    return f"{date.today()}, `{command}`, on {machine}; python {platform.python_version()}, {versions}."
+    return f"{date.today()}, `{command()}`, on {machine}; python {platform.python_version()}, {versions}."
 
 
 def command() -> str:

@@ -116,7 +116,7 @@ def main() -> None:
     )
     path = write(
         name,
-        f"# Landing on a target: {args.data}\n\n{ran_on('python scripts/sparsity_target.py --data ' + args.data)}\n\n"
+        f"# Landing on a target: {args.data}\n\n{ran_on()}\n\n"
         f"{setting}; {arch}, {epochs} epochs, batch {batch_size}, SGD 0.1 with momentum, cosine. "
         "Proximal L1, λ from 1e-4, floor 10 %.\n\n"
         + table(header, rows)

@@ -215,7 +215,7 @@ def main() -> None:
     seeds = ", ".join(map(str, args.seeds))
     count = sum(w.numel() for w in weights(network(dataset.image_size[0])))
     text = (
-        f"# Where the weights go\n\n{ran_on('python scripts/weight_distribution.py', 'plotly')}\n\n"
+        f"# Where the weights go\n\n{ran_on('plotly')}\n\n"
         f"{words}; {count:,} weights, {args.epochs} epochs, batch 64, SGD 0.02 with momentum 0.9, cosine; "
         f"seeds {seeds} (mean ± standard deviation). Near zero: |w| < {NEAR:g}.\n\n"
         + table(header, rows)

@@ -23,7 +23,7 @@ def give_back_freed_memory() -> None:
     """Let glibc give all that is free back to the system, for once.
 
     A batch of large images leaves holes where small objects have come in between, in which the next batch has no room:
-    a pass over 100,000 images of 224×224 pixels grew by more than a gigabyte. Nothing happens with other C libraries.
+    a pass over 80,000 images of 224×224 pixels grew by more than a gigabyte. Nothing happens with other C libraries.
     """
     _of_glibc("malloc_trim", 0)
 

@@ -18,11 +18,11 @@ import onnxruntime
 from slim.bench.memory import peak_memory
 from slim.bench.profile import NodeTime, operator_profile
 from slim.bench.result import BenchReport, BenchRow
-from slim.bench.runners import SESSION_SETTINGS, OnnxRunner, Runner, TorchRunner, open_runners, shapes_in_words
+from slim.bench.runners import OnnxRunner, Runner, TorchRunner, open_runners, shapes_in_words
 from slim.bench.timing import rows_of, time_in_turn
 from slim.errors import SlimError
 
-__all__ = ["SESSION_SETTINGS", "BenchReport", "BenchRow", "NodeTime", "benchmark", "short_names"]
+__all__ = ["BenchReport", "BenchRow", "NodeTime", "benchmark", "short_names"]
 
 BATCH_SIZES = (1, 32)
 

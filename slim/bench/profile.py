@@ -7,8 +7,8 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
-from slim.bench.runners import SESSION_SETTINGS, OnnxRunner
-from slim.export.session import open_session, ready_call
+from slim.bench.runners import OnnxRunner
+from slim.export.session import SESSION_SETTINGS, open_session, ready_call
 
 RUNS = 10
 WARMUP = 3

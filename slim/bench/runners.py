@@ -13,11 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from slim.errors import SlimError
-from slim.export.session import ON_GPU, open_session, ready_call, start_provider
+from slim.export.session import ON_GPU, SESSION_SETTINGS, open_session, ready_call, start_provider
 
-# By default, a session's idle threads spin for a while after each run: they would take the cores from the
-# next file's run. With two networks in turn on 2 cores, that multiplied the 90th percentile by 5.
-SESSION_SETTINGS = {"session.force_spinning_stop": "1"}
 DTYPES = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,

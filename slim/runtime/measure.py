@@ -27,8 +27,6 @@ ATTEMPTS = 8
 ROUNDS = 15  # at least
 SECONDS = (1.0, 12.0)  # at least; at most, where the machine is too busy to tell sooner
 PRECISION = TOLERANCE / 3  # of the share that is measured: half of its 95 % interval
-# By default, a session's idle threads spin for a while after each run: they would take the cores from the next one's.
-SESSION_SETTINGS = {"session.force_spinning_stop": "1"}
 
 
 class Network:
@@ -38,7 +36,7 @@ class Network:
     """
 
     def __init__(self, model: nn.Module, example_inputs: Any, runtime: Runtime) -> None:
-        from slim.export.session import open_session, ready_call
+        from slim.export.session import SESSION_SETTINGS, open_session, ready_call
         from slim.export.write import Draft
 
         self.draft = Draft(model, example_inputs)

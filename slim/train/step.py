@@ -68,8 +68,9 @@ class Step:
                     buffer.copy_(value)
         try:
             if self.clip_norm:
-                norm: dict[str, Any] = {"max_norm": self.clip_norm, "error_if_nonfinite": False}
-                self.fabric.clip_gradients(self.network, self.stepper, **norm)
+                self.fabric.clip_gradients(
+                    self.network, self.stepper, max_norm=self.clip_norm, error_if_nonfinite=False
+                )
             self.stepper.step()
         except RuntimeError as error:
             if not is_out_of_memory(error):
