@@ -99,6 +99,21 @@ def test_budgets_are_met_from_below(kind, share):
     assert absolute.removed == plan.removed
 
 
+@pytest.mark.parametrize("round_to", [1, 8])
+def test_budgets_leave_no_room_for_another_channel(round_to):
+    model = vgg()
+    plan = slim.plan(model, X, flops=0.45, round_to=round_to)
+    whole, kept = plan.totals["flops"]
+    assert kept <= 0.45 * whole
+    for layer in plan.layers:
+        if layer.after < layer.before:
+            sizes = {other.name: other.after + round_to * (other is layer) for other in plan.layers}
+            shares = {other.name: 1 - min(1, sizes[other.name] / other.before) for other in plan.layers}
+            more = slim.plan(model, X, ratio=0.1, layer_ratios=shares)
+            assert {other.name: other.after for other in more.layers} == sizes
+            assert more.totals["flops"][1] > 0.45 * whole
+
+
 @pytest.mark.parametrize("n", [8, 16])
 def test_round_to(n):
     model = randomise(torchvision.models.mobilenet_v3_small())

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -47,9 +48,17 @@ def choose(
     """
     if rules.latency is not None:
         return _by_value_for_cost(groups, safe, rules, fixed, budget, kind, costs)
-    steps, gone = _below_threshold(groups, safe, rules, fixed)
-    taken = _steps_within(budget, kind, steps, gone, costs)
-    return Chosen(gone(taken), taken == steps)
+    steps, sizes = _below_threshold(groups, safe, rules, fixed)
+
+    def gone(keep: NDArray[np.int64]) -> Bools:
+        out: Bools = (groups.rank >= keep[groups.pattern]) & ~safe
+        return out
+
+    taken = _steps_within(budget, kind, steps, lambda k: gone(sizes(k)), costs)
+    keep = sizes(taken)
+    if kind != "ratio":
+        _fill(keep, groups, rules, fixed, lambda keep: costs.of(kind, gone(keep)) <= budget)
+    return Chosen(gone(keep), taken == steps)
 
 
 def _scores(groups: Groups, rules: Rules) -> Floats:
@@ -63,16 +72,17 @@ def _scores(groups: Groups, rules: Rules) -> Floats:
 
 def _below_threshold(
     groups: Groups, safe: Bools, rules: Rules, fixed: NDArray[np.int64]
-) -> tuple[int, Callable[[int], Bools]]:
-    """How many steps there are, and for a number of steps which groups go: in each, one more below the threshold."""
+) -> tuple[int, Callable[[int], NDArray[np.int64]]]:
+    """How many steps there are, and for a number of steps how many groups of each pattern stay: in each step, one more
+    falls below the threshold."""
     score = _scores(groups, rules)
     free = ~safe & (fixed[groups.pattern] < 0)
     order = np.flatnonzero(free)
     order = order[np.lexsort((groups.roots[order], score[order]))]
-    unit = np.array([rules.round_to // math.gcd(rules.round_to, int(m)) for m in groups.multiple])
+    unit = _units(groups, rules)
     least = np.bincount(groups.pattern, weights=safe).astype(np.int64)
 
-    def gone(steps: int) -> Bools:
+    def sizes(steps: int) -> NDArray[np.int64]:
         taken = np.bincount(groups.pattern[order[:steps]], minlength=len(groups.pattern_size))
         keep = groups.pattern_size - taken
         keep = np.where(fixed >= 0, np.maximum(fixed, least), keep)
@@ -81,10 +91,38 @@ def _below_threshold(
             up = np.minimum(down + unit, groups.pattern_size)
             nearest = np.where((keep - down <= up - keep) & (down >= np.maximum(least, 1)), down, up)
             keep = np.where(keep % unit == 0, keep, nearest)
-        out: Bools = (groups.rank >= keep[groups.pattern]) & ~safe
-        return out
+        return keep
 
-    return len(order), gone
+    return len(order), sizes
+
+
+def _units(groups: Groups, rules: Rules) -> NDArray[np.int64]:
+    """How many groups of each pattern make a whole step of rounding."""
+    return np.array([rules.round_to // math.gcd(rules.round_to, int(m)) for m in groups.multiple])
+
+
+def _fill(
+    keep: NDArray[np.int64],
+    groups: Groups,
+    rules: Rules,
+    fixed: NDArray[np.int64],
+    fits: Callable[[NDArray[np.int64]], bool],
+) -> None:
+    """The last group below the threshold may have been a large one. The best of the others come back as far as the
+    budget has room for them."""
+    score = _scores(groups, rules)
+    best_first = np.split(np.lexsort((groups.rank, groups.pattern)), np.cumsum(groups.pattern_size)[:-1])
+    unit = _units(groups, rules)
+    open_ = [(-score[best_first[p][keep[p]]], p) for p in np.flatnonzero((keep < groups.pattern_size) & (fixed < 0))]
+    heapify(open_)
+    while open_:
+        _, p = heappop(open_)
+        had = keep[p]
+        keep[p] = min(had + unit[p], groups.pattern_size[p])
+        if not fits(keep):
+            keep[p] = had  # and its others, which cost the same, don't fit either
+        elif keep[p] < groups.pattern_size[p]:
+            heappush(open_, (-score[best_first[p][keep[p]]], p))
 
 
 def _by_value_for_cost(
