@@ -10,11 +10,15 @@ fine-tunes. What is trained on the way:
 
     slim      proximal L1; channels by `score="residual"`; `slim.recover`; fine-tuning that may learn from the unpruned
               network, too
-    paper     Network Slimming as published: L1 by subgradient, one threshold for |γ|, fine-tuning (Liu et al., 2017)
+    paper     Network Slimming as published: L1 by subgradient, one threshold for |γ|, channel selection before
+              pre-activation blocks, fine-tuning (Liu et al., 2017); but no layer is emptied
     tp        torch-pruning's BNScalePruner: its regulariser, its pruner (global), fine-tuning
-    l1        L1 norm of filters, the same share of each layer, on a network trained without a penalty (Li et al., 2017)
+    l1        L1 norm of filters, the same share of each layer, on a network trained without a penalty (Li et al.,
+              2017), by torch-pruning
     random    random channels, the same share of each layer, on the same network
     scratch   the architecture that slim found, trained from new weights for all epochs (Liu et al., 2019)
+
+All train by the same recipe (SGD with Nesterov, warm-up and a cosine), not each by its paper's own.
 
 The learning rate of fine-tuning is each method's own best, so that none is favoured: on the first --tuning-seeds seeds
 every method is fine-tuned at each --finetune-lr, for each budget, and the rate with the lowest cross entropy on
@@ -192,7 +196,7 @@ def by_torch_pruning(model: nn.Module, example: Tensor, keep: float, kind: str, 
         torch.manual_seed(seed)
         importance = {
             "tp": tp.importance.BNScaleImportance,
-            "l1": lambda: tp.importance.MagnitudeImportance(p=1),
+            "l1": lambda: tp.importance.MagnitudeImportance(p=1, normalizer=None, group_reduction="first"),
             "random": tp.importance.RandomImportance,
         }[kind]()
         cls = tp.pruner.BNScalePruner if kind == "tp" else tp.pruner.MagnitudePruner
@@ -234,7 +238,7 @@ def results_of(bench: Bench, method: str, keep: float, ways: Sequence[Way]) -> I
             recovered = slim.recover(whole, thin, plan, images)
             thin, pruned["recovery_seconds"] = recovered.model, recovered.seconds
     elif method == "paper":
-        thin = slim.plan(whole, bench.example, flops=keep).apply(whole)
+        thin = slim.plan(whole, bench.example, flops=keep, floor=0, mode="select").apply(whole)
     else:
         thin = by_torch_pruning(whole, bench.example, keep, method, bench.seed)
     before, after = measure(whole, bench.example), measure(thin, bench.example)
@@ -365,6 +369,16 @@ def dataset(name: str, images: int) -> data.Dataset:
     return loaded
 
 
+def logged(log: Path, facts: dict[str, Any]) -> list[dict[str, Any]]:
+    """The results of a setting that stand in the log. A last line that a kill cut in half goes out of it."""
+    text = log.read_text() if log.exists() else ""
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        log.write_text(whole)
+    lines = [json.loads(line) for line in whole.splitlines()]
+    return [line["result"] for line in lines if line["setting"] == facts]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="digits, 6 + 3 epochs, one seed: to see that it works")
@@ -394,6 +408,8 @@ def main() -> None:
         args.data = "digits"
         args.seeds, args.epochs, args.finetune, args.keep, args.calibration = [0], 6, 3, [0.5, 0.2], 512
         args.strength, args.paper_strength, args.batch_size = 2e-3, 2e-3, 64
+    if not 1 <= args.tuning_seeds:
+        parser.error(f"--tuning-seeds {args.tuning_seeds}: expected at least 1, to choose the learning rates")
     started = time.perf_counter()
     loaded = dataset(args.data, args.images)
     signal.signal(signal.SIGTERM, interrupted)  # between trainings, which save a state first
@@ -409,8 +425,7 @@ def main() -> None:
         name = args.name or f"frontier_{args.data}_{arch.partition(':')[2]}" + ("_quick" if args.quick else "")
         log = RESULTS / f"{name}.jsonl"  # not dated: it grows over days
         facts = dataclasses.asdict(setting)
-        lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-        results = [line["result"] for line in lines if line["setting"] == facts]
+        results = logged(log, facts)
         try:
             for seed in args.seeds:
                 bench = Bench(setting, loaded, seed, args.cache)
