@@ -408,7 +408,7 @@ def main() -> None:
         args.data = "digits"
         args.seeds, args.epochs, args.finetune, args.keep, args.calibration = [0], 6, 3, [0.5, 0.2], 512
         args.strength, args.paper_strength, args.batch_size = 2e-3, 2e-3, 64
-    if not 1 <= args.tuning_seeds:
+    if args.tuning_seeds < 1:
         parser.error(f"--tuning-seeds {args.tuning_seeds}: expected at least 1, to choose the learning rates")
     started = time.perf_counter()
     loaded = dataset(args.data, args.images)
