@@ -9,10 +9,11 @@ What follows `--` are settings for slim-run, such as --resume, --data.root or --
 training set isn't at hand, `--mnist-t10k FOLDER` makes one of its test set: 8,000 images to train and 2,000 to test.
 
 The paper's numbers: Liu et al., Learning Efficient Convolutional Networks through Network Slimming, ICCV 2017, tables
-1 (CIFAR-10) and 4 (several passes) and the MNIST row of section 4.
+1 (CIFAR-10), 3 (MNIST) and 4 (several passes).
 """
 
 import argparse
+import dataclasses
 import gzip
 import json
 import subprocess
@@ -23,8 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from shared import ran_on, table, write
+
+from slim import config
+from slim.config import RunConfig
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs" / "paper"
@@ -54,6 +57,7 @@ PASSES = [  # of VGG-19: error of the trained and of the fine-tuned network, rem
     Printed(5.87, 6.10, 91.4, 63.1),
     Printed(6.19, 6.59, 95.6, 77.2),
     Printed(5.96, 7.73, 98.3, 88.7),
+    Printed(7.79, 9.70, 99.4, 95.7),
 ]
 
 
@@ -74,17 +78,16 @@ def small_mnist(folder: Path) -> Path:
     return raw.parents[1]
 
 
-def row_of(name: str, folder: Path, printed: Printed, trained: str) -> list[str] | None:
-    """One line of the table, or None where the run isn't complete."""
-    path = folder / "summary.json"
-    summary: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    if "finetuned" not in summary:
+def row_of(folder: Path, printed: Printed, trained: str, whole: dict[str, Any] | None = None) -> list[str] | None:
+    """One line of the table: of the stage `trained` and of the fine-tuned network, against the unpruned one `whole`, by
+    default that of the first. None where the run isn't complete."""
+    found = summary(folder)
+    if "finetuned" not in found:
         return None
-    before = summary.get(trained) or summary["sparse"]
-    whole, after = WHOLE.get(name) or before, summary["finetuned"]
-    WHOLE[name] = whole
+    before, after = found.get(trained), found["finetuned"]
+    whole = whole or before or found["sparse"]
     removed = {key: f"{100 * (1 - after[key] / whole[key]):.1f}" for key in ("params", "flops")}
-    errors = [f"{100 * (1 - stage['accuracy']):.2f}" for stage in (before, after)]
+    errors = [f"{100 * (1 - stage['accuracy']):.2f}" if stage else "not trained" for stage in (before, after)]
     flops = "" if printed.flops is None else f"{printed.flops:.1f}"
     return [
         *(f"{printed.baseline:.2f}", errors[0], f"{printed.finetuned:.2f}", errors[1]),
@@ -93,21 +96,46 @@ def row_of(name: str, folder: Path, printed: Printed, trained: str) -> list[str]
     ]
 
 
-WHOLE: dict[str, Any] = {}  # the unpruned network of a run in several passes
+def rows_of_passes(name: str, folder: Path) -> dict[str, list[str] | None]:
+    """A line for each pass, against the network before the first; what the paper calls trained is with sparsity."""
+    if not (folder / "config.yaml").exists():
+        return {}
+    passes = that_count(folder / "config.yaml")["passes"]
+    folders = [folder / f"pass-{number}" for number in range(1, passes)] + [folder]
+    whole = summary(folder).get("baseline")
+    return {
+        f"{name}, pass {number}": row_of(inner, printed, "sparse", whole)
+        for number, (inner, printed) in enumerate(zip(folders, PASSES), start=1)
+    }
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    """What `slim-run` wrote of each stage so far."""
+    path = folder / "summary.json"
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return found
 
 
 def how(name: str, folder: Path) -> str:
     """In what a run departs from its config: what is not the paper's."""
-    wanted, used = (yaml.safe_load(p.read_text()) for p in (CONFIGS / f"{name}.yaml", folder / "config.yaml"))
-    told = []
-    for section, values in wanted.items():
-        for key, value in values.items() if isinstance(values, dict) else [(None, values)]:
-            now = used[section] if key is None else used[section][key]
-            if now != value:
-                told.append(f"{section}{'.' + key if key else ''} {now} instead of {value}")
-    if used["data"]["root"] != "data" and wanted["data"]["name"] == "mnist" and "t10k" in used["data"]["root"]:
+    wanted, used = (that_count(path) for path in (CONFIGS / f"{name}.yaml", folder / "config.yaml"))
+    told = [f"{key} {used[key]} instead of {value}" for key, value in wanted.items() if used[key] != value]
+    root = config.read(folder / "config.yaml")["data"]["root"]
+    if wanted["data.name"] == used["data.name"] == "mnist" and "t10k" in root:
         told.append("8,000 of MNIST's test images for training and 2,000 for testing")
     return f"**shortened or changed**: {', '.join(told)}" if told else "the paper's schedule"
+
+
+def that_count(path: Path) -> dict[str, Any]:
+    """The settings of a file, those by default included, on which the numbers of the table depend."""
+    given = dataclasses.asdict(config.updated(RunConfig(), config.read(path)))
+    flat = {"passes": given["passes"], "precision": given["precision"]}
+    for section in ("data", "model", "train", "sparsity", "prune", "finetune"):
+        flat |= {f"{section}.{key}": value for key, value in given[section].items()}
+    return {key: value for key, value in flat.items() if key not in WHERE_IMAGES_LIE}
+
+
+WHERE_IMAGES_LIE = {f"data.{key}" for key in ("root", "download", "storage", "workers", "cache")}
 
 
 def main() -> None:
@@ -124,23 +152,15 @@ def main() -> None:
         command = [sys.executable, "-c", program, str(CONFIGS / f"{name}.yaml"), *more, *overrides]
         subprocess.run(command, check=True)
 
-    header = ["row", "baseline error %: paper", "ours", "fine-tuned error %: paper", "ours"]
+    header = ["row", "trained, error %: paper", "ours", "fine-tuned, error %: paper", "ours"]
     header += ["parameters removed %: paper", "ours", "FLOPs removed %: paper", "ours", "parameters left", "FLOPs left"]
     lines, notes = [], []
     for name in rows:
         folder = args.checkpoints / f"paper-{name}"
-        if name in PAPER:
-            line = row_of(name, folder, PAPER[name], "baseline")
-            lines += [[name, *line]] if line else []
-        else:
-            for number, printed in enumerate(PASSES, start=1):
-                inner = folder / f"pass-{number}"
-                line = row_of(name, inner if inner.exists() else folder, printed, "sparse")
-                lines += [[f"{name}, pass {number}", *line]] if line else []
-                if not inner.exists():
-                    break
-        if line:
-            notes.append(f"- {name}: {how(name, folder)}")
+        found = {name: row_of(folder, PAPER[name], "baseline")} if name in PAPER else rows_of_passes(name, folder)
+        done = [[title, *row] for title, row in found.items() if row]
+        lines += done
+        notes += [f"- {name}: {how(name, folder)}"] if done else []
     if not lines:
         raise SystemExit(f"no finished run under {str(args.checkpoints)!r}: --run one of {', '.join(rows)}")
     text = f"# Network Slimming's tables\n\n{ran_on()}\n\n{table(header, lines)}\n\n"

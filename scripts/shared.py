@@ -43,9 +43,11 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def mean_and_spread(values: Sequence[float], digits: int = 2) -> str:
-    """Mean ± standard deviation (of a sample)."""
+    """Mean ± standard deviation (of a sample); a single value as it is."""
     mean = sum(values) / len(values)
-    spread = (sum((value - mean) ** 2 for value in values) / max(1, len(values) - 1)) ** 0.5
+    if len(values) == 1:
+        return f"{mean:.{digits}f}"
+    spread = (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5
     return f"{mean:.{digits}f} ± {spread:.{digits}f}"
 
 

@@ -72,7 +72,11 @@ class OptimConfig:
     weight_decay: float = setting(1e-4, "on convolution and linear weights only, unless decay_norm", "[0, inf)")
     decay_norm: bool = setting(False, "also decay BatchNorm scales and all biases, as the paper's code does")
     schedule: Literal["constant", "step", "cosine", "onecycle"] = setting(
-        "cosine", "of the learning rate; step: ÷10 at half and at three quarters; onecycle: up for warmup, then down"
+        "cosine", "of the learning rate; step: ÷10 at each of milestones; onecycle: up for warmup, then down"
+    )
+    milestones: list[float] = field(
+        default_factory=lambda: [0.5, 0.75],
+        metadata=about("shares of the steps after which schedule step divides by 10", "(0, 1)"),
     )
     warmup: float = setting(0.05, "share of the steps over which the learning rate rises", "[0, 1)")
     label_smoothing: float = setting(0.0, "share of each label spread over all classes", "[0, 1)")

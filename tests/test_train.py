@@ -267,6 +267,8 @@ def test_step_schedule_is_the_papers() -> None:
     optim = OptimConfig(lr=0.1, schedule="step", warmup=0.0)
     rates = [learning_rate(optim, step, 160 * 10) for step in range(1600)]
     assert rates == pytest.approx([0.1] * 800 + [0.01] * 400 + [0.001] * 400)
+    optim = OptimConfig(lr=1.0, schedule="step", warmup=0.0, milestones=[0.333333])  # on MNIST at 1/3 (and 2/3)
+    assert [learning_rate(optim, step, 930) for step in (309, 310)] == pytest.approx([1.0, 0.1])
 
 
 def test_warm_up_rises_linearly_to_the_full_rate() -> None:

@@ -33,8 +33,8 @@ def learning_rate(optim: OptimConfig, step: int, steps: int) -> float:
     """The learning rate of step 0 … steps − 1.
 
     In the w = warmup·steps steps of the warm-up, step k has lr·(k + 1)/(w + 1). After it, "constant" stays at
-    lr; "step" divides by 10 at half and again at three quarters of all steps, as the paper does; "cosine"
-    follows lr·(1 + cos(π·t))/2, where t goes from 0 at step w towards 1 at the end.
+    lr; "step" divides by 10 at each of the `milestones`, by default half and three quarters of all steps, as the paper
+    does on CIFAR-10; "cosine" follows lr·(1 + cos(π·t))/2, where t goes from 0 at step w towards 1 at the end.
 
     "onecycle" rises along half a cosine from lr/25 to lr at step w − 1 and falls along another to lr/250,000 at the
     last step (Smith and Topin, https://arxiv.org/abs/1708.07120, as torch's OneCycleLR has it, without its cycle of
@@ -54,7 +54,7 @@ def learning_rate(optim: OptimConfig, step: int, steps: int) -> float:
         case "constant":
             return optim.lr
         case "step":
-            return optim.lr * 0.1 ** ((step >= steps / 2) + (step >= 3 * steps / 4))
+            return optim.lr * 0.1 ** sum(step >= share * steps for share in optim.milestones)
         case "cosine":
             return optim.lr * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))) / 2
     raise unknown("schedule", optim.schedule, ["constant", "step", "cosine", "onecycle"])
