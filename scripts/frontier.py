@@ -248,7 +248,7 @@ def results_of(bench: Bench, method: str, keep: float, ways: Sequence[Way]) -> I
         pruned |= {"unpruned": bench.accuracy(whole), "pruned": bench.accuracy(thin)}
     for lr, distill in ways:
         started = time.perf_counter()
-        states = bench.file(dataclasses.asdict(s), method, keep, bench.seed, lr, distill, ending=".state")
+        states = bench.file(dataclasses.asdict(s), method, keep, bench.seed, lr, distill, digest(thin), ending=".state")
         tuned = copy.deepcopy(thin)
         if method == "scratch":
             count = bench.fit(tuned, s.epochs + s.finetune, lr, states)
@@ -267,6 +267,14 @@ def results_of(bench: Bench, method: str, keep: float, ways: Sequence[Way]) -> I
             "date": str(date.today()),
         }
         train.Snapshots(states, {}).clear()  # now that the result is kept
+
+
+def digest(model: nn.Module) -> str:
+    """Of all its tensors: a fine-tuning goes on only from the very network that it began with."""
+    found = hashlib.sha256()
+    for tensor in model.state_dict().values():
+        found.update(tensor.cpu().numpy().tobytes())
+    return found.hexdigest()
 
 
 def best_ways(results: Sequence[dict[str, Any]], seeds: Sequence[int]) -> dict[tuple[str, float], Way]:
