@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from slim.calibration import drawn, part
+from slim.errors import SlimError
 from slim.trace import Trace, call
 from slim.watch import TRANSPOSED, Layer, Watch, evaluating
 
@@ -141,9 +143,23 @@ def _readers(model: nn.Module, traced: Trace, images: Any) -> list[Reader]:
             found[layer.name] = _split(layer, traced.classes.roots(labels))
         return layer.run()
 
-    with evaluating(model), Watch(model, visit):
-        call(model, images)
+    device = next(model.parameters()).device
+    images = part(drawn(images, 1, "scores")[0], slice(None), device)
+    try:
+        with evaluating(model), Watch(model, visit):
+            call(model, images)
+    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+        raise SlimError(f"the network can't run on these images: {' '.join(str(error).split())}") from error
     return [reader for readers in found.values() for reader in readers]
+
+
+def _places(labels: NDArray[np.int64]) -> int:
+    """How many features of a linear layer each channel of the map before it fills, where it reads a flattened map: then
+    it is a convolution whose kernel is as large as the map. 1 where it doesn't."""
+    ends = np.flatnonzero(np.diff(labels))
+    size = int(ends[0]) + 1 if len(ends) else 1
+    even = len(labels) % size == 0 and (labels.reshape(-1, size) == labels[::size, None]).all()
+    return size if even else 1
 
 
 def _split(layer: Layer, labels: NDArray[np.int64]) -> list[Reader]:
@@ -153,25 +169,30 @@ def _split(layer: Layer, labels: NDArray[np.int64]) -> list[Reader]:
     if groups > 1 and groups == x.shape[1]:
         return []
     rows = x.reshape(-1, x.shape[-1]) if layer.func is F.linear else x.movedim(1, -1).reshape(-1, x.shape[1])
+    places = _places(labels) if layer.func is F.linear else 1
+    if places > 1:
+        rows = rows.unflatten(1, (-1, places)).movedim(1, -1).flatten(0, 1)
+        weight = weight.unflatten(1, (-1, places))
+        labels = labels[::places]
     if len(rows) > PLACES:
         drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:PLACES]
         rows = rows[drawn.to(rows.device)]
     columns = weight.movedim(0 if layer.func in TRANSPOSED else 1, -1).double().cpu().numpy()
     values = rows.double() if rows.device.type != "mps" else rows.cpu().double()
     readers = []
-    for number, part in enumerate(values.chunk(groups, 1)):
-        covariance = torch.cov(part.T, correction=0).cpu().numpy().reshape(part.shape[1], part.shape[1])
+    for number, read in enumerate(values.chunk(groups, 1)):
+        covariance = torch.cov(read.T, correction=0).cpu().numpy().reshape(read.shape[1], read.shape[1])
         if layer.func in TRANSPOSED:  # the input channels of a group are its slice of the weight
-            own = columns[..., number * part.shape[1] : (number + 1) * part.shape[1]]
+            own = columns[..., number * read.shape[1] : (number + 1) * read.shape[1]]
         else:
             outputs = len(columns) // groups
             own = columns[number * outputs : (number + 1) * outputs]
-        flat = own.reshape(-1, part.shape[1])
+        flat = own.reshape(-1, read.shape[1])
         total = float(((flat @ covariance) * flat).sum())
         ridge = RIDGE * max(float(np.trace(covariance)) / len(covariance), 1e-30)
         precision = np.linalg.inv(covariance + ridge * np.eye(len(covariance))).astype(np.float64)
         if total > 0:
-            n = part.shape[1]
+            n = read.shape[1]
             own_labels = labels if len(labels) == n else labels[number * n : (number + 1) * n]
             readers.append(Reader(own_labels, precision, flat.T @ flat, total))
     return readers

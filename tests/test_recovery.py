@@ -3,14 +3,16 @@
 import copy
 import itertools
 import warnings
+from typing import Any
 
 import pytest
 import torch
+import torch.utils.flop_counter
 from networks import RandomNet
 from torch import Tensor, nn
 
 import slim
-from slim import recovery
+from slim import calibration, recovery
 from slim.errors import SlimError
 from slim.recovery import recover, regression
 from slim.watch import Layer
@@ -174,6 +176,37 @@ def test_least_squares_against_torch() -> None:
     assert best <= missed < 1.01 * best  # the ridge costs a little
 
 
+@pytest.mark.parametrize("intercept", [True, False])
+def test_rows_and_moments_give_the_same_weights(intercept: bool) -> None:
+    """What is computed where there are fewer rows than features is what the moments give."""
+    torch.manual_seed(0)
+    chunks = [
+        (torch.randn(2, 9, n, dtype=torch.float64) + 3, torch.randn(2, 4, n, dtype=torch.float64)) for n in (5, 7, 6)
+    ]
+    old = torch.randn(2, 4, 9, dtype=torch.float64)
+    moments, rows = (
+        cls.of(iter(chunks[:2])) + cls.of(iter(chunks[2:])) for cls in (regression.Moments, regression.Rows)
+    )
+    assert torch.allclose(moments.u, rows.u) and torch.allclose(moments.t, rows.t)
+    if not intercept:
+        moments, rows = moments.about_zero(), rows.about_zero()
+    assert moments.variance() == pytest.approx(rows.variance())
+    assert moments.missed(old) == pytest.approx(rows.missed(old))
+    for ridge in (1e-3, 1.0):
+        assert torch.allclose(moments.solve(old, ridge), rows.solve(old, ridge), atol=1e-9)
+
+
+def test_a_wide_layer_costs_little() -> None:
+    """96 rows of 6,000 features: no matrix of features × features is made."""
+    torch.manual_seed(0)
+    x, weight = torch.randn(96, 6000), torch.randn(8, 6000) / 80
+    layer = Layer("product", "weight", nn.functional.linear, {"input": x, "weight": weight}, lambda: x)
+    with torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
+        made = regression.fit(layer, x @ (weight + 0.01 * torch.randn(8, 6000)).T, intercept=True)
+    assert made is not None and made.missed <= made.missed_before
+    assert counter.get_total_flops() < 2 * 6000 * 6000 * 48 / 4  # a quarter of one such matrix
+
+
 @pytest.mark.parametrize("dims", [1, 2, 3])
 def test_patches_are_what_the_layer_reads(dims: int) -> None:
     """The fit of a layer to its own output, from other weights, gives its own weights."""
@@ -208,9 +241,93 @@ def test_nothing_gets_worse(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recovery, "fit", harm)
     monkeypatch.setattr(recovery._Work, "_match_statistics", lambda self, layer, before: layer.input.mul_(-3))
     recovered = recover(model, thin, plan, images)
+    assert not recovered.folded and not recovered.missed and len(str(recovered).splitlines()) == 1
     assert recovered.chosen == "none" and min(recovered.distance.values()) == recovered.distance["none"]
     for name, tensor in thin.state_dict().items():
         assert torch.equal(recovered.model.state_dict()[name], tensor), name
+
+
+def test_what_divergence_does_not_see_counts_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outputs that move away all together have the same softmax; they aren't closer for it."""
+    model, images, _ = folded(padding=1)
+    plan = slim.plan(model, images[:1], ratio=0.4)
+    thin = plan.apply(model)
+    side_by_side = recovery.side_by_side
+
+    def shifted(model: nn.Module, thin: nn.Module, *more: object) -> None:
+        side_by_side(model, thin, *more)
+        with torch.no_grad():
+            thin[-1].bias += 100
+
+    monkeypatch.setattr(recovery, "side_by_side", shifted)
+    recovered = recover(model, thin, plan, images)
+    assert min(recovered.distance.values()) < recovered.distance["none"] and recovered.chosen == "none"
+
+
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_a_single_output_is_no_class(outputs: int) -> None:
+    model, images, other = folded(padding=1)
+    model[-1] = nn.Linear(6, outputs).double()
+    plan = slim.plan(model, images[:1], ratio=0.3)
+    thin = plan.apply(model)
+    recovered = recover(model, thin, plan, images)
+    assert recovered.chosen == "regression" and recovered.distance["regression"] < 0.5 * recovered.distance["none"]
+    with torch.no_grad():
+        lost, found = ((network(other) - model(other)).square().sum() for network in (thin, recovered.model))
+    assert found < 0.5 * lost
+
+
+def test_a_constant_is_told_only_where_it_is_folded() -> None:
+    """Not where the reader can't take one up; of a grouped reader, those that the groups left read."""
+    model, images, _ = folded(padding=0)
+    norm = model[4]
+    model[3], model[4] = nn.Conv2d(C, 6, 3, bias=False).double(), nn.ReLU()
+    plan = slim.plan(model, images[:1], ratio=4 / 8)
+    assert {2, 6} < set(plan.removed["1"])
+    recovered = recover(model, plan.apply(model), plan, images)
+    assert recovered.chosen == "regression" and "3" in recovered.missed
+    assert not recovered.folded and not recovered.at_borders
+    model[3], model[4] = nn.Conv2d(C, 6, 3, groups=2, padding=1).double(), norm
+    plan = slim.plan(model, images[:1], ratio=2 / 14)
+    assert plan.removed == {"1": [2, 6]}  # the same place in both groups
+    recovered = recover(model, plan.apply(model), plan, images)
+    assert recovered.folded == {"3": 2} and recovered.at_borders == ["3"]
+
+
+def test_a_layer_that_sees_one_batch_of_all_images() -> None:
+    """Its input has no dimension of images: the halves that judge the ridge are rows of it."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Sequential(nn.Conv2d(3, C, 3), nn.BatchNorm2d(C), nn.ReLU())
+            self.fc = nn.Linear(C, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(self.stem(x).mean((2, 3))[None])[0]
+
+    torch.manual_seed(0)
+    model, images = lively(Net()), torch.randn(64, 3, 8, 8, dtype=torch.float64)
+    plan = slim.plan(model, images[:1], ratio=0.4)
+    recovered = recover(model, plan.apply(model), plan, images)
+    assert recovered.chosen == "regression" and not recovered.left
+
+
+def test_images_are_shuffled_and_no_more_than_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder lists its images by class: those that judge are drawn from all."""
+    images = {"x": torch.arange(100.0)[:, None, None, None].expand(-1, 3, 4, 6), "y": torch.arange(100.0)}
+    found, count = calibration.drawn(images, 8, "recovery")
+    assert count == 100 and torch.equal(found["y"], found["x"][:, 0, 0, 0])
+    assert sorted(found["y"].tolist()) == list(range(100)) and 20 < found["y"][75:].mean() < 80
+    again, _ = calibration.drawn(images, 8, "recovery")
+    assert torch.equal(found["y"], again["y"])
+    monkeypatch.setattr(calibration, "PIXELS", 30 * 4 * 6)
+    assert calibration.drawn(images, 8, "recovery")[1] == 30
+    model, some, _ = folded(padding=0)
+    plan = slim.plan(model, some[:1], ratio=0.2)
+    monkeypatch.setattr(calibration, "PIXELS", 12 * 10 * 10)
+    recovered = recover(model, plan.apply(model), plan, some)
+    assert recovered.images == 12 and "on 12 images" in str(recovered)
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -283,11 +400,34 @@ def test_inputs_of_any_form() -> None:
 
 @pytest.mark.parametrize(
     ("images", "said"),
-    [(torch.randn(3, 3, 10, 10), "at least 8"), (torch.randn(16, 4, 10, 10), "can't run on these images")],
+    [
+        (torch.randn(3, 3, 10, 10), "at least 8"),
+        (torch.randn(16, 4, 10, 10), "can't run on these images"),
+        ([], "a list images"),
+        (torch.ones(16, 3, 10, 10).index_fill(0, torch.tensor(5), torch.inf), "image 5 has values that aren't finite"),
+    ],
 )
-def test_mistakes_in_one_line(images: Tensor, said: str) -> None:
+def test_mistakes_in_one_line(images: Any, said: str) -> None:
     model, good, _ = folded(padding=0)
     plan = slim.plan(model, good[:1], ratio=0.2)
     with pytest.raises(SlimError, match=said) as error, warnings.catch_warnings():
-        recover(model, plan.apply(model), plan, images.double())
+        recover(model, plan.apply(model), plan, images.double() if isinstance(images, Tensor) else images)
     assert "\n" not in str(error.value)
+
+
+def test_networks_that_are_not_the_plans() -> None:
+    model, good, _ = folded(padding=0)
+    plan, more = (slim.plan(model, good[:1], ratio=ratio) for ratio in (0.2, 0.4))
+    thin = plan.apply(model)
+    with pytest.raises(SlimError, match=r"thin isn't what the plan makes of the model: 0\.weight is \[8, 3, 3, 3\]"):
+        recover(model, model, plan, good)
+    with pytest.raises(SlimError, match="the plan isn't of this model: 0"):
+        recover(thin, thin, plan, good)
+    with pytest.raises(SlimError, match="thin isn't what the plan makes"):
+        recover(model, thin, more, good)
+    with pytest.raises(SlimError, match="held_out 'a' is out of range"):
+        recover(model, thin, plan, good, held_out="a")
+    with torch.no_grad():
+        model[-1].bias[0] = torch.nan
+    with pytest.raises(SlimError, match="the model's outputs on these images aren't finite"):
+        recover(model, thin, plan, good)

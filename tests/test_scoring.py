@@ -112,6 +112,37 @@ def test_groups_share_a_score_and_nothing_changes() -> None:
     assert model.training and all(torch.equal(before[n], t) for n, t in model.state_dict().items())
 
 
+def test_a_flattened_map_is_read_like_a_large_kernel() -> None:
+    """A linear layer over a map gives the scores of the convolution that does the same; no matrix of all its features
+    is made."""
+    torch.manual_seed(0)
+    linear = correlated([nn.Flatten(), nn.Linear(C * 64, 4)])
+    conv = correlated([nn.Conv2d(C, 4, 8), nn.Flatten()])
+    with torch.no_grad():
+        conv[3].weight.copy_(linear[4].weight.view(4, C, 8, 8))
+        conv[3].bias.copy_(linear[4].bias)
+    images = torch.randn(40, 3, 8, 8, dtype=torch.float64)
+    with torch.no_grad():
+        assert torch.allclose(linear(images), conv(images))
+    scores = [residual_scores(model, trace(model, images[:1]), images)["1"] for model in (linear, conv)]
+    assert scores[0] == pytest.approx(scores[1], rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("images", "said"),
+    [
+        (torch.randn(16, 2, 8, 8), "can't run on these images"),
+        ("photo.jpg", "a str images: expected one batch"),
+        (torch.full((4, 3, 8, 8), torch.nan), "image 0 has values that aren't finite"),
+    ],
+)
+def test_mistakes_in_one_line(images: Tensor, said: str) -> None:
+    model = correlated([nn.Conv2d(C, 5, 3)]).float()
+    with pytest.raises(SlimError, match=said) as error:
+        slim.plan(model, torch.randn(1, 3, 8, 8), score="residual", images=images)
+    assert "\n" not in str(error.value)
+
+
 def test_it_needs_images() -> None:
     model = correlated([nn.Flatten(), nn.Linear(C * 4, 2)])
     with pytest.raises(SlimError, match="needs images"):

@@ -10,13 +10,14 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from slim import data, models, report, train
+from slim.calibration import fitting
 from slim.checkpoint import STAGES
 from slim.config import RunConfig
 from slim.data import Dataset
 from slim.pipeline.networks import Trained, example_images, image_size, open_network, save_network
 from slim.pipeline.records import read_records
 from slim.planning import PruningPlan, plan
-from slim.recovery import Recovery, calibration_count, recover
+from slim.recovery import Recovery, recover
 from slim.runtime import Runtime, read_latency
 from slim.verification import verify
 
@@ -128,7 +129,7 @@ def _made(model: nn.Module, example: Tensor, settings: RunConfig, console: Conso
 
 def _calibration_images(dataset: Dataset, settings: RunConfig) -> Tensor:
     """Training images without augmentation, as many as the settings and memory allow."""
-    count = calibration_count(settings.prune.calibration_images, dataset.image_size)
+    count = fitting(settings.prune.calibration_images, dataset.image_size)
     images, _ = next(data.batches(dataset.train, dataset, count, shuffle_seed=settings.seed))
     return images
 

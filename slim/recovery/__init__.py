@@ -12,26 +12,25 @@ images, no labels, and about as long as a few forward passes.
 
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves
 
+from slim.calibration import drawn, part
 from slim.errors import SlimError
 from slim.planning import PruningPlan
 from slim.rebuild import kept
 from slim.recovery.lockstep import OutOfStep, side_by_side
-from slim.recovery.regression import Fit, fit, fits
+from slim.recovery.regression import fit, fits
 from slim.trace import call
 from slim.trace.clone import clone, named_tensors
 from slim.watch import TRANSPOSED, Layer, Watch, evaluating
 
 LEAST_IMAGES = 8
-CALIBRATION_PIXELS = 128 * 224**2  # all activations of all images are held at once: about 3 GB for a ResNet-50
 BATCH = 256  # images at a time where networks are only compared
 
 
@@ -75,64 +74,72 @@ def recover(model: nn.Module, thin: nn.Module, plan: PruningPlan, images: Any, *
     """Bring `thin`, made by `plan.apply(model)`, closer to what `model` computes, without labels or training.
 
     `images`: a batch of what the networks take (a tensor [N, C, H, W], or a tuple or dict of tensors with N first),
-    normalised as in training; a few hundred to a thousand training images. All but the share `held_out` go through
-    both networks at once, so this needs the memory of such a batch's forward pass twice.
+    normalised as in training; a few hundred to a thousand training images. All but the share `held_out`, chosen at
+    random, go through both networks at once, so this needs the memory of such a batch's forward pass twice; where
+    images are large only as many are used as fit (128 of 224×224), drawn at random, too.
 
     Candidates are the network as it is, with recalibrated BatchNorm statistics, and refitted by regression. The one
     whose outputs are closest to the original's on the held-out images is kept: closest in the mean Kullback–Leibler
-    divergence of class probabilities where outputs are [N, classes], else in the relative squared error.
-    Neither network is changed; shapes, names and dtypes stay, so checkpoints load as before. A layer without a bias
-    gets none: what its intercept would be goes into the statistics of the BatchNorm behind it.
+    divergence of class probabilities where outputs are [N, classes], else in the relative squared error; and none is
+    kept whose squared error is larger than before. Neither network is changed; shapes, names and dtypes stay, so
+    checkpoints load as before. A layer without a bias gets none: what its intercept would be goes into the statistics
+    of the BatchNorm behind it.
 
-    Raises SlimError where there are fewer than 8 images, or the networks can't run on them.
+    Raises SlimError where there are fewer than 8 images, some aren't finite, the networks can't run on them, or `thin`
+    isn't what the plan makes of the model.
     """
     started = time.perf_counter()
-    sizes = {t.shape[0] for t in tree_leaves(images) if isinstance(t, Tensor) and t.dim()}
-    if len(sizes) != 1 or min(sizes) < LEAST_IMAGES:
-        raise SlimError(f"recovery from {sorted(sizes)} images: expected one batch of at least {LEAST_IMAGES}")
-    if not 0 < held_out < 1:
+    if isinstance(held_out, bool) or not isinstance(held_out, int | float) or not 0 < held_out < 1:
         raise SlimError(f"held_out {held_out!r} is out of range: expected a share between 0 and 1")
-    count = sizes.pop()
+    _check_shapes(model, thin, plan)
+    images, count = drawn(images, LEAST_IMAGES, "recovery")
     fitted = min(count - 2, max(4, round(count * (1 - held_out))))
     device = next(model.parameters()).device
-    calibration, test = (_part(images, part, device) for part in (slice(fitted), slice(fitted, None)))
-    result = Recovery(thin, "none", {}, 0.0, count)
+    calibration, test = (part(images, some, device) for some in (slice(fitted), slice(fitted, None)))
+    candidates = {"none": clone(thin, _copied).eval()}
+    told: dict[str, Any] = {}
     with evaluating(model):
-        candidates = {"none": clone(thin, _copied).eval()}
         try:
-            uses = _uses(candidates["none"], _part(calibration, slice(2)))
+            uses = _uses(candidates["none"], part(calibration, slice(2)))
             for kind in ("recalibration", "regression"):
                 candidates[kind] = clone(thin, _copied).eval()
-                work = _Work(model, candidates[kind], plan, uses, kind == "regression", result)
+                work = _Work(model, candidates[kind], plan, uses, regress=kind == "regression")
                 side_by_side(model, candidates[kind], calibration, work.visit)
+            told = {"missed": work.missed, "folded": work.folded, "at_borders": work.at_borders, "left": work.left}
         except OutOfStep as error:
-            result.left["the network"] = f"both networks don't run the same layers ({error})"
             candidates = {"none": candidates["none"]}
+            told = {"left": {"the network": f"both networks don't run the same layers ({error})"}}
         except (RuntimeError, ValueError, TypeError, AssertionError) as error:
             raise SlimError(f"the networks can't run on these images: {' '.join(str(error).split())}") from error
-        result.distance = {kind: _distance(model, found, test) for kind, found in candidates.items()}
-    finite = {kind: d for kind, d in result.distance.items() if d == d}
-    result.chosen = min(finite, key=lambda kind: finite[kind], default="none")
-    result.model = candidates[result.chosen]
-    for module, like in zip(result.model.modules(), thin.modules()):
+        apart = {kind: _apart(model, found, test) for kind, found in candidates.items()}
+    worst = apart["none"].squared_error
+    better = {k: a.distance for k, a in apart.items() if math.isfinite(a.distance) and not a.squared_error > worst}
+    chosen = min(better, key=lambda kind: better[kind], default="none")
+    if chosen != "regression":
+        told = {"left": told["left"]}
+    for module, like in zip(candidates[chosen].modules(), thin.modules()):
         module.training = like.training
-    result.seconds = time.perf_counter() - started
-    return result
+    distance = {kind: a.distance for kind, a in apart.items()}
+    return Recovery(candidates[chosen], chosen, distance, time.perf_counter() - started, count, **told)
 
 
-def calibration_count(images: int, image_size: Sequence[int]) -> int:
-    """How many of the `images` asked for fit in memory."""
-    return min(images, max(LEAST_IMAGES, CALIBRATION_PIXELS // math.prod(image_size)))
+def _check_shapes(model: nn.Module, thin: nn.Module, plan: PruningPlan) -> None:
+    """SlimError unless the tensors of `thin` have the shapes that the plan gives them."""
+    had, has = dict(named_tensors(model)), dict(named_tensors(thin))
+    for name, cuts in plan.cuts.items():
+        if name not in had or list(had[name].shape) != plan.shapes[name]:
+            found = list(had[name].shape) if name in had else "missing"
+            raise SlimError(f"the plan isn't of this model: {name} is {found}: expected {plan.shapes[name]}")
+        expected = [size - len(cuts.get(dim, ())) for dim, size in enumerate(plan.shapes[name])]
+        found = list(has[name].shape) if name in has else "missing"
+        if found != expected:
+            raise SlimError(f"thin isn't what the plan makes of the model: {name} is {found}: expected {expected}")
 
 
 def _copied(tensor: Tensor) -> Tensor:
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(tensor.detach().clone(), requires_grad=tensor.requires_grad)
     return tensor.detach().clone()
-
-
-def _part(images: Any, part: slice, device: torch.device | None = None) -> Any:
-    return tree_map_only(Tensor, lambda t: (t[part] if t.dim() else t).to(device), images)
 
 
 # -- one pass ----------------------------------------------------------------------------------------------------------
@@ -167,11 +174,13 @@ def _uses(model: nn.Module, images: Any) -> _Uses:
 class _Work:
     """What happens at each layer while both networks run side by side."""
 
-    def __init__(
-        self, model: nn.Module, thin: nn.Module, plan: PruningPlan, uses: _Uses, regress: bool, result: Recovery
-    ) -> None:
-        self.plan, self.uses, self.regress, self.result = plan, uses, regress, result
+    def __init__(self, model: nn.Module, thin: nn.Module, plan: PruningPlan, uses: _Uses, regress: bool) -> None:
+        self.plan, self.uses, self.regress = plan, uses, regress
         self.original, self.thin = dict(named_tensors(model)), dict(named_tensors(thin))
+        self.missed: dict[str, tuple[float, float]] = {}  # these four as in Recovery
+        self.folded: dict[str, int] = {}
+        self.at_borders: list[str] = []
+        self.left: dict[str, str] = {}
 
     def visit(self, layer: Layer, before: Layer, wanted: Tensor) -> Tensor:
         if self.uses.counts[layer.name] == 1:  # one that is used twice can't suit both
@@ -180,7 +189,7 @@ class _Work:
             elif self.regress:
                 self._refit(layer, before, wanted)
         elif self.regress:
-            self.result.left[_owner(layer.name)] = "used more than once"
+            self.left[_owner(layer.name)] = "used more than once"
         return layer.run()
 
     def _kept(self, name: str, dim: int) -> Tensor:
@@ -209,7 +218,7 @@ class _Work:
     def _refit(self, layer: Layer, before: Layer, wanted: Tensor) -> None:
         name = _owner(layer.name)
         if not fits(layer):
-            self.result.left[name] = "a form that isn't supported"
+            self.left[name] = "a form that isn't supported"
             return
         transposed, linear = layer.func in TRANSPOSED, layer.func is F.linear
         channels = wanted.dim() - 1 if linear else 1
@@ -217,31 +226,34 @@ class _Work:
         gone = self.plan.cuts.get(layer.name, {}).get(0 if transposed else 1, [])
         if not gone and layer.input.shape == before.input.shape and torch.equal(layer.input, before.input):
             return  # nothing changed before this layer
-        self._count_constants(name, layer, before, gone)
         bias = layer.arguments.get("bias")
-        made = fit(layer, target, intercept=bias is not None or layer.name in self.uses.before_norm)
+        intercept = bias is not None or layer.name in self.uses.before_norm
+        made = fit(layer, target, intercept)
         if made is None:
+            self.left[name] = "its activations aren't finite"
             return
-        self._write(layer, bias, made)
-        self.result.missed[name] = made.missed_before, made.missed
-
-    def _write(self, layer: Layer, bias: Tensor | None, made: Fit) -> None:
         layer.arguments["weight"].copy_(made.weight)
         if bias is not None and made.bias is not None:
             bias.copy_(made.bias)
+        self.missed[name] = made.missed_before, made.missed
+        if gone and intercept:
+            self._count_constants(name, layer, before, gone)
 
     def _count_constants(self, name: str, layer: Layer, before: Layer, gone: list[int]) -> None:
+        """Of the input channels that the layer no longer reads, `gone` of each group."""
         groups = before.arguments.get("groups", 1)
-        if not gone or groups > 1:
-            return
         dim = before.input.dim() - 1 if layer.func is F.linear else 1
-        lost = before.input.index_select(dim, torch.tensor(gone, device=before.input.device)).movedim(dim, 0).flatten(1)
+        size, outputs = before.input.shape[dim] // groups, before.arguments["weight"].shape[0] // groups
+        still = self._kept(layer.name, 0).div(outputs, rounding_mode="floor").unique() if groups > 1 else torch.zeros(1)
+        every = [int(group) * size + channel for group in still for channel in gone]
+        lost = before.input.index_select(dim, torch.tensor(every, device=before.input.device))
+        lost = lost.movedim(dim, 0).flatten(1)
         constant = (lost.amax(1) == lost.amin(1)) & (lost[:, 0] != 0)
         if constant.any():
-            self.result.folded[name] = int(constant.sum())
+            self.folded[name] = int(constant.sum())
             padding = layer.arguments.get("padding", 0)
             if padding == "same" or (padding != "valid" and any([padding] if isinstance(padding, int) else padding)):
-                self.result.at_borders.append(name)
+                self.at_borders.append(name)
 
 
 def _owner(tensor: str) -> str:
@@ -251,21 +263,31 @@ def _owner(tensor: str) -> str:
 # -- how far from the original -----------------------------------------------------------------------------------------
 
 
-def _distance(model: nn.Module, other: nn.Module, images: Any) -> float:
-    """Mean KL divergence of class probabilities where the output is [N, classes], else the relative squared error."""
+@dataclass
+class _Apart:
+    """How far a network's outputs are from the original's: mean KL divergence of class probabilities where the output
+    is [N, classes], else the relative squared error; and that error in any case."""
+
+    distance: float
+    squared_error: float
+
+
+def _apart(model: nn.Module, other: nn.Module, images: Any) -> _Apart:
     count = next(t.shape[0] for t in tree_leaves(images) if isinstance(t, Tensor) and t.dim())
-    total, scale = 0.0, 0.0
+    divergence, error, scale = 0.0, 0.0, 0.0
     for start in range(0, count, BATCH):
-        batch = _part(images, slice(start, start + BATCH))
+        batch = part(images, slice(start, start + BATCH))
         expected, found = _outputs(model, batch), _outputs(other, batch)
-        if len(expected) == 1 and expected[0].dim() == 2:
+        if not all(t.isfinite().all() for t in expected):
+            raise SlimError("the model's outputs on these images aren't finite: expected numbers")
+        error += sum(float((a - b).square().sum()) for a, b in zip(expected, found))
+        scale += sum(float(a.square().sum()) for a in expected)
+        classes = len(expected) == 1 and expected[0].dim() == 2 and expected[0].shape[1] > 1
+        if classes:
             wanted, had = expected[0].log_softmax(1), found[0].log_softmax(1)
-            total += float(F.kl_div(had, wanted, reduction="sum", log_target=True))
-            scale += len(wanted)
-        else:
-            total += sum(float((a - b).square().sum()) for a, b in zip(expected, found))
-            scale += sum(float(a.square().sum()) for a in expected)
-    return total / max(scale, 1e-300)
+            divergence += float(F.kl_div(had, wanted, reduction="sum", log_target=True))
+    error /= max(scale, 1e-300)
+    return _Apart(divergence / count if classes else error, error)
 
 
 def _outputs(model: nn.Module, images: Any) -> list[Tensor]:

@@ -7,6 +7,7 @@ included: what a removed channel carried is predicted from the kept ones of a pi
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +43,23 @@ class Moments:
     tu: Tensor  # [g, O, F]
     tt: Tensor  # [g, O]
 
+    @classmethod
+    def of(cls, chunks: "Chunks") -> "Moments":
+        sums: dict[str, Any] = dict.fromkeys(("u", "t", "uu", "tu", "tt"), 0.0)
+        count = 0
+        near: tuple[Tensor, Tensor] | None = None  # close to the means, so that sums of squares lose no digits
+        for u, t in chunks:
+            near = near or (u.mean(2, keepdim=True), t.mean(2, keepdim=True))
+            u, t = u - near[0], t - near[1]
+            products = {"u": u.sum(2), "t": t.sum(2), "uu": u @ u.mT, "tu": t @ u.mT, "tt": (t * t).sum(2)}
+            for key, value in products.items():
+                sums[key] = sums[key] + value.cpu().double()
+            count += u.shape[2]
+        assert near is not None
+        u, t, uu, tu, tt = (value / count for value in sums.values())
+        mean_u, mean_t = (value + shift[:, :, 0].cpu().double() for value, shift in zip((u, t), near))
+        return cls(count, mean_u, mean_t, uu - _outer(u, u), tu - _outer(t, u), tt - t**2)
+
     def __add__(self, other: "Moments") -> "Moments":
         n = self.count + other.count
         mine, theirs = self.count / n, other.count / n
@@ -61,9 +79,85 @@ class Moments:
         uu, tu = self.uu + _outer(self.u, self.u), self.tu + _outer(self.t, self.u)
         return Moments(self.count, self.u, self.t, uu, tu, self.tt + self.t**2)
 
+    def variance(self) -> float:
+        """E|t|², summed over outputs."""
+        return float(self.tt.sum())
+
+    def missed(self, weight: Tensor) -> float:
+        """E|t − weight u|², summed over outputs."""
+        return float((self.tt + ((weight @ self.uu - 2 * self.tu) * weight).sum(2)).sum())
+
+    def solve(self, old: Tensor, ridge: float) -> Tensor | None:
+        """argmin over D of E|t − (old + D) u|² + ridge · s · |D|², s being the mean variance of u. [g, O, F]"""
+        scale = self.uu.diagonal(dim1=1, dim2=2).mean(1)
+        factor = _cholesky(self.uu, ridge * scale)
+        if factor is None:
+            return None
+        return torch.cholesky_solve((self.tu - old @ self.uu).mT, factor).mT
+
+
+@dataclass
+class Rows:
+    """Patches and targets themselves, in place of moments where they are fewer than features: with rows for features,
+    the matrices of the same solutions are small. Float64."""
+
+    patches: Tensor  # [g, rows, F]
+    targets: Tensor  # [g, rows, O]
+    about_mean: bool = True
+
+    @classmethod
+    def of(cls, chunks: "Chunks") -> "Rows":
+        patches, targets = zip(*((u.mT.cpu().double(), t.mT.cpu().double()) for u, t in chunks))
+        return cls(torch.cat(patches, 1), torch.cat(targets, 1))
+
+    def __add__(self, other: "Rows") -> "Rows":
+        return Rows(torch.cat([self.patches, other.patches], 1), torch.cat([self.targets, other.targets], 1))
+
+    def about_zero(self) -> "Rows":
+        return Rows(self.patches, self.targets, about_mean=False)
+
+    @property
+    def u(self) -> Tensor:
+        return self.patches.mean(1)
+
+    @property
+    def t(self) -> Tensor:
+        return self.targets.mean(1)
+
+    def _about(self) -> tuple[Tensor, Tensor]:
+        """Patches and targets from where their second moments are taken."""
+        if not self.about_mean:
+            return self.patches, self.targets
+        return self.patches - self.u[:, None], self.targets - self.t[:, None]
+
+    def variance(self) -> float:
+        return float(self._about()[1].square().mean(1).sum())
+
+    def missed(self, weight: Tensor) -> float:
+        u, t = self._about()
+        return float((t - u @ weight.mT).square().mean(1).sum())
+
+    def solve(self, old: Tensor, ridge: float) -> Tensor | None:
+        u, t = self._about()
+        kernel = u @ u.mT / u.shape[1]
+        factor = _cholesky(kernel, ridge * kernel.diagonal(dim1=1, dim2=2).sum(1) / u.shape[2])
+        if factor is None:
+            return None
+        return torch.cholesky_solve((t - u @ old.mT) / u.shape[1], factor).mT @ u
+
 
 def _outer(a: Tensor, b: Tensor) -> Tensor:
     return a[:, :, None] * b[:, None, :]
+
+
+Chunks = Iterator[tuple[Tensor, Tensor]]  # some patches [g, F, rows] and their targets [g, O, rows]
+
+
+def _cholesky(matrix: Tensor, added: Tensor) -> Tensor | None:
+    """Of symmetric matrices [g, n, n] with something [g] added to the diagonal; None where one isn't definite."""
+    added = torch.where(added > 0, added, torch.finfo(added.dtype).tiny)
+    factor, failed = torch.linalg.cholesky_ex(matrix + torch.diag_embed(added[:, None].expand(matrix.shape[:2])))
+    return None if failed.any() else factor
 
 
 @dataclass
@@ -84,18 +178,18 @@ def fit(layer: Layer, target: Tensor, intercept: bool) -> Fit | None:
     strong the ridge is, the second half of the images decides for weights fitted to the first half; then all of them
     are used. None where activations aren't finite.
     """
-    first, second = (_moments(layer, target, half) for half in (0, 1))
+    first, second = (_seen(layer, target, half) for half in (0, 1))
     whole = first + second
     if not intercept:
-        first, second, whole = (m.about_zero() for m in (first, second, whole))
+        first, second, whole = (seen.about_zero() for seen in (first, second, whole))
     weight = layer.arguments["weight"]
     old = _as_matrix(layer, weight)
-    total = float(second.tt.sum())
-    misses = {math.inf: _missed(second, old)}
+    total = second.variance()
+    misses = {math.inf: second.missed(old)}
     for ridge in RIDGES:
-        change = _solve(first, old, ridge)
+        change = first.solve(old, ridge)
         if change is not None:
-            misses[ridge] = _missed(second, old + change)
+            misses[ridge] = second.missed(old + change)
     finite = {ridge: miss for ridge, miss in misses.items() if math.isfinite(miss)}
     if not finite:
         return None
@@ -103,26 +197,12 @@ def fit(layer: Layer, target: Tensor, intercept: bool) -> Fit | None:
     least = min(finite.values())
     enough = least + max(0.001 * least, 4 * torch.finfo(_working_dtype(target)).eps * total)
     ridge = max(ridge for ridge, miss in finite.items() if miss <= enough)
-    change = _solve(whole, old, ridge) if ridge < math.inf else None
+    change = whole.solve(old, ridge) if ridge < math.inf else None
     new = old if change is None else old + change
     bias = (whole.t - (new @ whole.u[:, :, None])[:, :, 0]).reshape(-1) if intercept else None
-    return Fit(_as_weight(layer, new, weight), bias, *(misses[r] / max(total, 1e-300) for r in (math.inf, ridge)))
-
-
-def _solve(m: Moments, old: Tensor, ridge: float) -> Tensor | None:
-    """argmin over D of E|t − (old + D) u|² + ridge · s · |D|², s being the mean variance of u. [g, O, F]"""
-    scale = m.uu.diagonal(dim1=1, dim2=2).mean(1)
-    scale = torch.where(scale > 0, scale, 1.0)
-    eye = torch.eye(m.uu.shape[1], dtype=m.uu.dtype)
-    factor, failed = torch.linalg.cholesky_ex(m.uu + (ridge * scale)[:, None, None] * eye)
-    if failed.any():
+    if not new.isfinite().all() or (bias is not None and not bias.isfinite().all()):
         return None
-    return torch.cholesky_solve((m.tu - old @ m.uu).transpose(1, 2), factor).transpose(1, 2)
-
-
-def _missed(m: Moments, weight: Tensor) -> float:
-    """E|t − weight u|², summed over outputs."""
-    return float((m.tt + ((weight @ m.uu - 2 * m.tu) * weight).sum(2)).sum())
+    return Fit(_as_weight(layer, new, weight), bias, *(misses[r] / max(total, 1e-300) for r in (math.inf, ridge)))
 
 
 def _as_matrix(layer: Layer, weight: Tensor) -> Tensor:
@@ -143,39 +223,36 @@ def _working_dtype(tensor: Tensor) -> torch.dtype:
     return tensor.dtype if tensor.dtype == torch.float64 else torch.float32
 
 
-def _moments(layer: Layer, target: Tensor, half: int) -> Moments:
-    """Second moments over patches drawn from one half of the images."""
-    groups = layer.arguments.get("groups", 1)
-    weight = layer.arguments["weight"]
-    features = weight[:, 0].numel() if layer.func in TRANSPOSED else weight[0].numel()
+def _seen(layer: Layer, target: Tensor, half: int) -> Any:
+    """What one half of the images says, as Moments or as Rows, whichever is smaller."""
     windows = _windows(layer)
     places = target.movedim(1, -1) if layer.func is not F.linear else target
-    outputs = places.shape[-1]
     shape = places.shape[:-1]  # images × places in them
-    middle = shape[0] // 2
-    images = middle if half == 0 else shape[0] - middle
-    rows = images * math.prod(shape[1:])
-    wanted = min(rows, max(LEAST_PATCHES, PATCHES_PER_WEIGHT * features) // 2)
-    generator = torch.Generator().manual_seed(half)
-    drawn = torch.randperm(rows, generator=generator)[:wanted] if wanted < rows else torch.arange(rows)
-    drawn = drawn.sort().values.to(target.device) + half * middle * math.prod(shape[1:])
-    dtype = _working_dtype(target)
-    sums: dict[str, Any] = dict.fromkeys(("u", "t", "uu", "tu", "tt"), 0.0)
-    near: tuple[Tensor, Tensor] | None = None  # close to the means, so that sums of squares lose no digits
+    every = math.prod(shape)
+    middle = shape[0] // 2 * math.prod(shape[1:]) or every // 2  # of a single image, its places
+    start, stop = (0, middle) if half == 0 else (middle, every)
+    weight = layer.arguments["weight"]
+    features = weight[:, 0].numel() if layer.func in TRANSPOSED else weight[0].numel()
+    wanted = min(stop - start, max(LEAST_PATCHES, PATCHES_PER_WEIGHT * features) // 2)
+    drawn = torch.arange(start, stop)
+    if wanted < len(drawn):
+        generator = torch.Generator().manual_seed(half)
+        drawn = start + torch.randperm(len(drawn), generator=generator)[:wanted].sort().values
+    chunks = _chunks(layer, windows, places, drawn.to(target.device), features)
+    return (Rows if every < features else Moments).of(chunks)
+
+
+def _chunks(layer: Layer, windows: Tensor, places: Tensor, drawn: Tensor, features: int) -> Chunks:
+    """The patches and targets of the places drawn, some at a time."""
+    groups = layer.arguments.get("groups", 1)
+    shape, outputs = places.shape[:-1], places.shape[-1]
+    dtype = _working_dtype(places)
     for chosen in drawn.split(max(1, CHUNK // (features * groups))):
         at = torch.unravel_index(chosen, shape)
         patches: Any = at if layer.func is F.linear else (at[0], slice(None), *at[1:])
-        u = windows[patches].reshape(len(chosen), groups, features).permute(1, 2, 0).to(dtype)
-        t = places[at].reshape(len(chosen), groups, outputs // groups).permute(1, 2, 0).to(dtype)
-        near = near or (u.mean(2, keepdim=True), t.mean(2, keepdim=True))
-        u, t = u - near[0], t - near[1]
-        products = {"u": u.sum(2), "t": t.sum(2), "uu": u @ u.mT, "tu": t @ u.mT, "tt": (t * t).sum(2)}
-        for key, value in products.items():
-            sums[key] = sums[key] + value.cpu().double()
-    assert near is not None
-    u, t, uu, tu, tt = (value / wanted for value in sums.values())
-    mean_u, mean_t = (value + shift[:, :, 0].cpu().double() for value, shift in zip((u, t), near))
-    return Moments(wanted, mean_u, mean_t, uu - _outer(u, u), tu - _outer(t, u), tt - t**2)
+        u = windows[patches].reshape(len(chosen), groups, features).permute(1, 2, 0)
+        t = places[at].reshape(len(chosen), groups, outputs // groups).permute(1, 2, 0)
+        yield u.to(dtype), t.to(dtype)
 
 
 def _windows(layer: Layer) -> Tensor:

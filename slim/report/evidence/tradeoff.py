@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from slim import data, train
+from slim.calibration import fitting
 from slim.config import PruneConfig
 from slim.data import Split
 from slim.errors import SlimError
 from slim.planning import plan
-from slim.recovery import calibration_count, recover
+from slim.recovery import recover
 from slim.report.evidence.networks import Networks
 
 RATIOS = (0.5, 0.7, 0.3, 0.9, 0.1, 0.6, 0.4, 0.8, 0.2)  # the coarse picture first, in case the time runs out
@@ -79,7 +80,7 @@ def _rules(prune: PruneConfig) -> dict[str, Any]:
 def _calibration_images(networks: Networks) -> Tensor:
     """The training images that slim-prune looks at."""
     settings, dataset = networks.settings, networks.dataset
-    count = calibration_count(settings.prune.calibration_images, dataset.image_size)
+    count = fitting(settings.prune.calibration_images, dataset.image_size)
     images, _ = next(data.batches(dataset.train, dataset, count, shuffle_seed=settings.seed))
     return images
 
