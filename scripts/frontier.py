@@ -421,7 +421,7 @@ def main() -> None:
     started = time.perf_counter()
     loaded = dataset(args.data, args.images)
     signal.signal(signal.SIGTERM, interrupted)  # between trainings, which save a state first
-    if math.isfinite(args.minutes):
+    if 0 < args.minutes < math.inf:  # of 0 minutes only the table comes
         timer = threading.Timer(60 * args.minutes, signal.raise_signal, [signal.SIGTERM])
         timer.daemon = True
         timer.start()
@@ -456,6 +456,7 @@ def main() -> None:
                             file.write(json.dumps({"setting": facts, "result": result}) + "\n")
                         print({key: result.get(key) for key in SAID}, flush=True)
         except (Interrupted, KeyboardInterrupt):
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the table comes first
             print("stopped: the same command goes on")
             break
         finally:

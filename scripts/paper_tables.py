@@ -7,6 +7,9 @@
 A row is a config under configs/paper/; `slim-run configs/paper/ROW.yaml` does the same work, in checkpoints/paper-ROW.
 What follows `--` are settings for slim-run, such as --resume, --data.root or --data.download true. Where MNIST's
 training set isn't at hand, `--mnist-t10k FOLDER` makes one of its test set: 8,000 images to train and 2,000 to test.
+`--cifar10-jpeg IMAGES` takes so many training images, and all test images, of CIFAR-10 as JPEG under $SLIM_DATA:
+
+    SLIM_DATA=… python scripts/paper_tables.py --run vgg19-70 --cifar10-jpeg 5000 -- --train.epochs 6
 
 The paper's numbers: Liu et al., Learning Efficient Convolutional Networks through Network Slimming, ICCV 2017, tables
 1 (CIFAR-10), 3 (MNIST) and 4 (several passes).
@@ -16,6 +19,7 @@ import argparse
 import dataclasses
 import gzip
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -24,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from shared import ran_on, table, write
+from shared import cifar10_jpeg, ran_on, table, write
 
 from slim import config
 from slim.config import RunConfig
@@ -78,6 +82,17 @@ def small_mnist(folder: Path) -> Path:
     return raw.parents[1]
 
 
+def small_cifar(folder: Path, images: int) -> Path:
+    """A folder of images with so many of the training images, the first of each class, and all test images."""
+    made = Path(tempfile.gettempdir()) / "slim-data" / f"cifar10-jpeg-{images}"
+    for source in (folder / "train").iterdir():
+        (made / "train" / source.name).mkdir(parents=True, exist_ok=True)
+        for image in sorted(source.iterdir())[: images // 10]:
+            shutil.copyfile(image, made / "train" / source.name / image.name)
+    shutil.copytree(folder / "test", made / "test", dirs_exist_ok=True)
+    return made
+
+
 def row_of(folder: Path, printed: Printed, trained: str, whole: dict[str, Any] | None = None) -> list[str] | None:
     """One line of the table: of the stage `trained` and of the fine-tuned network, against the unpruned one `whole`, by
     default that of the first. None where the run isn't complete."""
@@ -120,9 +135,11 @@ def how(name: str, folder: Path) -> str:
     """In what a run departs from its config: what is not the paper's."""
     wanted, used = (that_count(path) for path in (CONFIGS / f"{name}.yaml", folder / "config.yaml"))
     told = [f"{key} {used[key]} instead of {value}" for key, value in wanted.items() if used[key] != value]
-    root = config.read(folder / "config.yaml")["data"]["root"]
-    if wanted["data.name"] == used["data.name"] == "mnist" and "t10k" in root:
+    root = Path(config.read(folder / "config.yaml")["data"]["root"]).name
+    if root == "mnist-t10k":
         told.append("8,000 of MNIST's test images for training and 2,000 for testing")
+    if root.startswith("cifar10-jpeg-"):
+        told.append(f"{int(root.rpartition('-')[2]):,} training images instead of 50,000, as JPEG")
     return f"**shortened or changed**: {', '.join(told)}" if told else "the paper's schedule"
 
 
@@ -143,14 +160,24 @@ def main() -> None:
     rows = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
     parser.add_argument("--run", nargs="+", choices=rows, default=[], help="rows to run first")
     parser.add_argument("--mnist-t10k", type=Path, metavar="FOLDER", help="make do with MNIST's test set")
+    parser.add_argument("--cifar10-jpeg", type=int, metavar="IMAGES", help="make do with so many training images")
     parser.add_argument("--checkpoints", type=Path, default=Path("checkpoints"))
     cut = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     args, overrides = parser.parse_args(sys.argv[1:cut]), sys.argv[cut + 1 :]
     for name in args.run:
-        more = ["--data.root", str(small_mnist(args.mnist_t10k))] if args.mnist_t10k and "mnist" in name else []
+        more: list[str] = []
+        if args.mnist_t10k and "mnist" in name:
+            more = ["--data.root", str(small_mnist(args.mnist_t10k))]
+        elif args.cifar10_jpeg and "mnist" not in name:
+            source = cifar10_jpeg()
+            if source is None:
+                parser.error("CIFAR-10 (JPEG) isn't at hand: set SLIM_DATA to the folder that holds cifar10-jpeg")
+            root = str(small_cifar(source, args.cifar10_jpeg))
+            more = ["--data.name", "imagefolder", "--data.root", root, "--data.augment", "crop+flip"]
         program = "from slim.cli.run import main; main()"
         command = [sys.executable, "-c", program, str(CONFIGS / f"{name}.yaml"), *more, *overrides]
-        subprocess.run(command, check=True)
+        if status := subprocess.run(command, check=False).returncode:
+            raise SystemExit(status)  # slim-run has said why
 
     header = ["row", "trained, error %: paper", "ours", "fine-tuned, error %: paper", "ours"]
     header += ["parameters removed %: paper", "ours", "FLOPs removed %: paper", "ours", "parameters left", "FLOPs left"]

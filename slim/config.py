@@ -357,9 +357,8 @@ def _fit(value: Any, kind: Any) -> Any:
         return next((v for v in (_fit(value, a) for a in args) if v is not _MISFIT), _MISFIT)
     if origin is Literal:
         return value if value in args else _MISFIT
-    if kind == list[str] and isinstance(value, str):  # one without brackets
-        return [value]
     if origin is list:
+        value = value if isinstance(value, list) or value is None else [value]  # one without brackets
         items = [_fit(v, args[0]) for v in value] if isinstance(value, list) and value else [_MISFIT]
         return _MISFIT if _MISFIT in items else items
     if origin is dict:

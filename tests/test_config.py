@@ -89,6 +89,13 @@ def test_a_mistake_is_named_in_one_line(values: dict, parts: list[str]) -> None:
     assert all(part in message for part in parts), message
 
 
+def test_a_list_of_one_needs_no_brackets() -> None:
+    made = updated(
+        RunConfig(), {"bench": {"batch_sizes": "8"}, "train": {"milestones": 0.9}, "prune": {"keep": "stem.*"}}
+    )
+    assert (made.bench.batch_sizes, made.train.milestones, made.prune.keep) == ([8], [0.9], ["stem.*"])
+
+
 @pytest.mark.parametrize(
     ("content", "part"),
     [

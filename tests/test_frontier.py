@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from slim import config, data, models
 from slim.config import DataConfig, RunConfig
@@ -241,6 +242,23 @@ def test_the_table_of_the_papers_numbers(
         [*("vgg19-passes, pass 2", "6.23", "14.00", "6.11", "15.00", "84.7", "90.0", "52.7", "75.0"), *table[5][9:]],
     ]
     assert next(tmp_path.glob("paper_tables-*.md")).read_text().count("the paper's schedule") == 3
+
+
+def test_small_cifar_is_a_folder_of_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paper_tables.tempfile, "gettempdir", lambda: str(tmp_path / "made"))
+    for part in ("train", "test"):
+        for name in "abcdefghij":
+            folder = tmp_path / part / name
+            folder.mkdir(parents=True)
+            for number in range(5):
+                Image.new("RGB", (32, 32), (number * 50, 0, 0)).save(folder / f"{number}.png")
+    made = paper_tables.small_cifar(tmp_path, 30)
+    loaded = data.load(DataConfig(name="imagefolder", root=str(made), val_fraction=0.0), 0)
+    assert (len(loaded.train), len(loaded.test), len(loaded.classes)) == (30, 50, 10)
+    settings = config.read(paper_tables.CONFIGS / "vgg19-70.yaml")
+    settings["data"] |= {"name": "imagefolder", "root": str(made)}
+    (tmp_path / "config.yaml").write_text(config.to_yaml(config.updated(RunConfig(), settings)))
+    assert "30 training images instead of 50,000, as JPEG" in paper_tables.how("vgg19-70", tmp_path)
 
 
 def test_small_mnist_is_what_torchvision_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
