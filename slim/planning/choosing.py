@@ -46,13 +46,15 @@ def choose(
 
     `fixed[pattern]` is a number of groups to keep that the user set for the pattern's layers, or -1.
     """
-    if rules.latency is not None:
-        return _by_value_for_cost(groups, safe, rules, fixed, budget, kind, costs)
-    steps, sizes = _below_threshold(groups, safe, rules, fixed)
 
     def gone(keep: NDArray[np.int64]) -> Bools:
+        """Of each pattern all but the best `keep`."""
         out: Bools = (groups.rank >= keep[groups.pattern]) & ~safe
         return out
+
+    if rules.latency is not None:
+        return _by_value_for_cost(groups, safe, rules, fixed, budget, kind, costs, gone)
+    steps, sizes = _below_threshold(groups, safe, rules, fixed)
 
     taken = _steps_within(budget, kind, steps, lambda k: gone(sizes(k)), costs)
     keep = sizes(taken)
@@ -133,6 +135,7 @@ def _by_value_for_cost(
     budget: float,
     kind: str,
     costs: "Costs",
+    gone: Callable[[NDArray[np.int64]], Bools],
 ) -> Chosen:
     """As `choose`, by whole steps of the staircase of a pattern, in the order of value lost for time saved."""
     from slim.runtime.knapsack import by_value_for_cost, sizes_after, terms_of, within
@@ -149,10 +152,6 @@ def _by_value_for_cost(
     order = by_value_for_cost(
         worth, start.tolist(), np.where(fixed >= 0, start, least).tolist(), steps, terms, rules.by_flops
     )
-
-    def gone(keep: NDArray[np.int64]) -> Bools:
-        out: Bools = (groups.rank >= keep[groups.pattern]) & ~safe
-        return out
 
     if kind == "ratio":
         taken = _steps_within(budget, kind, len(order), lambda k: gone(sizes_after(order[:k], start)), costs)
