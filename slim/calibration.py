@@ -1,7 +1,8 @@
 """The images, without labels, by which channels are scored and layers refitted: checked, shuffled, no more than fit."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -49,3 +50,12 @@ def part(images: Any, which: slice | Tensor, device: torch.device | None = None)
         return tensor.to(device)
 
     return tree_map_only(Tensor, of, images)
+
+
+@contextmanager
+def running(who: str) -> Iterator[None]:
+    """A forward pass over the images. What it raises becomes a SlimError of one line: `who` can't run on them."""
+    try:
+        yield
+    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+        raise SlimError(f"{who} can't run on these images: {' '.join(str(error).split())}") from error

@@ -18,8 +18,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from slim.calibration import drawn, part
-from slim.errors import SlimError
+from slim.calibration import drawn, part, running
 from slim.trace import Trace, call
 from slim.watch import TRANSPOSED, Layer, Watch, evaluating
 
@@ -145,11 +144,8 @@ def _readers(model: nn.Module, traced: Trace, images: Any) -> list[Reader]:
 
     device = next(model.parameters()).device
     images = part(drawn(images, 1, "scores")[0], slice(None), device)
-    try:
-        with evaluating(model), Watch(model, visit):
-            call(model, images)
-    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
-        raise SlimError(f"the network can't run on these images: {' '.join(str(error).split())}") from error
+    with running("the network"), evaluating(model), Watch(model, visit):
+        call(model, images)
     return [reader for readers in found.values() for reader in readers]
 
 

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from slim.calibration import drawn, part
+from slim.calibration import drawn, part, running
 from slim.errors import SlimError
 from slim.planning import PruningPlan
 from slim.rebuild import kept
@@ -100,17 +100,16 @@ def recover(model: nn.Module, thin: nn.Module, plan: PruningPlan, images: Any, *
     told: dict[str, Any] = {}
     with evaluating(model):
         try:
-            uses = _uses(candidates["none"], part(calibration, slice(2)))
-            for kind in ("recalibration", "regression"):
-                candidates[kind] = clone(thin, _copied).eval()
-                work = _Work(model, candidates[kind], plan, uses, regress=kind == "regression")
-                side_by_side(model, candidates[kind], calibration, work.visit)
+            with running("the networks"):
+                uses = _uses(candidates["none"], part(calibration, slice(2)))
+                for kind in ("recalibration", "regression"):
+                    candidates[kind] = clone(thin, _copied).eval()
+                    work = _Work(model, candidates[kind], plan, uses, regress=kind == "regression")
+                    side_by_side(model, candidates[kind], calibration, work.visit)
             told = {"missed": work.missed, "folded": work.folded, "at_borders": work.at_borders, "left": work.left}
         except OutOfStep as error:
             candidates = {"none": candidates["none"]}
             told = {"left": {"the network": f"both networks don't run the same layers ({error})"}}
-        except (RuntimeError, ValueError, TypeError, AssertionError) as error:
-            raise SlimError(f"the networks can't run on these images: {' '.join(str(error).split())}") from error
         apart = {kind: _apart(model, found, test) for kind, found in candidates.items()}
     worst = apart["none"].squared_error
     better = {k: a.distance for k, a in apart.items() if math.isfinite(a.distance) and not a.squared_error > worst}
