@@ -164,6 +164,8 @@ def main() -> None:
     parser.add_argument("--checkpoints", type=Path, default=Path("checkpoints"))
     cut = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     args, overrides = parser.parse_args(sys.argv[1:cut]), sys.argv[cut + 1 :]
+    if args.cifar10_jpeg is not None and (args.cifar10_jpeg < 10 or args.cifar10_jpeg % 10):
+        parser.error(f"--cifar10-jpeg {args.cifar10_jpeg}: expected 10, 20, …: as many of each of the ten classes")
     for name in args.run:
         more: list[str] = []
         if args.mnist_t10k and "mnist" in name:

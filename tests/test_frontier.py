@@ -261,6 +261,17 @@ def test_small_cifar_is_a_folder_of_images(tmp_path: Path, monkeypatch: pytest.M
     assert "30 training images instead of 50,000, as JPEG" in paper_tables.how("vgg19-70", tmp_path)
 
 
+@pytest.mark.parametrize("count", ["0", "-10", "5", "5005"])
+def test_small_cifar_has_as_many_images_of_each_class(
+    count: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["paper_tables.py", "--run", "vgg19-70", "--cifar10-jpeg", count])
+    with pytest.raises(SystemExit) as stopped:
+        paper_tables.main()
+    assert stopped.value.code == 2
+    assert f"--cifar10-jpeg {count}: expected 10, 20" in capsys.readouterr().err
+
+
 def test_small_mnist_is_what_torchvision_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(paper_tables.tempfile, "gettempdir", lambda: str(tmp_path))
     labels = torch.arange(10).repeat(1000).to(torch.uint8)
