@@ -31,8 +31,8 @@ from shared import RESULTS, ran_on, table
 from torch import nn
 
 import slim
-from slim.export.session import SESSION_SETTINGS, open_session
-from slim.size import measure
+from slim.deploy.onnx.session import SESSION_SETTINGS, open_session
+from slim.trace.size import measure
 
 NETWORKS = ["resnet18", "resnet50", "mobilenet_v2", "efficientnet_b0", "vgg16_bn"]
 SECONDS = 20.0  # of timed runs for each setting, as far as ROUNDS allows

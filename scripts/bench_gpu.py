@@ -30,8 +30,8 @@ from torch import nn
 from torchvision import models
 
 import slim
-from slim.bench.runners import OnnxRunner
-from slim.bench.timing import speedup_interval, thinned, time_in_turn
+from slim.deploy.bench.runners import OnnxRunner
+from slim.deploy.timing import speedup_interval, thinned, time_in_turn
 
 WIDTHS = ("whole", "arbitrary", "multiples of 8")
 PRECISIONS = {"float32": torch.float32, "tf32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

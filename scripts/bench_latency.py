@@ -22,8 +22,8 @@ from bench_deploy import IMAGES, NETWORKS, fitted, network
 from shared import RESULTS, ran_on, table, write
 
 import slim
-from slim.runtime.measure import Network, in_turn, share_of
-from slim.size import measure
+from slim.deploy.cost.measure import Network, in_turn, share_of
+from slim.trace.size import measure
 
 
 def kept(name: str, budget: float, runtime: slim.Runtime) -> dict[str, Any]:

@@ -22,7 +22,8 @@ import torchvision
 from shared import ran_on, table, write
 from torch import nn
 
-from slim import L1, models, sparsify
+from slim import L1, sparsify
+from slim.workbench import models
 
 CASES: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
     "ResNet-50, batch 32, 128×128": (lambda: torchvision.models.resnet50(num_classes=100), 32, 128),

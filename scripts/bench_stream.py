@@ -26,9 +26,9 @@ from shared import ran_on, table, write
 from torch.utils.data import DataLoader, Subset
 from torchvision import datasets, transforms
 
-from slim import data
-from slim.config import DataConfig
-from slim.data import Dataset
+from slim.workbench import data
+from slim.workbench.config import DataConfig
+from slim.workbench.data import Dataset
 
 BATCH, CLASSES = 64, 100
 

@@ -6,7 +6,8 @@
 CIFAR-10 (JPEG) of $SLIM_DATA, ResNet-20, batch 64, SGD with momentum, the L1 penalty on γ. In each round every way
 trains one epoch on the same images, in a process of its own; the order turns with the rounds. The ways:
 
-- slim: `slim.train.fit` with its defaults: decoded images on the device, channels_last, a penalty in one call;
+- slim: `slim.workbench.train.fit` with its defaults: decoded images on the device, channels_last, a penalty in one
+  call;
 - slim, compiled: the same with compile=True; the compiler's time, before the first round, is given apart;
 - paper: the loop of the paper's authors: torchvision's ImageFolder, a DataLoader with one worker and PIL transforms,
   fp32, NCHW, and a Python loop over all BatchNorms for the penalty;
@@ -44,10 +45,10 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision import datasets, transforms
 
 import slim
-from slim import data, models, train
-from slim.config import DataConfig, OptimConfig, SparsityConfig
-from slim.data import Split
-from slim.size import measure
+from slim.trace.size import measure
+from slim.workbench import data, models, train
+from slim.workbench.config import DataConfig, OptimConfig, SparsityConfig
+from slim.workbench.data import Split
 
 THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "3000"}  # what the slim commands set, before OpenMP loads
 BATCH, LAMBDA = 64, 1e-4

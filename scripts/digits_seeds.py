@@ -19,9 +19,10 @@ from typing import Any
 
 from rich.console import Console
 
-import slim.cli.command  # noqa: F401 (sets OpenMP's environment as the commands do, before torch is loaded)
-from slim import config, pipeline
-from slim.config import RunConfig
+import slim.workbench.cli.command  # noqa: F401 (sets OpenMP's environment as the commands do, before torch is loaded)
+from slim.workbench import config
+from slim.workbench import run as pipeline
+from slim.workbench.config import RunConfig
 
 SEEDS = range(5)
 HERE = Path(__file__).parent

@@ -57,10 +57,11 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import slim
-from slim import checkpoint, data, models, train
-from slim.config import DataConfig, OptimConfig, SparsityConfig
+from slim import checkpoint
 from slim.errors import Interrupted
-from slim.size import measure
+from slim.trace.size import measure
+from slim.workbench import data, models, train
+from slim.workbench.config import DataConfig, OptimConfig, SparsityConfig
 
 METHODS = ("slim", "paper", "tp", "l1", "random", "scratch")
 NAMES = {

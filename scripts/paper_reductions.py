@@ -18,7 +18,7 @@ from shared import ran_on, table, write
 from torch import nn
 
 import slim
-from slim.models import build
+from slim.workbench.models import build
 
 X = torch.zeros(1, 3, 32, 32)
 VGG19_70 = [49, 64, 128, 128, 256, 254, 234, 198, 114, 41, 24, 11, 14, 13, 19, 104]

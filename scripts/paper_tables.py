@@ -30,8 +30,8 @@ from typing import Any
 import numpy as np
 from shared import cifar10_jpeg, ran_on, table, write
 
-from slim import config
-from slim.config import RunConfig
+from slim.workbench import config
+from slim.workbench.config import RunConfig
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs" / "paper"
@@ -176,7 +176,7 @@ def main() -> None:
                 parser.error("CIFAR-10 (JPEG) isn't at hand: set SLIM_DATA to the folder that holds cifar10-jpeg")
             root = str(small_cifar(source, args.cifar10_jpeg))
             more = ["--data.name", "imagefolder", "--data.root", root, "--data.augment", "crop+flip"]
-        program = "from slim.cli.run import main; main()"
+        program = "from slim.workbench.cli.run import main; main()"
         command = [sys.executable, "-c", program, str(CONFIGS / f"{name}.yaml"), *more, *overrides]
         if status := subprocess.run(command, check=False).returncode:
             raise SystemExit(status)  # slim-run has said why

@@ -22,9 +22,10 @@ from shared import cifar10_jpeg, ran_on, table, write
 from torch import nn
 
 import slim
-from slim import checkpoint, data, models, train
-from slim.config import DataConfig, OptimConfig, SparsityConfig
-from slim.rebuild import rebuild
+from slim import checkpoint
+from slim.prune.rebuild import rebuild
+from slim.workbench import data, models, train
+from slim.workbench.config import DataConfig, OptimConfig, SparsityConfig
 
 
 def dataset(name: str, images: int) -> data.Dataset:

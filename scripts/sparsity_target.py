@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from shared import RESULTS, cifar10_jpeg, mean_and_spread, ran_on, table, write
 
-from slim import data, models, train
-from slim.config import DataConfig, OptimConfig, SparsityConfig
+from slim.workbench import data, models, train
+from slim.workbench.config import DataConfig, OptimConfig, SparsityConfig
 
 Runs = dict[tuple[float, int], dict[str, Any]]
 

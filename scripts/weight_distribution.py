@@ -24,9 +24,9 @@ from shared import mean_and_spread, ran_on, real_data, save, table, write
 from torch import Tensor, nn
 
 import slim
-from slim import data
-from slim.config import DataConfig
-from slim.data import Dataset, Split
+from slim.workbench import data
+from slim.workbench.config import DataConfig
+from slim.workbench.data import Dataset, Split
 
 # A power needs a larger λ the higher it is, as weights are small numbers.
 PENALTIES: dict[str, slim.Penalty | None] = {

@@ -7,7 +7,7 @@ imported only when work starts.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from slim.version import __version__
 
 _HOME = {  # public name -> the room it lives in
     "sparsify": "sparsity",
@@ -24,19 +24,19 @@ _HOME = {  # public name -> the room it lives in
     "Sparsity": "sparsity",
     "coupled": "sparsity",
     "parameter_groups": "sparsity",
-    "Runtime": "runtime",
-    "plan": "planning",
-    "PruningPlan": "planning",
-    "explain": "planning",
-    "verify": "verification",
-    "recover": "recovery",
-    "Recovery": "recovery",
+    "Runtime": "deploy.cost.runtime",
+    "plan": "prune.planner",
+    "PruningPlan": "prune.plan",
+    "explain": "prune.planner",
+    "verify": "prune.verify",
+    "recover": "prune.recovery.recover",
+    "Recovery": "prune.recovery.recover",
     "save": "checkpoint",
     "load": "checkpoint",
-    "export_onnx": "export",
-    "OnnxModel": "export",
-    "quantize_onnx": "export",
-    "benchmark": "bench",
+    "export_onnx": "deploy.onnx.write",
+    "OnnxModel": "deploy.onnx.predict",
+    "quantize_onnx": "deploy.onnx.quantize",
+    "benchmark": "deploy.bench.benchmark",
     "SlimError": "errors",
 }
 
@@ -54,19 +54,20 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:  # what type checkers and editors see
-    from slim.bench import benchmark as benchmark
     from slim.checkpoint import load as load
     from slim.checkpoint import save as save
+    from slim.deploy.bench.benchmark import benchmark as benchmark
+    from slim.deploy.cost.runtime import Runtime as Runtime
+    from slim.deploy.onnx.predict import OnnxModel as OnnxModel
+    from slim.deploy.onnx.quantize import quantize_onnx as quantize_onnx
+    from slim.deploy.onnx.write import export_onnx as export_onnx
     from slim.errors import SlimError as SlimError
-    from slim.export import OnnxModel as OnnxModel
-    from slim.export import export_onnx as export_onnx
-    from slim.export import quantize_onnx as quantize_onnx
-    from slim.planning import PruningPlan as PruningPlan
-    from slim.planning import explain as explain
-    from slim.planning import plan as plan
-    from slim.recovery import Recovery as Recovery
-    from slim.recovery import recover as recover
-    from slim.runtime import Runtime as Runtime
+    from slim.prune.plan import PruningPlan as PruningPlan
+    from slim.prune.planner import explain as explain
+    from slim.prune.planner import plan as plan
+    from slim.prune.recovery.recover import Recovery as Recovery
+    from slim.prune.recovery.recover import recover as recover
+    from slim.prune.verify import verify as verify
     from slim.sparsity import L0 as L0
     from slim.sparsity import L1 as L1
     from slim.sparsity import L2 as L2
@@ -81,4 +82,3 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from slim.sparsity import coupled as coupled
     from slim.sparsity import parameter_groups as parameter_groups
     from slim.sparsity import sparsify as sparsify
-    from slim.verification import verify as verify

@@ -19,10 +19,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from slim import __version__, models
 from slim.errors import SlimError
 from slim.files import replacing
-from slim.planning import PruningPlan
+from slim.prune.plan import PruningPlan
+from slim.version import __version__
+from slim.workbench import models
 
 FORMAT = 1  # raised when a reader of the old format would misread the new one
 
@@ -56,7 +57,7 @@ def save(
     """Save `model` to `path`, whole or not at all, and return the path.
 
     plan: what was removed from the architecture to make `model`; several plans in the order of their use.
-    arch, arch_kwargs: what `slim.models.build` takes to make the unpruned network. Without them, loading
+    arch, arch_kwargs: what `slim.workbench.models.build` takes to make the unpruned network. Without them, loading
     needs that network itself.
     config: the run's settings, a dataclass or a mapping.
     classes, mean and std (per channel, of images in 0..1) and input_shape [C, H, W]: what those need to know

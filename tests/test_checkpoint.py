@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 import slim
-from slim import checkpoint, files, models
+from slim import checkpoint, files
 from slim.errors import SlimError
+from slim.workbench import models
 
 
 def untrained(arch: str = "slim:vgg7", **kwargs: object) -> nn.Module:

@@ -99,7 +99,7 @@ def coupled(model: nn.Module, example_inputs: Any) -> dict[str, list[int]]:
 
     The model is traced as `slim.plan` does it. Raises SlimError where it can't be run on `example_inputs`.
     """
-    from slim.trace import trace  # a later room, which needs nothing of this one
+    from slim.trace.tracer import trace  # a later room, which needs nothing of this one
 
     traced = trace(model, example_inputs)
     rows = {name: traced.labels.get(name, {}).get(0) for name in traced.parameters}

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from slim.trace.classes import Classes, Ints
-from slim.trace.clone import clone, named_modules, named_tensors
+from slim.trace.copy import clone, named_modules, named_tensors
 from slim.trace.tracer import Run, Step, Trace, Tracer, label, name_tensors, run_once
 
 Counted = Ints | list[Ints]  # the labels that a stored size counts, or those of each of a list of sizes

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from slim.errors import SlimError
 from slim.trace.classes import Classes, Ints
-from slim.trace.clone import clone, named_modules, named_tensors
+from slim.trace.copy import clone, named_modules, named_tensors
 
 META = torch.device("meta")
 

@@ -1,0 +1,198 @@
+"""The cost model: what a network takes on a runtime, for any numbers of channels, from measured kernels.
+
+Measured times lie in the user's cache folder, one file for each machine, runtime version and settings, so that another
+network, or the same one tomorrow, measures only what is new.
+"""
+
+import hashlib
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slim.deploy.cost.operators import Kernel, Operator, operators
+from slim.deploy.cost.runtime import Runtime
+from slim.deploy.cost.staircase import Surface, levels, quantum
+from slim.files import replacing
+from slim.trace.tracer import Trace
+
+Sized = tuple[Kernel, int, int]
+Clock = Callable[[Sequence[Sized], Runtime], Iterable[Iterable[tuple[Sized, float]]]]
+
+# Where steps are looked for: a count of 33 to 97 channels on one side, 64 on the other, on a small image
+PROBED = range(33, 98)
+OTHER = 64
+SPACE = 14
+
+
+@dataclass
+class LatencyModel:
+    """Milliseconds of one call, for a traced model whose channels are thinned.
+
+    `operators` are what the network runs, `surfaces` what each of them costs, in the same order.
+    """
+
+    runtime: Runtime
+    operators: list[Operator]
+    surfaces: list[Surface]
+
+    def of(self, kept: NDArray[np.bool_]) -> float:
+        """Milliseconds where `kept` says of every label of the trace whether it stays."""
+        pairs = zip(self.operators, self.surfaces)
+        return float(sum(surface(*operator.counts(kept)) for operator, surface in pairs))
+
+
+def latency_model(traced: Trace, runtime: Runtime, clock: Clock | None = None) -> LatencyModel:
+    """The cost model of a traced model on a runtime: what isn't in the cache is measured by `clock`.
+
+    Without a clock, onnxruntime is measured (`slim.deploy.cost.kernels`), under a minute for ResNet-50 at batch 1.
+    """
+    clock = clock or _onnxruntime
+    found = operators(traced, runtime.batch_size)
+    table = Times(runtime)
+    table.measure(_probes(runtime), clock)
+    widths = _widths(table, runtime)
+    grids = {_key(operator): _grid(operator, widths) for operator in found}
+    table.measure(
+        ((operator.kernel, r, m) for operator in found for r, m in _points(grids[_key(operator)])),
+        clock,
+    )
+    surfaces = []
+    for operator in found:
+        grid = grids[_key(operator)]
+        times = [[table[operator.kernel, *point] for point in row] for row in _rows(grid)]
+        surfaces.append(Surface(grid.reads, grid.makes, np.array(times), grid.widths))
+    return LatencyModel(runtime, found, surfaces)
+
+
+def _onnxruntime(sized: Sequence[Sized], runtime: Runtime) -> Iterable[Iterable[tuple[Sized, float]]]:
+    from slim.deploy.cost.kernels import time_kernels  # imports onnx
+
+    return time_kernels(sized, runtime)
+
+
+@dataclass
+class Grid:
+    """The counts at which a kernel is measured. One that works channel by channel has a single row."""
+
+    reads: list[int]
+    makes: list[int]
+    widths: tuple[int, int]
+    mixes: bool
+
+
+def _key(operator: Operator) -> tuple[Kernel, int, int, bool, bool]:
+    reads, makes = operator.reads, operator.makes
+    full = [size if isinstance(size, int) else len(size) for size in (reads, makes)]
+    return operator.kernel, full[0], full[1], isinstance(reads, int), isinstance(makes, int)
+
+
+def _grid(operator: Operator, widths: dict[str, tuple[int, int]]) -> Grid:
+    kernel = operator.kernel
+    read, made = widths.get(kernel.kind, (1, 1))
+    # what isn't counted by group comes in multiples of the groups (of the multiplier, for depthwise)
+    if kernel.whole:
+        width = kernel.whole, kernel.whole
+    elif kernel.kind == "conv_transpose":
+        width = math.lcm(read, kernel.groups), made
+    else:
+        width = read, math.lcm(made, kernel.groups)
+    along = []
+    for size, step in zip((operator.reads, operator.makes), width):
+        along.append([size] if isinstance(size, int) else levels(len(size), step))
+    if not kernel.mixes:
+        along[0] = [1]
+    return Grid(along[0], along[1], width if kernel.mixes else (1, width[1]), kernel.mixes)
+
+
+def _rows(grid: Grid) -> Iterator[list[tuple[int, int]]]:
+    for r in grid.reads:
+        yield [(r if grid.mixes else m, m) for m in grid.makes]
+
+
+def _points(grid: Grid) -> Iterator[tuple[int, int]]:
+    for row in _rows(grid):
+        yield from row
+
+
+def _probes(runtime: Runtime) -> Iterator[Sized]:
+    for kernel, reads, makes in _lines(runtime).values():
+        for count in PROBED:
+            yield kernel, reads or count, makes or count
+
+
+def _lines(runtime: Runtime) -> dict[tuple[str, int], tuple[Kernel, int, int]]:
+    """What is measured to find steps: kind and axis -> kernel, reads, makes; 0 stands for the count that varies."""
+    shape = (runtime.batch_size, SPACE, SPACE)
+    window = ((3, 3), (1, 1), (1, 1), (1, 1))
+    dense, by_channel = Kernel("conv", shape, window), Kernel("depthwise", shape, window)
+    return {("conv", 0): (dense, 0, OTHER), ("conv", 1): (dense, OTHER, 0), ("depthwise", 1): (by_channel, 0, 0)}
+
+
+def _widths(table: "Times", runtime: Runtime) -> dict[str, tuple[int, int]]:
+    """The widths of the steps in which each kind of kernel climbs, in channels read and made."""
+    found = {
+        place: quantum(PROBED, [table[kernel, reads or count, makes or count] for count in PROBED])
+        for place, (kernel, reads, makes) in _lines(runtime).items()
+    }
+    dense = found["conv", 0], found["conv", 1]
+    depthwise = found["depthwise", 1]
+    return {"conv": dense, "conv_transpose": dense, "depthwise": (depthwise, depthwise)}
+
+
+# -- measured times ----------------------------------------------------------------------------------------------------
+
+
+def cache_folder() -> Path:
+    """Where measured times are kept: $SLIM_CACHE, or slim's folder in the user's cache folder."""
+    if given := os.environ.get("SLIM_CACHE"):
+        return Path(given)
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "slim"
+    if sys.platform == "win32" and (local := os.environ.get("LOCALAPPDATA")):
+        return Path(local) / "slim" / "cache"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slim"
+
+
+class Times:
+    """Milliseconds of kernels on a runtime, kept in a file; one that can't be read is measured anew."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+        self.identity = runtime.identity
+        name = hashlib.sha256(self.identity.encode()).hexdigest()[:16]
+        self.path = cache_folder() / f"latency-{name}.json"
+        self.times = self._read()
+
+    def __getitem__(self, sized: Sized) -> float:
+        return self.times[self._text(sized)]
+
+    def measure(self, sized: Iterable[Sized], clock: Clock) -> None:
+        """Measure what is missing, and save after every lot, so that an interrupted run goes on where it was."""
+        missing = [each for each in dict.fromkeys(sized) if self._text(each) not in self.times]
+        for lot in clock(missing, self.runtime) if missing else ():
+            self.times |= {self._text(each): float(ms) for each, ms in lot}
+            self._write()
+
+    @staticmethod
+    def _text(sized: Sized) -> str:
+        kernel, reads, makes = sized
+        return json.dumps([*astuple(kernel), reads, makes])
+
+    def _read(self) -> dict[str, float]:
+        try:
+            content = json.loads(self.path.read_text(encoding="utf-8"))
+            fits = content["identity"] == self.identity
+            return {str(key): float(ms) for key, ms in content["ms"].items()} if fits else {}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return {}
+
+    def _write(self) -> None:
+        with replacing(self.path) as temporary:
+            temporary.write_text(json.dumps({"identity": self.identity, "ms": self.times}), encoding="utf-8")

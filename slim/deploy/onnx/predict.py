@@ -1,0 +1,259 @@
+"""Running an exported file: on normalised arrays, or on images just as they are."""
+
+import glob
+import json
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from PIL import Image
+
+from slim.deploy.onnx.session import brief, open_session
+from slim.errors import SlimError
+from slim.images import upright
+
+PIL_MODES = {1: "L", 3: "RGB"}  # channels -> how Pillow calls such an image
+IMAGE_FILES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif")  # of a folder
+EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV")
+
+
+class OnnxModel:
+    """An ONNX file with one input and one output, ready to run.
+
+    `provider` is auto (CUDA where onnxruntime has it, else CPU), cpu, cuda, or an onnxruntime provider name;
+    `threads` is the number of CPU threads, 0 for all cores. Afterwards `.provider` says which one runs, and
+    `.classes`, `.mean`, `.std`, `.input_shape` (C, H, W) hold what the file's metadata says, None where it
+    doesn't. `.raw` says whether the file takes raw images and normalises them itself (`export_onnx(preprocess=True)`).
+
+    Raises SlimError for a file that is missing, isn't ONNX, needs a newer onnxruntime, or has unreadable metadata,
+    and for a provider that isn't there.
+    """
+
+    def __init__(self, path: str | Path, provider: str = "auto", threads: int = 0) -> None:
+        self.path = Path(path)
+        self._session = open_session(path, provider, threads)
+        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        if len(inputs) != 1 or len(outputs) != 1 or inputs[0].type not in ("tensor(float)", "tensor(uint8)"):
+            raise SlimError(
+                f"{self.path.name} takes {[each.type for each in inputs]} and gives {len(outputs)} outputs: "
+                "expected ['tensor(float)'] or ['tensor(uint8)'] and one output"
+            )
+        self._input = inputs[0]
+        self.raw: bool = self._input.type == "tensor(uint8)"
+        self.provider: str = self._session.get_providers()[0]
+        self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
+        self.classes: list[str] | None = self._read("slim.classes")
+        self.mean: list[float] | None = self._read("slim.mean")
+        self.std: list[float] | None = self._read("slim.std")
+        self.input_shape: list[int] | None = self._read("slim.input_shape")
+
+    def __call__(self, images: Any) -> np.ndarray:
+        """Logits [N, K], float32, for normalised `images` [N, C, H, W]: a float array (numpy or torch) of any
+        N. A file with preprocessing takes uint8 [N, H, W, C], and gives probabilities.
+
+        Raises SlimError for another shape or dtype, and where the file leaves open a size that one of its nodes can't
+        take.
+        """
+        feed = self.feed(images)
+        quiet = onnxruntime.RunOptions()
+        quiet.log_severity_level = 4  # the error says it
+        try:
+            outputs: np.ndarray = self._session.run(None, feed, quiet)[0]
+        except Exception as error:  # onnxruntime's own errors share no base class
+            shape = list(feed[self._input.name].shape)
+            raise SlimError(f"{self.path.name} can't run on images of shape {shape}: {brief(error)}") from error
+        return outputs
+
+    def feed(self, images: Any) -> dict[str, np.ndarray]:
+        """`images`, checked, as onnxruntime takes them."""
+        if hasattr(images, "detach"):  # a torch tensor
+            images = images.detach().cpu()
+            images = images.float() if images.is_floating_point() else images
+        images = np.asarray(images)
+        if self.raw and images.dtype != np.uint8:
+            raise SlimError(f"images of dtype {images.dtype}: {self.path.name} normalises by itself; expected uint8")
+        if not self.raw and not np.issubdtype(images.dtype, np.floating):
+            raise SlimError(f"images of dtype {images.dtype}: expected normalised floats; predict() takes raw images")
+        wanted = [size if isinstance(size, int) else None for size in self._input.shape]  # None: any
+        if images.ndim != len(wanted) or any(w not in (None, size) for size, w in zip(images.shape, wanted)):
+            shown = ", ".join("N" if size is None else str(size) for size in wanted)
+            raise SlimError(f"images of shape {list(images.shape)}: expected [{shown}]")
+        return {self._input.name: images.astype(np.uint8 if self.raw else np.float32, copy=False)}
+
+    def predict(self, images: Any, top: int = 5, batch_size: int = 64) -> list[list[tuple[str, float]]]:
+        """The `top` most probable (label, probability) of each image, best first.
+
+        An image is a path, a PIL image or a uint8 array [H, W] or [H, W, 3]; a folder, a glob pattern such as
+        "photos/*.jpg" and an array [N, H, W, C] stand for the images in them; `images` is one of these or a list of
+        them (see `find_images`). An image is turned upright where its EXIF orientation asks for that, made grey or RGB
+        as the network takes it, resized to the network's input size (bilinear; the aspect ratio is not kept), scaled
+        to 0..1 and normalised with the file's mean and std. Labels are the file's class names, or the class index
+        where it has none. Images go through the network `batch_size` at a time.
+
+        Raises SlimError for an image that can't be read or isn't 8-bit, an array of another shape or dtype,
+        and a file without the metadata that this needs.
+        """
+        return [best for _, best in self.stream(find_images(images), top, batch_size)]
+
+    def stream(
+        self,
+        images: list[Any],
+        top: int = 5,
+        batch_size: int = 64,
+        on_error: Callable[[Any, SlimError], None] | None = None,
+    ) -> Iterator[tuple[Any, list[tuple[str, float]]]]:
+        """Each image with what `predict` says of it, as soon as its batch is done. `images` are single ones.
+
+        With `on_error`, an image that can't be read is given to it and left out; without, it raises SlimError.
+        """
+        for name, value in (("top", top), ("batch_size", batch_size)):
+            if not isinstance(value, (int, np.integer)) or value < 1:
+                raise SlimError(f"{name} {value!r}: expected a whole number of at least 1")
+        shape, mean, std = self._preprocessing()
+        with ThreadPoolExecutor() as pool:  # Pillow decodes outside the interpreter lock
+            for start in range(0, len(images), batch_size):
+                batch = images[start : start + batch_size]
+                kept, arrays = [], []
+                for image, loading in [(image, pool.submit(self._load, image, shape)) for image in batch]:
+                    try:
+                        arrays.append(loading.result())
+                        kept.append(image)
+                    except SlimError as error:
+                        if on_error is None:
+                            raise
+                        on_error(image, error)
+                if kept:
+                    pixels = np.stack(arrays)
+                    if self.raw:
+                        rows = self(pixels)
+                    else:
+                        normalised = (pixels.transpose(0, 3, 1, 2).astype(np.float32) / 255 - mean) / std
+                        rows = self(normalised)
+                    yield from zip(kept, [self._best(row, top) for row in rows], strict=True)
+
+    def _read(self, key: str) -> Any:
+        if key not in self.metadata:
+            return None
+        try:
+            return json.loads(self.metadata[key])
+        except ValueError:
+            raise SlimError(f"{self.path.name} has metadata {key} = {self.metadata[key]!r}: expected JSON") from None
+
+    def _preprocessing(self) -> tuple[list[int], np.ndarray, np.ndarray]:
+        """Input shape [C, H, W], mean and std [C, 1, 1] (of which a file that normalises by itself has no need)."""
+        needed: dict[str, Any] = {"slim.input_shape": self.input_shape}
+        if not self.raw:
+            needed |= {"slim.mean": self.mean, "slim.std": self.std}
+        missing = [key for key, value in needed.items() if value is None]
+        if missing:
+            raise SlimError(
+                f"{self.path.name} has no {', '.join(missing)} in its metadata: predict expects a file that "
+                "slim.export_onnx wrote with mean and std; call the model itself on normalised arrays"
+            )
+        for key, value in needed.items():
+            if not isinstance(value, list) or not all(isinstance(v, (int, float)) for v in value):
+                raise SlimError(f"{self.path.name} has metadata {key} = {value!r}: expected a list of numbers")
+        assert self.input_shape is not None
+        if len(self.input_shape) != 3 or self.input_shape[0] not in PIL_MODES:
+            raise SlimError(f"{self.path.name} takes inputs of shape {self.input_shape}: expected grey or RGB images")
+        mean, std = (np.array(values or [], np.float32).reshape(-1, 1, 1) for values in (self.mean, self.std))
+        return self.input_shape, mean, std
+
+    def _load(self, image: Any, shape: list[int]) -> np.ndarray:
+        """One image as uint8 [H, W, C]."""
+        channels, height, width = shape
+        picture = _open(image)
+        if picture.mode not in EIGHT_BIT_MODES:
+            raise SlimError(f"{_describe(image)} has mode {picture.mode}: expected 8-bit grey or colour")
+        picture = upright(picture).convert(PIL_MODES[channels])
+        if picture.size != (width, height):
+            picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+        return np.asarray(picture).reshape(height, width, channels)
+
+    def _best(self, outputs: np.ndarray, top: int) -> list[tuple[str, float]]:
+        if outputs.ndim != 1 or (self.classes is not None and len(self.classes) != len(outputs)):
+            raise SlimError(
+                f"{self.path.name} gives {list(outputs.shape)} numbers for an image: expected one for each "
+                + ("class" if self.classes is None else f"of its {len(self.classes)} classes")
+            )
+        probabilities = outputs if self.raw else _softmax(outputs)
+        best = np.argsort(-probabilities, kind="stable")[:top]
+        return [(self.classes[i] if self.classes else str(i), float(probabilities[i])) for i in best]
+
+
+def find_images(images: Any) -> list[Any]:
+    """`images`, one or a list of them, as a list of single images.
+
+    A folder stands for the image files in it, at any depth, and text with *, ? or [ that names no file for the files
+    that it matches, both in order of their names; an array [N, H, W, C] stands for its N images.
+    Raises SlimError for a folder or a pattern without images.
+    """
+    if not isinstance(images, (list, tuple)):
+        images = [images]
+    found: list[Any] = []
+    for image in images:
+        if isinstance(image, np.ndarray) and image.ndim == 4:
+            found += list(image)
+        elif isinstance(image, (str, os.PathLike)) and not os.path.isfile(image):
+            found += _files(os.fspath(image))
+        else:
+            found.append(image)
+    return found
+
+
+def _files(path: str) -> list[str]:
+    if os.path.isdir(path):
+        files = [str(file) for file in sorted(Path(path).rglob("*")) if _is_image(file)]
+        if not files:
+            raise SlimError(f"folder {path!r} holds no image: expected {', '.join(IMAGE_FILES)} files")
+        return files
+    if glob.has_magic(path):
+        files = sorted(file for file in glob.glob(path, recursive=True) if os.path.isfile(file))
+        if not files:
+            raise SlimError(f"no file matches {path!r}: expected a path or a pattern of image files")
+        return files
+    return [path]  # which isn't there: opening it says so
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_FILES and not path.is_dir()
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    powers: np.ndarray = np.exp(logits - logits.max(), dtype=np.float64)
+    return powers / powers.sum()
+
+
+def _open(image: Any) -> Image.Image:
+    if isinstance(image, (Image.Image, str, os.PathLike)):
+        try:
+            if isinstance(image, Image.Image):
+                image.load()  # it may have been opened only
+                return image
+            with Image.open(image) as picture:
+                picture.load()
+                return picture
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow raises all of these
+            reason = "no such file" if isinstance(error, FileNotFoundError) else "not an image that Pillow can read"
+            raise SlimError(f"{_describe(image)}: {reason}") from error
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (1, 3))):
+            raise SlimError(f"{_describe(image)}: expected uint8 [H, W] or [H, W, 3]")
+        if image.size == 0:
+            raise SlimError(f"{_describe(image)}: expected at least one pixel")
+        return Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image)
+    raise SlimError(f"{_describe(image)}: expected a path, a PIL image or a uint8 array")
+
+
+def _describe(image: Any) -> str:
+    if isinstance(image, (str, os.PathLike)):
+        return f"image {os.fspath(image)!r}"
+    if isinstance(image, np.ndarray):
+        return f"array of dtype {image.dtype} and shape {list(image.shape)}"
+    if getattr(image, "filename", ""):  # Pillow's, of a file
+        return f"image {image.filename!r}"
+    return f"image of type {type(image).__name__}"

@@ -1,0 +1,234 @@
+"""Which channels to keep: value for cost, in whole steps of the staircase.
+
+Each step takes the channels whose value is the least for the time that they save, given what is gone already: the
+greedy way through a knapsack whose costs depend on each other (a convolution costs what it reads times what it makes).
+Source: HALP (Shen et al., NeurIPS 2022) states pruning under a latency budget as a knapsack over groups of channels.
+"""
+
+import bisect
+import heapq
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from slim.deploy.cost.model import LatencyModel
+from slim.trace.classes import Classes
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+SPARE = 0.01  # of a budget that may be left before another way is looked for
+WAYS = 8
+
+
+@dataclass
+class Extent:
+    """A number of channels: `fixed` of them, and for each item of `by_item` (item -> channels of one of its groups)."""
+
+    fixed: float
+    by_item: dict[int, float]
+
+    def at(self, keep: Ints, item: int, counts: Ints) -> Ints:
+        """The number where `keep` groups of each item stay, but `counts` of `item`."""
+        total = self.fixed + sum(share * keep[other] for other, share in self.by_item.items() if other != item)
+        return np.rint(total + self.by_item.get(item, 0.0) * counts).astype(np.int64)
+
+
+@dataclass
+class Term:
+    """A part of the cost: `surface` over the numbers of channels read and made; and the FLOPs that it pays for."""
+
+    surface: Callable[[ArrayLike, ArrayLike], Floats]
+    reads: Extent
+    makes: Extent
+    flops: Callable[[ArrayLike, ArrayLike], Floats] | None = None
+
+    @property
+    def items(self) -> set[int]:
+        """The items that it depends on."""
+        return self.reads.by_item.keys() | self.makes.by_item.keys()
+
+
+def by_value_for_cost(
+    worth: Sequence[Floats],
+    start: Sequence[int],
+    least: Sequence[int],
+    steps: Sequence[int],
+    terms: Sequence[Term],
+    by_flops: bool = False,
+) -> list[tuple[int, int]]:
+    """The order in which items shrink: (item, how many of it stay from here on), until every item is at its least.
+
+    `worth[item][n]` is the value of the best n groups of an item; `start` and `least` are how many there are and how
+    many stay in any case; an item stops at multiples of `steps`. The sum of `terms` is the cost.
+
+    With `by_flops`, a group's value is multiplied by the FLOPs that go with it: where all FLOPs take the same time,
+    that is the plain order of values, and where some take longer, they go earlier.
+
+    At each turn the item goes next that has a jump down (over one step or more, since a cost can be flat for a while)
+    with the least value lost for the cost saved, and it goes down by one step. What saves nothing goes last, by value.
+    """
+    keep = np.array(start, np.int64)
+    touching: list[list[Term]] = [[] for _ in keep]
+    for term in terms:
+        for item in term.items:
+            touching[item].append(term)
+    neighbours = [{other for term in mine for other in term.items} for mine in touching]
+
+    def price(item: int) -> tuple[float, float] | None:
+        stops = _stops(int(keep[item]), least[item], steps[item])
+        if not len(stops):
+            return None
+        counts = np.r_[keep[item], stops]
+        costs, flops = np.zeros(len(counts)), np.zeros(len(counts))
+        for term in touching[item]:
+            sizes = term.reads.at(keep, item, counts), term.makes.at(keep, item, counts)
+            costs += term.surface(*sizes)
+            if by_flops and term.flops:
+                flops += term.flops(*sizes)
+        saved, lost = costs[0] - costs[1:], worth[item][counts[0]] - worth[item][stops]
+        if by_flops:
+            lost = lost / (counts[0] - stops) * (flops[0] - flops[1:])
+        dearest = np.inf if not (saved > 0).any() else (lost[saved > 0] / saved[saved > 0]).min()
+        return float(dearest), float(lost[0] / (counts[0] - stops[0]))
+
+    order: list[tuple[int, int]] = []
+    turn = np.zeros(len(keep), np.int64)
+    heap = [(*known, item, 0) for item in range(len(keep)) if (known := price(item)) is not None]
+    heapq.heapify(heap)
+    while heap:
+        _, _, item, when = heapq.heappop(heap)
+        if when != turn[item]:  # the price has changed since
+            continue
+        keep[item] = _stops(int(keep[item]), least[item], steps[item])[0]
+        order.append((item, int(keep[item])))
+        for other in {item} | neighbours[item]:
+            turn[other] += 1
+            if (known := price(other)) is not None:
+                heapq.heappush(heap, (*known, other, int(turn[other])))
+    return order
+
+
+def _stops(now: int, least: int, step: int) -> Ints:
+    """The numbers below `now` at which an item may stop, highest first; never none."""
+    last = -(-max(least, 1) // step) * step
+    return np.arange((now - 1) // step * step, last - 1, -step)
+
+
+def sizes_after(order: Sequence[tuple[int, int]], start: Ints) -> Ints:
+    """How many of each item stay after steps of an order."""
+    keep = start.copy()
+    for item, left in order:
+        keep[item] = left
+    return keep
+
+
+@dataclass
+class Fit:
+    """Numbers of groups to keep that a budget has room for."""
+
+    keep: Ints
+    cost: float
+    value: float
+    next_step: float  # cost of the smallest step up for which there was no room; 0 where every item is whole
+    exhausted: bool = False  # all steps are taken
+
+
+def within(
+    budget: float,
+    order: Sequence[tuple[int, int]],
+    start: Ints,
+    worth: Sequence[Floats],
+    cost: Callable[[Ints], float],
+) -> Fit:
+    """The numbers of groups to keep of each item that fit in a budget; all steps of the order where none do.
+
+    `order`, `start` and `worth` are those of `by_value_for_cost`, and `cost` is for numbers of groups.
+
+    Steps are taken until the budget is met, and then put back where the last one saved more than was missing. If that
+    last step is so large that part of the budget is left all the same, later steps of other items are tried in its
+    place; of a few such ways, the one that keeps the most value. So a budget is left in part only where using it would
+    cost value.
+    """
+    found: list[Fit] = []
+    steps = list(order)
+    for _ in range(WAYS):
+        taken = bisect.bisect_left(
+            range(len(steps) + 1), True, key=lambda k: cost(sizes_after(steps[:k], start)) <= budget
+        )
+        if taken > len(steps):
+            break
+        found.append(_put_back(budget, steps[:taken], start, worth, cost))
+        if taken == 0 or found[-1].cost >= (1 - SPARE) * budget:
+            break
+        large = steps[taken - 1][0]
+        steps = steps[: taken - 1] + [step for step in steps[taken:] if step[0] != large]
+    if found:
+        return max(found, key=lambda fit: fit.value)
+    keep = sizes_after(order, start)
+    return Fit(keep, cost(keep), _value(keep, worth), 0.0, exhausted=True)
+
+
+def _put_back(
+    budget: float,
+    steps: Sequence[tuple[int, int]],
+    start: Ints,
+    worth: Sequence[Floats],
+    cost: Callable[[Ints], float],
+) -> Fit:
+    """Numbers of groups after `steps`, less those that come back: the latest first, which is the dearest, as long as
+    the budget has room. An item with no room for its next step is done, as the others' steps don't make it cheaper."""
+    keep = start.copy()
+    taken: dict[int, list[int]] = {}  # item -> how many of it there were before each of its steps
+    for item, left in steps:
+        taken.setdefault(item, []).append(int(keep[item]))
+        keep[item] = left
+
+    def with_step_back(item: int) -> Ints:
+        more = keep.copy()
+        more[item] = taken[item][-1]
+        return more
+
+    full: set[int] = set()
+    for item, _ in reversed(steps):
+        if item in full:
+            continue
+        if cost(with_step_back(item)) <= budget:
+            keep[item] = taken[item].pop()
+        else:
+            full.add(item)
+    now = cost(keep)
+    next_step = min((cost(with_step_back(item)) for item in full), default=now) - now
+    return Fit(keep, now, _value(keep, worth), next_step)
+
+
+def _value(keep: Ints, worth: Sequence[Floats]) -> float:
+    return float(sum(each[n] for each, n in zip(worth, keep)))
+
+
+def terms_of(
+    model: LatencyModel, classes: Classes, roots: Ints, item: Ints, size: Ints
+) -> tuple[list[Term], list[int]]:
+    """The terms of a cost model, and the step of each item in groups, where `roots` are the labels of the groups,
+    `item` says which item each belongs to, and `size` is the number of groups of each item."""
+    group_of = np.full(len(classes), -1)
+    group_of[roots] = np.arange(len(roots))
+    steps = np.ones(len(size), np.int64)
+
+    def extent(labels: int | Ints, width: int) -> Extent:
+        if isinstance(labels, int):
+            return Extent(labels, {})
+        groups = group_of[classes.roots(labels)]
+        channels = np.bincount(item[groups[groups >= 0]], minlength=len(size))
+        shares = {int(i): channels[i] / size[i] for i in np.flatnonzero(channels)}
+        for i, share in shares.items():
+            steps[i] = max(steps[i], width // math.gcd(width, max(1, round(share))))
+        return Extent(float((groups < 0).sum()), shares)
+
+    terms = []
+    for operator, surface in zip(model.operators, model.surfaces):
+        reads, makes = (extent(*each) for each in zip((operator.reads, operator.makes), surface.widths))
+        terms.append(Term(surface, reads, makes, operator.kernel.flops))
+    return terms, steps.tolist()

@@ -1,0 +1,252 @@
+"""What to remove from a model, as data: applied, saved, printed."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from slim.errors import SlimError
+from slim.files import replacing
+from slim.prune.rebuild import Change, rebuild, thin_tensor
+from slim.sparsity import Sparsity
+from slim.tables import FittingTable, render
+from slim.trace.copy import named_tensors
+
+BAR = 20  # characters for a whole layer
+VERSION = 1
+
+
+@dataclass
+class Layer:
+    """One BatchNorm of the plan: its channels before and after, and how many the floor or a tie held back."""
+
+    name: str
+    before: int
+    after: int
+    floor: int  # channels below the global threshold that stayed because of the floor
+    frozen: int  # channels that can't be removed safely; the plan's `frozen` says why
+
+
+@dataclass
+class PruningPlan:
+    """What to remove from a model; plain data that goes through JSON and back.
+
+    `removed` maps each BatchNorm's name to the channels that go (indices of the original model). `cuts` spells out
+    what that means for every parameter and buffer: tensor name -> dimension -> removed indices. `selects` are the
+    BatchNorms that choose their own channels of a shared stream (mode "select"). `totals` holds (before, after) of
+    channels, params and flops. `frozen` says what couldn't be touched: reason -> BatchNorm -> number of channels.
+    `shortfall` is empty where the request was met to within a point, else one line on what held it back. `timing` is
+    what was measured for a latency budget: runtime, milliseconds of the original and the thin network, and more.
+    """
+
+    requested: dict[str, float]
+    achieved: dict[str, float]
+    removed: dict[str, list[int]]
+    cuts: dict[str, dict[int, list[int]]]
+    shapes: dict[str, list[int]]
+    selects: list[str] = field(default_factory=list)
+    sizes: dict[str, Any] = field(default_factory=dict)
+    totals: dict[str, tuple[int, int]] = field(default_factory=dict)
+    layers: list[Layer] = field(default_factory=list)
+    frozen: dict[str, dict[str, int]] = field(default_factory=dict)
+    shortfall: str = ""
+    timing: dict[str, Any] = field(default_factory=dict)
+
+    # -- use -----------------------------------------------------------------------------------------------------------
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """A new, thinner model; `model` is untouched. Raises SlimError where the plan is for another model."""
+        named = dict(named_tensors(model))
+        for name, shape in self.shapes.items():
+            found = list(named[name].shape) if name in named else "nothing"
+            if found != list(shape):
+                raise SlimError(f"the plan doesn't fit this model: {name} has shape {found}, expected {list(shape)}")
+        return rebuild(model, self.change)
+
+    @property
+    def change(self) -> Change:
+        """What the plan does to a model, for `slim.prune.rebuild`."""
+        chosen = {}
+        for bn in self.selects:
+            gone = set(self.removed.get(bn, []))
+            chosen[bn] = [i for i in range(self.shapes[f"{bn}.weight"][0]) if i not in gone]
+        return Change(self.cuts, self.sizes, chosen)
+
+    def prune_optimizer(self, optimizer: torch.optim.Optimizer, model: nn.Module, thin: nn.Module) -> None:
+        """Hand an optimizer of `model` over to `thin`, in place: its parameters become the thinner ones, and what it
+        keeps for each (momentum, Adam's moments) loses the removed channels. Parameters of neither stay.
+        """
+        successor = self._successors(model, thin)
+        for group in optimizer.param_groups:
+            group["params"] = [successor[id(p)][0] if id(p) in successor else p for p in group["params"]]
+        for parameter in list(optimizer.state):
+            if id(parameter) in successor:
+                heir, cuts = successor[id(parameter)]
+                state = optimizer.state.pop(parameter)
+                optimizer.state[heir] = {
+                    key: thin_tensor(v, cuts) if isinstance(v, Tensor) and v.shape == parameter.shape else v
+                    for key, v in state.items()
+                }
+
+    def prune_sparsity(self, sparsity: Sparsity, model: nn.Module, thin: nn.Module) -> None:
+        """Hand a penalty on γ of `model` over to `thin`, in place; call `prune_optimizer` for its optimizer too. λ, its
+        schedule and what a proximal step knows go on; for a target share of zeros, what is gone counts as zero.
+        """
+        successor = self._successors(model, thin)
+
+        def heir(parameter: nn.Parameter) -> tuple[nn.Parameter, Tensor]:
+            new, cuts = successor[id(parameter)]
+            stays = torch.ones(parameter.shape, dtype=torch.bool, device=parameter.device)
+            for dim, removed in cuts.items():
+                stays.index_fill_(dim, torch.tensor(removed, device=parameter.device), False)
+            return new, stays  # type: ignore[return-value]
+
+        sparsity.follow(heir)
+
+    def _successors(self, model: nn.Module, thin: nn.Module) -> dict[int, tuple[Tensor, dict[int, list[int]]]]:
+        """For each tensor of `model`, by its id, the one of `thin` that takes its place, and what that one lacks."""
+        thinner = dict(named_tensors(thin))
+        successor: dict[int, tuple[Tensor, dict[int, list[int]]]] = {}
+        for name, tensor in named_tensors(model):
+            if id(tensor) not in successor or name in self.cuts:
+                if name not in thinner:
+                    raise SlimError(f"the thin network doesn't come from this model: it has no {name}")
+                successor[id(tensor)] = thinner[name], self.cuts.get(name, {})
+        return successor
+
+    @property
+    def ratio_requested(self) -> float | None:
+        """The share of channels asked for, where a ratio was asked for."""
+        return self.requested.get("ratio")
+
+    @property
+    def ratio_achieved(self) -> float:
+        """The share of all BatchNorm channels that the plan removes, 0 to 1."""
+        before, after = self.totals["channels"]
+        return 1 - after / before
+
+    # -- files ---------------------------------------------------------------------------------------------------------
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able. Index lists are long and many tensors share one, so each is stored once."""
+        lists: dict[tuple[int, ...], int] = {}
+
+        def number(indices: list[int]) -> int:
+            return lists.setdefault(tuple(indices), len(lists))
+
+        removed = {bn: number(gone) for bn, gone in self.removed.items()}
+        cuts = {name: {str(d): number(gone) for d, gone in cut.items()} for name, cut in self.cuts.items()}
+        return {
+            "format": "slim-plan",
+            "version": VERSION,
+            "requested": self.requested,
+            "achieved": self.achieved,
+            "totals": {k: list(v) for k, v in self.totals.items()},
+            "removed": removed,
+            "cuts": cuts,
+            "indices": [list(indices) for indices in lists],
+            "shapes": self.shapes,
+            "selects": self.selects,
+            "sizes": self.sizes,
+            "layers": [asdict(layer) for layer in self.layers],
+            "frozen": self.frozen,
+            "shortfall": self.shortfall,
+            "timing": self.timing,
+        }
+
+    @classmethod
+    def from_dict(cls, d: Mapping[str, Any]) -> "PruningPlan":
+        """The plan that `to_dict` gave. Raises SlimError where it isn't one."""
+        if d.get("format") != "slim-plan":
+            raise SlimError("not a pruning plan: expected an object with 'format': 'slim-plan'")
+        if d.get("version") != VERSION:
+            raise SlimError(f"a pruning plan of version {d.get('version')!r}: this slim reads version {VERSION}")
+        try:
+            indices = [list(map(int, entry)) for entry in d["indices"]]
+            return cls(
+                requested=dict(d["requested"]),
+                achieved=dict(d["achieved"]),
+                removed={bn: indices[i] for bn, i in d["removed"].items()},
+                cuts={name: {int(k): indices[i] for k, i in cut.items()} for name, cut in d["cuts"].items()},
+                shapes={name: list(shape) for name, shape in d["shapes"].items()},
+                selects=list(d["selects"]),
+                sizes=dict(d["sizes"]),
+                totals={k: (int(v[0]), int(v[1])) for k, v in d["totals"].items()},
+                layers=[Layer(**layer) for layer in d["layers"]],
+                frozen={reason: dict(where) for reason, where in d["frozen"].items()},
+                shortfall=str(d["shortfall"]),
+                timing=dict(d.get("timing", {})),
+            )
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            raise SlimError(f"a broken pruning plan: {type(error).__name__}: {error}") from error
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the plan as JSON: to a temporary file first, then renamed."""
+        with replacing(Path(path)) as temporary:
+            temporary.write_text(json.dumps(self.to_dict()))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "PruningPlan":
+        """Read a plan. Raises SlimError where the file is missing or isn't a plan."""
+        try:
+            content = json.loads(Path(path).read_text())
+        except OSError as error:
+            raise SlimError(f"can't read the plan {os.fspath(path)!r}: {error.strerror}") from error
+        except ValueError as error:
+            raise SlimError(f"{os.fspath(path)!r} isn't a plan: expected JSON ({error})") from error
+        if not isinstance(content, dict):
+            raise SlimError(f"{os.fspath(path)!r} isn't a plan: expected a JSON object")
+        return cls.from_dict(content)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what the plan removes, as hex: equal for equal prunings."""
+        content = [self.removed, {n: {str(d): v for d, v in c.items()} for n, c in self.cuts.items()}, self.sizes]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    # -- words ---------------------------------------------------------------------------------------------------------
+
+    def table(self) -> FittingTable:
+        """Lay out the layers: channels before and after, the share that stays, what floors and ties held back."""
+        table = FittingTable(
+            f"pruning plan: {self.ratio_achieved:.1%} of all BatchNorm channels go",
+            drops=["stays", "held by floor", "frozen"],
+        )
+        held = {
+            "held by floor": [layer.floor for layer in self.layers],
+            "frozen": [layer.frozen for layer in self.layers],
+        }
+        held = {name: numbers for name, numbers in held.items() if any(numbers)}
+        table.add_column("layer", overflow="fold")
+        for name in ("before", "after", *held):
+            table.add_column(name, justify="right", no_wrap=True)
+        table.add_column("stays", no_wrap=True)
+        for i, layer in enumerate(self.layers):
+            bar = "█" * max(1, round(BAR * layer.after / layer.before)) if layer.after else ""
+            holds = [str(numbers[i] or "") for numbers in held.values()]
+            table.add_row(layer.name, f"{layer.before:,}", f"{layer.after:,}", *holds, bar.ljust(BAR, "░"))
+        return table
+
+    def summary(self) -> str:
+        """One line: channels, parameters and FLOPs, before and after."""
+        said = []
+        for kind, (before, after) in self.totals.items():
+            said.append(f"{kind} {before:,} → {after:,} ({1 - after / max(before, 1):.1%} fewer)")
+        if self.timing:
+            said.append("measured {original_ms:.3g} → {ms:.3g} ms ({share:.1%} of it; {runtime})".format(**self.timing))
+        if "unused" in self.timing:
+            step = f"the next step of channels takes {self.timing['next_step']:.1%} of it"
+            said.append(f"{self.timing['unused']:.1%} of the budget is left, and {step}")
+        return "; ".join(said)
+
+    def __str__(self) -> str:
+        lines = [render(self.table()), self.summary()]
+        if self.shortfall:
+            lines.append(self.shortfall)
+        return "\n".join(lines)

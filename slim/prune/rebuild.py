@@ -1,0 +1,200 @@
+"""The thinner network: a copy of a model without the channels that a plan removes.
+
+Every parameter and buffer is copied once, without its removed channels; the modules around them are copied as they
+are, and the sizes that they store follow. The original is not touched.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from slim.errors import SlimError
+from slim.trace.copy import clone, named_modules, named_tensors
+
+Cuts = Mapping[str, Mapping[int, list[int]]]  # tensor name -> dimension -> removed indices
+
+
+class Select:
+    """A BatchNorm that first chooses its channels of a shared stream (the paper's channel selection layer).
+
+    The index is the buffer `select`, shape [channels kept], int64. Source: Network Slimming (Liu et al., ICCV 2017),
+    section 4.2, for networks with BatchNorm before the convolution.
+    """
+
+    select: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.index_select(1, self.select))  # type: ignore[misc]
+
+    def __reduce__(self) -> tuple[Any, ...]:  # the class is made on the fly, so pickle by what it was made from
+        return _revive, (type(self).__mro__[2],), self.__dict__
+
+
+_selecting: dict[type, type] = {}
+
+
+def selecting(kind: type[nn.Module]) -> type[nn.Module]:
+    """The subclass of a BatchNorm class that selects its channels."""
+    if issubclass(kind, Select):
+        return kind
+    if kind not in _selecting:
+        _selecting[kind] = type(f"Select{kind.__name__}", (Select, kind), {"__module__": kind.__module__})
+    return _selecting[kind]
+
+
+def _revive(kind: type[nn.Module]) -> nn.Module:
+    made = selecting(kind)
+    return made.__new__(made)
+
+
+def kept(size: int, removed: list[int], device: torch.device | None = None) -> Tensor:
+    """The indices of `size` channels that stay when `removed` go."""
+    stays = np.ones(size, bool)
+    stays[removed] = False
+    return torch.from_numpy(np.flatnonzero(stays)).to(device)
+
+
+def thin_tensor(
+    tensor: Tensor, cuts: Mapping[int, list[int]], known: dict[tuple[int, int, torch.device], Tensor] | None = None
+) -> Tensor:
+    """A copy of `tensor` without the removed indices along each dimension; memory format kept.
+
+    Many tensors lose the same channels: `known` remembers the indices that stay, by the list of those that go.
+    """
+    if tensor.is_meta:
+        return tensor.new_empty([n - len(cuts.get(d, ())) for d, n in enumerate(tensor.shape)])
+    known = {} if known is None else known
+    out = tensor.detach()
+    for dim, removed in sorted(cuts.items(), key=lambda c: -len(c[1]) / tensor.shape[c[0]]):  # the largest cut first
+        key = (id(removed), tensor.shape[dim], tensor.device)
+        if key not in known:
+            known[key] = kept(tensor.shape[dim], removed, tensor.device)
+        out = out.index_select(dim, known[key])
+    if out.is_contiguous() and tensor.is_contiguous():
+        return out
+    for fmt in (torch.channels_last, torch.channels_last_3d):
+        rank = 4 if fmt is torch.channels_last else 5
+        if tensor.dim() == rank and tensor.is_contiguous(memory_format=fmt):
+            out = out.contiguous(memory_format=fmt)
+    return out
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a plan changes in a model, spelled out.
+
+    `cuts` names what each tensor loses along each dimension; `sizes` are new values of attributes
+    ("module.attribute") that forward code reads; `selects` gives for BatchNorms that read a shared stream the channels
+    of it that they choose.
+    """
+
+    cuts: Cuts
+    sizes: Mapping[str, Any] = field(default_factory=dict)
+    selects: Mapping[str, list[int]] = field(default_factory=dict)
+
+
+def rebuild(model: nn.Module, change: Change) -> nn.Module:
+    """A thinner copy of `model`.
+
+    Mode, device, dtype, memory format and `requires_grad` stay as they are. Raises SlimError where a name or a shape
+    doesn't fit the model.
+    """
+    named = dict(named_tensors(model))
+    by_tensor: dict[int, Mapping[int, list[int]]] = {}
+    for name, cut in change.cuts.items():
+        tensor = named.get(name)
+        if tensor is None:
+            raise SlimError(f"the plan doesn't fit this model: it has no parameter or buffer {name!r}")
+        for dim, removed in cut.items():
+            if dim >= tensor.dim() or (removed and max(removed) >= tensor.shape[dim]):
+                raise SlimError(f"the plan doesn't fit this model: {name!r} has shape {tuple(tensor.shape)}")
+        by_tensor[id(tensor)] = cut
+    known: dict[tuple[int, int, torch.device], Tensor] = {}
+
+    def thinner(tensor: Tensor) -> Tensor:
+        cut = by_tensor.get(id(tensor))
+        data = thin_tensor(tensor, cut, known) if cut else tensor.detach().clone()
+        if isinstance(tensor, nn.Parameter):
+            return nn.Parameter(data, requires_grad=tensor.requires_grad)
+        return data
+
+    thin = clone(model, thinner)
+    _adjust(thin, change, {name: tensor.shape for name, tensor in named.items()})
+    return thin
+
+
+def take_over(model: nn.Module, thin: nn.Module) -> None:
+    """Make `model`, the object that others hold, the network `thin`. Its modules are those of `thin` from then on."""
+    model.__class__ = type(thin)
+    object.__setattr__(model, "__dict__", thin.__dict__)
+
+
+@contextmanager
+def thinned(model: nn.Module, change: Change) -> Iterator[None]:
+    """`model` itself, thinner for as long as the context lasts: for a network without data, of which a copy costs more
+    than the change. All that its modules hold is put back after it."""
+    named = dict(named_tensors(model))
+    modules = [module for _, module in named_modules(model)]
+    state = [(type(m), {**m.__dict__, "_parameters": {**m._parameters}, "_buffers": {**m._buffers}}) for m in modules]
+    whole = [(tensor, tensor.data, {**tensor.__dict__}) for tensor in {id(t): t for t in named.values()}.values()]
+    shapes = {name: tensor.shape for name, tensor in named.items()}
+    try:
+        for name, cut in change.cuts.items():
+            named[name].data = thin_tensor(named[name], cut)
+        _adjust(model, change, shapes)
+        yield
+    finally:
+        for module, (kind, held) in zip(modules, state):
+            module.__class__ = kind
+            object.__setattr__(module, "__dict__", held)
+        for tensor, data, notes in whole:
+            tensor.data = data
+            tensor.__dict__.clear()
+            tensor.__dict__.update(notes)
+
+
+def _adjust(model: nn.Module, change: Change, shapes: Mapping[str, torch.Size]) -> None:
+    """Let the modules around thinner tensors agree with them. `shapes` are those that the tensors had."""
+    modules = dict(named_modules(model))
+    for name, value in change.sizes.items():  # first, because the number of groups tells how many channels they take
+        owner, _, attribute = name.rpartition(".")
+        holder = modules.get(owner + "." if owner else "")
+        if not hasattr(holder, attribute):
+            raise SlimError(f"the plan doesn't fit this model: it has no attribute {name!r}")
+        kind = type(getattr(holder, attribute))
+        setattr(holder, attribute, kind(value))
+    for owner in {name.rpartition(".")[0] for name in change.cuts}:
+        if f"{owner}.weight".lstrip(".") in shapes and (module := modules.get(owner and owner + ".")) is not None:
+            resize(module, shapes[f"{owner}.weight".lstrip(".")])
+    for name, index in change.selects.items():
+        bn = modules[name + "."]
+        bn.__class__ = selecting(type(bn))
+        device = next(bn.parameters()).device
+        bn.register_buffer("select", torch.tensor(index, dtype=torch.int64, device=device))
+
+
+def resize(module: nn.Module, was: torch.Size) -> None:
+    """Make the sizes that a module stores agree with its thinner weight, whose shape `was` another."""
+    weight = module.weight
+    if not isinstance(weight, Tensor) or weight.shape == was:
+        return
+    if isinstance(module, nn.modules.conv._ConvNd):
+        if module.groups > 1 and module.groups == module.in_channels:  # depthwise
+            module.groups = weight.shape[0] * module.groups // was[0]
+        made, taken = (1, 0) if module.transposed else (0, 1)
+        module.out_channels, module.in_channels = weight.shape[made], weight.shape[taken]
+        if module.transposed:
+            module.out_channels *= module.groups
+        else:
+            module.in_channels *= module.groups
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = weight.shape
+    elif isinstance(module, nn.modules.batchnorm._NormBase):
+        module.num_features = weight.shape[0]
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = weight.shape[0]

@@ -1,0 +1,294 @@
+"""Accuracy back without training: the thin network's layers are fitted to what the original's layers give.
+
+    recovered = slim.recover(model, thin, plan, images)
+    print(recovered)
+    thin = recovered.model
+
+What the removed channels carried is predicted from the kept ones by regression and folded into the weights of the
+layers that read them, layer by layer, each on the input that the layers before it now give. A channel with γ = 0 still
+passes the constant act(β): the intercept takes it up, exactly unless zero padding meets it at the borders. Needs
+images, no labels, and about as long as a few forward passes.
+"""
+
+import math
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from slim.errors import SlimError
+from slim.prune.calibration import drawn, part, running
+from slim.prune.plan import PruningPlan
+from slim.prune.rebuild import kept
+from slim.prune.recovery.lockstep import OutOfStep, side_by_side
+from slim.prune.recovery.regression import fit, fits
+from slim.trace.copy import clone, named_tensors
+from slim.trace.intercept import TRANSPOSED, Layer, Watch, evaluating
+from slim.trace.tracer import call
+
+LEAST_IMAGES = 8
+BATCH = 256  # images at a time where networks are only compared
+
+
+@dataclass
+class Recovery:
+    """What `recover` gives.
+
+    `model` is the recovered network, a new one; `chosen` says how it was recovered: "regression", "recalibration" (of
+    BatchNorm statistics alone), or "none" where neither came closer to the original. `distance` holds for each of these
+    how far the outputs are from the original's on held-out images (see `recover`). `missed` gives for each refitted
+    layer the share of its output's variance that was missed before and after. `folded` counts the removed channels that
+    are constant for each layer that reads them; `at_borders` names those of these layers where zero padding makes the
+    fold approximate at the borders. `left` says which layers were not refitted, and why.
+    """
+
+    model: nn.Module
+    chosen: str
+    distance: dict[str, float]
+    seconds: float
+    images: int
+    missed: dict[str, tuple[float, float]] = field(default_factory=dict)
+    folded: dict[str, int] = field(default_factory=dict)
+    at_borders: list[str] = field(default_factory=list)
+    left: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        before, after = self.distance["none"], self.distance[self.chosen]
+        lines = [
+            f"recovered by {self.chosen} on {self.images} images in {self.seconds:.0f} s: distance to the original's "
+            f"outputs {before:.3g} → {after:.3g}"
+            if self.chosen != "none"
+            else f"nothing recovered on {self.images} images: the pruned network is as close as can be ({before:.3g})"
+        ]
+        if self.at_borders:
+            lines.append(f"constants folded up to zero padding at the borders: {', '.join(self.at_borders)}")
+        lines += [f"{name} is as it was: {why}" for name, why in self.left.items()]
+        return "\n".join(lines)
+
+
+def recover(model: nn.Module, thin: nn.Module, plan: PruningPlan, images: Any, *, held_out: float = 0.25) -> Recovery:
+    """Bring `thin`, made by `plan.apply(model)`, closer to what `model` computes, without labels or training.
+
+    `images`: a batch of what the networks take (a tensor [N, C, H, W], or a tuple or dict of tensors with N first),
+    normalised as in training; a few hundred to a thousand training images. All but the share `held_out`, chosen at
+    random, go through both networks at once, so this needs the memory of such a batch's forward pass twice; where
+    images are large only as many are used as fit (128 of 224×224), drawn at random, too.
+
+    Candidates are the network as it is, with recalibrated BatchNorm statistics, and refitted by regression. The one
+    whose outputs are closest to the original's on the held-out images is kept: closest in the mean Kullback–Leibler
+    divergence of class probabilities where outputs are [N, classes], else in the relative squared error; and none is
+    kept whose squared error is larger than before. Neither network is changed; shapes, names and dtypes stay, so
+    checkpoints load as before. A layer without a bias gets none: what its intercept would be goes into the statistics
+    of the BatchNorm behind it.
+
+    Raises SlimError where there are fewer than 8 images, some aren't finite, the networks can't run on them, or `thin`
+    isn't what the plan makes of the model.
+    """
+    started = time.perf_counter()
+    if isinstance(held_out, bool) or not isinstance(held_out, int | float) or not 0 < held_out < 1:
+        raise SlimError(f"held_out {held_out!r} is out of range: expected a share between 0 and 1")
+    _check_shapes(model, thin, plan)
+    images, count = drawn(images, LEAST_IMAGES, "recovery")
+    fitted = min(count - 2, max(4, round(count * (1 - held_out))))
+    device = next(model.parameters()).device
+    calibration, test = (part(images, some, device) for some in (slice(fitted), slice(fitted, None)))
+    candidates = {"none": clone(thin, _copied).eval()}
+    told: dict[str, Any] = {}
+    with evaluating(model):
+        try:
+            with running("the networks"):
+                uses = _uses(candidates["none"], part(calibration, slice(2)))
+                for kind in ("recalibration", "regression"):
+                    candidates[kind] = clone(thin, _copied).eval()
+                    work = _Work(model, candidates[kind], plan, uses, regress=kind == "regression")
+                    side_by_side(model, candidates[kind], calibration, work.visit)
+            told = {"missed": work.missed, "folded": work.folded, "at_borders": work.at_borders, "left": work.left}
+        except OutOfStep as error:
+            candidates = {"none": candidates["none"]}
+            told = {"left": {"the network": f"both networks don't run the same layers ({error})"}}
+        apart = {kind: _apart(model, found, test) for kind, found in candidates.items()}
+    worst = apart["none"].squared_error
+    better = {k: a.distance for k, a in apart.items() if math.isfinite(a.distance) and not a.squared_error > worst}
+    chosen = min(better, key=lambda kind: better[kind], default="none")
+    if chosen != "regression":
+        told = {"left": told["left"]}
+    for module, like in zip(candidates[chosen].modules(), thin.modules()):
+        module.training = like.training
+    distance = {kind: a.distance for kind, a in apart.items()}
+    return Recovery(candidates[chosen], chosen, distance, time.perf_counter() - started, count, **told)
+
+
+def _check_shapes(model: nn.Module, thin: nn.Module, plan: PruningPlan) -> None:
+    """SlimError unless the tensors of `thin` have the shapes that the plan gives them."""
+    had, has = dict(named_tensors(model)), dict(named_tensors(thin))
+    for name, cuts in plan.cuts.items():
+        if name not in had or list(had[name].shape) != plan.shapes[name]:
+            found = list(had[name].shape) if name in had else "missing"
+            raise SlimError(f"the plan isn't of this model: {name} is {found}: expected {plan.shapes[name]}")
+        expected = [size - len(cuts.get(dim, ())) for dim, size in enumerate(plan.shapes[name])]
+        found = list(has[name].shape) if name in has else "missing"
+        if found != expected:
+            raise SlimError(f"thin isn't what the plan makes of the model: {name} is {found}: expected {expected}")
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(tensor.detach().clone(), requires_grad=tensor.requires_grad)
+    return tensor.detach().clone()
+
+
+# -- one pass ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Uses:
+    """How often each weight is at work in a forward pass, and which layers' outputs go straight into a BatchNorm."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    before_norm: set[str] = field(default_factory=set)
+
+
+def _uses(model: nn.Module, images: Any) -> _Uses:
+    found = _Uses()
+    last: dict[int, tuple[str, Tensor]] = {}  # holds the tensors, so that no other gets the id of one
+
+    def visit(layer: Layer) -> Tensor:
+        found.counts[layer.name] = found.counts.get(layer.name, 0) + 1
+        if layer.kind == "norm" and id(layer.input) in last:
+            found.before_norm.add(last[id(layer.input)][0])
+        out = layer.run()
+        last.clear()
+        last[id(out)] = layer.name, out
+        return out
+
+    with Watch(model, visit):
+        call(model, images)
+    return found
+
+
+class _Work:
+    """What happens at each layer while both networks run side by side."""
+
+    def __init__(self, model: nn.Module, thin: nn.Module, plan: PruningPlan, uses: _Uses, regress: bool) -> None:
+        self.plan, self.uses, self.regress = plan, uses, regress
+        self.original, self.thin = dict(named_tensors(model)), dict(named_tensors(thin))
+        self.missed: dict[str, tuple[float, float]] = {}  # these four as in Recovery
+        self.folded: dict[str, int] = {}
+        self.at_borders: list[str] = []
+        self.left: dict[str, str] = {}
+
+    def visit(self, layer: Layer, before: Layer, wanted: Tensor) -> Tensor:
+        if self.uses.counts[layer.name] == 1:  # one that is used twice can't suit both
+            if layer.kind == "norm":
+                self._match_statistics(layer, before)
+            elif self.regress:
+                self._refit(layer, before, wanted)
+        elif self.regress:
+            self.left[_owner(layer.name)] = "used more than once"
+        return layer.run()
+
+    def _kept(self, name: str, dim: int) -> Tensor:
+        tensor = self.original[name]
+        return kept(tensor.shape[dim], self.plan.cuts.get(name, {}).get(dim, []), tensor.device)
+
+    def _match_statistics(self, layer: Layer, before: Layer) -> None:
+        """Give a BatchNorm the statistics that make it treat its input as the original treats its own.
+
+        The original's running statistics are right for the original's input. What changes is the difference that both
+        inputs show on the same images, so that few images do. After a regression, the mean alone moves (this is the
+        intercept): least squares give less variance on purpose.
+        """
+        name = layer.name.removesuffix("running_mean")
+        mean, var = self.thin[name + "running_mean"], self.thin[name + "running_var"]
+        index = self._kept(layer.name, 0)
+        dims = [d for d in range(layer.input.dim()) if d != 1]
+        now_var, now = torch.var_mean(layer.input, dims, correction=0)
+        then_var, then = torch.var_mean(before.input.index_select(1, index), dims, correction=0)
+        mean.copy_(self.original[name + "running_mean"][index] + now - then)
+        if not self.regress:
+            alive = (then_var > 0) & (now_var > 0)
+            ratio = torch.where(alive, now_var / then_var, 1.0)
+            var.copy_(self.original[name + "running_var"][index] * ratio)
+
+    def _refit(self, layer: Layer, before: Layer, wanted: Tensor) -> None:
+        name = _owner(layer.name)
+        if not fits(layer):
+            self.left[name] = "a form that isn't supported"
+            return
+        transposed, linear = layer.func in TRANSPOSED, layer.func is F.linear
+        channels = wanted.dim() - 1 if linear else 1
+        target = wanted.index_select(channels, self._kept(layer.name, 1 if transposed else 0))
+        gone = self.plan.cuts.get(layer.name, {}).get(0 if transposed else 1, [])
+        if not gone and layer.input.shape == before.input.shape and torch.equal(layer.input, before.input):
+            return  # nothing changed before this layer
+        bias = layer.arguments.get("bias")
+        intercept = bias is not None or layer.name in self.uses.before_norm
+        made = fit(layer, target, intercept)
+        if made is None:
+            self.left[name] = "its activations aren't finite"
+            return
+        layer.arguments["weight"].copy_(made.weight)
+        if bias is not None and made.bias is not None:
+            bias.copy_(made.bias)
+        self.missed[name] = made.missed_before, made.missed
+        if gone and intercept:
+            self._count_constants(name, layer, before, gone)
+
+    def _count_constants(self, name: str, layer: Layer, before: Layer, gone: list[int]) -> None:
+        """Of the input channels that the layer no longer reads, `gone` of each group."""
+        groups = before.arguments.get("groups", 1)
+        dim = before.input.dim() - 1 if layer.func is F.linear else 1
+        size, outputs = before.input.shape[dim] // groups, before.arguments["weight"].shape[0] // groups
+        still = self._kept(layer.name, 0).div(outputs, rounding_mode="floor").unique() if groups > 1 else torch.zeros(1)
+        every = [int(group) * size + channel for group in still for channel in gone]
+        lost = before.input.index_select(dim, torch.tensor(every, device=before.input.device))
+        lost = lost.movedim(dim, 0).flatten(1)
+        constant = (lost.amax(1) == lost.amin(1)) & (lost[:, 0] != 0)
+        if constant.any():
+            self.folded[name] = int(constant.sum())
+            padding = layer.arguments.get("padding", 0)
+            if padding == "same" or (padding != "valid" and any([padding] if isinstance(padding, int) else padding)):
+                self.at_borders.append(name)
+
+
+def _owner(tensor: str) -> str:
+    return tensor.rpartition(".")[0] or tensor
+
+
+# -- how far from the original -----------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Apart:
+    """How far a network's outputs are from the original's: mean KL divergence of class probabilities where the output
+    is [N, classes], else the relative squared error; and that error in any case."""
+
+    distance: float
+    squared_error: float
+
+
+def _apart(model: nn.Module, other: nn.Module, images: Any) -> _Apart:
+    count = next(t.shape[0] for t in tree_leaves(images) if isinstance(t, Tensor) and t.dim())
+    divergence, error, scale = 0.0, 0.0, 0.0
+    for start in range(0, count, BATCH):
+        batch = part(images, slice(start, start + BATCH))
+        expected, found = _outputs(model, batch), _outputs(other, batch)
+        if not all(t.isfinite().all() for t in expected):
+            raise SlimError("the model's outputs on these images aren't finite: expected numbers")
+        error += sum(float((a - b).square().sum()) for a, b in zip(expected, found))
+        scale += sum(float(a.square().sum()) for a in expected)
+        classes = len(expected) == 1 and expected[0].dim() == 2 and expected[0].shape[1] > 1
+        if classes:
+            wanted, had = expected[0].log_softmax(1), found[0].log_softmax(1)
+            divergence += float(F.kl_div(had, wanted, reduction="sum", log_target=True))
+    error /= max(scale, 1e-300)
+    return _Apart(divergence / count if classes else error, error)
+
+
+def _outputs(model: nn.Module, images: Any) -> list[Tensor]:
+    leaves = tree_leaves(call(model, images))
+    return [t.cpu().double() for t in leaves if isinstance(t, Tensor) and t.is_floating_point()]

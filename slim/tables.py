@@ -1,0 +1,96 @@
+"""Numbers as people read them, and tables that fit the terminal: the same in every room."""
+
+import copy
+import io
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from rich import box
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.measure import Measurement
+from rich.table import Table
+
+
+def count(number: float) -> str:
+    """12,345,678 as "12.3 M"."""
+    return _scaled(number, ("", " k", " M", " G", " T"))
+
+
+def size(number: float) -> str:
+    """A number of bytes, such as "1.2 MB" (10⁶)."""
+    return _scaled(number, (" B", " kB", " MB", " GB", " TB"))
+
+
+def milliseconds(number: float) -> str:
+    """A latency to three significant digits: "0.0812 ms", "1.56 ms", "143 ms"."""
+    decimals = 4 if number < 0.0995 else 3 if number < 0.995 else 2 if number < 9.95 else 1 if number < 99.5 else 0
+    return f"{number:,.{decimals}f} ms"
+
+
+def percent(share: float, decimals: int = 1) -> str:
+    """0.6 as "60.0%"."""
+    return f"{share:.{decimals}%}"
+
+
+def change(before: float, after: float) -> str:
+    """How a size changed: "−84.6%", "+3.0%"; "" where there was nothing before."""
+    return f"{after / before - 1:+.1%}".replace("-", "−") if before else ""
+
+
+def points(before: float, after: float) -> str:
+    """How a share changed, in percentage points: "−0.28 points"."""
+    return f"{100 * (after - before):+.2f} points".replace("-", "−")
+
+
+def duration(seconds: float) -> str:
+    """ "8 s", "3 min 05 s", "2 h 10 min"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+
+
+class FittingTable(Table):
+    """A rich table that leaves out columns where it has too little room: those in `drops`, the first one first."""
+
+    def __init__(self, title: str = "", drops: Sequence[str] = (), **kwargs: Any) -> None:
+        style = {"title_justify": "left", "title_style": "bold", "box": box.SIMPLE_HEAD, "padding": (0, 1)}
+        super().__init__(title=title or None, **{**style, "pad_edge": False, **kwargs})
+        self.drops = drops
+
+    def fitted(self, console: Console, options: ConsoleOptions) -> Table:
+        """The table with as many columns as fit."""
+        table = Table.__new__(Table)
+        table.__dict__ = copy.copy(self.__dict__)
+        unbounded = options.update(width=10_000)
+        for heading in self.drops:
+            if Table.__rich_measure__(table, console, unbounded).maximum <= options.max_width:
+                break
+            left = [column for column in table.columns if column.header != heading]
+            table.columns = [replace(column, _index=i) for i, column in enumerate(left)]
+        return table
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield from self.fitted(console, options).__rich_console__(console, options)
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Table.__rich_measure__(self.fitted(console, options), console, options)
+
+
+def render(table: RenderableType, width: int = 80) -> str:
+    """A table as plain text."""
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    with console.capture() as captured:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in captured.get().splitlines()).strip("\n")
+
+
+def _scaled(number: float, units: Sequence[str]) -> str:
+    power = 0
+    while number >= 999.5 and power < len(units) - 1:
+        number, power = number / 1000, power + 1
+    decimals = 0 if power == 0 or number >= 99.95 else 1 if number >= 9.995 else 2
+    return f"{number:.{decimals}f}{units[power]}"

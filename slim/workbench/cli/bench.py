@@ -1,0 +1,67 @@
+"""Measure the latency of networks side by side and in turn: ONNX files in
+onnxruntime, checkpoints in PyTorch (eager and compiled).
+
+reads   each FILE, of which the first is what speed-ups refer to; or the newest
+        model.onnx under checkpoints/ and the baseline.onnx beside it
+writes  for a run: summary.json, model_card.md; for files named on the command
+        line: what --output and --plot name
+next    slim-predict
+"""
+
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from slim.errors import SlimError
+from slim.workbench.cli.command import Parser, code_from_here, mistakes_in_one_line
+
+if TYPE_CHECKING:
+    from slim.deploy.bench.result import BenchReport
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    with mistakes_in_one_line("slim-bench"):
+        parser = Parser("slim-bench", __doc__, "bench")
+        parser.usage = "%(prog)s [FILE ...] [options]"
+        parser.add_argument(
+            "files", nargs="*", metavar="FILE", help="ONNX files, checkpoints (those of the newest run)"
+        )
+        parser.add_argument("--output", type=Path, metavar="FILE", help="write all figures to this JSON file")
+        parser.add_argument("--plot", type=Path, metavar="FILE", help="draw all times into this HTML page")
+        parser.add_argument("--allow-code", action="store_true", help="let a checkpoint import its architecture's code")
+        given = parser.read(argv)
+        arguments = given.arguments
+        for option, suffix in (("output", ".json"), ("plot", ".html")):
+            path = getattr(arguments, option)
+            if path and path.suffix != suffix:
+                raise SlimError(f"--{option} {path}: expected a name that ends in {suffix}")
+        if not arguments.files:
+            source, settings = given.after("onnx")
+            from slim.workbench import run as pipeline
+
+            written, made = pipeline.bench_stage(source, settings, console=given.console)
+            written += _save(made, arguments)
+            given.close(written, f"slim-predict {source} IMAGE")
+            return
+        settings = given.settings()
+        from slim.deploy.bench.benchmark import short_names
+        from slim.workbench import run as pipeline
+
+        allow_code = arguments.allow_code and code_from_here()
+        files = short_names(arguments.files)
+        made = pipeline.bench_files(files, settings, allow_code=allow_code, console=given.console)
+        written = _save(made, arguments)
+        if arguments.json:
+            given.close(written, "slim-predict", bench=made.to_dict())
+        elif written:
+            given.close(written, "slim-predict MODEL.onnx IMAGE")
+
+
+def _save(made: "BenchReport", arguments: Namespace) -> list[Path]:
+    written = []
+    if arguments.output:
+        written.append(made.save(arguments.output))
+    if arguments.plot:
+        written.append(made.save_figure(arguments.plot))
+    return written

@@ -1,0 +1,43 @@
+"""Classify images with an exported network. Preprocessing and class names come
+from its file.
+
+reads   MODEL, an ONNX file that slim-export wrote, and images of any size
+writes  nothing
+"""
+
+import json
+from collections.abc import Sequence
+
+from slim.errors import SlimError
+from slim.workbench.cli.command import PlainParser, mistakes_in_one_line
+
+NAMED = 5  # files that couldn't be read
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    with mistakes_in_one_line("slim-predict"):
+        parser = PlainParser("slim-predict", __doc__)
+        parser.add_argument("model", metavar="MODEL", help="an ONNX file")
+        parser.add_argument("images", nargs="+", metavar="IMAGE", help='an image file, a folder, or "*.jpg"')
+        parser.add_argument("--top", type=int, default=3, metavar="N", help="classes to show of each image (3)")
+        parser.add_argument("--batch_size", type=int, default=64, metavar="N", help="images in one call (64)")
+        parser.add_argument("--provider", default="auto", metavar="TEXT", help="auto, cpu, cuda, … (auto)")
+        parser.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads (0: all cores)")
+        parser.add_argument("--json", action="store_true", help="a JSON object for each image, one to a line")
+        arguments = parser.parse_args(argv)
+        from slim.deploy.onnx.predict import OnnxModel, find_images
+        from slim.workbench import report
+
+        images = find_images(arguments.images)
+        net = OnnxModel(arguments.model, arguments.provider, arguments.threads)
+        unread: list[SlimError] = []  # told at the end: one broken file among many costs only itself
+        results = net.stream(images, arguments.top, arguments.batch_size, lambda _, error: unread.append(error))
+        for image, classes in report.counted(results, "images", len(images)):
+            if arguments.json:
+                found = [{"label": label, "probability": share} for label, share in classes]
+                print(json.dumps({"image": str(image), "classes": found}, ensure_ascii=False))
+            else:
+                print(f"{image}: " + ", ".join(f"{label} ({share:.1%})" for label, share in classes))
+        if unread:
+            others = f" (and {len(unread) - NAMED} more)" if len(unread) > NAMED else ""
+            raise SlimError("; ".join(map(str, unread[:NAMED])) + others)

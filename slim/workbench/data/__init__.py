@@ -1,0 +1,14 @@
+"""Data sets, and fast batches of them.
+
+Every data set becomes three splits (train, val, test) of uint8 images of one size. What fits is decoded once and lives
+on the device that trains; what doesn't is streamed from its files by worker processes. Either way batches are
+augmented and normalised on the device, as whole tensors, and are the same bit for bit: every draw follows from a seed
+and from the position in the epoch, so that an epoch can be entered at any step, by any number of processes.
+"""
+
+from slim.workbench.data.augment import crop
+from slim.workbench.data.epoch import batches, steps_per_epoch
+from slim.workbench.data.sources import SOURCES, load
+from slim.workbench.data.splits import Dataset, Split, statistics
+
+__all__ = ["SOURCES", "Dataset", "Split", "batches", "crop", "load", "statistics", "steps_per_epoch"]

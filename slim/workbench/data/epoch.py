@@ -1,0 +1,70 @@
+"""One pass over a split, as batches on the device that trains."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from slim.workbench.data.augment import Augmentation
+from slim.workbench.data.splits import Dataset, Split
+
+
+def batches(
+    split: Split,
+    dataset: Dataset,
+    batch_size: int,
+    *,
+    shuffle_seed: int | None = None,
+    augment: bool = False,
+    device: torch.device | str = "cpu",
+    start: int = 0,
+    shard: tuple[int, int] = (0, 1),
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """One pass over a split: normalised float32 images [B, C, H, W] and labels [B], on `device`.
+
+    Without `shuffle_seed` the order is the split's own and the last batch may be smaller. With it the order
+    is random and all batches have the same size: the images left over, fewer than a batch and others in each
+    epoch, are skipped (a tiny last batch would give BatchNorm bad statistics). A split smaller than a batch
+    is one batch.
+
+    `augment` applies the data set's augmentation and needs `shuffle_seed`: order, crops and flips all follow
+    from it, and are the same on every device.
+
+    `start` leaves out that many batches, for a training that goes on within an epoch: the rest is the same, bit for
+    bit. `shard` = (i, n) gives every n-th image of each batch, from the i-th on: the part of process i of n.
+    `batch_size` counts the images of all of them. A part without images, as the last batch in order may give, is
+    left out.
+    """
+    if augment and shuffle_seed is None:
+        raise ValueError("augment needs shuffle_seed: without it the crops would not be reproducible")
+    size = len(split)
+    if shuffle_seed is None:
+        bounds = [(first, min(first + batch_size, size)) for first in range(0, size, batch_size)]
+    else:
+        whole = min(batch_size, size)
+        if whole < shard[1]:
+            raise ValueError(f"a batch has {whole} images: expected at least one for each of {shard[1]} processes")
+        bounds = [(step * whole, (step + 1) * whole) for step in range(steps_per_epoch(size, batch_size))]
+    parts = [slice(first + shard[0], end, shard[1]) for first, end in bounds[start:] if first + shard[0] < end]
+
+    std = torch.tensor(dataset.std)
+    scale, shift = (
+        values.reshape(1, -1, 1, 1).to(device) for values in (1 / (255 * std), -torch.tensor(dataset.mean) / std)
+    )
+    if shuffle_seed is None:
+        for images, labels in split.take(parts, device):
+            yield images.float().mul_(scale).add_(shift), labels
+        return
+
+    generator = torch.Generator().manual_seed(shuffle_seed)  # on the CPU: the same draws whatever the device
+    order = torch.randperm(size, generator=generator)
+    changes = Augmentation(dataset.augment if augment else "none", size, dataset.image_size, generator, device)
+    taken = split.take([order[part] for part in parts], device)
+    for here, (images, labels) in zip(parts, taken):
+        images = changes.pixels(images, here).float().mul_(scale).add_(shift)
+        yield changes.normalised(images, here), labels
+
+
+def steps_per_epoch(size: int, batch_size: int) -> int:
+    """The number of shuffled batches that `batches` cuts from `size` images."""
+    return max(1, size // batch_size)

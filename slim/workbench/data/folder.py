@@ -1,0 +1,146 @@
+"""Folders of images: what is in them, and the cache of their decoded images."""
+
+import hashlib
+import math
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from slim.errors import SlimError
+from slim.files import replacing
+from slim.workbench.config import DataConfig
+from slim.workbench.data.files import ImageFiles, read_image
+from slim.workbench.data.splits import Split
+
+IMAGE_FILES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+FORMAT = "2"  # of the cache: raised when images are decoded differently
+MOST_WORKERS = 16  # by default: each holds some batches
+SHARE_OF_MEMORY = 0.25  # that decoded images may take: splitting them copies them, and others want to live too
+
+
+def read(cfg: DataConfig) -> tuple[list[str], dict[str, Split]]:
+    """The classes and splits of root/train/CLASS and root/test/CLASS, with root/val/CLASS as the validation set (or,
+    where there is no root/test, as the test set); or of root/CLASS alone. Images become RGB.
+
+    They are decoded into memory if they take at most a quarter of what is free there, and else stay in their files;
+    `cfg.storage` can force either. What is decoded is kept in a hidden file in root (if `cfg.cache`) for the next time,
+    for as long as names, sizes and times of the files stay as they were.
+    """
+    root = Path(cfg.root).expanduser()
+    if not root.is_dir():
+        raise SlimError(f"no folder {str(root)!r}: expected a tree root/train/CLASS/IMAGE or root/CLASS/IMAGE")
+    folders = {"train": root}
+    if _subfolders(root / "train"):  # a class may be called train, but holds images
+        folders = {part: root / part for part in ("train", "val", "test") if (root / part).is_dir()}
+    if "test" not in folders and "val" in folders:
+        folders["test"] = folders.pop("val")
+    classes = _subfolders(folders["train"])
+    if len(classes) < 2:
+        raise SlimError(f"{str(folders['train'])!r} holds {len(classes)} class folders: expected at least 2")
+    listed = {part: _list_images(folder, classes) for part, folder in folders.items()}
+
+    size = (cfg.image_size, cfg.image_size) if cfg.image_size else None
+    first = read_image(folders["train"] / os.fsdecode(listed["train"][0][0]), size)
+    cores = (os.cpu_count() or 1) // _processes_here()
+    workers = max(1, min(cores, MOST_WORKERS)) if cfg.workers is None else cfg.workers
+    files = {
+        part: ImageFiles(str(folders[part]), names, first.shape[:2], size is not None, workers)
+        for part, (names, _) in listed.items()
+    }
+    images: dict[str, ImageFiles] | dict[str, Tensor] = files
+    if cfg.storage in ("device", "host") or (cfg.storage == "auto" and _fits(files)):
+        images = _decoded(files, root if cfg.cache else None)
+    return classes, {part: Split(images[part], labels) for part, (_, labels) in listed.items()}
+
+
+def _subfolders(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        return []
+    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _list_images(folder: Path, classes: list[str]) -> tuple[np.ndarray, Tensor]:
+    """The images under folder/CLASS, at any depth: names relative to `folder` as bytes, and class numbers."""
+    found = set(_subfolders(folder))
+    for name in sorted(found.symmetric_difference(classes)):
+        raise SlimError(
+            f"{str(folder)!r} has {'an unknown' if name in found else 'no'} class folder {name!r}: "
+            f"expected the {len(classes)} classes of the training folder"
+        )
+    names: list[bytes] = []
+    counts = []
+    for name in classes:
+        images = []
+        for place, _, files in os.walk(folder / name):
+            within = os.path.relpath(place, folder)
+            images += [os.path.join(within, f) for f in files if f.lower().endswith(IMAGE_FILES) and f[0] != "."]
+        if not images:
+            raise SlimError(f"no image in class folder {str(folder / name)!r}: expected {', '.join(IMAGE_FILES)} files")
+        names += map(os.fsencode, sorted(images))
+        counts.append(len(images))
+    return np.array(names), torch.repeat_interleave(torch.arange(len(classes)), torch.tensor(counts))
+
+
+def _fits(files: dict[str, ImageFiles]) -> bool:
+    return sum(math.prod(part.shape) for part in files.values()) <= SHARE_OF_MEMORY * _free_memory() / _processes_here()
+
+
+def _processes_here() -> int:
+    """How many processes of this training share the machine: each has its own copy of the images."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return 1
+    return int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size()))
+
+
+def _free_memory() -> float:
+    """Bytes that a process can still take."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            return next(1024.0 * int(line.split()[1]) for line in file if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):  # no Linux: half of the whole
+        names = os.sysconf_names if hasattr(os, "sysconf") else {}
+        if "SC_PHYS_PAGES" not in names:
+            return 8e9
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2
+
+
+def _decoded(files: dict[str, ImageFiles], home: Path | None) -> dict[str, Tensor]:
+    """All images of all splits, from the cache in `home` if it is theirs; else it is made anew. It is a file, as other
+    programs would take a folder for a class."""
+    if home is None:
+        return {part: images.decoded() for part, images in files.items()}
+    one = files["train"]
+    height, width = one.image_size
+    path = home / f".slim-{height}x{width}{'' if one.resize else '-as-they-are'}.safetensors"
+    fingerprint = _fingerprint(files)
+    try:
+        with safe_open(path, framework="pt") as file:
+            if (file.metadata() or {}).get("files") == fingerprint:
+                return {part: file.get_tensor(part) for part in files}
+    except (OSError, SafetensorError):  # none yet, or not ours
+        pass
+    images = {part: images.decoded() for part, images in files.items()}
+    try:
+        with replacing(path) as temporary:
+            save_file(images, temporary, metadata={"files": fingerprint})
+    except OSError as error:
+        print(f"can't keep the decoded images in {path}: {error.strerror}; data.cache: false is quiet", file=sys.stderr)
+    return images
+
+
+def _fingerprint(files: dict[str, ImageFiles]) -> str:
+    """What tells that the files are those that were decoded: names, sizes in bytes, times of change."""
+    digest = hashlib.sha256(FORMAT.encode())
+    for part, images in sorted(files.items()):
+        digest.update(f"\n{part} {images.image_size} {images.resize}\n".encode())
+        for name in images.names:
+            about = os.stat(os.path.join(os.fsencode(images.root), name))
+            digest.update(b"%s %d %d\n" % (name, about.st_size, about.st_mtime_ns))
+    return digest.hexdigest()

@@ -1,0 +1,111 @@
+"""Where data sets come from: the digits, torchvision's small sets, and folders of images."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from slim.errors import SlimError, unknown
+from slim.workbench.config import DataConfig
+from slim.workbench.data import folder
+from slim.workbench.data.augment import operations
+from slim.workbench.data.files import resized
+from slim.workbench.data.splits import Dataset, Split, hold_out, statistics
+
+TEST_FRACTION = 0.2  # held out for testing where the source has no test set of its own
+STATISTICS_FROM = 4096  # training images that give mean and deviation, where they are still in their files
+
+
+def load(cfg: DataConfig, seed: int) -> Dataset:
+    """The data set that `cfg` names, split by `seed`.
+
+    A test set that comes with the data is used as it is; otherwise 20 % of the images, drawn by `seed`, are
+    the test set (so stages of one run need one seed, or the test images of one become training images of the
+    next). Of the remaining images `cfg.val_fraction` are for validation. Both draws are stratified: each
+    class gives its share, to within one image.
+
+    Raises `SlimError` for an unknown name, and for missing or broken files.
+    """
+    name = cfg.name.lower()
+    if name not in SOURCES:
+        raise unknown("data set", cfg.name, SOURCES)
+    source = SOURCES[name]
+    if cfg.storage == "stream" and source.read is not folder.read:
+        raise SlimError(f"data.storage stream is for image folders, {name} comes in one piece: expected auto")
+    augment = source.augment if cfg.augment == "auto" else cfg.augment
+    operations(augment)  # a mistake shows before any work
+    classes, parts = source.read(cfg)
+    generator = torch.Generator().manual_seed(seed)
+    if "test" not in parts:
+        parts["train"], parts["test"] = hold_out(parts["train"], TEST_FRACTION, generator)
+    if "val" not in parts:
+        parts["train"], parts["val"] = hold_out(parts["train"], cfg.val_fraction, generator)
+    for part in ("train", "test"):
+        if not len(parts[part]):
+            raise SlimError(f"{cfg.name} has too few images: none is left for the {part} split")
+    mean, std = statistics(parts["train"].sample(STATISTICS_FROM))
+    return Dataset(name, classes, parts["train"], parts["val"], parts["test"], mean, std, augment, cfg.storage)
+
+
+Parts = dict[str, Split]  # split name -> split: at least train
+
+
+def _digits(cfg: DataConfig) -> tuple[list[str], Parts]:
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    images = (bunch.images * (255 / 16)).round().astype(np.uint8)  # grey levels 0 … 16
+    return [str(digit) for digit in range(10)], {"train": _split(images, bunch.target, cfg.image_size)}
+
+
+def _torchvision(cls_name: str, cfg: DataConfig) -> tuple[list[str], Parts]:
+    from torchvision import datasets
+
+    svhn = cls_name == "SVHN"  # its interface is its own
+    parts = {}
+    for part in ("train", "test"):
+        which: dict[str, Any] = {"split": part} if svhn else {"train": part == "train"}
+        try:
+            data = getattr(datasets, cls_name)(cfg.root, download=cfg.download, **which)
+        except (OSError, RuntimeError, ValueError, TypeError, AssertionError) as error:
+            # torchvision raises any of these for missing, broken and unreachable files
+            reason = str(error).partition("\n")[0]
+            hint = f"the download failed: {reason}" if cfg.download else "set download: true to fetch them"
+            raise SlimError(
+                f"missing or broken files of {cls_name} under {cfg.root!r}: expected its training and test "
+                f"files as torchvision.datasets.{cls_name} keeps them; {hint}"
+            ) from error
+        images = data.data.transpose(0, 2, 3, 1) if svhn else np.asarray(data.data)
+        parts[part] = _split(images, data.labels if svhn else data.targets, cfg.image_size)
+    if svhn:
+        return [str(digit) for digit in range(10)], parts
+    return [name.partition(" - ")[0] for name in data.classes], parts  # MNIST calls them "0 - zero"
+
+
+def _split(images: np.ndarray, labels: Any, size: int | None) -> Split:
+    """Arrays uint8 [N, H, W] or [N, H, W, C] as a split, resized where `size` asks for it."""
+    if size is not None and images.shape[1:3] != (size, size):
+        images = np.stack([np.asarray(resized(Image.fromarray(image), (size, size))) for image in images])
+    tensor = torch.from_numpy(np.ascontiguousarray(images)).reshape(*images.shape[:3], -1)
+    return Split(tensor.permute(0, 3, 1, 2).contiguous(), torch.as_tensor(labels, dtype=torch.int64))
+
+
+@dataclass(frozen=True)
+class _Source:
+    read: Callable[[DataConfig], tuple[list[str], Parts]]  # class names and the splits that the source has
+    augment: str  # what "auto" means: a mirrored digit is another digit, or none
+
+
+SOURCES = {
+    "digits": _Source(_digits, "crop"),
+    "mnist": _Source(partial(_torchvision, "MNIST"), "crop"),
+    "svhn": _Source(partial(_torchvision, "SVHN"), "crop"),
+    "fashionmnist": _Source(partial(_torchvision, "FashionMNIST"), "crop+flip"),
+    "cifar10": _Source(partial(_torchvision, "CIFAR10"), "crop+flip"),
+    "cifar100": _Source(partial(_torchvision, "CIFAR100"), "crop+flip"),
+    "imagefolder": _Source(folder.read, "crop+flip"),
+}

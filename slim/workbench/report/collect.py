@@ -1,0 +1,160 @@
+"""What is known of a run, read from the files in its folder into one plain object. Nothing is measured here."""
+
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from slim.errors import SlimError
+from slim.workbench import config
+from slim.workbench.report import words
+from slim.workbench.report.words import Record
+
+EVIDENCE = "evidence.json"
+
+
+@dataclass
+class Run:
+    """A run's records. A part that the run doesn't have is empty."""
+
+    folder: Path
+    settings: dict[str, Any]  # config.yaml
+    summary: dict[str, Any]  # summary.json
+    epochs: list[dict[str, Any]]  # metrics.jsonl
+    plan: dict[str, Any]  # plan.json
+    evidence: dict[str, Any]  # evidence.json
+    sizes: dict[str, int] = field(default_factory=dict)  # ONNX file -> bytes
+    passes: list["Run"] = field(default_factory=list)  # all but the last, in multi-pass slimming
+
+    @property
+    def name(self) -> str:
+        return str(self.settings.get("name") or self.folder.resolve().name)
+
+    @cached_property
+    def stages(self) -> dict[str, Record]:
+        """Stage -> its record, in order; only what has an accuracy or a size."""
+        return {key: value for key, value in self.summary.items() if isinstance(value, dict) and "params" in value}
+
+    @property
+    def before(self) -> Record:
+        """The network before pruning: the baseline, or the sparse network where there is none."""
+        return self.stages.get("baseline") or self.stages.get("sparse") or {}
+
+    @property
+    def after(self) -> Record:
+        """The last pruned network; empty before there is one. An INT8 file is a variant, not the result."""
+        found = [r for key, r in self.stages.items() if key not in ("baseline", "sparse", "int8")]
+        return found[-1] if found else {}
+
+    @property
+    def rows(self) -> list[tuple[str, Record]]:
+        """The stages by name; those of earlier passes come between the baseline and those of the last."""
+        rows = [(words.stage(key), record) for key, record in self.stages.items() if key == "baseline"]
+        for number, each in enumerate(self.passes, 1):
+            rows += [(f"{words.stage(key)}, pass {number}", record) for key, record in each.stages.items()]
+        last = f", pass {len(self.passes) + 1}" if self.passes else ""
+        for key, record in self.stages.items():
+            if key != "baseline":
+                rows.append((words.stage(key) + (last if key not in ("onnx", "int8") else ""), record))
+        return rows
+
+    @property
+    def parts(self) -> list[tuple[str, list[dict[str, Any]]]]:
+        """The epochs of each training, one after the other: its name, its records."""
+        own: dict[str, list[dict[str, Any]]] = {}
+        for record in self.epochs:
+            own.setdefault(str(record.get("stage")), []).append(record)
+        parts = [(words.stage(stage), records) for stage, records in own.items() if stage == "baseline"]
+        for number, each in enumerate(self.passes, 1):
+            parts += [(f"{name}, pass {number}", records) for name, records in each.parts]
+        last = f", pass {len(self.passes) + 1}" if self.passes else ""
+        return parts + [(words.stage(stage) + last, records) for stage, records in own.items() if stage != "baseline"]
+
+    @property
+    def course(self) -> list[dict[str, Any]]:
+        """All epochs of all trainings, in order."""
+        return [record for _, records in self.parts for record in records]
+
+    @property
+    def made(self) -> dict[str, Any]:
+        """Date, machine and versions."""
+        return dict(self.evidence.get("made") or {})
+
+    @property
+    def command(self) -> str:
+        """What made the run, as a command line."""
+        return str(self.evidence.get("command") or f"slim-run {self.folder / 'config.yaml'}")
+
+    def missing(self, part: str) -> str:
+        """Why a part of the evidence isn't there."""
+        return str((self.evidence.get("missing") or {}).get(part) or "it wasn't measured")
+
+
+def collect(folder: str | Path) -> Run:
+    """Read a run. Raises SlimError where the folder isn't one, or its records are broken."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise SlimError(f"no run {str(folder)!r}: expected a folder that slim-run or slim-train wrote")
+    run = _read(folder)
+    earlier = sorted(folder.glob("pass-*"), key=lambda path: (len(path.name), path.name))
+    run.passes = [_read(path) for path in earlier if path.is_dir()]
+    if not run.summary and not run.course:
+        raise SlimError(
+            f"{str(folder)!r} holds no run: expected summary.json or metrics.jsonl, as slim-run writes them"
+        )
+    return run
+
+
+def _read(folder: Path) -> Run:
+    return Run(
+        folder=folder,
+        settings=config.read(folder / "config.yaml") if (folder / "config.yaml").is_file() else {},
+        summary=_object(folder / "summary.json"),
+        epochs=_lines(folder / "metrics.jsonl"),
+        plan=_object(folder / "plan.json"),
+        evidence=_object(folder / EVIDENCE),
+        sizes={path.name: path.stat().st_size for path in sorted(folder.glob("*.onnx"))},
+    )
+
+
+def find(names: list[str], root: Path = Path("checkpoints")) -> list[Path]:
+    """The folders of runs given by path or by name; without any, the run that was written to last. A folder that holds
+    no run, such as one of data with the run's name, doesn't hide the run."""
+    if names:
+        return [root / name if not _is_run(Path(name)) and _is_run(root / name) else Path(name) for name in names]
+    records = [*root.glob("*/summary.json"), *root.glob("*/metrics.jsonl")]
+    if not records:
+        raise SlimError(f"no run under {str(root)!r}: run slim-run first, or name a run's folder")
+    return [max(records, key=lambda path: path.stat().st_mtime_ns).parent]
+
+
+def _is_run(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("summary.json", "metrics.jsonl"))
+
+
+def _object(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise SlimError(f"{str(path)!r} is broken: expected what slim wrote there") from None
+    if not isinstance(value, dict):
+        raise SlimError(f"{str(path)!r} is broken: expected what slim wrote there")
+    return value
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """A line for each epoch; a training that was cut off in the middle of a line loses that line only."""
+    if not path.is_file():
+        return []
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and "epoch" in record:
+            records.append(record)
+    return records

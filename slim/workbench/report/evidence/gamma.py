@@ -1,0 +1,45 @@
+"""|γ| of every channel of the network that was pruned, which of them went, and the threshold between."""
+
+from typing import Any
+
+import numpy as np
+
+from slim.prune.groups import Groups
+from slim.trace.copy import named_tensors
+from slim.workbench.report.evidence.networks import Networks
+
+CLEAN = 0.95  # the share of channels that lie on the right side of what may be called a threshold
+
+
+def gamma(networks: Networks) -> dict[str, Any]:
+    """`layers`: BatchNorm -> |γ| of the channels that were kept and of those that went; `threshold`: the score above
+    which a group of channels stayed, None where the plan followed more than |γ|."""
+    model, plan = networks.decided_on, networks.plans[-1] if networks.plans else None
+    named = dict(named_tensors(model))
+    traced = networks.trace(model)
+    sizes = {name: named[f"{name}.weight"].detach().abs().double().cpu().numpy() for name in traced.norms}
+    gone = {name: np.zeros(len(size), bool) for name, size in sizes.items()}
+    for name, indices in (plan.removed if plan else {}).items():
+        gone[name][indices] = True
+    layers = {
+        name: {"kept": _rounded(size[~gone[name]]), "removed": _rounded(size[gone[name]])}
+        for name, size in sizes.items()
+    }
+    score = networks.settings.prune.score
+    threshold = None if plan is None or score == "residual" else _threshold(Groups(traced, sizes, score), gone)
+    return {"layers": layers, "threshold": threshold}
+
+
+def _threshold(groups: Groups, gone: dict[str, Any]) -> float | None:
+    out = np.zeros(len(groups.roots), bool)
+    out[groups.member[np.concatenate([gone[name] for name in groups.names])]] = True
+    free = ~groups.frozen
+    if not out.any() or not (free & ~out).any():
+        return None
+    highest = float(groups.score[out].max())
+    clean = float(((groups.score > highest) != out)[free].mean())  # floors keep some below it
+    return highest if clean >= CLEAN else None
+
+
+def _rounded(values: Any) -> list[float]:
+    return [float(f"{value:.4g}") for value in np.sort(values)]

@@ -1,0 +1,107 @@
+"""Gather a run's evidence: measure what isn't known yet, keep what is, say why something is missing."""
+
+import json
+import platform
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from slim.errors import SlimError
+from slim.files import replacing
+from slim.version import __version__
+from slim.workbench.report.collect import EVIDENCE
+from slim.workbench.report.evidence.examples import examples
+from slim.workbench.report.evidence.gamma import gamma
+from slim.workbench.report.evidence.latency import latency
+from slim.workbench.report.evidence.layers import layers
+from slim.workbench.report.evidence.networks import Networks
+from slim.workbench.report.evidence.tradeoff import tradeoff
+from slim.workbench.report.evidence.weights import weights
+
+PACKAGES = ("torch", "torchvision", "onnx", "onnxruntime", "numpy", "lightning-fabric")
+Said = Callable[[str], None]
+
+
+def gather(
+    folder: Path,
+    *,
+    allow_code: bool = False,
+    command: str | None = None,
+    seconds: float | None = None,
+    say: Said = print,
+) -> Path:
+    """Measure what the page of the run in `folder` shows beside the run's own records, and write evidence.json there.
+
+    What was measured before and still follows from the same files is kept. A part that can't be measured (the run
+    hasn't come that far, its data aren't here) is left out, and `missing` says why: a page comes out all the same.
+
+    `command`: the command line that made the run. `seconds`: limit of the trade-off sweep, by default that of the run.
+    `say` gets a line of progress for each part. Raises SlimError where there is no such folder.
+    """
+    if not folder.is_dir():
+        raise SlimError(f"no run {str(folder)!r}: expected a folder that slim-run or slim-train wrote")
+    path = folder / EVIDENCE
+    old = _read(path)
+    made_from = _made_from(folder)
+    networks = Networks(folder, allow_code)
+    parts: dict[str, Callable[[], Any]] = {
+        "layers": lambda: layers(networks),
+        "gamma": lambda: gamma(networks),
+        "tradeoff": lambda: tradeoff(networks, seconds),
+        "latency": lambda: latency(networks),
+        "weights": lambda: weights(networks),
+        "examples": lambda: examples(networks),
+    }
+    same = old.get("made_from") == made_from and old.get("slim") == __version__
+    record: dict[str, Any] = {
+        "slim": __version__,
+        "made_from": made_from,
+        "made": old["made"] if same and "made" in old else _made(),
+        "command": command or old.get("command"),
+        "missing": {},
+    }
+    for name, measure in parts.items():
+        if same and name in old:
+            record[name] = old[name]
+            continue
+        say(f"measuring for the report: {name}")
+        try:
+            record[name] = measure()
+        except SlimError as error:
+            record["missing"][name] = str(error)
+        except Exception as error:  # a page without one figure is better than none
+            record["missing"][name] = (
+                f"it couldn't be measured ({type(error).__name__}: {str(error).partition(chr(10))[0]})"
+            )
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(record, ensure_ascii=False) + "\n", encoding="utf-8")
+    return path
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        old = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return old if isinstance(old, dict) else {}
+
+
+def _made_from(folder: Path) -> dict[str, list[int]]:
+    """Size and time of each file that the evidence follows from."""
+    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.onnx")])
+    return {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in files}
+
+
+def _made() -> dict[str, Any]:
+    """When, where and with which versions."""
+    from slim.deploy.bench.benchmark import _machine
+
+    versions = {"slim": __version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return {"date": datetime.now(UTC).isoformat(timespec="seconds"), "machine": _machine(), "versions": versions}

@@ -1,0 +1,93 @@
+"""Times of single runs in onnxruntime of the original and the pruned network, and what their operators take."""
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from slim.checkpoint import STAGES
+from slim.deploy.bench.profile import operator_profile
+from slim.deploy.bench.runners import OnnxRunner
+from slim.deploy.timing import thinned, time_in_turn
+from slim.errors import SlimError
+from slim.workbench.report.evidence.networks import Networks
+
+RUNS = (10, 100)  # of each file, batch size and number of threads: at least, at most
+SECONDS = 4.0  # for each batch size and number of threads, about
+WARMUP = 5
+LAYERS = {"Conv", "Gemm", "MatMul", "ConvTranspose"}
+
+
+def latency(networks: Networks) -> dict[str, Any]:
+    """`times`: for each batch size and number of threads the milliseconds of single runs of each file, taken in turn.
+    `operators`: file -> kind of operator -> milliseconds of a run of a batch of 1 on one thread; `layers`: file ->
+    layer -> share of the time of all operators. Files are "before", "after" and, where there is one, "int8"."""
+    files = {"before": networks.folder / "baseline.onnx", "after": networks.folder / STAGES["onnx"][0]}
+    for path in files.values():
+        if not path.is_file():
+            raise SlimError(f"the run has no {path.name} yet")
+    int8 = networks.folder / STAGES["int8"][0]
+    files |= {"int8": int8} if int8.is_file() else {}
+    bench = networks.settings.bench
+    cores = os.cpu_count() or 1
+    threads = sorted({1, cores}) if bench.threads == 0 else [bench.threads]
+    times = [
+        {"batch_size": batch, "threads": n, "ms": _times(files, batch, n, bench.provider)}
+        for batch in bench.batch_sizes
+        for n in threads
+    ]
+    operators: dict[str, dict[str, float]] = {}
+    layers: dict[str, dict[str, float]] = {}
+    for name, path in files.items():
+        runner = OnnxRunner(name, path, bench.provider, threads=1)  # so that times add up
+        operators[name], layers[name] = {}, {}
+        layer_of = _layer_of(path)
+        for node in operator_profile(runner, batch_size=1):
+            operators[name][node.operator] = operators[name].get(node.operator, 0.0) + node.ms
+            layer = layer_of.get(node.node.removesuffix("_nchwc"))
+            if layer is not None:
+                layers[name][layer] = layers[name].get(layer, 0.0) + node.share
+    return {"times": times, "operators": operators, "layers": layers, "provider": runner.provider}
+
+
+def _times(files: dict[str, Path], batch: int, threads: int, provider: str) -> dict[str, list[float]]:
+    calls = {name: OnnxRunner(name, path, provider, threads).prepare(batch) for name, path in files.items()}
+    for call in calls.values():
+        call()
+    started = time.perf_counter()
+    for call in calls.values():
+        call()
+    least, most = RUNS
+    runs = max(least, min(most, int(SECONDS / (time.perf_counter() - started))))
+    return {name: thinned(each) for name, each in time_in_turn(calls, runs, WARMUP).items()}
+
+
+def _layer_of(path: Path) -> dict[str, str]:
+    """Names that onnxruntime may give to the node of a layer -> the layer.
+
+    It fuses what follows into the layer's node, and renames that after the last output; so a layer also goes by the
+    outputs of the elementwise operators that follow it one after the other.
+    """
+    graph = onnx.load(str(path), load_external_data=False).graph
+    readers: dict[str, list[Any]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    weights = {tensor.name for tensor in graph.initializer}
+    found = {}
+    for node in graph.node:
+        weight = next((name for name in node.input if name in weights and name.endswith("weight")), None)
+        if node.op_type not in LAYERS or weight is None:
+            continue
+        layer = weight.removesuffix(".weight")
+        found[node.name] = layer
+        output = node.output[0]
+        while True:
+            found[output] = layer
+            after = readers.get(output, [])
+            if len(after) != 1 or after[0].op_type in LAYERS or len(after[0].output) != 1:
+                break
+            output = after[0].output[0]
+    return found

@@ -1,0 +1,109 @@
+"""The networks of a run, from the files in its folder: the one that was pruned, and what became of it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from slim import checkpoint
+from slim.checkpoint import STAGES
+from slim.errors import SlimError
+from slim.prune.plan import PruningPlan
+from slim.trace.tracer import Trace, trace
+from slim.workbench import config, data, models
+from slim.workbench.config import RunConfig
+from slim.workbench.data import Dataset
+
+AFTER = ("finetuned", "pruned")  # the last of these that a run has is its result
+BEFORE = ("baseline", "sparse")
+
+
+@dataclass
+class Networks:
+    """What the files of a run's folder hold; each is read when it is first asked for.
+
+    Everything raises SlimError where the run hasn't come that far.
+    """
+
+    folder: Path
+    allow_code: bool = False
+
+    def file(self, *stages: str) -> Path:
+        """The file of the first of `stages` that there is."""
+        paths = [self.folder / STAGES[stage][0] for stage in stages if stage in STAGES]
+        for path in paths:
+            if path.is_file():
+                return path
+        raise SlimError(f"the run has no {' or '.join(path.name for path in paths)} yet")
+
+    @cached_property
+    def about(self) -> dict[str, Any]:
+        """What the last network's file says of it."""
+        return checkpoint.read_metadata(self.file(*AFTER, *reversed(BEFORE)))
+
+    @cached_property
+    def plans(self) -> list[PruningPlan]:
+        return [PruningPlan.from_dict(plan) for plan in self.about["plans"]]
+
+    @cached_property
+    def before(self) -> nn.Module:
+        """The network before any pruning: the baseline, or the sparse network of a single pass."""
+        for stage in BEFORE:
+            path = self.folder / STAGES[stage][0]
+            if path.is_file() and not checkpoint.read_metadata(path)["plans"]:
+                return self._load(path)
+        raise SlimError("the run has no file of its network before pruning")
+
+    @cached_property
+    def decided_on(self) -> nn.Module:
+        """The network that the last plan was made for."""
+        path = self.file("sparse", "baseline")
+        if checkpoint.read_metadata(path)["plans"] != self.about["plans"][:-1]:
+            raise SlimError(f"{path.name} isn't the network that was pruned last")
+        return self._load(path)
+
+    @cached_property
+    def after(self) -> nn.Module:
+        """The pruned network, as good as the run made it."""
+        return self._load(self.file(*AFTER))
+
+    @cached_property
+    def unpruned(self) -> nn.Module:
+        """The architecture before pruning, for its shapes: the weights are the first ones at hand."""
+        try:
+            return self.before
+        except SlimError:
+            if self.about["arch"] is None:
+                raise
+            return models.build(self.about["arch"], allow_code=self.allow_code, **self.about["arch_kwargs"]).eval()
+
+    @cached_property
+    def settings(self) -> RunConfig:
+        """The settings that the last network was made with."""
+        return config.updated(RunConfig(), self.about["config"] or {})
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        if self.about["config"] is None:
+            raise SlimError("the network wasn't trained by slim, so its data aren't known")
+        return data.load(self.settings.data, self.settings.seed)
+
+    @property
+    def example(self) -> Tensor:
+        """One image, [1, C, H, W], of noise."""
+        shape: Sequence[int] | None = self.about["input_shape"]
+        if shape is None:
+            raise SlimError("the network's file doesn't say how large its images are")
+        return torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
+
+    def trace(self, model: nn.Module) -> Trace:
+        """Which channels of a network of the run stand or fall together, under the rules of its plan."""
+        prune = self.settings.prune
+        return trace(model, self.example, select=prune.mode == "select", whole_groups=prune.grouped == "whole")
+
+    def _load(self, path: Path) -> nn.Module:
+        return checkpoint.load(path, allow_code=self.allow_code)

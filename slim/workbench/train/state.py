@@ -1,0 +1,204 @@
+"""All that changes in a training: what a snapshot holds, and what going on from it needs."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from slim.errors import SlimError
+from slim.prune.plan import PruningPlan
+from slim.prune.rebuild import take_over
+from slim.sparsity import Sparsity
+from slim.trace.size import channels
+from slim.workbench.train.average import Average
+from slim.workbench.train.meter import Meter
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+
+class Training:
+    """Where a training stands, between two steps.
+
+    There is no state of random generators: every draw follows from the seed and its place (`reseed`).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        fabric: "Fabric",
+        *,
+        sparsity: Sparsity | None,
+        average: Average | None,
+        patience: int,
+        per_epoch: int,
+        accumulate: int,
+    ) -> None:
+        self.model, self.optimizer, self.fabric = model, optimizer, fabric
+        self.sparsity, self.average = sparsity, average
+        self.best = Best(model, patience) if patience else None
+        self.per_epoch = per_epoch  # steps
+        self.step = 0  # done
+        self.accumulate = accumulate  # parts of a batch
+        self.records: list[dict[str, Any]] = []  # one for each epoch that is over
+        self.meter = Meter()  # of the epoch that isn't
+        self.prunes: list[tuple[int, PruningPlan]] = []  # each with the step after which it was
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that isn't over yet, from 1."""
+        return len(self.records) + 1
+
+    @property
+    def step_of_epoch(self) -> int:
+        return self.step - len(self.records) * self.per_epoch
+
+    def prune(self, step: int, plan: PruningPlan) -> None:
+        """The model loses channels; all that belongs to it goes on with what is left. It stays the same object."""
+        assert self.best is None  # it is for trainings without a penalty, and only those with one prune
+        if self.average:
+            with self.average.in_place():
+                averaged = plan.apply(self.model)
+        thin = plan.apply(self.model)
+        plan.prune_optimizer(self.optimizer, self.model, thin)
+        if self.sparsity:
+            plan.prune_sparsity(self.sparsity, self.model, thin)
+        take_over(self.model, thin)
+        if self.average:
+            self.average.follow(self.model, averaged)
+        self.prunes.append((step, plan))
+
+    def end_epoch(self, held_out: dict[str, float] | None, lr: float, seconds: float) -> None:
+        """Enters the epoch that has just ended: see `fit` for what its record says."""
+        loss, accuracy = self.meter.means()
+        gamma = self.sparsity and self.sparsity.statistics()
+        self.records.append(
+            {
+                "epoch": self.epoch,
+                "train_loss": loss,
+                "train_accuracy": accuracy,
+                "val_loss": held_out and held_out["loss"],
+                "val_accuracy": held_out and held_out["accuracy"],
+                "lr": lr,
+                "strength": 0.0 if self.sparsity is None else self.sparsity.strength,
+                "channels": channels(self.model),
+                "zero": gamma and gamma["zero"],
+                "near_zero": gamma and gamma["near_zero"],
+                "gamma": gamma and {"layers": gamma["layers"], "histogram": gamma["histogram"]},
+                "images": self.meter.images,
+                "images_per_second": self.meter.images / self.meter.training,
+                "training_seconds": self.meter.training,
+                "waiting_seconds": self.meter.waiting,
+                "seconds": seconds,
+            }
+        )
+        self.meter = Meter()
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """While it lasts the model has the weights that count: their average, if there is one."""
+        return self.average.in_place() if self.average else nullcontext()
+
+    def finish(self) -> None:
+        """The model gets the weights that count."""
+        if self.best and self.best.weights:
+            self.best.take_place()
+        elif self.average:
+            self.average.take_place()
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "per_epoch": self.per_epoch,
+            "accumulate": self.accumulate,
+            "records": self.records,
+            "prunes": [(step, plan.to_dict()) for step, plan in self.prunes],
+            "meter": self.meter.state(),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict()["state"],
+            "scaler": self.fabric.strategy.precision.state_dict(),
+            "sparsity": self.sparsity and self.sparsity.state_dict(),
+            "average": self.average and self.average.tensors,
+            "best": self.best and self.best.state(),
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken, from an unpruned model. What the settings say, such as a weight decay, stays
+        as they say now."""
+        parts = {"sparsity": self.sparsity, "average": self.average, "best": self.best}
+        changed = [name for name, part in parts.items() if (part is None) != (state[name] is None)]
+        for step, plan in [] if changed else state.get("prunes", []):
+            self.prune(step, PruningPlan.from_dict(plan))
+        own = {name: tensor.shape for name, tensor in self.model.state_dict().items()}
+        if state["per_epoch"] != self.per_epoch:
+            changed.append(f"{self.per_epoch} steps in an epoch, not {state['per_epoch']}")
+        if own != {name: tensor.shape for name, tensor in state["model"].items()}:
+            changed.append("model")
+        if changed:
+            raise SlimError(f"can't resume, as other settings than before are given: see {', '.join(changed)}")
+        self.step, self.accumulate, self.records = state["step"], state["accumulate"], state["records"]
+        self.meter.load(state["meter"])
+        self.model.load_state_dict(state["model"])
+        self._load_optimizer(state["optimizer"])
+        self.fabric.strategy.precision.load_state_dict(state["scaler"])
+        if self.sparsity:
+            self.sparsity.load_state_dict(state["sparsity"])
+        if self.average:
+            self.average.load(state["average"])
+        if self.best:
+            self.best.load(state["best"])
+
+    def _load_optimizer(self, state: dict[int, dict[str, Any]]) -> None:
+        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        for parameter, kept in self.optimizer.state.items():
+            for key, value in kept.items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:  # in the parameter's memory layout
+                    kept[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+class Best:
+    """The weights of the epoch with the best validation accuracy; `patience` epochs without a better one are the
+    end."""
+
+    def __init__(self, model: nn.Module, patience: int) -> None:
+        self._current = model.state_dict()  # shares memory
+        self.patience = patience
+        self.accuracy = -1.0
+        self.waited = 0  # epochs
+        self.weights: dict[str, Tensor] = {}
+
+    @property
+    def is_over(self) -> bool:
+        return self.waited >= self.patience
+
+    def look(self, accuracy: float) -> None:
+        """After an epoch, with the weights in place of which this is the accuracy."""
+        self.waited += 1
+        if accuracy > self.accuracy:
+            self.accuracy, self.waited = accuracy, 0
+            self.weights = {name: tensor.clone() for name, tensor in self._current.items()}
+
+    @torch.no_grad()
+    def take_place(self) -> None:
+        for name, tensor in self.weights.items():
+            self._current[name].copy_(tensor)
+
+    def state(self) -> dict[str, Any]:
+        return {"accuracy": self.accuracy, "waited": self.waited, "weights": self.weights}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.accuracy, self.waited = state["accuracy"], state["waited"]
+        self.weights = {name: t.to(self._current[name].device) for name, t in state["weights"].items()}
+
+
+def reseed(seed: int, step: int, rank: int) -> None:
+    """Sets torch's generators for one step of one process. The state of random generators then follows from the
+    number of the step, and needs no saving."""
+    torch.manual_seed(mixed(seed, step, rank, 1))
+
+
+def mixed(*numbers: int) -> int:
+    """One seed from several numbers: 32 bits, as torch's CPU generator ignores the rest."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])

@@ -1,0 +1,230 @@
+"""The plan itself: which channels, how many, and what it says."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from networks import ZOO, randomise
+from torch import nn
+
+import slim
+from slim.trace.size import measure
+from slim.workbench.models import build
+
+X = torch.randn(1, 3, 32, 32)
+
+
+def vgg(seed=0):
+    return randomise(build("slim:vgg11", num_classes=10, gamma=None), seed)
+
+
+def gammas(model):
+    return {n: m.weight.detach().abs() for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)}
+
+
+@pytest.mark.parametrize("ratio", [0.1, 0.37, 0.5, 0.8])
+def test_global_threshold_is_a_plain_sort(ratio):
+    model = vgg()
+    every = gammas(model)
+    ordered = torch.cat(list(every.values())).sort().values
+    threshold = ordered[int(ratio * len(ordered)) - 1]
+    expected = {n: torch.nonzero(g <= threshold).flatten().tolist() for n, g in every.items()}
+    plan = slim.plan(model, X, ratio=ratio, floor=0)
+    assert plan.removed == {n: gone for n, gone in expected.items() if gone}
+
+
+def test_group_scores():
+    model = randomise(ZOO["residual"]())
+    stem, last = model.stem[1], model.a[1][1]
+    model.a[0][1].weight.data.fill_(9.0)  # keep the inner layer out of it
+    expected = {
+        "mean": (stem.weight + last.weight) / 2,
+        "sum": stem.weight + last.weight,
+        "max": torch.maximum(stem.weight, last.weight),
+    }
+    for score, value in expected.items():
+        plan = slim.plan(model, X, ratio=8 / 48, score=score)
+        assert plan.removed["stem.1"] == plan.removed["a.1.1"] == sorted(value.argsort()[:4].tolist())
+
+
+def test_equal_gammas_are_broken_the_same_way_each_time():
+    model = build("slim:vgg11", num_classes=10, gamma=0.5)
+    plans = [slim.plan(copy.deepcopy(model), X, ratio=0.3).removed for _ in range(2)]
+    assert plans[0] == plans[1]
+
+
+@pytest.mark.parametrize("floor, count", [(0.1, 1), (0.3, 1), (0.0, 5)])
+def test_floor_holds_and_is_told(floor, count):
+    model = vgg()
+    weak = model.get_submodule(next(iter(gammas(model))))
+    weak.weight.data *= 1e-6
+    plan = slim.plan(model, X, ratio=0.6, floor=floor, floor_count=count)
+    first = plan.layers[0]
+    assert first.after == max(int(np.ceil(floor * first.before)), count)
+    assert first.floor == first.after
+    kept = set(range(first.before)) - set(plan.removed[first.name])
+    assert kept == set(weak.weight.argsort()[-first.after :].tolist())  # the best ones
+    assert abs(plan.ratio_achieved - 0.6) < 0.01
+
+
+def test_no_layer_empties_when_everything_is_zero():
+    model = vgg()
+    for bn in gammas(model):
+        model.get_submodule(bn).weight.data.zero_()
+    plan = slim.plan(model, X, ratio=0.99, floor=0)
+    assert all(layer.after >= 1 for layer in plan.layers)
+    plan.apply(model)(X)
+
+
+def test_short_of_the_request_says_so():
+    plan = slim.plan(vgg(), X, ratio=0.95, floor=0.2)
+    assert plan.ratio_achieved < 0.85
+    assert "asked for ratio 0.95" in plan.shortfall and "floors and ties hold" in plan.shortfall
+    assert plan.shortfall in str(plan)
+
+
+@pytest.mark.parametrize("kind", ["flops", "params"])
+@pytest.mark.parametrize("share", [0.7, 0.4, 0.2])
+def test_budgets_are_met_from_below(kind, share):
+    model = randomise(torchvision.models.resnet18())
+    x = torch.randn(1, 3, 64, 64)
+    plan = slim.plan(model, x, **{kind: share})
+    whole, thin = getattr(measure(model, x), kind), getattr(measure(plan.apply(model), x), kind)
+    assert plan.totals[kind] == (whole, thin)  # foretold exactly
+    assert share - 0.01 < thin / whole <= share
+    absolute = slim.plan(model, x, **{kind: int(share * whole)})
+    assert absolute.removed == plan.removed
+
+
+@pytest.mark.parametrize("round_to", [1, 8])
+def test_budgets_leave_no_room_for_another_channel(round_to):
+    model = vgg()
+    plan = slim.plan(model, X, flops=0.45, round_to=round_to)
+    whole, kept = plan.totals["flops"]
+    assert kept <= 0.45 * whole
+    for layer in plan.layers:
+        if layer.after < layer.before:
+            sizes = {other.name: other.after + round_to * (other is layer) for other in plan.layers}
+            shares = {other.name: 1 - min(1, sizes[other.name] / other.before) for other in plan.layers}
+            more = slim.plan(model, X, ratio=0.1, layer_ratios=shares)
+            assert {other.name: other.after for other in more.layers} == sizes
+            assert more.totals["flops"][1] > 0.45 * whole
+
+
+@pytest.mark.parametrize("n", [8, 16])
+def test_round_to(n):
+    model = randomise(torchvision.models.mobilenet_v3_small())
+    x = torch.randn(1, 3, 64, 64)
+    plan = slim.plan(model, x, ratio=0.5, round_to=n)
+    assert all(layer.after % n == 0 or layer.after == layer.before for layer in plan.layers)
+    assert abs(plan.ratio_achieved - 0.5) < 0.02
+    assert slim.verify(model, plan.apply(model), plan, x) < 1e-10
+
+
+def test_keep_layer_ratios_and_scope():
+    model = vgg()
+    names = list(gammas(model))
+    plan = slim.plan(model, X, ratio=0.5, keep=[names[0]])
+    assert names[0] not in plan.removed and "kept on request" in plan.frozen
+    plan = slim.plan(model, X, ratio=0.5, layer_ratios={names[2]: 0.25})
+    layer = plan.layers[2]
+    assert layer.after == layer.before * 0.75
+    plan = slim.plan(model, X, ratio=0.5, scope="layer")
+    assert all(abs(layer.after / layer.before - 0.5) < 0.02 for layer in plan.layers)
+
+
+def test_json_round_trip(tmp_path):
+    model = randomise(build("slim:preresnet164", num_classes=10, gamma=None))
+    plan = slim.plan(model, X, ratio=0.4, mode="select")
+    plan.save(tmp_path / "plan.json")
+    again = slim.PruningPlan.load(tmp_path / "plan.json")
+    assert again == plan and again.digest == plan.digest
+    a, b = plan.apply(model).eval(), again.apply(model).eval()
+    assert torch.equal(a(X), b(X))
+    text = (tmp_path / "plan.json").read_text()
+    assert json.loads(text)["version"] == 1
+    plan.save(tmp_path / "plan.json")
+    assert (tmp_path / "plan.json").read_text() == text  # stable order
+
+
+def test_a_plan_for_another_model_is_refused(tmp_path):
+    plan = slim.plan(vgg(), X, ratio=0.4)
+    for other in (build("slim:vgg13", num_classes=10), build("slim:resnet20", num_classes=10)):
+        with pytest.raises(slim.SlimError, match="doesn't fit this model"):
+            plan.apply(other)
+    (tmp_path / "broken.json").write_text("{")
+    with pytest.raises(slim.SlimError, match="isn't a plan"):
+        slim.PruningPlan.load(tmp_path / "broken.json")
+    (tmp_path / "list.json").write_text("[]")
+    with pytest.raises(slim.SlimError, match="isn't a plan"):
+        slim.PruningPlan.load(tmp_path / "list.json")
+    with pytest.raises(slim.SlimError, match="can't read"):
+        slim.PruningPlan.load(tmp_path / "none.json")
+    future = {**plan.to_dict(), "version": 99}
+    with pytest.raises(slim.SlimError, match="version 99"):
+        slim.PruningPlan.from_dict(future)
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"ratio": 1.0}, "ratio 1.0 is out of range"),
+        ({"ratio": -0.1}, "ratio -0.1 is out of range"),
+        ({"flops": 0}, "flops 0 is out of range"),
+        ({"ratio": 0.5, "flops": 0.5}, "one budget at a time"),
+        ({"floor": 1.5}, "floor 1.5 is out of range"),
+        ({"score": "min"}, "unknown score 'min'"),
+        ({"mode": "both"}, "unknown mode 'both'"),
+        ({"ratio": "half"}, "ratio 'half' is not a number"),
+        ({"floor": None}, "floor None is not a number"),
+        ({"layer_ratios": {"*": "a"}}, "layer_ratios '\\*' 'a' is not a number"),
+        ({"scope": "all"}, "unknown scope 'all'"),
+        ({"grouped": "some"}, "unknown grouped 'some'"),
+        ({"floor_count": 0}, "floor_count 0 is out of range"),
+        ({"keep": ["nothing.*"]}, "matches no BatchNorm"),
+        ({"layer_ratios": {"*": 2}}, "out of range"),
+    ],
+)
+def test_bad_settings(settings, words):
+    with pytest.raises(slim.SlimError, match=words):
+        slim.plan(vgg(), X, **settings)
+
+
+def test_nothing_to_prune():
+    with pytest.raises(slim.SlimError, match="no BatchNorm"):
+        slim.plan(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), X)
+    with pytest.raises(slim.SlimError, match="would remove nothing"):
+        slim.plan(vgg(), X, ratio=1e-6)
+    with pytest.raises(slim.SlimError, match="can't be run on example_inputs"):
+        slim.plan(vgg(), torch.randn(1, 5, 32, 32))
+    broken = vgg()
+    broken.get_submodule(next(iter(gammas(broken)))).weight.data[0] = float("nan")
+    with pytest.raises(slim.SlimError, match="finite"):
+        slim.plan(broken, X)
+
+
+def test_ratio_zero_is_a_copy():
+    model = vgg().eval()
+    plan = slim.plan(model, X, ratio=0.0)
+    assert plan.removed == {} and torch.equal(plan.apply(model)(X), model(X))
+
+
+def test_measure_is_the_flop_counter_on_real_tensors():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = torchvision.models.mobilenet_v3_small().eval()
+    x = torch.randn(2, 3, 64, 64)
+    with FlopCounterMode(display=False) as counter:
+        model(x)
+    size = measure(model.train(), x)
+    assert size.flops == counter.get_total_flops() and model.training
+    assert size.params == sum(p.numel() for p in model.parameters())
+    assert size.channels == sum(m.num_features for m in model.modules() if isinstance(m, nn.BatchNorm2d))
+
+
+def test_print():
+    text = str(slim.plan(vgg(), X, ratio=0.5))
+    assert "50.0%" in text and "channels 2,752 → 1,376" in text

@@ -1,0 +1,178 @@
+"""score="residual" against least squares: what is missed for good when channels go and the others stand in for them."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import slim
+from slim.errors import SlimError
+from slim.prune import scores as scoring
+from slim.prune.scores import residual_scores
+from slim.trace.tracer import trace
+
+C = 7
+
+
+def correlated(reader: nn.Module, seed: int = 0) -> nn.Module:
+    """A BatchNorm whose channels depend on each other, and what reads it."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Conv2d(3, C, 3, padding=1), nn.BatchNorm2d(C), nn.ReLU(), *reader).double().eval()
+    nn.init.uniform_(model[1].weight)
+    nn.init.uniform_(model[1].bias)  # so that ReLU leaves no channel dead
+    return model
+
+
+def missed(model: nn.Module, images: Tensor, gone: list[int]) -> float:
+    """By least squares: the share of the 1×1 reader's variance that is lost when others stand in for `gone`."""
+    with torch.no_grad():
+        x = model[:3](images).movedim(1, -1).reshape(-1, C)
+        x = x - x.mean(0)
+        y = x @ model[3].weight.flatten(1).T
+        rest = x[:, [c for c in range(C) if c not in gone]]
+        left = y - rest @ torch.linalg.lstsq(rest, y).solution
+    return float(left.square().sum() / y.square().sum())
+
+
+@pytest.mark.parametrize("gathered", [2, 64])
+def test_costs_add_up_to_the_error_of_least_squares(gathered: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "GATHERED", gathered)
+    monkeypatch.setattr(scoring, "RIDGE", 1e-12)
+    model = correlated([nn.Conv2d(C, 5, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()])
+    images = torch.randn(30, 3, 6, 6, dtype=torch.float64)
+    scores = residual_scores(model, trace(model, images[:1]), images)["1"]
+    order = np.argsort(scores)
+    # the first is the cheapest of all, and so on; what has been missed so far is the sum of the scores
+    so_far = 0.0
+    for n in range(1, C - 1):
+        before = order[: n - 1].tolist()
+        cheapest = min(missed(model, images, [*before, c]) for c in range(C) if c not in before)
+        now = missed(model, images, order[:n].tolist())
+        assert now == pytest.approx(cheapest, rel=1e-4, abs=1e-9)
+        assert now - so_far <= scores[order[n - 1]] + 1e-6
+        if n == 1 or scores[order[n - 1]] > 1.001 * scores[order[n - 2]]:  # else it was raised to keep the order
+            assert now - so_far == pytest.approx(scores[order[n - 1]], rel=1e-3, abs=1e-7)
+        so_far = now
+
+
+@pytest.mark.parametrize(
+    "reader",
+    [
+        [nn.Conv2d(C, 5, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten()],
+        [nn.ConvTranspose2d(C, 5, 2, stride=2), nn.AdaptiveAvgPool2d(1), nn.Flatten()],
+        [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(C, 4)],
+    ],
+    ids=["3×3", "transposed", "linear"],
+)
+def test_one_of_two_twins_goes(reader: list[nn.Module]) -> None:
+    """Two equal channels with the largest γ: one can go for nothing, the other can't, whatever |γ| says."""
+    model = correlated(reader)
+    with torch.no_grad():
+        model[1].weight[[2, 5]] = 3.0
+        model[1].bias[[2, 5]] = 0.5
+        model[0].weight[5] = model[0].weight[2]
+        model[0].bias[5] = model[0].bias[2]
+    images, other = torch.randn(2, 40, 3, 8, 8, dtype=torch.float64)
+    plan = slim.plan(model, images[:1], ratio=1 / C, score="residual", images=images)
+    assert plan.removed in ({"1": [2]}, {"1": [5]})
+    assert set(slim.plan(model, images[:1], ratio=1 / C).removed["1"]).isdisjoint({2, 5})
+    two = slim.plan(model, images[:1], ratio=2 / C, score="residual", images=images)
+    assert not {2, 5} <= set(two.removed["1"])
+    recovered = slim.recover(model, plan.apply(model), plan, images).model
+    with torch.no_grad():
+        assert (recovered(other) - model(other)).abs().max() < 1e-5 * model(other).abs().max()
+
+
+def test_groups_share_a_score_and_nothing_changes() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+            self.grouped = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, groups=2), nn.BatchNorm2d(8))
+            self.deep = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.BatchNorm2d(8), nn.ReLU())
+            self.fc = nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            return self.fc(self.deep(x + self.grouped(x)).mean((2, 3)))
+
+    torch.manual_seed(0)
+    model = Net()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    images = torch.randn(20, 3, 8, 8)
+    traced = trace(model, images[:1])
+    scores = residual_scores(model, traced, images)
+    assert scores.keys() == traced.norms.keys()
+    by_class: dict[int, set[float]] = {}
+    for bn, values in scores.items():
+        for root, value in zip(traced.classes.roots(traced.norms[bn]).tolist(), values.tolist()):
+            by_class.setdefault(root, set()).add(value)
+    assert all(len(values) == 1 for values in by_class.values())
+    assert len({next(iter(values)) for values in by_class.values()}) == len(by_class)  # an order without ties
+    assert model.training and all(torch.equal(before[n], t) for n, t in model.state_dict().items())
+
+
+def test_a_flattened_map_is_read_like_a_large_kernel() -> None:
+    """A linear layer over a map gives the scores of the convolution that does the same; no matrix of all its features
+    is made."""
+    torch.manual_seed(0)
+    linear = correlated([nn.Flatten(), nn.Linear(C * 64, 4)])
+    conv = correlated([nn.Conv2d(C, 4, 8), nn.Flatten()])
+    with torch.no_grad():
+        conv[3].weight.copy_(linear[4].weight.view(4, C, 8, 8))
+        conv[3].bias.copy_(linear[4].bias)
+    images = torch.randn(40, 3, 8, 8, dtype=torch.float64)
+    with torch.no_grad():
+        assert torch.allclose(linear(images), conv(images))
+    scores = [residual_scores(model, trace(model, images[:1]), images)["1"] for model in (linear, conv)]
+    assert scores[0] == pytest.approx(scores[1], rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("images", "said"),
+    [
+        (torch.randn(16, 2, 8, 8), "can't run on these images"),
+        ("photo.jpg", "a str images: expected one batch"),
+        (torch.full((4, 3, 8, 8), torch.nan), "image 0 has values that aren't finite"),
+    ],
+)
+def test_mistakes_in_one_line(images: Tensor, said: str) -> None:
+    model = correlated([nn.Conv2d(C, 5, 3)]).float()
+    with pytest.raises(SlimError, match=said) as error:
+        slim.plan(model, torch.randn(1, 3, 8, 8), score="residual", images=images)
+    assert "\n" not in str(error.value)
+
+
+def test_it_needs_images() -> None:
+    model = correlated([nn.Flatten(), nn.Linear(C * 4, 2)])
+    with pytest.raises(SlimError, match="needs images"):
+        slim.plan(model, torch.randn(1, 3, 2, 2, dtype=torch.float64), score="residual")
+
+
+@pytest.mark.parametrize("budget", ["flops", "params"])
+def test_what_costs_more_is_worth_more(budget: str) -> None:
+    """Two branches of which one does the same work twice over: a channel there is dearer to keep."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.small = nn.Sequential(nn.Conv2d(3, 6, 1), nn.BatchNorm2d(6), nn.ReLU())
+            self.large = nn.Sequential(nn.Conv2d(3, 6, 5, padding=2), nn.BatchNorm2d(6), nn.ReLU())
+            self.fc = nn.Linear(12, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(torch.cat([self.small(x), self.large(x)], 1).mean((2, 3)))
+
+    torch.manual_seed(0)
+    model, images = Net(), torch.randn(64, 3, 8, 8)
+    traced = trace(model, images[:1])
+    by_channel = residual_scores(model, traced, images)
+    by_cost = residual_scores(model, traced, images, budget)
+    saved = scoring._savings(traced, budget)
+    for bn in ("small.1", "large.1"):  # removing one channel, measured on the thin network
+        plan = slim.plan(model, images[:1], layer_ratios={bn: 1 / 6}, ratio=0.0, keep=())
+        before, after = plan.totals[budget]
+        expected = before - after
+        assert saved[traced.classes.roots(traced.norms[bn])[0]] == pytest.approx(expected, rel=1e-6)
+    ratio = {bn: by_channel[bn].min() / by_cost[bn].min() for bn in by_cost}
+    assert ratio["large.1"] > 5 * ratio["small.1"]

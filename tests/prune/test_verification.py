@@ -1,0 +1,140 @@
+"""The check must be able to see: every fault put into a rebuilt network is caught."""
+
+import copy
+
+import pytest
+import torch
+import torchvision
+from networks import randomise
+from torch import nn
+
+import slim
+from slim.prune import verify as verification
+from slim.workbench.models import build
+
+CASES = {
+    "resnet20": lambda: build("slim:resnet20", num_classes=10, gamma=None),
+    "densenet40": lambda: build("slim:densenet40", num_classes=10, gamma=None),
+    "mobilenet_v3_small": torchvision.models.mobilenet_v3_small,
+    "shufflenet_v2_x0_5": torchvision.models.shufflenet_v2_x0_5,
+}
+X = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(3))
+LARGER = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(3))  # where 32 pixels end as one
+
+
+def swap(tensor, dim, g):
+    i, j = torch.randperm(tensor.shape[dim], generator=g)[:2].tolist()
+    order = list(range(tensor.shape[dim]))
+    order[i], order[j] = order[j], order[i]
+    return tensor.index_select(dim, torch.tensor(order))
+
+
+def drop(tensor, dim, g):
+    i = int(torch.randint(tensor.shape[dim], (1,), generator=g))
+    return tensor.index_fill(dim, torch.tensor([i]), 0)
+
+
+def shift(tensor, dim, g):
+    return tensor.roll(1, dim)
+
+
+@pytest.mark.parametrize("fault", [swap, drop, shift])
+@pytest.mark.parametrize("case", CASES)
+def test_every_fault_is_caught(case, fault, monkeypatch):
+    """Also by the activations alone, which know nothing of the weights."""
+    model = randomise(CASES[case]()).eval()
+    x = X if case in ("resnet20", "densenet40") else LARGER
+    plan = slim.plan(model, x, ratio=0.4)
+    thin = plan.apply(model)
+    assert slim.verify(model, thin, plan, x) < 1e-10
+    g = torch.Generator().manual_seed(0)
+    places = [
+        (n, d)
+        for n, p in thin.named_parameters()
+        for d in range(min(p.dim(), 2))
+        if p.shape[d] > 1 and p.unique().numel() > 1
+    ]
+    for i in torch.randperm(len(places), generator=g)[:6].tolist():
+        name, dim = places[i]
+        broken = copy.deepcopy(thin)
+        tensor = broken.get_parameter(name)
+        tensor.data = fault(tensor.data, dim, g)
+        if torch.equal(tensor, thin.get_parameter(name)):
+            continue
+        with pytest.raises(slim.SlimError, match="differs"):
+            slim.verify(model, broken, plan, x)
+        with monkeypatch.context() as blind:
+            blind.setattr(verification, "_same_weights", lambda *_: None)
+            with pytest.raises(slim.SlimError, match="differs from the masked original"):
+                slim.verify(model, broken, plan, x)
+
+
+def test_a_wrong_plan_is_caught():
+    """Weights cut as the plan says, but the plan cuts a reader in another place than the layer that it reads."""
+    model = randomise(CASES["resnet20"]()).eval()
+    plan = slim.plan(model, X, ratio=0.4)
+    name = next(n for n, cut in plan.cuts.items() if n.endswith("conv2.weight") and 1 in cut)
+    gone = plan.cuts[name][1]
+    width = plan.shapes[name][1]
+    plan.cuts[name][1] = sorted((i + 1) % width for i in gone)
+    with pytest.raises(slim.SlimError, match="differs from the masked original first in"):
+        slim.verify(model, plan.apply(model), plan, X)
+
+
+def test_an_unpruned_or_trained_network_is_refused():
+    model = randomise(CASES["resnet20"]()).eval()
+    plan = slim.plan(model, X, ratio=0.4)
+    with pytest.raises(slim.SlimError, match="has shape"):
+        slim.verify(model, copy.deepcopy(model), plan, X)
+    thin = plan.apply(model)
+    next(p for p in thin.parameters() if p.dim() == 4).data += 1e-3
+    with pytest.raises(slim.SlimError, match="holds other values"):
+        slim.verify(model, thin, plan, X)
+
+
+def test_masking_what_the_plan_does_not_remove_is_a_difference():
+    model = randomise(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1))).eval()
+    plan = slim.plan(model, X, ratio=0.5)
+    thin = plan.apply(model)
+    plan.removed["1"] = plan.removed["1"][:-1]
+    with pytest.raises(slim.SlimError):
+        slim.verify(model, thin, plan, X)
+
+
+class Rounded(nn.Module):
+    """Its second output is nothing but rounding: the sign of what two ways to the same sum differ by."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 200, 3), nn.BatchNorm2d(200), nn.ReLU(), nn.Conv2d(200, 64, 3))
+
+    def forward(self, x):
+        y = self.body(x)
+        return y, (y.sum(2).sum(2) - y.sum((2, 3))).sign()
+
+
+def test_what_follows_from_rounding_is_left_out_and_nothing_else():
+    model = randomise(Rounded()).eval()
+    plan = slim.plan(model, X, ratio=0.5)
+    thin = plan.apply(model)
+    assert (model(X)[1] != 0).any(), "this output was to show rounding"
+    assert slim.verify(model, thin, plan, X) < 1e-10
+    for name in ("body.0.weight", "body.3.weight", "body.3.bias"):
+        broken = copy.deepcopy(thin)
+        broken.get_parameter(name).data = swap(broken.get_parameter(name).data, 0, torch.Generator().manual_seed(0))
+        with pytest.raises(slim.SlimError, match="holds other values"):
+            slim.verify(model, broken, plan, X)
+        with pytest.MonkeyPatch.context() as blind:
+            blind.setattr(verification, "_same_weights", lambda *_: None)
+            with pytest.raises(slim.SlimError, match="differs from the masked original first in body"):
+                slim.verify(model, broken, plan, X)
+
+
+def test_neither_network_is_changed():
+    model = randomise(CASES["mobilenet_v3_small"]()).train()
+    plan = slim.plan(model, X, ratio=0.4)
+    thin = plan.apply(model)
+    before = [copy.deepcopy(m.state_dict()) for m in (model, thin)]
+    slim.verify(model, thin, plan, X)
+    for m, was in zip((model, thin), before):
+        assert m.training and all(torch.equal(v, was[k]) for k, v in m.state_dict().items())
