@@ -1,6 +1,16 @@
-"""Photographs as they were meant to be seen."""
+"""Images as networks take them: whole, upright, in the colours and the size asked for. The only reader of images."""
 
+import os
+from typing import Any
+
+import numpy as np
 from PIL import ExifTags, Image
+
+from slim.errors import SlimError
+
+IMAGE_FILES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif")
+MODES = {1: "L", 3: "RGB"}  # channels -> Pillow's name for such an image
+EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV")  # others would be clipped
 
 # The values of the EXIF tag Orientation (EXIF 2.32, section 4.6.4 A) that ask for something; 1 is upright.
 TURNS = {
@@ -14,14 +24,73 @@ TURNS = {
 }
 
 
-def upright(picture: Image.Image) -> Image.Image:
-    """The picture turned as its EXIF orientation says; itself where it says nothing, or nothing that can be read.
+def read_image(image: Any, size: tuple[int, int] | None = None, channels: int = 3) -> np.ndarray:
+    """Return an image as uint8 [H, W, C], upright by its EXIF orientation.
+
+    image: a path, a PIL image, or a uint8 array [H, W], [H, W, 1] or [H, W, 3].
+    size: (H, W) to scale to, bilinear, not keeping the aspect ratio; None leaves it.
+    channels: 3 for RGB, 1 for grey.
+
+    Raises SlimError for a file that is missing, cut short or no image, and for anything but 8-bit grey or colour.
+    """
+    picture = _opened(image)
+    if picture.mode not in EIGHT_BIT_MODES:
+        raise SlimError(f"{_describe(image)} has mode {picture.mode}: expected 8-bit grey or colour")
+    picture = resized(upright(picture).convert(MODES[channels]), size)
+    return np.asarray(picture).reshape(picture.height, picture.width, channels)
+
+
+def resized(image: Image.Image, size: tuple[int, int] | None) -> Image.Image:
+    """Scale to `size` = (H, W) pixels, bilinear, not keeping the aspect ratio."""
+    if size is None or image.size == size[::-1]:
+        return image
+    return image.resize(size[::-1], Image.Resampling.BILINEAR)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Turn the image as its EXIF orientation says; leave it where it says nothing, or nothing that can be read.
 
     ImageOps.exif_transpose does the same, but writes the tags anew, and fails on broken ones.
     """
-    picture.load()  # Pillow turns a TIFF by itself then
+    image.load()  # Pillow turns a TIFF by itself then
     try:
-        orientation = picture.getexif().get(ExifTags.Base.Orientation)
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # Pillow's readers of tags raise errors of many kinds
-        return picture
-    return picture.transpose(TURNS[orientation]) if orientation in TURNS else picture
+        return image
+    return image.transpose(TURNS[orientation]) if orientation in TURNS else image
+
+
+def _opened(image: Any) -> Image.Image:
+    if isinstance(image, np.ndarray):
+        return _from_array(image)
+    if not isinstance(image, (Image.Image, str, os.PathLike)):
+        raise SlimError(f"{_describe(image)}: expected a path, a PIL image or a uint8 array")
+    try:
+        if isinstance(image, Image.Image):
+            image.load()  # it may have been opened only
+            return image
+        with Image.open(image) as picture:
+            picture.load()
+            return picture
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow raises all of these
+        missing = isinstance(error, FileNotFoundError)
+        reason = "no such file" if missing else "not an image that Pillow can read whole"
+        raise SlimError(f"{_describe(image)}: {reason}") from error
+
+
+def _from_array(image: np.ndarray) -> Image.Image:
+    if image.dtype != np.uint8 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in MODES)):
+        raise SlimError(f"{_describe(image)}: expected uint8 [H, W] or [H, W, 3]")
+    if image.size == 0:
+        raise SlimError(f"{_describe(image)}: expected at least one pixel")
+    return Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image)
+
+
+def _describe(image: Any) -> str:
+    if isinstance(image, (str, os.PathLike)):
+        return f"image {os.fspath(image)!r}"
+    if isinstance(image, np.ndarray):
+        return f"array of dtype {image.dtype} and shape {list(image.shape)}"
+    if getattr(image, "filename", ""):  # Pillow's, of a file
+        return f"image {image.filename!r}"
+    return f"image of type {type(image).__name__}"

@@ -28,7 +28,7 @@ from slim.deploy.onnx import session, write
 from slim.deploy.onnx.predict import OnnxModel, find_images
 from slim.deploy.onnx.write import ExportReport, export_onnx
 from slim.errors import SlimError
-from slim.workbench.data.files import read_image
+from slim.images import read_image
 
 README = Path(__file__).parents[2] / "README.md"
 CLASSES = ["zero", "one", "two", "drei", "quatre", "пять", "six", "seven", "eight", "nine"]

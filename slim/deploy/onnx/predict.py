@@ -10,15 +10,10 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-from PIL import Image
 
 from slim.deploy.onnx.session import brief, open_session
 from slim.errors import SlimError
-from slim.images import upright
-
-PIL_MODES = {1: "L", 3: "RGB"}  # channels -> how Pillow calls such an image
-IMAGE_FILES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif")  # of a folder
-EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV")
+from slim.images import IMAGE_FILES, MODES, read_image
 
 
 class OnnxModel:
@@ -113,12 +108,14 @@ class OnnxModel:
         for name, value in (("top", top), ("batch_size", batch_size)):
             if not isinstance(value, (int, np.integer)) or value < 1:
                 raise SlimError(f"{name} {value!r}: expected a whole number of at least 1")
-        shape, mean, std = self._preprocessing()
+        (channels, height, width), mean, std = self._preprocessing()
         with ThreadPoolExecutor() as pool:  # Pillow decodes outside the interpreter lock
             for start in range(0, len(images), batch_size):
                 batch = images[start : start + batch_size]
                 kept, arrays = [], []
-                for image, loading in [(image, pool.submit(self._load, image, shape)) for image in batch]:
+                for image, loading in [
+                    (image, pool.submit(read_image, image, (height, width), channels)) for image in batch
+                ]:
                     try:
                         arrays.append(loading.result())
                         kept.append(image)
@@ -158,21 +155,10 @@ class OnnxModel:
             if not isinstance(value, list) or not all(isinstance(v, (int, float)) for v in value):
                 raise SlimError(f"{self.path.name} has metadata {key} = {value!r}: expected a list of numbers")
         assert self.input_shape is not None
-        if len(self.input_shape) != 3 or self.input_shape[0] not in PIL_MODES:
+        if len(self.input_shape) != 3 or self.input_shape[0] not in MODES:
             raise SlimError(f"{self.path.name} takes inputs of shape {self.input_shape}: expected grey or RGB images")
         mean, std = (np.array(values or [], np.float32).reshape(-1, 1, 1) for values in (self.mean, self.std))
         return self.input_shape, mean, std
-
-    def _load(self, image: Any, shape: list[int]) -> np.ndarray:
-        """One image as uint8 [H, W, C]."""
-        channels, height, width = shape
-        picture = _open(image)
-        if picture.mode not in EIGHT_BIT_MODES:
-            raise SlimError(f"{_describe(image)} has mode {picture.mode}: expected 8-bit grey or colour")
-        picture = upright(picture).convert(PIL_MODES[channels])
-        if picture.size != (width, height):
-            picture = picture.resize((width, height), Image.Resampling.BILINEAR)
-        return np.asarray(picture).reshape(height, width, channels)
 
     def _best(self, outputs: np.ndarray, top: int) -> list[tuple[str, float]]:
         if outputs.ndim != 1 or (self.classes is not None and len(self.classes) != len(outputs)):
@@ -226,34 +212,3 @@ def _is_image(path: Path) -> bool:
 def _softmax(logits: np.ndarray) -> np.ndarray:
     powers: np.ndarray = np.exp(logits - logits.max(), dtype=np.float64)
     return powers / powers.sum()
-
-
-def _open(image: Any) -> Image.Image:
-    if isinstance(image, (Image.Image, str, os.PathLike)):
-        try:
-            if isinstance(image, Image.Image):
-                image.load()  # it may have been opened only
-                return image
-            with Image.open(image) as picture:
-                picture.load()
-                return picture
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow raises all of these
-            reason = "no such file" if isinstance(error, FileNotFoundError) else "not an image that Pillow can read"
-            raise SlimError(f"{_describe(image)}: {reason}") from error
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (1, 3))):
-            raise SlimError(f"{_describe(image)}: expected uint8 [H, W] or [H, W, 3]")
-        if image.size == 0:
-            raise SlimError(f"{_describe(image)}: expected at least one pixel")
-        return Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image)
-    raise SlimError(f"{_describe(image)}: expected a path, a PIL image or a uint8 array")
-
-
-def _describe(image: Any) -> str:
-    if isinstance(image, (str, os.PathLike)):
-        return f"image {os.fspath(image)!r}"
-    if isinstance(image, np.ndarray):
-        return f"array of dtype {image.dtype} and shape {list(image.shape)}"
-    if getattr(image, "filename", ""):  # Pillow's, of a file
-        return f"image {image.filename!r}"
-    return f"image of type {type(image).__name__}"

@@ -9,12 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from slim.errors import SlimError
-from slim.images import upright
+from slim.images import read_image
 from slim.workbench.malloc import give_back_freed_memory
 
 PREFETCHED = 4  # batches that each worker has ready or in work
@@ -139,22 +138,3 @@ class _Decoder:
 
 def in_pixels(shape: tuple[int, ...]) -> str:
     return f"{shape[1]}×{shape[0]} pixels"
-
-
-def read_image(path: Path, size: tuple[int, int] | None) -> np.ndarray:
-    """An image file as uint8 [H, W, 3], upright, scaled to `size` = (H, W). SlimError if it isn't whole or has 16
-    bits."""
-    try:
-        with Image.open(path) as image:
-            if image.mode[0] in "IF":  # Pillow would clip 16 bits at 255
-                raise SlimError(f"image {str(path)!r} has mode {image.mode}: expected 8 bits per channel")
-            return np.asarray(resized(upright(image).convert("RGB"), size))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise SlimError(f"can't read image {str(path)!r}: expected a whole JPEG, PNG or similar file") from error
-
-
-def resized(image: Image.Image, size: tuple[int, int] | None) -> Image.Image:
-    """To (H, W) pixels, bilinear, not keeping the aspect ratio: as `OnnxModel.predict` does it."""
-    if size is None or image.size == size[::-1]:
-        return image
-    return image.resize(size[::-1], Image.Resampling.BILINEAR)

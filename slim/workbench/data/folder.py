@@ -15,11 +15,11 @@ from torch import Tensor
 
 from slim.errors import SlimError
 from slim.files import replacing
+from slim.images import IMAGE_FILES, read_image
 from slim.workbench.config import DataConfig
-from slim.workbench.data.files import ImageFiles, read_image
+from slim.workbench.data.files import ImageFiles
 from slim.workbench.data.splits import Split
 
-IMAGE_FILES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 FORMAT = "2"  # of the cache: raised when images are decoded differently
 MOST_WORKERS = 16  # by default: each holds some batches
 SHARE_OF_MEMORY = 0.25  # that decoded images may take: splitting them copies them, and others want to live too

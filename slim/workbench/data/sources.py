@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 
 from slim.errors import SlimError, unknown
+from slim.images import resized
 from slim.workbench.config import DataConfig
 from slim.workbench.data import folder
 from slim.workbench.data.augment import operations
-from slim.workbench.data.files import resized
 from slim.workbench.data.splits import Dataset, Split, hold_out, statistics
 
 TEST_FRACTION = 0.2  # held out for testing where the source has no test set of its own
