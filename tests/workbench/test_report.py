@@ -23,9 +23,10 @@ from slim.workbench import config, data, models
 from slim.workbench import run as pipeline
 from slim.workbench.cli import report as command
 from slim.workbench.config import RunConfig
-from slim.workbench.report import card, collect, evidence, figures, markdown, page, words
+from slim.workbench.report import card, collect, figures, markdown, page, words
 from slim.workbench.report.collect import Run, find
-from slim.workbench.report.evidence.latency import _layer_of
+from slim.workbench.run import evidence
+from slim.workbench.run.evidence.latency import _layer_of
 
 SHORT = {
     "data": {"batch_size": 32},

@@ -3,7 +3,6 @@
 `words`     numbers and names as people read them
 `terminal`  live table while it trains, tables of plans and stages
 `collect`   what is known of a run, from its files
-`evidence`  what the page shows beside that, measured
 `figures`   the page's figures, as plotly.js takes them
 `page`      report.html, of one run or several
 `markdown`  the same tables for a README or a pull request

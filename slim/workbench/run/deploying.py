@@ -156,7 +156,7 @@ def report_stage(
         report.collect(folder)  # a folder that is no run says so before anything is measured
     written = []
     if measure:
-        from slim.workbench.report.evidence import gather  # imports onnxruntime
+        from slim.workbench.run.evidence import gather  # imports onnxruntime
 
         for folder in folders:
             written.append(gather(folder, allow_code=allow_code, command=command, seconds=seconds, say=console.print))

@@ -12,7 +12,7 @@ from slim.deploy.bench.profile import operator_profile
 from slim.deploy.bench.runners import OnnxRunner
 from slim.deploy.timing import thinned, time_in_turn
 from slim.errors import SlimError
-from slim.workbench.report.evidence.networks import Networks
+from slim.workbench.run.evidence.networks import Networks
 
 RUNS = (10, 100)  # of each file, batch size and number of threads: at least, at most
 SECONDS = 4.0  # for each batch size and number of threads, about

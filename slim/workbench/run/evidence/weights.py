@@ -11,7 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from slim.errors import SlimError
 from slim.prune.plan import PruningPlan
-from slim.workbench.report.evidence.networks import Networks
+from slim.workbench.run.evidence.networks import Networks
 
 TILES = 64  # filters of the first layer shown, at most
 GONE = (128, 128, 128, 70)  # what was removed: a tint of the page, light or dark

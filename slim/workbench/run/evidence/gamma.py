@@ -6,7 +6,7 @@ import numpy as np
 
 from slim.prune.groups import Groups
 from slim.trace.copy import named_tensors
-from slim.workbench.report.evidence.networks import Networks
+from slim.workbench.run.evidence.networks import Networks
 
 CLEAN = 0.95  # the share of channels that lie on the right side of what may be called a threshold
 

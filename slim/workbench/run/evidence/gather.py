@@ -12,13 +12,13 @@ from slim.errors import SlimError
 from slim.files import replacing
 from slim.version import __version__
 from slim.workbench.report.collect import EVIDENCE
-from slim.workbench.report.evidence.examples import examples
-from slim.workbench.report.evidence.gamma import gamma
-from slim.workbench.report.evidence.latency import latency
-from slim.workbench.report.evidence.layers import layers
-from slim.workbench.report.evidence.networks import Networks
-from slim.workbench.report.evidence.tradeoff import tradeoff
-from slim.workbench.report.evidence.weights import weights
+from slim.workbench.run.evidence.examples import examples
+from slim.workbench.run.evidence.gamma import gamma
+from slim.workbench.run.evidence.latency import latency
+from slim.workbench.run.evidence.layers import layers
+from slim.workbench.run.evidence.networks import Networks
+from slim.workbench.run.evidence.tradeoff import tradeoff
+from slim.workbench.run.evidence.weights import weights
 
 PACKAGES = ("torch", "torchvision", "onnx", "onnxruntime", "numpy", "lightning-fabric")
 Said = Callable[[str], None]

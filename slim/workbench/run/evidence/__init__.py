@@ -9,6 +9,6 @@
 `examples`  test images on which the two networks disagree
 """
 
-from slim.workbench.report.evidence.gather import gather
+from slim.workbench.run.evidence.gather import gather
 
 __all__ = ["gather"]

@@ -15,7 +15,7 @@ from slim.prune.recovery.recover import recover
 from slim.workbench import data, train
 from slim.workbench.config import PruneConfig
 from slim.workbench.data import Split
-from slim.workbench.report.evidence.networks import Networks
+from slim.workbench.run.evidence.networks import Networks
 
 RATIOS = (0.5, 0.7, 0.3, 0.9, 0.1, 0.6, 0.4, 0.8, 0.2)  # the coarse picture first, in case the time runs out
 IMAGES = 2000  # at most, held out

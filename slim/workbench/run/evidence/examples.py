@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from slim.workbench import data
 from slim.workbench.data import Dataset, Split
-from slim.workbench.report.evidence.networks import Networks
+from slim.workbench.run.evidence.networks import Networks
 
 IMAGES = 5000  # at most, from the test split
 SHOWN = 12  # in each direction

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from slim.prune.groups import Groups
 from slim.prune.plan import PruningPlan
 from slim.trace.tracer import call
-from slim.workbench.report.evidence.networks import Networks
+from slim.workbench.run.evidence.networks import Networks
 
 
 @dataclass
