@@ -164,7 +164,7 @@ class Bench:
             metrics = {"kind": kind, "facts": facts, "accuracy": self.accuracy(model)}
             checkpoint.save(path, model, arch=s.arch, arch_kwargs=self.arguments, metrics=metrics)
             train.Snapshots(states, {}).clear()
-        return checkpoint.load(path)
+        return slim.load(path)
 
 
 # -- torch-pruning -----------------------------------------------------------------------------------------------------

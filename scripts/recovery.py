@@ -49,7 +49,7 @@ def trained(loaded: data.Dataset, facts: dict[str, Any], cache: Path) -> nn.Modu
         train.fit(model, loaded, optim, batch_size=facts["batch_size"], seed=facts["seed"], sparsity=sparsity)
         path.parent.mkdir(parents=True, exist_ok=True)
         checkpoint.save(path, model, arch=facts["arch"], arch_kwargs=kwargs, metrics=facts)
-    return checkpoint.load(path)
+    return slim.load(path)
 
 
 @torch.no_grad()

@@ -32,7 +32,7 @@ _HOME = {  # public name -> the room it lives in
     "recover": "prune.recovery.recover",
     "Recovery": "prune.recovery.recover",
     "save": "checkpoint",
-    "load": "checkpoint",
+    "load": "workbench.models.load",
     "export_onnx": "deploy.onnx.write",
     "OnnxModel": "deploy.onnx.predict",
     "quantize_onnx": "deploy.onnx.quantize",
@@ -54,7 +54,6 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:  # what type checkers and editors see
-    from slim.checkpoint import load as load
     from slim.checkpoint import save as save
     from slim.deploy.bench.benchmark import benchmark as benchmark
     from slim.deploy.cost.runtime import Runtime as Runtime
@@ -82,3 +81,4 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from slim.sparsity import coupled as coupled
     from slim.sparsity import parameter_groups as parameter_groups
     from slim.sparsity import sparsify as sparsify
+    from slim.workbench.models.load import load as load

@@ -1,15 +1,15 @@
 """Checkpoints: safetensors for the weights, JSON in their metadata for all else. Nothing is unpickled.
 
-The metadata holds the architecture, its arguments and the plans that made it thinner, so that a file alone
-gives back the network: build, prune as planned, load the weights. A hash over metadata and tensors tells a
-whole file from a truncated or altered one (it guards against accidents; it is no signature).
+The metadata holds the architecture, its arguments and the plans that made it thinner, so that a file and whatever
+builds the architecture give back the network: build, prune as planned, load the weights. A hash over metadata and
+tensors tells a whole file from a truncated or altered one (it guards against accidents; it is no signature).
 """
 
 import copy
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ from slim.errors import SlimError
 from slim.files import replacing
 from slim.prune.plan import PruningPlan
 from slim.version import __version__
-from slim.workbench import models
+
+Builder = Callable[[str, Mapping[str, Any]], nn.Module]  # of the unpruned network, from its name and arguments
 
 FORMAT = 1  # raised when a reader of the old format would misread the new one
 
@@ -57,7 +58,7 @@ def save(
     """Save `model` to `path`, whole or not at all, and return the path.
 
     plan: what was removed from the architecture to make `model`; several plans in the order of their use.
-    arch, arch_kwargs: what `slim.workbench.models.build` takes to make the unpruned network. Without them, loading
+    arch, arch_kwargs: the name and arguments from which `slim.load` builds the unpruned network. Without them, loading
     needs that network itself.
     config: the run's settings, a dataclass or a mapping.
     classes, mean and std (per channel, of images in 0..1) and input_shape [C, H, W]: what those need to know
@@ -90,23 +91,21 @@ def save(
     return Path(path)
 
 
-def load(path: str | Path, model: nn.Module | None = None, *, allow_code: bool = False) -> nn.Module:
-    """The network that `path` holds, on the CPU, in evaluation mode, bit for bit and with the dtypes it had.
+def load(path: str | Path, model: nn.Module | Builder) -> nn.Module:
+    """Return the network that `path` holds, on the CPU, in evaluation mode, bit for bit and with the dtypes it had.
 
-    model: the unpruned network, for a class of your own; it stays as it is. Without it, the network is built
-    from the name in the file.
-    allow_code: permits a name `package.module:factory`, which runs that package's code. No file is trusted to
-    ask for that by itself.
+    model: the unpruned network, which stays as it is; or a function that builds it from the `arch` and `arch_kwargs`
+    in the file, whose random initialisation is left out.
     Raises SlimError where the file is missing, truncated, altered or of another format, or doesn't fit.
     """
     about, tensors = _read(path)
-    if model is not None:
+    if isinstance(model, nn.Module):
         model = copy.deepcopy(model).cpu()
     elif about["arch"] is None:
         raise SlimError(f"checkpoint {str(path)!r} names no architecture: pass model=, the unpruned network")
     else:
         with torch.random.fork_rng(devices=[]), _NoInitialisation():
-            model = models.build(about["arch"], allow_code=allow_code, **about["arch_kwargs"])
+            model = model(about["arch"], about["arch_kwargs"])
     for plan in about["plans"]:
         model = PruningPlan.from_dict(plan).apply(model)
     own = model.state_dict(keep_vars=True)
@@ -123,7 +122,7 @@ def load(path: str | Path, model: nn.Module | None = None, *, allow_code: bool =
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
-    """What the file says of itself: the arguments of `save` by name (`plans` is a list of dicts).
+    """Return what the file says of itself: the arguments of `save` by name (`plans` is a list of dicts).
 
     Reads the header alone, and so doesn't check the tensors: `load` does.
     """
@@ -131,7 +130,7 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
 
 
 def newest(stage: str, root: str | Path = "checkpoints", run: str = "*") -> Path:
-    """The file of a stage (see STAGES) that was written last, in the folder `run` of `root` or in any."""
+    """Return the file of a stage (see STAGES) that was written last, in the folder `run` of `root` or in any."""
     file, command = STAGES[stage]
     found = list(Path(root).glob(f"{run}/{file}"))
     if not found:
@@ -140,7 +139,7 @@ def newest(stage: str, root: str | Path = "checkpoints", run: str = "*") -> Path
 
 
 def _tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The state's tensors, and for each name that shares its tensor with an earlier one, that one's name."""
+    """Return the state's tensors, and for each name that shares its tensor with an earlier one, that one's name."""
     tensors: dict[str, Tensor] = {}
     shared: dict[str, str] = {}
     seen: dict[tuple, str] = {}
@@ -205,7 +204,7 @@ def _parse(path: str | Path, header: Mapping[str, str]) -> dict[str, Any]:
 
 
 class _NoInitialisation(TorchFunctionMode):
-    """Leaves out torch.nn.init, which takes most of the time of building: the weights come from the file."""
+    """Leave out torch.nn.init, which takes most of the time of building: the weights come from the file."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

@@ -22,7 +22,6 @@ TO_MEND = {  # (room, room that it must not import); this list gets shorter only
     ("prune", "sparsity"),
     ("prune", "deploy"),
     ("deploy", "checkpoint"),
-    ("checkpoint", "workbench.models"),
 }
 
 

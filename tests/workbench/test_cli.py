@@ -445,7 +445,7 @@ def test_code_runs_only_where_it_is_allowed(
     )
     command("train", "--model.arch", "my_nets:small", "--epochs", "1")
     assert "allow_code" in mistake("prune")
-    assert "next: slim-finetune" in command("prune", "--allow-code")
+    assert "next: slim-finetune" in command("prune", "--allow-code", "my_nets:small")
 
 
 # -- numbers -------------------------------------------------------------------------------------------
@@ -497,7 +497,7 @@ def test_a_network_without_batchnorm_is_refused_before_anything_is_written(tmp_p
     monkeypatch.syspath_prepend(tmp_path)
     settings = config.updated(RunConfig(), {"model": {"arch": "bare:net"}})
     with pytest.raises(slim.SlimError, match="no BatchNorm"):
-        pipeline.run(settings, allow_code=True)
+        pipeline.run(settings, allow_code="bare:net")
     assert not (tmp_path / "checkpoints").exists()
 
 

@@ -196,7 +196,7 @@ def test_gamma_of_every_batchnorm(arch):
 
 
 def test_gamma_starts_at_a_half_and_spares_other_layers(code):
-    batch, plain, layer, group = build(f"{code}:norms", num_classes=2, allow_code=True)
+    batch, plain, layer, group = build(f"{code}:norms", num_classes=2, allow_code=f"{code}:norms")
     assert (batch.weight == 0.5).all()
     assert plain.weight is None
     assert (layer.weight == 1).all() and (group.weight == 1).all()
@@ -363,22 +363,22 @@ def code(tmp_path: Path, monkeypatch):
 
 
 def test_code_is_imported_only_where_allowed(code):
-    with pytest.raises(SlimError, match="allow_code=True"):
+    with pytest.raises(SlimError, match="--allow-code"):
         build(f"{code}:fixed", num_classes=2)
     assert code not in sys.modules
-    assert build(f"{code}:head", num_classes=7, width=5, allow_code=True).weight.shape == (7, 5)
-    assert build(f"{code}:anything", num_classes=7, in_channels=9, allow_code=True).weight.shape == (7, 9)
-    assert build(f"{code}:fixed", num_classes=7, allow_code=True).weight.shape == (2, 2)
+    assert build(f"{code}:head", num_classes=7, width=5, allow_code=f"{code}:head").weight.shape == (7, 5)
+    assert build(f"{code}:anything", num_classes=7, in_channels=9, allow_code=f"{code}:anything").weight.shape == (7, 9)
+    assert build(f"{code}:fixed", num_classes=7, allow_code=f"{code}:fixed").weight.shape == (2, 2)
 
 
 def test_mistakes_in_code(code):
     for name, message in (("heed", "did you mean 'head'"), ("number", "gave int, expected a torch")):
         with pytest.raises(SlimError, match=message):
-            build(f"{code}:{name}", num_classes=2, allow_code=True)
+            build(f"{code}:{name}", num_classes=2, allow_code=f"{code}:{name}")
     with pytest.raises(SlimError, match=r"unexpected keyword argument 'widht'"):
-        build(f"{code}:head", num_classes=2, allow_code=True, widht=3)
+        build(f"{code}:head", num_classes=2, allow_code=f"{code}:head", widht=3)
     with pytest.raises(SlimError, match="No module named 'no_such_module'"):
-        build("no_such_module:make", num_classes=2, allow_code=True)
+        build("no_such_module:make", num_classes=2, allow_code="no_such_module:make")
 
 
 @pytest.mark.parametrize(

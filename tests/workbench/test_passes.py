@@ -10,6 +10,7 @@ import pytest
 import torch
 from rich.console import Console
 
+import slim
 from slim import checkpoint
 from slim.prune.plan import PruningPlan
 from slim.trace.size import measure
@@ -60,7 +61,7 @@ def run(settings: RunConfig = SETTINGS, resume: bool = False) -> str:
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
-    return checkpoint.load(path).state_dict()
+    return slim.load(path).state_dict()
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -79,7 +80,7 @@ def test_each_pass_goes_on_from_the_network_of_the_one_before() -> None:
         for layer in plan.layers:
             assert layer.after >= layer.before / 2
         assert plan.ratio_achieved > 0.2
-        networks.append(checkpoint.load(folder / "finetuned.safetensors"))
+        networks.append(slim.load(folder / "finetuned.safetensors"))
 
     # composition: the plans one after the other, on a new network
     thin = models.build(about["arch"], **about["arch_kwargs"])
@@ -93,7 +94,7 @@ def test_each_pass_goes_on_from_the_network_of_the_one_before() -> None:
     assert same(networks[0].state_dict(), weights(FOLDERS[1] / "sparse.safetensors"))
 
     table = told[told.index("by pass") :]
-    sizes = [measure(checkpoint.load(f / "finetuned.safetensors"), torch.zeros(1, 1, 8, 8)).params for f in FOLDERS]
+    sizes = [measure(slim.load(f / "finetuned.safetensors"), torch.zeros(1, 1, 8, 8)).params for f in FOLDERS]
     assert [int(row[1].replace(",", "")) for row in re.findall(r"^ +\d +([\d,]+) +([\d,]+)", table, re.M)] == sizes
     assert sizes == sorted(sizes, reverse=True)
 

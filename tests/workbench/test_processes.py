@@ -44,14 +44,14 @@ def network(num_classes, in_channels):
 if __name__ == "__main__":
     settings = config.updated(config.RunConfig(), json.loads(sys.argv[1]))
     with train.together(settings.device, settings.precision, settings.devices, settings.num_nodes):
-        [sparse] = pipeline.train_stage(settings, allow_code=True)
+        [sparse] = pipeline.train_stage(settings, allow_code="program:network")
         if train.is_first():
             more = config.updated(settings, {"prune": {"ratio": 0.5}})
-            pipeline.prune_stage(sparse, more, allow_code=True)
+            pipeline.prune_stage(sparse, more, allow_code="program:network")
         train.wait_for_all()
         print("fine-tuning", flush=True)
         pruned = sparse.with_name("pruned.safetensors")
-        pipeline.finetune_stage(pruned, settings, teacher=sparse, allow_code=True)
+        pipeline.finetune_stage(pruned, settings, teacher=sparse, allow_code="program:network")
     print("the end")
 """
 SETTINGS: dict[str, Any] = {

@@ -9,7 +9,7 @@
 
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -39,7 +39,7 @@ def benchmark(
     compiled: bool = True,
     memory: bool = True,
     profile: int = 0,
-    allow_code: bool = False,
+    allow_code: str | Collection[str] = (),
 ) -> BenchReport:
     """Time the files in `models` (name -> path) against each other; the first is what speed-ups refer to.
 

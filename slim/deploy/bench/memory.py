@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from slim.deploy.bench.runners import Runner, is_checkpoint, open_runners
@@ -14,7 +14,7 @@ RUNS = 3  # the first allocates; the rest show that it stays
 
 
 def peak_memory(
-    runner: Runner, batch_sizes: Sequence[int], image_size: int | None = None, allow_code: bool = False
+    runner: Runner, batch_sizes: Sequence[int], image_size: int | None = None, allow_code: str | Collection[str] = ()
 ) -> dict[int, int]:
     """For each batch size the bytes of resident memory that a process takes at most, loading included, above what it
     takes with its libraries loaded. On a GPU that is the host's memory alone.
@@ -23,7 +23,7 @@ def peak_memory(
     """
     if runner.mode == "compiled" or not Path("/proc/self/status").exists():
         return {}
-    about = [str(runner.path), runner.provider, runner.threads, sorted(batch_sizes), image_size, allow_code]
+    about = [str(runner.path), runner.provider, runner.threads, sorted(batch_sizes), image_size, list(allow_code)]
     done = subprocess.run([sys.executable, "-c", CHILD, json.dumps(about)], capture_output=True, text=True)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
@@ -31,7 +31,9 @@ def peak_memory(
     return {int(size): peak for size, peak in json.loads(done.stdout.splitlines()[-1]).items()}
 
 
-def measure(path: str, provider: str, threads: int, batch_sizes: list[int], image_size: int | None, code: bool) -> None:
+def measure(
+    path: str, provider: str, threads: int, batch_sizes: list[int], image_size: int | None, code: list[str]
+) -> None:
     """What the child does: print the peaks."""
     import onnxruntime  # noqa: F401  (both before the first look at memory)
 

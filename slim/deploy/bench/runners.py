@@ -6,7 +6,7 @@ memory where it lies ready to memory where it stays (the GPU's, for a provider o
 
 import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -54,7 +54,7 @@ def open_runners(
     threads: int,
     image_size: int | None = None,
     compiled: bool = True,
-    allow_code: bool = False,
+    allow_code: str | Collection[str] = (),
 ) -> "dict[str, Runner]":
     """The runners of a file by their names: one of an ONNX file, one or two of a checkpoint."""
     if not is_checkpoint(path):
@@ -169,12 +169,12 @@ class TorchRunner:
         provider: str,
         threads: int,
         mode: str = "eager",
-        allow_code: bool = False,
+        allow_code: str | Collection[str] = (),
         image_size: int | None = None,
     ) -> None:
         import torch
 
-        from slim import checkpoint
+        from slim import checkpoint, load
 
         self.path, self.threads, self.mode = Path(path), threads, mode
         self.provider = start_provider(provider)
@@ -187,7 +187,7 @@ class TorchRunner:
         _refuse_other_size(str(path), self.shapes, image_size)
         if threads:
             torch.set_num_threads(threads)
-        model = checkpoint.load(path, allow_code=allow_code).to(self.device)
+        model = load(path, allow_code=allow_code).to(self.device)
         self.eager: Callable[..., Any] = model
         self.model = torch.compile(model, dynamic=False) if mode == "compiled" else model
 

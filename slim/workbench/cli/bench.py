@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slim.errors import SlimError
-from slim.workbench.cli.command import Parser, code_from_here, mistakes_in_one_line
+from slim.workbench.cli.command import Parser, mistakes_in_one_line
 
 if TYPE_CHECKING:
     from slim.deploy.bench.result import BenchReport
@@ -29,7 +29,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         parser.add_argument("--output", type=Path, metavar="FILE", help="write all figures to this JSON file")
         parser.add_argument("--plot", type=Path, metavar="FILE", help="draw all times into this HTML page")
-        parser.add_argument("--allow-code", action="store_true", help="let a checkpoint import its architecture's code")
         given = parser.read(argv)
         arguments = given.arguments
         for option, suffix in (("output", ".json"), ("plot", ".html")):
@@ -48,9 +47,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         from slim.deploy.bench.benchmark import short_names
         from slim.workbench import run as pipeline
 
-        allow_code = arguments.allow_code and code_from_here()
         files = short_names(arguments.files)
-        made = pipeline.bench_files(files, settings, allow_code=allow_code, console=given.console)
+        made = pipeline.bench_files(files, settings, allow_code=given.allow_code, console=given.console)
         written = _save(made, arguments)
         if arguments.json:
             given.close(written, "slim-predict", bench=made.to_dict())

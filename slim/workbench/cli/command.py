@@ -56,6 +56,16 @@ class Given:
 
         return Console(stderr=self.arguments.json, quiet=self.arguments.quiet)
 
+    @property
+    def allow_code(self) -> tuple[str, ...]:
+        """The architectures that may be imported: those that the user's own command line or --config names. They may
+        lie in the working folder, as for `python -m`."""
+        model = self.in_file.get("model", {}) | self.as_options.get("model", {})
+        named = (*self.arguments.allow_code, *([model["arch"]] if "arch" in model else []))
+        if named and os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())
+        return named
+
     def close(self, wrote: Sequence[Path], following: str, **facts: Any) -> None:
         """The last word of a command: what it wrote, and which command comes next; with --json an object with both,
         with `facts`, and with the run's summary where a run was written to."""
@@ -171,6 +181,7 @@ class Parser(PlainParser):
         super().__init__(program, about, more)
         self.add_argument("--config", metavar="FILE", help="settings in YAML; options override them")
         self.add_argument("--print-config", action="store_true", help="show all settings as YAML, and stop")
+        add_allow_code(self)
         add_voice(self)
         groups = {s: self.add_argument_group(f"{s or 'run'} settings") for s in dict.fromkeys([bare, *shown, ""])}
         for key, s in config.settings().items():
@@ -187,9 +198,6 @@ class Parser(PlainParser):
         """The positional FILE of a command that follows another, and the permission to run its code."""
         self.usage = "%(prog)s [FILE] [options]"
         self.add_argument("file", nargs="?", metavar="FILE", help=help)
-        self.add_argument(
-            "--allow-code", action="store_true", help="let FILE import the code that its architecture names"
-        )
 
     def add_resume(self) -> None:
         """The option --resume of a command that trains."""
@@ -213,10 +221,15 @@ def add_voice(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="close with one JSON object; all else goes to stderr")
 
 
-def code_from_here() -> bool:
-    """Lets package.module:factory lie in the working folder, as `python -m` would. True, for allow_code."""
-    sys.path.append(os.getcwd())
-    return True
+def add_allow_code(parser: argparse.ArgumentParser) -> None:
+    """The permission to import the code of an architecture. What a file says is none."""
+    parser.add_argument(
+        "--allow-code",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="package.module:factory that may be imported where a file names it",
+    )
 
 
 def _help(s: Setting) -> str:

@@ -8,7 +8,7 @@ next    slim-bench
 
 from collections.abc import Sequence
 
-from slim.workbench.cli.command import Parser, code_from_here, mistakes_in_one_line
+from slim.workbench.cli.command import Parser, mistakes_in_one_line
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -19,6 +19,5 @@ def main(argv: Sequence[str] | None = None) -> None:
         source, settings = given.after("finetuned")
         from slim.workbench import run as pipeline
 
-        allow_code = given.arguments.allow_code and code_from_here()
-        written = pipeline.export_stage(source, settings, allow_code=allow_code, console=given.console)
+        written = pipeline.export_stage(source, settings, allow_code=given.allow_code, console=given.console)
         given.close(written, "slim-bench")

@@ -8,7 +8,7 @@ next    slim-export
 
 from collections.abc import Sequence
 
-from slim.workbench.cli.command import Parser, code_from_here, mistakes_in_one_line
+from slim.workbench.cli.command import Parser, mistakes_in_one_line
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -22,6 +22,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             resuming.insert(0, str(source))
         from slim.workbench import run as pipeline
 
-        resume, code = given.arguments.resume, given.arguments.allow_code and code_from_here()
+        resume, code = given.arguments.resume, given.allow_code
         written = pipeline.finetune_stage(source, settings, resume=resume, allow_code=code, console=given.console)
         given.close(written, "slim-export")

@@ -11,7 +11,7 @@ next    slim-finetune
 from collections.abc import Sequence
 
 from slim.errors import SlimError
-from slim.workbench.cli.command import Parser, code_from_here, mistakes_in_one_line
+from slim.workbench.cli.command import Parser, mistakes_in_one_line
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -27,14 +27,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         source, settings = (None, given.settings()) if arguments.arch else given.after("sparse")
         from slim.workbench import run as pipeline
 
-        allow_code = arguments.allow_code and code_from_here()
         if arguments.dry_run:
             if source is None:
-                made = pipeline.plan_architecture(arguments.arch, settings, console=given.console)
+                made = pipeline.plan_architecture(
+                    arguments.arch, settings, allow_code=(arguments.arch, *given.allow_code), console=given.console
+                )
             else:
-                made = pipeline.plan_file(source, settings, allow_code=allow_code, console=given.console)
+                made = pipeline.plan_file(source, settings, allow_code=given.allow_code, console=given.console)
             given.close([], "slim-prune", plan=made.to_dict())
         else:
             assert source is not None  # --arch needs --dry-run
-            written = pipeline.prune_stage(source, settings, allow_code=allow_code, console=given.console)
+            written = pipeline.prune_stage(source, settings, allow_code=given.allow_code, console=given.console)
             given.close(written, "slim-finetune")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from slim.errors import SlimError
-from slim.workbench.cli.command import Given, PlainParser, add_voice, code_from_here, mistakes_in_one_line
+from slim.workbench.cli.command import Given, PlainParser, add_allow_code, add_voice, mistakes_in_one_line
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -24,9 +24,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.add_argument(
             "--sweep-seconds", type=float, default=None, metavar="X", help="limit of the trade-off sweep (of the run)"
         )
-        parser.add_argument(
-            "--allow-code", action="store_true", help="let a run import the code that its architecture names"
-        )
+        add_allow_code(parser)
         add_voice(parser)
         given = Given(parser.parse_args(argv), {}, {})
         arguments = given.arguments
@@ -48,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             Path(arguments.out) if arguments.out else None,
             measure=not arguments.no_measure,
             seconds=arguments.sweep_seconds,
-            allow_code=arguments.allow_code and code_from_here(),
+            allow_code=given.allow_code,
             console=given.console,
         )
         given.close(written, f"open {written[0]} in a browser")

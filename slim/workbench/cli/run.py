@@ -13,7 +13,7 @@ import sys
 from argparse import SUPPRESS
 from collections.abc import Sequence
 
-from slim.workbench.cli.command import Parser, code_from_here, mistakes_in_one_line
+from slim.workbench.cli.command import Parser, mistakes_in_one_line
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         command = shlex.join(["slim-run", *(sys.argv[1:] if argv is None else argv)])
         from slim.workbench import run as pipeline
 
-        resume, code = given.arguments.resume, code_from_here()
+        resume, code = given.arguments.resume, given.allow_code
         written, _ = pipeline.run(settings, resume=resume, command=command, allow_code=code, console=given.console)
         model = written[0].with_name("model.onnx")
         given.close(written, f"slim-predict {model} IMAGE")

@@ -9,7 +9,7 @@ next    slim-prune
 
 from collections.abc import Sequence
 
-from slim.workbench.cli.command import Parser, code_from_here, mistakes_in_one_line
+from slim.workbench.cli.command import Parser, mistakes_in_one_line
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -20,6 +20,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         settings = given.resumed("sparse")
         from slim.workbench import run as pipeline
 
-        resume, code = given.arguments.resume, code_from_here()
+        resume, code = given.arguments.resume, given.allow_code
         written = pipeline.train_stage(settings, resume=resume, allow_code=code, console=given.console)
         given.close(written, "slim-prune")

@@ -1,5 +1,6 @@
-"""The paper's networks, and how a model's name becomes a model."""
+"""The paper's networks, and how a model's name, or its file, becomes a model."""
 
 from slim.workbench.models.build import arguments, build, names
+from slim.workbench.models.load import load
 
-__all__ = ["arguments", "build", "names"]
+__all__ = ["arguments", "build", "load", "names"]

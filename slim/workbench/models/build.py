@@ -6,7 +6,7 @@ plain modules that know nothing of pruning.
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from difflib import get_close_matches
 from functools import partial
 from importlib import import_module
@@ -62,10 +62,10 @@ def build(
     num_classes: int | None = None,
     in_channels: int = 3,
     gamma: float | None = 0.5,
-    allow_code: bool = False,
+    allow_code: str | Collection[str] = (),
     **kwargs: Any,
 ) -> nn.Module:
-    """A new, untrained network. Its weights follow from torch's random state: call torch.manual_seed before.
+    """Build a new, untrained network. Its weights follow from torch's random state: call torch.manual_seed before.
 
     arch
         - `slim:NAME`: one of `names()`. Convolutions start as in the paper's code: normal with variance
@@ -80,7 +80,8 @@ def build(
           num_classes and in_channels where its signature has them.
     num_classes, in_channels: width of the last layer (None: the network's own default), and channels of the images.
     gamma: initial value of every BatchNorm scale γ (0.5 in Network Slimming); None leaves the network's own.
-    allow_code: whether `package.module:factory` may be imported.
+    allow_code: the name `package.module:factory`, or several, that may be imported: what the user wrote, never what a
+        file says.
     kwargs: passed on to the network.
 
     Raises SlimError for an unknown name, an argument that the network doesn't take, a missing package, or
@@ -99,12 +100,12 @@ def build(
         model = _torchvision(name, sizes, kwargs)
     elif source == "timm":
         model = _timm(name, sizes, kwargs)
-    elif allow_code:
+    elif arch in ([allow_code] if isinstance(allow_code, str) else allow_code):
         model = _code(source, name, sizes, kwargs)
     else:
         raise SlimError(
-            f"model {arch!r} would import {source!r}, which needs allow_code=True; without it, expected "
-            "slim:NAME, torchvision:NAME or timm:NAME"
+            f"model {arch!r} would import {source!r}, which only you can allow (allow_code): expected --allow-code "
+            f"{arch} where that code is yours, or slim:NAME, torchvision:NAME or timm:NAME"
         )
     if gamma is not None:
         for module in model.modules():
@@ -178,14 +179,23 @@ def _code(source: str, name: str, sizes: dict[str, int], kwargs: dict[str, Any])
         module = import_module(source)
     except Exception as error:  # importing runs the user's code: anything can go wrong in it
         raise SlimError(f"can't import the model {arch!r} ({_one_line(error)}); expected {_FORMS}") from error
-    factory = getattr(module, name, None)
-    if not callable(factory):
-        callables = [key for key, value in vars(module).items() if callable(value)]
-        raise unknown(f"model in {source}", name, callables)
+    factory: Any = getattr(module, name, None)
+    if not _makes_models(factory, source):
+        makers = [key for key, value in vars(module).items() if _makes_models(value, source)]
+        raise unknown(f"model in {source}", name, makers)
     takes = signature(factory).parameters
     takes_all = any(parameter.kind is Parameter.VAR_KEYWORD for parameter in takes.values())
     sizes = {key: value for key, value in sizes.items() if takes_all or key in takes}
     return _call(arch, factory, sizes | kwargs)
+
+
+def _makes_models(value: Any, source: str) -> bool:
+    """Whether a value found in a module may be asked for a network: a class of networks, or a function that the module
+    or a part of its package defines. `os:system` is neither."""
+    if isinstance(value, type):
+        return issubclass(value, nn.Module)
+    home = getattr(value.func if isinstance(value, partial) else value, "__module__", None) or ""
+    return callable(value) and (home == source or home.startswith(f"{source}."))
 
 
 def _call(arch: str, factory: Callable[..., Any], kwargs: dict[str, Any]) -> nn.Module:

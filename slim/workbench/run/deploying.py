@@ -1,7 +1,7 @@
 """The stages after training: ONNX files, INT8, latency, the page."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
@@ -30,7 +30,7 @@ def export_stage(
     settings: RunConfig,
     *,
     unpruned: Path | None = None,
-    allow_code: bool = False,
+    allow_code: str | Collection[str] = (),
     console: Console | None = None,
 ) -> list[Path]:
     """Write the network in `source` as model.onnx and, if it exists, `unpruned` as baseline.onnx; by default
@@ -71,7 +71,9 @@ def export_stage(
     return written
 
 
-def int8_stage(source: Path, settings: RunConfig, *, allow_code: bool = False, console: Console | None = None) -> Path:
+def int8_stage(
+    source: Path, settings: RunConfig, *, allow_code: str | Collection[str] = (), console: Console | None = None
+) -> Path:
     """Quantise the model.onnx beside `source`, the network that it was exported from, as model.int8.onnx: on training
     images, and only if the test images say that it is as good. SlimError where it isn't."""
     from slim.deploy.bench.benchmark import benchmark  # imports onnxruntime
@@ -125,7 +127,11 @@ def bench_stage(
 
 
 def bench_files(
-    files: Mapping[str, Path], settings: RunConfig, *, allow_code: bool = False, console: Console | None = None
+    files: Mapping[str, Path],
+    settings: RunConfig,
+    *,
+    allow_code: str | Collection[str] = (),
+    console: Console | None = None,
 ) -> "BenchReport":
     """Measure ONNX files and checkpoints against the first of them."""
     from slim.deploy.bench.benchmark import benchmark  # imports onnxruntime
@@ -145,7 +151,7 @@ def report_stage(
     measure: bool = True,
     seconds: float | None = None,
     command: str | None = None,
-    allow_code: bool = False,
+    allow_code: str | Collection[str] = (),
     console: Console | None = None,
 ) -> list[Path]:
     """Make the page of a run, report.html in its folder, or of several, comparison.html beside the first. Before that,

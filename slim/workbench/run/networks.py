@@ -1,6 +1,6 @@
 """A network of a run with all that its file says of it: opened, measured, saved."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ class Trained:
         return example_images(self.facts["input_shape"])
 
 
-def open_network(path: Path, settings: RunConfig, allow_code: bool) -> Trained:
+def open_network(path: Path, settings: RunConfig, allow_code: str | Collection[str]) -> Trained:
     """The network in a file, with the data set of its run.
 
     Settings that it was trained with can't change after that: another seed would draw other test images, of
@@ -56,7 +56,7 @@ def open_network(path: Path, settings: RunConfig, allow_code: bool) -> Trained:
         raise SlimError(f"{path} doesn't say how large its images are: expected input_shape in slim.save")
     return Trained(
         stage=about["stage"] or path.stem,
-        model=checkpoint.load(path, allow_code=allow_code),
+        model=models.load(path, allow_code=allow_code),
         plans=[PruningPlan.from_dict(p) for p in about["plans"]],
         metrics=about["metrics"] | {"file_size": path.stat().st_size},
         facts={key: about[key] for key in ("arch", "arch_kwargs", "classes", "mean", "std", "input_shape")},

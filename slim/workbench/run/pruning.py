@@ -1,5 +1,6 @@
 """The stage that prunes, verifies and recovers."""
 
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ def prune_stage(
     source: Path,
     settings: RunConfig,
     *,
-    allow_code: bool = False,
+    allow_code: str | Collection[str] = (),
     console: Console | None = None,
 ) -> list[Path]:
     """Prune the network in `source`, and check what the thin one computes."""
@@ -60,20 +61,22 @@ def prune_stage(
 
 
 def plan_file(
-    source: Path, settings: RunConfig, *, allow_code: bool = False, console: Console | None = None
+    source: Path, settings: RunConfig, *, allow_code: str | Collection[str] = (), console: Console | None = None
 ) -> PruningPlan:
     """What `prune_stage` would do: print the plan, and write nothing."""
     return _planned(source, settings, allow_code, console or Console())[2]
 
 
-def plan_architecture(arch: str, settings: RunConfig, *, console: Console | None = None) -> PruningPlan:
+def plan_architecture(
+    arch: str, settings: RunConfig, *, allow_code: str | Collection[str] = (), console: Console | None = None
+) -> PruningPlan:
     """Print the plan for an untrained network on images of 3 channels and `data.image_size` pixels (224, for
     slim's own 32). Equal γ would have no order, so they are drawn at random."""
     console = console or Console()
     pixels = settings.data.image_size or (32 if arch.startswith("slim:") else 224)
     arguments = {"num_classes": 1000, **image_size(arch, pixels), **settings.model.kwargs}
     torch.manual_seed(settings.seed)
-    model = models.build(arch, allow_code=True, **arguments).eval()
+    model = models.build(arch, allow_code=allow_code, **arguments).eval()
     for module in model.modules():
         if isinstance(module, _BatchNorm) and module.affine:
             nn.init.uniform_(module.weight)
@@ -84,7 +87,7 @@ def plan_architecture(arch: str, settings: RunConfig, *, console: Console | None
 
 
 def _planned(
-    source: Path, settings: RunConfig, allow_code: bool, console: Console
+    source: Path, settings: RunConfig, allow_code: str | Collection[str], console: Console
 ) -> tuple[Trained, Tensor | None, PruningPlan]:
     """The network in `source`, images to calibrate on, and the plan for it."""
     before = open_network(source, settings, allow_code)

@@ -1,5 +1,6 @@
 """The stages that train: with the penalty, without it, and after pruning."""
 
+from collections.abc import Collection
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
@@ -23,7 +24,7 @@ from slim.workbench.run.resuming import check_same, is_done, times_pruned
 
 
 def train_stage(
-    settings: RunConfig, *, resume: bool = False, allow_code: bool = False, console: Console | None = None
+    settings: RunConfig, *, resume: bool = False, allow_code: str | Collection[str] = (), console: Console | None = None
 ) -> list[Path]:
     """Train a new network with the penalty on γ. It starts a new run: earlier entries of its folder go.
 
@@ -39,7 +40,7 @@ def finetune_stage(
     *,
     teacher: Path | None = None,
     resume: bool = False,
-    allow_code: bool = False,
+    allow_code: str | Collection[str] = (),
     console: Console | None = None,
 ) -> list[Path]:
     """Train the network in `source` on, without a penalty. With `finetune.distill` it also learns from `teacher`, by
@@ -60,7 +61,7 @@ def train_new(
     stage: str,
     settings: RunConfig,
     sparsity: SparsityConfig | None,
-    allow_code: bool,
+    allow_code: str | Collection[str],
     console: Console,
     fresh: bool,
     resume: bool,
@@ -91,7 +92,12 @@ def train_new(
 
 
 def train_sparse(
-    source: Path | None, folder: Path, settings: RunConfig, allow_code: bool, console: Console, resume: bool
+    source: Path | None,
+    folder: Path,
+    settings: RunConfig,
+    allow_code: str | Collection[str],
+    console: Console,
+    resume: bool,
 ) -> Path:
     """The first stage of a pass: train with the penalty, from the network in `source`, or a new one without."""
     if source is None:
@@ -108,7 +114,7 @@ def _train_on(
     optim: OptimConfig,
     sparsity: SparsityConfig | None,
     teacher: Path | None,
-    allow_code: bool,
+    allow_code: str | Collection[str],
     console: Console,
     resume: bool,
 ) -> None:

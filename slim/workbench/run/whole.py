@@ -1,5 +1,6 @@
 """All stages of a run, in one pass or several."""
 
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,7 +28,7 @@ def run(
     *,
     resume: bool = False,
     command: str | None = None,
-    allow_code: bool = False,
+    allow_code: str | Collection[str] = (),
     console: Console | None = None,
 ) -> tuple[list[Path], dict[str, Any]]:
     """All stages, after a baseline trained without a penalty, and the page that shows them. Returns the paths and the
@@ -79,7 +80,13 @@ def run(
 
 
 def _export_and_measure(
-    baseline: Path, sparse: Path, pruned: Path, finetuned: Path, settings: RunConfig, allow_code: bool, console: Console
+    baseline: Path,
+    sparse: Path,
+    pruned: Path,
+    finetuned: Path,
+    settings: RunConfig,
+    allow_code: str | Collection[str],
+    console: Console,
 ) -> list[Path]:
     in_float = replace(settings, export=replace(settings.export, int8=False))
     onnx = export_stage(finetuned, in_float, unpruned=baseline, allow_code=allow_code, console=console)

@@ -2,7 +2,7 @@
 
 import json
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -27,7 +27,7 @@ Said = Callable[[str], None]
 def gather(
     folder: Path,
     *,
-    allow_code: bool = False,
+    allow_code: str | Collection[str] = (),
     command: str | None = None,
     seconds: float | None = None,
     say: Said = print,

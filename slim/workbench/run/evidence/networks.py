@@ -1,6 +1,6 @@
 """The networks of a run, from the files in its folder: the one that was pruned, and what became of it."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +30,7 @@ class Networks:
     """
 
     folder: Path
-    allow_code: bool = False
+    allow_code: str | Collection[str] = ()
 
     def file(self, *stages: str) -> Path:
         """The file of the first of `stages` that there is."""
@@ -106,4 +106,4 @@ class Networks:
         return trace(model, self.example, select=prune.mode == "select", whole_groups=prune.grouped == "whole")
 
     def _load(self, path: Path) -> nn.Module:
-        return checkpoint.load(path, allow_code=self.allow_code)
+        return models.load(path, allow_code=self.allow_code)
