@@ -47,7 +47,7 @@ from torchvision import datasets, transforms
 import slim
 from slim.trace.size import measure
 from slim.workbench import data, models, train
-from slim.workbench.config import DataConfig, OptimConfig, SparsityConfig
+from slim.workbench.config import ComputeConfig, DataConfig, OptimConfig, SparsityConfig
 from slim.workbench.data import Split
 
 THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "3000"}  # what the slim commands set, before OpenMP loads
@@ -109,17 +109,15 @@ class Material:
 
 
 def with_slim(
-    model: nn.Module, material: Material, device: str, epochs: int = 1, seed: int = 0, **settings: Any
+    model: nn.Module, material: Material, device: str, epochs: int = 1, seed: int = 0, compile: bool = False
 ) -> None:
     train.fit(
         model,
-        material.dataset,
+        replace(material.dataset, batch_size=BATCH),
         replace(RECIPE, epochs=epochs),
-        batch_size=BATCH,
+        compute=ComputeConfig(device=device, compile=compile),
         seed=seed,
-        device=device,
         sparsity=SparsityConfig(strength=LAMBDA),
-        **settings,
     )
 
 

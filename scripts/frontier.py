@@ -61,7 +61,7 @@ from slim import checkpoint
 from slim.errors import Interrupted
 from slim.trace.size import measure
 from slim.workbench import data, models, train
-from slim.workbench.config import DataConfig, OptimConfig, SparsityConfig
+from slim.workbench.config import ComputeConfig, DataConfig, OptimConfig, SparsityConfig
 
 METHODS = ("slim", "paper", "tp", "l1", "random", "scratch")
 NAMES = {
@@ -108,6 +108,10 @@ class Bench:
         return torch.zeros(1, self.loaded.channels, *self.loaded.image_size)
 
     @property
+    def compute(self) -> ComputeConfig:
+        return ComputeConfig(device=self.setting.device)
+
+    @property
     def arguments(self) -> dict[str, Any]:
         size = {"image_size": self.loaded.image_size} if "image_size" in models.arguments(self.setting.arch) else {}
         return {"num_classes": len(self.loaded.classes), "in_channels": self.loaded.channels, **size}
@@ -128,14 +132,14 @@ class Bench:
         batch = self.setting.batch_size
         count = len(self.loaded.train) - -(-fewer // (epochs * batch)) * batch  # whole batches less in each epoch
         chosen = torch.randperm(len(self.loaded.train), generator=torch.Generator().manual_seed(self.seed))[:count]
-        loaded = dataclasses.replace(self.loaded, train=self.loaded.train[chosen])
-        more |= {"batch_size": batch, "seed": self.seed, "device": self.setting.device}
-        train.fit(model, loaded, optim, **more, snapshots=train.Snapshots(states, {}, minutes=1), resume=True)
+        loaded = dataclasses.replace(self.loaded, train=self.loaded.train[chosen], batch_size=batch)
+        snapshots = train.Snapshots(states, {}, minutes=1, resume=True)
+        train.fit(model, loaded, optim, **more, seed=self.seed, compute=self.compute, snapshots=snapshots)
         return epochs * (count // batch) * batch
 
     def measured(self, model: nn.Module, split: data.Split) -> dict[str, float]:
         """Accuracy and cross entropy."""
-        return train.evaluate(model, split, self.loaded, device=self.setting.device)
+        return train.evaluate(model, split, self.loaded, compute=self.compute)
 
     def accuracy(self, model: nn.Module) -> float:
         return self.measured(model, self.loaded.test)["accuracy"]
@@ -254,7 +258,7 @@ def results_of(bench: Bench, method: str, keep: float, ways: Sequence[Way]) -> I
         if method == "scratch":
             count = bench.fit(tuned, s.epochs + s.finetune, lr, states)
         else:
-            taught = {"teacher": whole, "distill": distill} if distill else {}
+            taught = {"distillation": train.Distillation(whole, distill)} if distill else {}
             count = seen + extra + bench.fit(tuned, s.finetune, lr, states, fewer=extra, **taught)
         test = bench.measured(tuned, bench.loaded.test)
         yield pruned | {

@@ -146,7 +146,7 @@ def how(name: str, folder: Path) -> str:
 def that_count(path: Path) -> dict[str, Any]:
     """The settings of a file, those by default included, on which the numbers of the table depend."""
     given = dataclasses.asdict(config.updated(RunConfig(), config.read(path)))
-    flat = {"passes": given["passes"], "precision": given["precision"]}
+    flat = {"passes": given["passes"], "precision": given["compute"]["precision"]}
     for section in ("data", "model", "train", "sparsity", "prune", "finetune"):
         flat |= {f"{section}.{key}": value for key, value in given[section].items()}
     return {key: value for key, value in flat.items() if key not in WHERE_IMAGES_LIE}

@@ -46,7 +46,13 @@ def trained(loaded: data.Dataset, facts: dict[str, Any], cache: Path) -> nn.Modu
         torch.manual_seed(facts["seed"])
         model = models.build(facts["arch"], **kwargs)
         optim, sparsity = OptimConfig(epochs=facts["epochs"]), SparsityConfig(**facts["sparsity"])
-        train.fit(model, loaded, optim, batch_size=facts["batch_size"], seed=facts["seed"], sparsity=sparsity)
+        train.fit(
+            model,
+            dataclasses.replace(loaded, batch_size=facts["batch_size"]),
+            optim,
+            seed=facts["seed"],
+            sparsity=sparsity,
+        )
         path.parent.mkdir(parents=True, exist_ok=True)
         checkpoint.save(path, model, arch=facts["arch"], arch_kwargs=kwargs, metrics=facts)
     return slim.load(path)

@@ -43,7 +43,13 @@ def one_run(loaded: data.Dataset, arch: str, target: float, seed: int, epochs: i
     model = models.build(arch, num_classes=len(loaded.classes), in_channels=loaded.channels)
     sparsity = SparsityConfig(method="proximal", target=target) if target else SparsityConfig(strength=0.0)
     started = time.perf_counter()
-    records = train.fit(model, loaded, OptimConfig(epochs=epochs), seed=seed, batch_size=batch_size, sparsity=sparsity)
+    records = train.fit(
+        model,
+        dataclasses.replace(loaded, batch_size=batch_size),
+        OptimConfig(epochs=epochs),
+        seed=seed,
+        sparsity=sparsity,
+    )
     shares = records[-1]["gamma"]["layers"].values()
     return {
         "target": target,

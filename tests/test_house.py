@@ -13,7 +13,10 @@ SLIM = Path(__file__).parents[1] / "slim"
 ROOMS = [  # in the order in which the data flows
     *("errors", "version", "files", "images", "tables"),
     *("trace", "prune", "sparsity", "deploy", "checkpoint"),
-    *(f"workbench.{room}" for room in ("config", "malloc", "data", "models", "tasks", "train", "report", "run", "cli")),
+    *(
+        f"workbench.{room}"
+        for room in ("config", "malloc", "code", "tasks", "data", "models", "train", "report", "run", "cli")
+    ),
 ]
 MODULES = {
     ".".join(path.relative_to(SLIM.parent).with_suffix("").parts).removesuffix(".__init__"): path

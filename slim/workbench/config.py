@@ -199,6 +199,22 @@ class BenchConfig:
 
 
 @dataclass
+class ComputeConfig:
+    """Where and how to compute. None of it changes what is learned, but for rounding."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = setting("auto", "where to train")
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = setting("auto", "of training")
+    channels_last: bool = setting(True, "memory layout of images and weights in training")
+    compile: bool = setting(False, "torch.compile the network for training: slow to start, then faster")
+    devices: int = setting(1, "processes on this machine, each with a device of its own", "[1, inf)")
+    num_nodes: int = setting(1, "machines that train together, where no torchrun says so", "[1, inf)")
+    sync_batchnorm: bool = setting(True, "with several devices: BatchNorm over the batches of all of them")
+    accumulate: int | Literal["auto"] = setting(
+        1, "parts that a batch is cut into to save memory; auto: twice as many until it fits", "[1, inf)"
+    )
+
+
+@dataclass
 class ReportConfig:
     page: bool = setting(True, "let slim-run make report.html at the end")
     sweep_seconds: float = setting(60.0, "limit of its sweep over other ratios; 0 leaves it out", "[0, inf)")
@@ -213,19 +229,11 @@ class RunConfig:
         "times that slim-run trains, prunes and fine-tunes; with several, at most half of a layer goes in one",
         "[1, inf)",
     )
-    device: Literal["auto", "cpu", "cuda", "mps"] = setting("auto", "where to train")
-    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = setting("auto", "of training")
-    channels_last: bool = setting(True, "memory layout of images and weights in training")
-    compile: bool = setting(False, "torch.compile the network for training: slow to start, then faster")
-    devices: int = setting(1, "processes on this machine, each with a device of its own", "[1, inf)")
-    num_nodes: int = setting(1, "machines that train together, where no torchrun says so", "[1, inf)")
-    sync_batchnorm: bool = setting(True, "with several devices: BatchNorm over the batches of all of them")
-    accumulate: int | Literal["auto"] = setting(
-        1, "parts that a batch is cut into to save memory; auto: twice as many until it fits", "[1, inf)"
-    )
     save_minutes: float = setting(10.0, "minutes between states to resume from, beside one for each epoch", "(0, inf)")
     keep_states: int = setting(2, "states to resume from that are kept", "[1, inf)")
     tensorboard: bool = setting(False, "also write TensorBoard's files (needs slim[tensorboard])")
+    task: str = setting("classification", "what is learned: classification, package.module:Task, or file.py:Task")
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     train: OptimConfig = field(default_factory=OptimConfig)
@@ -336,7 +344,7 @@ def _checked(s: Setting, value: Any) -> Any:
             meant = yaml.safe_load(value)
         with contextlib.suppress(ValueError):
             meant = float(meant) if isinstance(meant, str) else meant
-    fitted = _fit(meant, s.type)
+    fitted = _converted(meant, s.type)
     if fitted is _MISFIT:
         if get_origin(s.type) is Literal and isinstance(value, str):
             raise unknown(s.key, value, get_args(s.type))
@@ -350,16 +358,16 @@ def _checked(s: Setting, value: Any) -> Any:
 _MISFIT = object()
 
 
-def _fit(value: Any, kind: Any) -> Any:
+def _converted(value: Any, kind: Any) -> Any:
     """`value` as an instance of the type `kind`, or _MISFIT. 2 and 2.0 are alike; bool is no number."""
     origin, args = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
-        return next((v for v in (_fit(value, a) for a in args) if v is not _MISFIT), _MISFIT)
+        return next((v for v in (_converted(value, a) for a in args) if v is not _MISFIT), _MISFIT)
     if origin is Literal:
         return value if value in args else _MISFIT
     if origin is list:
         value = value if isinstance(value, list) or value is None else [value]  # one without brackets
-        items = [_fit(v, args[0]) for v in value] if isinstance(value, list) and value else [_MISFIT]
+        items = [_converted(v, args[0]) for v in value] if isinstance(value, list) and value else [_MISFIT]
         return _MISFIT if _MISFIT in items else items
     if origin is dict:
         return value if isinstance(value, dict) and all(isinstance(k, str) for k in value) else _MISFIT

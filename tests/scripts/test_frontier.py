@@ -17,7 +17,7 @@ from slim.errors import Interrupted
 from slim.trace.size import measure
 from slim.workbench import config, data, models
 from slim.workbench.config import DataConfig, RunConfig
-from slim.workbench.train import Progress
+from slim.workbench.train import Callbacks, Progress
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
@@ -56,7 +56,7 @@ def test_a_stopped_training_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             if progress.step == 2:
                 signal.raise_signal(signal.SIGTERM)
 
-        fit(*args, **more, on_step=on_step)
+        fit(*args, **more, callbacks=Callbacks(on_step=on_step))
 
     monkeypatch.setattr("slim.workbench.train.loop.SECONDS_BETWEEN_REPORTS", 0)
     monkeypatch.setattr(frontier.train, "fit", stopped)

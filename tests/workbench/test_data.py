@@ -660,10 +660,11 @@ def test_a_cache_that_can_not_be_written_is_no_error(tmp_path: Path, capsys: pyt
 
 
 def test_training_from_a_stream_gives_the_same_weights(tmp_path: Path) -> None:
-    from slim.workbench.config import OptimConfig, SparsityConfig
+    from slim.workbench.config import ComputeConfig, OptimConfig, SparsityConfig
     from slim.workbench.models import build
     from slim.workbench.train import evaluate, fit
 
+    on_cpu = ComputeConfig(device="cpu")
     write_tree(tmp_path, {"a": 40, "b": 40}, size=(8, 8))
     results = []
     for storage in ("host", "stream"):
@@ -671,8 +672,8 @@ def test_training_from_a_stream_gives_the_same_weights(tmp_path: Path) -> None:
         torch.manual_seed(0)
         model = build("slim:mlp", num_classes=2, in_channels=3, image_size=8)
         sparsity = SparsityConfig(penalty="group_lasso")  # which looks at images before the training
-        records = fit(model, data, OptimConfig(epochs=2), batch_size=16, device="cpu", sparsity=sparsity)
-        scores = evaluate(model, data.test, data, device="cpu")
+        records = fit(model, replace(data, batch_size=16), OptimConfig(epochs=2), compute=on_cpu, sparsity=sparsity)
+        scores = evaluate(model, data.test, data, compute=on_cpu)
         results.append(
             (records[-1]["train_loss"], scores["loss"], torch.cat([p.flatten() for p in model.parameters()]))
         )

@@ -20,13 +20,13 @@ from slim.prune.plan import PruningPlan
 from slim.trace.size import measure
 from slim.workbench import config, models, train
 from slim.workbench import run as pipeline
-from slim.workbench.config import DataConfig, OptimConfig, PruneConfig, RunConfig, SparsityConfig
+from slim.workbench.config import ComputeConfig, DataConfig, OptimConfig, PruneConfig, RunConfig, SparsityConfig
 from slim.workbench.data import Dataset, batches, load
 from slim.workbench.run import whole
-from slim.workbench.train import Snapshots, fit
+from slim.workbench.train import Callbacks, Snapshots, fit
 from slim.workbench.train.state import mixed
 
-ON_CPU: dict[str, Any] = {"device": "cpu", "precision": "32-true"}
+ON_CPU = ComputeConfig(device="cpu", precision="32-true")
 IMAGE = torch.zeros(1, 1, 8, 8)
 
 
@@ -64,7 +64,15 @@ def test_the_budget_follows_the_cubic(digits: Dataset) -> None:
     model, prunes = network(), Prunes()
     optim = OptimConfig(epochs=5)  # 40 steps
     how = SparsityConfig(gradual=3, gradual_start=0.25, gradual_end=0.75)
-    records = fit(model, digits, optim, sparsity=how, pruning={"ratio": 0.7, "floor": 0}, on_prune=prunes, **ON_CPU)
+    records = fit(
+        model,
+        digits,
+        optim,
+        compute=ON_CPU,
+        sparsity=how,
+        pruning={"ratio": 0.7, "floor": 0},
+        callbacks=Callbacks(on_prune=prunes),
+    )
     assert [step for step, _ in prunes] == [17, 23, 30]  # 10 + 20·i/3
     left = [32 - int(0.7 * (1 - (1 - i / 3) ** 3) * 32) for i in (1, 2, 3)]
     assert [plan.totals["channels"][1] for _, plan in prunes] == left
@@ -80,7 +88,15 @@ def test_fit_is_a_plain_loop_that_prunes(optimizer: str, digits: Dataset) -> Non
     optim = OptimConfig(epochs=3, optimizer=optimizer, lr=lr, schedule="constant", warmup=0, weight_decay=0, ema=0.7)  # type: ignore[arg-type]
     sparsity = SparsityConfig(strength=3e-3, gradual=3, gradual_start=0.1, gradual_end=0.9)
     ours = network()
-    fit(ours, digits, optim, seed=7, sparsity=sparsity, pruning={"flops": 0.3}, channels_last=False, **ON_CPU)
+    fit(
+        ours,
+        digits,
+        optim,
+        compute=replace(ON_CPU, channels_last=False),
+        seed=7,
+        sparsity=sparsity,
+        pruning={"flops": 0.3},
+    )
 
     plain: nn.Module = network()
     torch.manual_seed(7)
@@ -178,7 +194,7 @@ def test_plans_after_others_are_checked() -> None:
 def test_what_is_gone_counts_towards_a_target(digits: Dataset) -> None:
     model = network()
     how = SparsityConfig(strength=1e-3, method="proximal", target=0.6, gradual=4, gradual_start=0.3)
-    records = fit(model, digits, OptimConfig(epochs=16), sparsity=how, pruning={"ratio": 0.35}, **ON_CPU)
+    records = fit(model, digits, OptimConfig(epochs=16), compute=ON_CPU, sparsity=how, pruning={"ratio": 0.35})
     left = records[-1]["channels"]
     assert left == 32 - int(0.35 * 32)
     assert (32 - left + records[-1]["zero"] * left) / 32 == pytest.approx(0.6, abs=1 / 32)
@@ -222,8 +238,8 @@ class Killed(BaseException):
 class Killing(Snapshots):
     """Saves after each step, and dies after one of them."""
 
-    def __init__(self, folder: Path, fatal: int = -1) -> None:
-        super().__init__(folder, {}, minutes=1e-9)
+    def __init__(self, folder: Path, fatal: int, resume: bool) -> None:
+        super().__init__(folder, {}, minutes=1e-9, resume=resume)
         self.fatal = fatal
 
     def save(self, step: int, state: Any) -> Path:
@@ -246,9 +262,8 @@ def test_killed_around_a_prune(digits: Dataset, tmp_path: Path) -> None:
             prunes(step, plan)
 
         optim = OptimConfig(epochs=2, ema=0.9, optimizer="adamw", lr=0.01)
-        snapshots = Killing(tmp_path, fatal)
-        more: dict[str, Any] = {"snapshots": snapshots, "resume": resume, **ON_CPU}
-        fit(model, digits, optim, sparsity=how, pruning={"ratio": 0.5}, on_prune=on_prune, **more)
+        more: dict[str, Any] = {"snapshots": Killing(tmp_path, fatal, resume), "compute": ON_CPU}
+        fit(model, digits, optim, sparsity=how, pruning={"ratio": 0.5}, callbacks=Callbacks(on_prune=on_prune), **more)
         return model, prunes
 
     expected, plans = trained()
@@ -268,7 +283,7 @@ SETTINGS = config.updated(
     RunConfig(),
     {
         "name": "gradual",
-        "device": "cpu",
+        "compute": {"device": "cpu"},
         "train": {"epochs": 3},
         "finetune": {"epochs": 1, "distill": 0.5},
         "sparsity": {"gradual": 4},
@@ -353,7 +368,15 @@ def test_every_way_to_plan(pruning: dict[str, Any], digits: Dataset) -> None:
     whole = measure(model, IMAGE).flops
     more = {"images": digits.train[:64].decoded().float()} if "score" in pruning else {}
     how = SparsityConfig(strength=1e-3, gradual=3)
-    fit(model, digits, OptimConfig(epochs=2), sparsity=how, pruning=pruning | more, on_prune=prunes, **ON_CPU)
+    fit(
+        model,
+        digits,
+        OptimConfig(epochs=2),
+        compute=ON_CPU,
+        sparsity=how,
+        pruning=pruning | more,
+        callbacks=Callbacks(on_prune=prunes),
+    )
     widths = (model[1].num_features, model[5].num_features)
     if "ratio" in pruning:
         assert sum(widths) == 56
@@ -384,7 +407,7 @@ def test_every_way_to_plan(pruning: dict[str, Any], digits: Dataset) -> None:
 def test_mistakes(how: dict[str, Any], pruning: dict[str, Any], steps: int, message: str, digits: Dataset) -> None:
     model = network()
     with pytest.raises(SlimError, match=message):
-        fit(model, digits, OptimConfig(epochs=1), sparsity=SparsityConfig(**how), pruning=pruning, **ON_CPU)
+        fit(model, digits, OptimConfig(epochs=1), compute=ON_CPU, sparsity=SparsityConfig(**how), pruning=pruning)
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), network().state_dict().values()))
 
 
@@ -395,6 +418,6 @@ def test_compiled(digits: Dataset) -> None:
     for model, compiled in ((found, True), (expected, False)):
         how = SparsityConfig(gradual=10, gradual_start=0.1)
         optim = OptimConfig(epochs=3, lr=0.01)
-        fit(model, digits, optim, sparsity=how, pruning={"ratio": 0.5}, compile=compiled, **ON_CPU)
+        fit(model, digits, optim, compute=replace(ON_CPU, compile=compiled), sparsity=how, pruning={"ratio": 0.5})
     for ours, theirs in zip(found.parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)

@@ -24,7 +24,7 @@ SETTINGS = config.updated(
     {
         "name": "several",
         "passes": 3,
-        "device": "cpu",
+        "compute": {"device": "cpu"},
         "train": {"epochs": 1},
         "finetune": {"epochs": 1},
         "prune": {"ratio": 0.4},
@@ -90,7 +90,9 @@ def test_each_pass_goes_on_from_the_network_of_the_one_before() -> None:
 
     # the second pass's first stage, by hand
     dataset = data.load(SETTINGS.data, SETTINGS.seed)
-    train.fit(networks[0], dataset, SETTINGS.train, seed=SETTINGS.seed, device="cpu", sparsity=SETTINGS.sparsity)
+    train.fit(
+        networks[0], dataset, SETTINGS.train, compute=SETTINGS.compute, seed=SETTINGS.seed, sparsity=SETTINGS.sparsity
+    )
     assert same(networks[0].state_dict(), weights(FOLDERS[1] / "sparse.safetensors"))
 
     table = told[told.index("by pass") :]

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from slim import checkpoint
 from slim.errors import SlimError
-from slim.workbench.train import connect, first_goes_ahead, is_first
+from slim.workbench.config import ComputeConfig
+from slim.workbench.train import connect, is_rank_zero, rank_zero_first
 from slim.workbench.train.norm import synchronised
 
 # A program that trains, prunes and fine-tunes, with a network in float64: there rounding errors stay small, however
@@ -43,9 +44,9 @@ def network(num_classes, in_channels):
 
 if __name__ == "__main__":
     settings = config.updated(config.RunConfig(), json.loads(sys.argv[1]))
-    with train.together(settings.device, settings.precision, settings.devices, settings.num_nodes):
+    with train.distributed_session(settings.compute):
         [sparse] = pipeline.train_stage(settings, allow_code="program:network")
-        if train.is_first():
+        if train.is_rank_zero():
             more = config.updated(settings, {"prune": {"ratio": 0.5}})
             pipeline.prune_stage(sparse, more, allow_code="program:network")
         train.wait_for_all()
@@ -55,8 +56,7 @@ if __name__ == "__main__":
     print("the end")
 """
 SETTINGS: dict[str, Any] = {
-    "device": "cpu",
-    "precision": "32-true",  # of what isn't float64 by itself
+    "compute": {"device": "cpu", "precision": "32-true"},  # of what isn't float64 by itself
     "model": {"arch": "program:network"},
     "data": {"batch_size": 101},  # of which one process has 51 images, the other 50
     "train": {"epochs": 3, "ema": 0.8, "clip_norm": 1},
@@ -66,6 +66,11 @@ SETTINGS: dict[str, Any] = {
 }
 ROUNDING = {"sparse": 1e-9, "pruned": 1e-9, "finetuned": 1e-6}  # distillation computes in float32
 TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1"]
+
+
+def on(**settings: Any) -> dict[str, Any]:
+    """More about where to compute."""
+    return SETTINGS["compute"] | settings
 
 
 def start(folder: Path, launcher: list[str], **settings: Any) -> subprocess.Popen:
@@ -116,14 +121,14 @@ def test_two_processes_train_prune_and_finetune_as_one(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_devices_start_processes_that_stop_and_fail_together(tmp_path: Path) -> None:
     alone = start(tmp_path, [], name="one")
-    together = start(tmp_path, [], name="two", devices=2)
+    together = start(tmp_path, [], name="two", compute=on(devices=2))
     finished(alone)
     assert finished(together).count("the end") == 1
     for stage in ("sparse", "finetuned"):
         paths = (tmp_path / "checkpoints" / run / f"{stage}.safetensors" for run in ("one", "two"))
         assert difference(*paths) < ROUNDING[stage]
 
-    stopped = start(tmp_path, [], name="three", devices=2, train={"epochs": 2000})
+    stopped = start(tmp_path, [], name="three", compute=on(devices=2), train={"epochs": 2000})
     while not list(tmp_path.glob("checkpoints/three/sparse.state/step-*")):
         time.sleep(0.2)
         assert stopped.poll() is None
@@ -131,7 +136,7 @@ def test_devices_start_processes_that_stop_and_fail_together(tmp_path: Path) -> 
     _, err = stopped.communicate(timeout=60)
     assert "Interrupted: stopped after step" in err
 
-    diverged = start(tmp_path, [], name="four", devices=2, train={"lr": 1e30, "clip_norm": 0})
+    diverged = start(tmp_path, [], name="four", compute=on(devices=2), train={"lr": 1e30, "clip_norm": 0})
     _, err = diverged.communicate(timeout=60)
     assert diverged.returncode != 0 and "SlimError: the " in err
 
@@ -140,14 +145,14 @@ def test_devices_start_processes_that_stop_and_fail_together(tmp_path: Path) -> 
 def test_shares_of_51_and_50_images_are_cut_into_as_many_parts(tmp_path: Path) -> None:
     """Else one process would wait for the other for ever: 30 parts of 2 would be 26 and 25."""
     torchrun = start(
-        tmp_path, [*TORCHRUN, "--master-port", free_port()], name="cut", accumulate=30, train={"epochs": 1}
+        tmp_path, [*TORCHRUN, "--master-port", free_port()], name="cut", compute=on(accumulate=30), train={"epochs": 1}
     )
     assert finished(torchrun).count("the end") == 1
 
 
 def goes_ahead(rank: int, folder: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    with first_goes_ahead():
+    with rank_zero_first():
         if rank == 0:
             time.sleep(1)
         with (folder / "order").open("a") as file:
@@ -220,12 +225,12 @@ def test_batchnorm_over_processes_is_that_of_the_whole_batch(tmp_path: Path) -> 
 
 
 def test_mistakes(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert is_first()
+    assert is_rank_zero()
     with pytest.raises(SlimError, match=r"devices is 999: this machine has \d+ of type cpu"):
-        connect("cpu", "32-true", devices=999)
+        connect(ComputeConfig("cpu", "32-true", devices=999))
     slurm = {"SLURM_NTASKS": "1", "SLURM_NTASKS_PER_NODE": "1", "SLURM_JOB_NAME": "train", "SLURM_NNODES": "1"}
     slurm |= {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_NODELIST": "here"}
     for name, value in slurm.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(SlimError, match=r"devices 2 on 1 node: .*ntasks-per-node"):
-        connect("cpu", "32-true", devices=2)
+        connect(ComputeConfig("cpu", "32-true", devices=2))

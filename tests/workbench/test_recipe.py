@@ -10,11 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slim.errors import SlimError
-from slim.workbench.config import DataConfig, OptimConfig, SparsityConfig
+from slim.workbench.config import ComputeConfig, DataConfig, OptimConfig, SparsityConfig
 from slim.workbench.data import Dataset, load
-from slim.workbench.train import fit, learning_rate
+from slim.workbench.tasks.classification import Classification, distillation
+from slim.workbench.train import Callbacks, Distillation, fit, learning_rate
 from slim.workbench.train.average import Average
-from slim.workbench.train.recipe import Objective, distillation, mixing, optimizer_of
+from slim.workbench.train.recipe import Objective, optimizer_of
+
+ON_CPU = ComputeConfig(device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -96,10 +99,10 @@ def test_the_average_is_what_remains(digits: Dataset) -> None:
     states = [network().state_dict()]
     for epochs in (1, 2):
         model = network()
-        fit(model, digits, replace(optim, epochs=epochs), batch_size=512, device="cpu")
+        fit(model, replace(digits, batch_size=512), replace(optim, epochs=epochs), compute=ON_CPU)
         states.append(model.state_dict())
     model = network()
-    fit(model, digits, replace(optim, ema=0.25), batch_size=512, device="cpu")
+    fit(model, replace(digits, batch_size=512), replace(optim, ema=0.25), compute=ON_CPU)
     first, second = 2 / 11, 3 / 12
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point():
@@ -123,12 +126,12 @@ def test_the_objective_weighs_labels_and_teacher() -> None:
     torch.manual_seed(0)
     images, scores, labels = torch.randn(4, 7), torch.randn(4, 3), torch.tensor([0, 2, 1, 1])
     teacher = nn.Linear(7, 3)
-    mixed = Objective(0.1, teacher, 0.3, 2.0)(images, scores, labels)
+    mixed = Objective(Classification(3, 0.1), Distillation(teacher, 0.3, 2.0))(images, scores, labels)
     expected = 0.7 * F.cross_entropy(scores, labels, label_smoothing=0.1) + 0.3 * distillation(
         scores, teacher(images), 2.0
     )
     torch.testing.assert_close(mixed, expected)
-    alone = Objective(0.1, None, 0.3, 2.0)(images, scores, labels)
+    alone = Objective(Classification(3, 0.1))(images, scores, labels)
     torch.testing.assert_close(alone, F.cross_entropy(scores, labels, label_smoothing=0.1))
 
 
@@ -139,9 +142,9 @@ def test_a_student_of_itself_stays(digits: Dataset) -> None:
     teacher.load_state_dict(model.state_dict())
     before = model[1].weight.detach().clone()  # type: ignore[operator, union-attr]
     optim = OptimConfig(epochs=1, weight_decay=0.0, lr=0.5)
-    fit(model, digits, optim, teacher=teacher, distill=1.0, device="cpu")
+    fit(model, digits, optim, compute=ON_CPU, distillation=Distillation(teacher, 1.0))
     torch.testing.assert_close(model[1].weight, before, atol=1e-5, rtol=0)
-    fit(model, digits, optim, teacher=teacher, distill=0.5, device="cpu")
+    fit(model, digits, optim, compute=ON_CPU, distillation=Distillation(teacher, 0.5))
     assert float((model[1].weight - before).abs().max()) > 0.01  # type: ignore[operator]
 
 
@@ -150,7 +153,7 @@ def test_mixing_keeps_each_images_share_in_its_label() -> None:
     images = torch.eye(6)[:, :, None, None].expand(6, 6, 8, 8).contiguous()  # channel i marks image i
     labels = torch.arange(6)
     for optim in (OptimConfig(mixup=0.4), OptimConfig(cutmix=1.0), OptimConfig(mixup=0.4, cutmix=1.0)):
-        mix = mixing(optim, 6)
+        mix = Classification(6).mixing(optim)
         assert mix is not None
         changed = 0
         for _ in range(5):
@@ -158,7 +161,7 @@ def test_mixing_keeps_each_images_share_in_its_label() -> None:
             torch.testing.assert_close(mixed.mean((2, 3)), shares, atol=1e-5, rtol=0)
             changed += int((shares.max(1).values < 0.999).any())
         assert changed >= 2
-    assert mixing(OptimConfig(), 6) is None
+    assert Classification(6).mixing(OptimConfig()) is None
 
 
 def test_clipping_bounds_the_step(digits: Dataset) -> None:
@@ -169,7 +172,7 @@ def test_clipping_bounds_the_step(digits: Dataset) -> None:
         optim = OptimConfig(
             epochs=1, lr=1.0, warmup=0.0, schedule="constant", momentum=0.0, weight_decay=0.0, clip_norm=clip
         )
-        fit(model, digits, optim, batch_size=512, device="cpu")
+        fit(model, replace(digits, batch_size=512), optim, compute=ON_CPU)
         change = torch.cat([(a - b).flatten() for a, b in zip(model.parameters(), network().parameters())])
         moved[clip] = float(change.detach().norm())
     assert moved[0.01] == pytest.approx(0.01, rel=1e-3) and moved[0.0] > 0.1
@@ -183,7 +186,7 @@ def test_accumulated_parts_are_the_whole(digits: Dataset) -> None:
     for parts in (1, 3):
         models[parts] = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
         models[parts].load_state_dict(first.state_dict())
-        records = fit(models[parts], digits, OptimConfig(epochs=1), accumulate=parts, device="cpu")
+        records = fit(models[parts], digits, OptimConfig(epochs=1), compute=replace(ON_CPU, accumulate=parts))
         assert records[0]["images"] == 512
     for a, b in zip(models[1].parameters(), models[3].parameters()):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
@@ -205,14 +208,16 @@ def test_early_stopping_goes_back_to_the_best(digits: Dataset) -> None:
             return out * 0 + torch.arange(10.0) if not self.training and self.steps > 16 else out  # type: ignore[no-any-return]
 
     model = Spoiled()
-    records = fit(model, digits, OptimConfig(epochs=9, patience=2), device="cpu")
+    records = fit(model, digits, OptimConfig(epochs=9, patience=2), compute=ON_CPU)
     assert len(records) in (3, 4)  # the best is epoch 1 or 2
     best = max(records, key=lambda r: (r["val_accuracy"], -r["epoch"]))["epoch"]
     assert len(records) == best + 2 and int(model.steps) == 8 * best
-    assert len(fit(network(), digits, OptimConfig(epochs=4, patience=1), device="cpu", sparsity=SparsityConfig())) == 4
+    assert (
+        len(fit(network(), digits, OptimConfig(epochs=4, patience=1), compute=ON_CPU, sparsity=SparsityConfig())) == 4
+    )
     empty = replace(digits, val=digits.val[:0])
     with pytest.raises(SlimError, match="no image is held out"):
-        fit(network(), empty, OptimConfig(epochs=1, patience=1), device="cpu")
+        fit(network(), empty, OptimConfig(epochs=1, patience=1), compute=ON_CPU)
 
 
 def test_tensorboard_holds_scalars_histograms_and_text(tmp_path: Path, digits: Dataset) -> None:
@@ -221,7 +226,11 @@ def test_tensorboard_holds_scalars_histograms_and_text(tmp_path: Path, digits: D
 
     model, board = network(), TensorBoard(tmp_path)
     records = fit(
-        model, digits, OptimConfig(epochs=2), device="cpu", on_epoch=lambda record: board.epoch(record, model)
+        model,
+        digits,
+        OptimConfig(epochs=2),
+        compute=ON_CPU,
+        callbacks=Callbacks(on_epoch=lambda record: board.epoch(record, model)),
     )
     board.text("plan", "a table")
     board.close()

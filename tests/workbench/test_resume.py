@@ -23,15 +23,16 @@ from torch import Tensor, nn
 
 from slim.errors import Interrupted, SlimError
 from slim.workbench import run as pipeline
-from slim.workbench.config import DataConfig, OptimConfig, RunConfig, SparsityConfig, updated
+from slim.workbench.config import ComputeConfig, DataConfig, OptimConfig, RunConfig, SparsityConfig, updated
 from slim.workbench.data import Dataset, load
 from slim.workbench.run import pruning, whole
-from slim.workbench.train import Snapshots, fit
+from slim.workbench.train import Callbacks, Distillation, Snapshots, fit
 from slim.workbench.train.guard import out_of_memory
 
 # Children come from a server that has torch loaded: forked from here, they couldn't train once autograd has threads.
 CHILDREN = multiprocessing.get_context("forkserver")
 CHILDREN.set_forkserver_preload(["torch", "slim.workbench.train.loop"])
+ON_CPU = ComputeConfig(device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -63,13 +64,13 @@ RECIPES: dict[str, tuple[OptimConfig, dict[str, Any]]] = {
     ),
     "λ controller": (
         OptimConfig(epochs=7),
-        {"sparsity": SparsityConfig(strength=1e-3, method="proximal", target=0.5), "batch_size": 16},
+        {"sparsity": SparsityConfig(strength=1e-3, method="proximal", target=0.5)},
     ),
     "adamw, average, best": (
         OptimConfig(epochs=6, optimizer="adamw", lr=0.003, schedule="onecycle", warmup=0.3, ema=0.9, patience=3),
-        {"accumulate": 2},
+        {"compute": replace(ON_CPU, accumulate=2)},
     ),
-    "distillation, clipping": (OptimConfig(epochs=4, clip_norm=0.5), {"teacher": network(9)}),
+    "distillation, clipping": (OptimConfig(epochs=4, clip_norm=0.5), {"distillation": Distillation(network(9))}),
 }
 
 
@@ -78,8 +79,9 @@ def trained(digits: Dataset, recipe: str, folder: Path, resume: bool) -> None:
     torch.set_num_threads(1)  # two that wait for each other on a busy machine take minutes
     optim, more = RECIPES[recipe]
     model = network()
-    snapshots = Snapshots(folder / "state", {}, minutes=0.0005)
-    records = fit(model, digits, optim, seed=3, device="cpu", snapshots=snapshots, resume=resume, **more)
+    snapshots = Snapshots(folder / "state", {}, minutes=0.0005, resume=resume)
+    data = replace(digits, batch_size=16 if recipe == "λ controller" else 64)
+    records = fit(model, data, optim, **{"compute": ON_CPU, "seed": 3, "snapshots": snapshots} | more)
     torch.save(model.state_dict(), folder / "weights.part")
     timeless = [{k: v for k, v in record.items() if "second" not in k} for record in records]
     (folder / "records.json").write_text(json.dumps(timeless))
@@ -137,8 +139,9 @@ def test_a_signal_between_the_last_step_and_the_end_of_an_epoch_counts(
                 os.kill(os.getpid(), signal.SIGTERM)
 
         model = network()
-        settings: dict[str, Any] = {"batch_size": 64, "device": "cpu", "resume": resume, "on_epoch": on_epoch}
-        fit(model, digits, OptimConfig(epochs=2), snapshots=Snapshots(tmp_path / folder, {}), **settings)
+        snapshots = Snapshots(tmp_path / folder, {}, resume=resume)
+        callbacks = Callbacks(on_epoch=on_epoch)
+        fit(model, digits, OptimConfig(epochs=2), compute=ON_CPU, snapshots=snapshots, callbacks=callbacks)
         return model
 
     with pytest.raises(Interrupted, match=f"stopped after step {8 * epoch} of 16"):
@@ -153,7 +156,7 @@ import os, subprocess, sys, time
 from pathlib import Path
 import torch
 from torch import nn
-from slim.workbench.config import DataConfig, OptimConfig
+from slim.workbench.config import ComputeConfig, DataConfig, OptimConfig
 from slim.workbench.data import load
 from slim.workbench.train import Snapshots, fit
 
@@ -172,10 +175,11 @@ class Net(nn.Sequential):
         return super().forward(images)
 
 torch.set_num_threads(1)
-data = load(DataConfig(name="imagefolder", root=str(folder), storage="stream", workers=2, val_fraction=0), seed=0)
+data = load(DataConfig(name="imagefolder", root=str(folder), storage="stream", workers=2, val_fraction=0,
+                       batch_size=32), seed=0)
 net = Net(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
-states = Snapshots(folder.with_name("states"), {})
-fit(net, data, OptimConfig(epochs=1), batch_size=32, device="cpu", snapshots=states, resume=resume)
+states = Snapshots(folder.with_name("states"), {}, resume=resume)
+fit(net, data, OptimConfig(epochs=1), compute=ComputeConfig(device="cpu"), snapshots=states)
 """
 
 
@@ -239,7 +243,8 @@ def test_a_run_that_ends_between_pruning_and_recovery_does_both_again(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     settings = updated(
-        RunConfig(), {"device": "cpu", "train": {"epochs": 1}, "finetune": {"epochs": 1}, "report": {"page": False}}
+        RunConfig(),
+        {"compute": {"device": "cpu"}, "train": {"epochs": 1}, "finetune": {"epochs": 1}, "report": {"page": False}},
     )
     quiet = Console(quiet=True)
     monkeypatch.setattr(whole, "_export_and_measure", lambda *_: [])
@@ -292,8 +297,9 @@ def test_snapshots_hold_what_was_put_in_and_survive_damage(tmp_path: Path) -> No
 
 
 def test_other_settings_are_refused(digits: Dataset, tmp_path: Path) -> None:
-    def run(optim: OptimConfig, **more: Any) -> None:
-        fit(network(), digits, optim, snapshots=Snapshots(tmp_path, {}), resume=True, device="cpu", **more)
+    def run(optim: OptimConfig, batch_size: int = 64, **more: Any) -> None:
+        data, snapshots = replace(digits, batch_size=batch_size), Snapshots(tmp_path, {}, resume=True)
+        fit(network(), data, optim, compute=ON_CPU, snapshots=snapshots, **more)
 
     run(OptimConfig(epochs=1))
     for optim, more, name in (
@@ -325,15 +331,15 @@ class Greedy(nn.Module):
 
 def test_out_of_memory(digits: Dataset) -> None:
     with pytest.raises(SlimError, match=r"out of memory on batches of 64 .*accumulate 2, or auto.*batch_size 32"):
-        fit(Greedy(20), digits, OptimConfig(epochs=1), device="cpu")
+        fit(Greedy(20), digits, OptimConfig(epochs=1), compute=ON_CPU)
     found, told = Greedy(20), Greedy(20)
-    fit(found, digits, OptimConfig(epochs=2), device="cpu", accumulate="auto")
-    fit(told, digits, OptimConfig(epochs=2), device="cpu", accumulate=4)
+    fit(found, digits, OptimConfig(epochs=2), compute=replace(ON_CPU, accumulate="auto"))
+    fit(told, digits, OptimConfig(epochs=2), compute=replace(ON_CPU, accumulate=4))
     assert all(torch.equal(a, b) for a, b in zip(found.state_dict().values(), told.state_dict().values()))
     with pytest.raises(SlimError, match=r"64 images in 64 parts: try data.batch_size 32$"):
-        fit(Greedy(0), digits, OptimConfig(epochs=1), device="cpu", accumulate="auto")
+        fit(Greedy(0), digits, OptimConfig(epochs=1), compute=replace(ON_CPU, accumulate="auto"))
     with pytest.raises(SlimError, match=r"out of memory on 256 images at a time, without training: expected a smaller"):
-        fit(nn.Sequential(network(), Hungry()), digits, OptimConfig(epochs=1), device="cpu")
+        fit(nn.Sequential(network(), Hungry()), digits, OptimConfig(epochs=1), compute=ON_CPU)
 
 
 class Hungry(nn.Module):
@@ -352,10 +358,9 @@ def test_out_of_memory_on_several_devices_asks_for_what_they_can_do() -> None:
 
 
 def test_what_was_out_of_memory_goes_on_with_more_parts(digits: Dataset, tmp_path: Path) -> None:
-    def run(most: int, epochs: int, accumulate: int | str) -> None:
-        snapshots = Snapshots(tmp_path, {})
-        settings: dict[str, Any] = {"device": "cpu", "resume": True, "accumulate": accumulate}
-        fit(Greedy(most), digits, OptimConfig(epochs=epochs), snapshots=snapshots, **settings)
+    def run(most: int, epochs: int, accumulate: int) -> None:
+        compute, snapshots = replace(ON_CPU, accumulate=accumulate), Snapshots(tmp_path, {}, resume=True)
+        fit(Greedy(most), digits, OptimConfig(epochs=epochs), compute=compute, snapshots=snapshots)
 
     run(64, 1, 1)
     with pytest.raises(SlimError, match="out of memory"):
@@ -364,10 +369,10 @@ def test_what_was_out_of_memory_goes_on_with_more_parts(digits: Dataset, tmp_pat
 
 
 def test_a_new_training_forgets_what_another_left(digits: Dataset, tmp_path: Path) -> None:
-    fit(network(), digits, OptimConfig(epochs=1), snapshots=Snapshots(tmp_path, {}), device="cpu")
+    fit(network(), digits, OptimConfig(epochs=1), compute=ON_CPU, snapshots=Snapshots(tmp_path, {}))
     assert Snapshots(tmp_path, {}).newest() is not None
     with pytest.raises(SlimError, match="out of memory"):  # before its first state
-        fit(Greedy(0), digits, OptimConfig(epochs=1), snapshots=Snapshots(tmp_path, {}), device="cpu")
+        fit(Greedy(0), digits, OptimConfig(epochs=1), compute=ON_CPU, snapshots=Snapshots(tmp_path, {}))
     assert Snapshots(tmp_path, {}).newest() is None
 
 
@@ -383,7 +388,7 @@ def test_the_last_good_state_outlives_a_divergence(digits: Dataset, tmp_path: Pa
 
     snapshots = Snapshots(tmp_path, {}, minutes=1e-6)  # after each step
     with pytest.raises(SlimError, match="the training loss is nan at step 20,"):
-        fit(Breaks(), digits, OptimConfig(epochs=4), device="cpu", snapshots=snapshots)
+        fit(Breaks(), digits, OptimConfig(epochs=4), compute=ON_CPU, snapshots=snapshots)
     state = snapshots.newest()
     assert state is not None and state["step"] == 19
     assert all(tensor.isfinite().all() for tensor in state["model"].values())

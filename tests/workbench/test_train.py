@@ -1,9 +1,9 @@
 """The training loop, against a plain loop in PyTorch and closed forms."""
 
-import dataclasses
 import functools
 import math
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,9 +15,9 @@ from torch._dynamo.backends.common import aot_autograd
 
 from slim.errors import SlimError
 from slim.sparsity import parameter_groups
-from slim.workbench.config import DataConfig, OptimConfig, SparsityConfig
+from slim.workbench.config import ComputeConfig, DataConfig, OptimConfig, SparsityConfig
 from slim.workbench.data import Dataset, Split, batches, load
-from slim.workbench.train import Progress, evaluate, fit, learning_rate, resolve_device, resolve_precision
+from slim.workbench.train import Callbacks, Progress, evaluate, fit, learning_rate, resolve_device, resolve_precision
 from slim.workbench.train.state import mixed
 
 
@@ -58,13 +58,10 @@ def test_fit_is_a_plain_loop(digits: Dataset) -> None:
     ours, plain = network(), network()
     records = fit(
         ours,
-        digits,
+        replace(digits, batch_size=50),
         optim,
-        batch_size=50,
+        compute=ComputeConfig(device="cpu", precision="32-true", channels_last=False),
         seed=7,
-        device="cpu",
-        precision="32-true",
-        channels_last=False,
         sparsity=sparsity,
     )
 
@@ -151,7 +148,7 @@ def test_the_test_set_is_never_looked_at(digits: Dataset) -> None:
         def __getattribute__(self, name: str) -> Any:
             raise AssertionError("the test set was opened")
 
-    sealed = dataclasses.replace(digits, test=Sealed(digits.test.images, digits.test.labels))
+    sealed = replace(digits, test=Sealed(digits.test.images, digits.test.labels))
     ours, reference = network(), network()
     fit(ours, sealed, OptimConfig(epochs=1), seed=0)
     fit(reference, digits, OptimConfig(epochs=1), seed=0)
@@ -159,7 +156,7 @@ def test_the_test_set_is_never_looked_at(digits: Dataset) -> None:
 
 
 def test_without_validation_images(digits: Dataset) -> None:
-    empty = dataclasses.replace(digits, val=digits.val[:0])
+    empty = replace(digits, val=digits.val[:0])
     (record,) = fit(network(), empty, OptimConfig(epochs=1), seed=0)
     assert record["val_loss"] is None
     assert record["val_accuracy"] is None
@@ -170,8 +167,8 @@ def test_without_validation_images(digits: Dataset) -> None:
 def test_memory_layout_changes_only_the_rounding(digits: Dataset) -> None:
     models = network(), network()
     for model, channels_last in zip(models, (True, False)):
-        few = dataclasses.replace(digits, train=digits.train[:256])
-        fit(model, few, OptimConfig(epochs=1), seed=0, channels_last=channels_last)
+        few = replace(digits, train=digits.train[:256])
+        fit(model, few, OptimConfig(epochs=1), compute=ComputeConfig(channels_last=channels_last), seed=0)
         assert all(p.is_contiguous() for p in model.parameters())
         assert not model.training
     for a, b in zip(models[0].parameters(), models[1].parameters()):
@@ -188,13 +185,13 @@ def test_compiling_changes_only_the_rounding(digits: Dataset, monkeypatch: pytes
 
     backend = aot_autograd(fw_compiler=traced, bw_compiler=traced)
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
-    few = dataclasses.replace(digits, train=digits.train[:320])
-    settings: dict[str, Any] = {"batch_size": 64, "device": "cpu", "precision": "32-true"}
+    few = replace(digits, train=digits.train[:320])
+    compute = ComputeConfig(device="cpu", precision="32-true")
     sparsity = SparsityConfig(strength=1e-3, method="proximal")
     plain, compiled = network(), network()
-    expected = fit(plain, few, OptimConfig(epochs=1), sparsity=sparsity, **settings)
+    expected = fit(plain, few, OptimConfig(epochs=1), compute=compute, sparsity=sparsity)
     assert not graphs
-    found = fit(compiled, few, OptimConfig(epochs=1), sparsity=sparsity, compile=True, **settings)
+    found = fit(compiled, few, OptimConfig(epochs=1), compute=replace(compute, compile=True), sparsity=sparsity)
     assert len(graphs) >= 2, "a graph forward and one backward were expected"
     assert found[0]["train_loss"] == pytest.approx(expected[0]["train_loss"], rel=1e-4)
     for a, b in zip(plain.state_dict().values(), compiled.state_dict().values()):
@@ -203,9 +200,9 @@ def test_compiling_changes_only_the_rounding(digits: Dataset, monkeypatch: pytes
 
 def test_bf16(digits: Dataset) -> None:
     model, exact = network(), network()
-    few = dataclasses.replace(digits, train=digits.train[:256])
-    records = fit(model, few, OptimConfig(epochs=1), seed=0, precision="bf16-mixed")
-    reference = fit(exact, few, OptimConfig(epochs=1), seed=0, precision="32-true")
+    few = replace(digits, train=digits.train[:256])
+    records = fit(model, few, OptimConfig(epochs=1), compute=ComputeConfig(precision="bf16-mixed"), seed=0)
+    reference = fit(exact, few, OptimConfig(epochs=1), compute=ComputeConfig(precision="32-true"), seed=0)
     assert not same(model, exact)
     assert all(p.dtype == torch.float32 for p in model.parameters())
     assert records[0]["train_loss"] == pytest.approx(reference[0]["train_loss"], rel=0.02)
@@ -220,13 +217,11 @@ def test_progress_is_told_seldom(digits: Dataset) -> None:
     started = time.perf_counter()
     records = fit(
         network(),
-        digits,
+        replace(digits, batch_size=4),
         OptimConfig(epochs=3),
-        batch_size=4,
         seed=0,
         sparsity=SparsityConfig(),
-        on_step=calls.append,
-        on_epoch=seen.append,
+        callbacks=Callbacks(on_step=calls.append, on_epoch=seen.append),
     )
     elapsed = time.perf_counter() - started
     assert seen == records
@@ -237,14 +232,20 @@ def test_progress_is_told_seldom(digits: Dataset) -> None:
     ends = {call.epoch: call for call in calls if call.step == call.epoch * per_epoch}
     for record in records:  # the last report of an epoch is its record
         end = ends[record["epoch"]]
-        assert (end.loss, end.accuracy) == (record["train_loss"], record["train_accuracy"])
+        assert (end.loss, end.value) == (record["train_loss"], record["train_accuracy"])
         assert (end.lr, end.near_zero) == (record["lr"], record["near_zero"])
 
 
 def test_callbacks_change_nothing(digits: Dataset) -> None:
     quiet, loud = network(), network()
     fit(quiet, digits, OptimConfig(epochs=1), seed=0)
-    fit(loud, digits, OptimConfig(epochs=1), seed=0, on_step=lambda _: None, on_epoch=lambda _: None)
+    fit(
+        loud,
+        digits,
+        OptimConfig(epochs=1),
+        seed=0,
+        callbacks=Callbacks(on_step=lambda _: None, on_epoch=lambda _: None),
+    )
     assert same(quiet, loud)
 
 
@@ -276,7 +277,7 @@ def test_warm_up_rises_linearly_to_the_full_rate() -> None:
     rates = [learning_rate(optim, step, 90) for step in range(90)]
     assert rates[:10] == pytest.approx([0.05 * k for k in range(1, 11)])
     assert rates[9:] == [0.5] * 81
-    cosine = [learning_rate(dataclasses.replace(optim, schedule="cosine"), step, 90) for step in range(90)]
+    cosine = [learning_rate(replace(optim, schedule="cosine"), step, 90) for step in range(90)]
     assert max(cosine) == cosine[9] == 0.5
     assert cosine[:9] == rates[:9]
     assert 0 < cosine[-1] < 0.001

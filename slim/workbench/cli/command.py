@@ -58,10 +58,16 @@ class Given:
 
     @property
     def allow_code(self) -> tuple[str, ...]:
-        """The architectures that may be imported: those that the user's own command line or --config names. They may
-        lie in the working folder, as for `python -m`."""
-        model = self.in_file.get("model", {}) | self.as_options.get("model", {})
-        named = (*self.arguments.allow_code, *([model["arch"]] if "arch" in model else []))
+        """The architectures, tasks and data that may be imported: those that the user's own command line or --config
+        names. They may lie in the working folder, as for `python -m`."""
+        written = [
+            (self.in_file.get(section) or {}) | (self.as_options.get(section) or {}) for section in ("model", "data")
+        ]
+        values = [
+            *(found.get(key) for found, key in zip(written, ("arch", "name"))),
+            (self.in_file | self.as_options).get("task"),
+        ]
+        named = (*self.arguments.allow_code, *(value for value in values if value))
         if named and os.getcwd() not in sys.path:
             sys.path.append(os.getcwd())
         return named
@@ -183,12 +189,15 @@ class Parser(PlainParser):
         self.add_argument("--print-config", action="store_true", help="show all settings as YAML, and stop")
         add_allow_code(self)
         add_voice(self)
-        groups = {s: self.add_argument_group(f"{s or 'run'} settings") for s in dict.fromkeys([bare, *shown, ""])}
+        groups = {
+            s: self.add_argument_group(f"{s or 'run'} settings") for s in dict.fromkeys([bare, *shown, "compute", ""])
+        }
         for key, s in config.settings().items():
             section, _, name = key.rpartition(".")
             common: dict[str, Any] = {"dest": key, "default": argparse.SUPPRESS, "metavar": _metavar(s.type)}
             shown_help = _help(s) if section in groups else argparse.SUPPRESS
-            first, *others = [f"--{name}", f"--{key}"] if section and section == bare else [f"--{key}"]
+            short = section and section in (bare, "compute")
+            first, *others = [f"--{name}", f"--{key}"] if short else [f"--{key}"]
             groups.get(section, self).add_argument(first, help=shown_help, **common)
             for other in others:
                 self.add_argument(other, help=argparse.SUPPRESS, **common)
@@ -222,13 +231,13 @@ def add_voice(parser: argparse.ArgumentParser) -> None:
 
 
 def add_allow_code(parser: argparse.ArgumentParser) -> None:
-    """The permission to import the code of an architecture. What a file says is none."""
+    """The permission to import the code of an architecture, a task, data. What a file says is none."""
     parser.add_argument(
         "--allow-code",
         action="append",
         default=[],
         metavar="NAME",
-        help="package.module:factory that may be imported where a file names it",
+        help="package.module:name or file.py:name that may be imported where a file names it",
     )
 
 

@@ -8,7 +8,23 @@ and from the position in the epoch, so that an epoch can be entered at any step,
 
 from slim.workbench.data.augment import crop
 from slim.workbench.data.epoch import batches, steps_per_epoch
+from slim.workbench.data.feed import Batch, Feed, feed, ordered
+from slim.workbench.data.loaders import Loaders
 from slim.workbench.data.sources import SOURCES, load
 from slim.workbench.data.splits import Dataset, Split, statistics
 
-__all__ = ["SOURCES", "Dataset", "Split", "batches", "crop", "load", "statistics", "steps_per_epoch"]
+__all__ = [
+    "SOURCES",
+    "Batch",
+    "Dataset",
+    "Feed",
+    "Loaders",
+    "Split",
+    "batches",
+    "crop",
+    "feed",
+    "load",
+    "ordered",
+    "statistics",
+    "steps_per_epoch",
+]

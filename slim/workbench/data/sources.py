@@ -11,6 +11,8 @@ from PIL import Image
 
 from slim.errors import SlimError, unknown
 from slim.images import resized
+from slim.workbench import tasks
+from slim.workbench.code import Allowed
 from slim.workbench.config import DataConfig
 from slim.workbench.data import folder
 from slim.workbench.data.augment import operations
@@ -20,8 +22,8 @@ TEST_FRACTION = 0.2  # held out for testing where the source has no test set of 
 STATISTICS_FROM = 4096  # training images that give mean and deviation, where they are still in their files
 
 
-def load(cfg: DataConfig, seed: int) -> Dataset:
-    """The data set that `cfg` names, split by `seed`.
+def load(cfg: DataConfig, seed: int, *, task: str = "classification", allow_code: Allowed = ()) -> Dataset:
+    """Return the data set that `cfg` names, split by `seed`, for a task: see `slim.workbench.tasks.build`.
 
     A test set that comes with the data is used as it is; otherwise 20 % of the images, drawn by `seed`, are
     the test set (so stages of one run need one seed, or the test images of one become training images of the
@@ -48,7 +50,9 @@ def load(cfg: DataConfig, seed: int) -> Dataset:
         if not len(parts[part]):
             raise SlimError(f"{cfg.name} has too few images: none is left for the {part} split")
     mean, std = statistics(parts["train"].sample(STATISTICS_FROM))
-    return Dataset(name, classes, parts["train"], parts["val"], parts["test"], mean, std, augment, cfg.storage)
+    made = tasks.build(task, classes=len(classes), allow_code=allow_code)
+    splits = parts["train"], parts["val"], parts["test"]
+    return Dataset(name, classes, *splits, mean, std, augment, cfg.storage, cfg.batch_size, made)
 
 
 Parts = dict[str, Split]  # split name -> split: at least train

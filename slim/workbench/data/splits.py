@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from slim.workbench.data.files import ImageFiles
+from slim.workbench.tasks import Classification, Task
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,8 @@ class Dataset:
 
     `mean` and `std` hold one number per channel, in units where black is 0 and white is 1, from the training
     images alone (from a sample of them where they stay in files). `augment` names what is done to training images: see
-    `slim.workbench.data.augment`. `storage` says where images live, as DataConfig has it.
+    `slim.workbench.data.augment`. `storage` says where images live, and `batch_size` how many make a training step, as
+    DataConfig has it. `task` is what the labels are for; None: the classification of `classes`.
     """
 
     name: str
@@ -78,6 +80,12 @@ class Dataset:
     std: tuple[float, ...]
     augment: str
     storage: str = "auto"
+    batch_size: int = 64
+    task: Task = None  # type: ignore[assignment]  # filled in below
+
+    def __post_init__(self) -> None:
+        if self.task is None:
+            object.__setattr__(self, "task", Classification(len(self.classes)))
 
     @property
     def channels(self) -> int:

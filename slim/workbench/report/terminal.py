@@ -17,6 +17,7 @@ from slim import tables
 from slim.tables import FittingTable
 from slim.workbench.report import words
 from slim.workbench.report.words import Record
+from slim.workbench.tasks.metric import ACCURACY, Metric
 
 if TYPE_CHECKING:
     from slim.deploy.bench.result import BenchReport
@@ -33,7 +34,7 @@ SPARKS = "▁▂▃▄▅▆▇█"
 
 @contextmanager
 def training(
-    console: Console, title: str, epochs: int
+    console: Console, title: str, epochs: int, metric: Metric = ACCURACY
 ) -> Iterator[tuple[Callable[["train.Progress"], None], Callable[[dict[str, Any]], None]]]:
     """Shows a training; yields what `slim.workbench.train.fit` takes as `on_step` and `on_epoch`."""
     bar = Progress(
@@ -57,10 +58,10 @@ def training(
         epoch = record["epoch"]
         records.append(record)
         if not console.is_terminal and (epoch % max(1, epochs // LINES_PER_TRAINING) == 0 or epoch == epochs):
-            console.print(f"{title} {epoch}/{epochs}  {epoch_line(record)}")
+            console.print(f"{title} {epoch}/{epochs}  {epoch_line(record, metric)}")
 
     def shown() -> RenderableType:
-        return Group(epoch_table(records[-EPOCHS_SHOWN:]), bar) if records else bar
+        return Group(epoch_table(records[-EPOCHS_SHOWN:], metric), bar) if records else bar
 
     if not console.is_terminal:
         yield on_step, on_epoch
@@ -75,27 +76,32 @@ def prune_line(step: int, plan: "PruningPlan") -> str:
     return f"pruned after step {step:,}: {before:,} → {after:,} channels"
 
 
-def epoch_line(record: Record) -> str:
+def epoch_line(record: Record, metric: Metric = ACCURACY) -> str:
     """An epoch's record in one plain line."""
-    parts = [f"loss {record['train_loss']:.3f}", f"acc {record['train_accuracy']:.1%}"]
-    if record.get("val_accuracy") is not None:
-        parts[-1] += f"  val {record['val_accuracy']:.1%}"
+    parts = [f"loss {record['train_loss']:.3f}", f"{short(metric)} {metric.format(record[f'train_{metric.name}'], 1)}"]
+    if record.get(f"val_{metric.name}") is not None:
+        parts[-1] += f"  val {metric.format(record[f'val_{metric.name}'], 1)}"
     if record.get("near_zero") is not None:
         parts[-1] += f"  γ≈0 {record['near_zero']:.0%}"
     return "  ".join(parts)
 
 
-def epoch_table(records: Sequence[Record]) -> FittingTable:
+def short(metric: Metric) -> str:
+    """A metric's name where there is little room."""
+    return "acc" if metric == ACCURACY else metric.title
+
+
+def epoch_table(records: Sequence[Record], metric: Metric = ACCURACY) -> FittingTable:
     """Epochs one below the other, with the histogram of |γ| as a sparkline where γ was penalised."""
-    table = FittingTable(drops=["val loss", "lr", "images/s", "λ", "accuracy", "|γ|, 0 to largest", "loss"])
+    table = FittingTable(drops=["val loss", "lr", "images/s", "λ", metric.title, "|γ|, 0 to largest", "loss"])
     columns: dict[str, Callable[[Record], str]] = {
         "epoch": lambda r: str(r["epoch"]),
         "loss": lambda r: f"{r['train_loss']:.4f}",
-        "accuracy": lambda r: f"{r['train_accuracy']:.1%}",
+        metric.title: lambda r: metric.format(r[f"train_{metric.name}"], 1),
     }
     optional: dict[str, tuple[str, Callable[[Record], str]]] = {
         "val loss": ("val_loss", lambda r: f"{r['val_loss']:.4f}"),
-        "val acc": ("val_accuracy", lambda r: f"{r['val_accuracy']:.1%}"),
+        f"val {short(metric)}": (f"val_{metric.name}", lambda r: metric.format(r[f"val_{metric.name}"], 1)),
         "lr": ("lr", lambda r: f"{r['lr']:.3g}"),
         "λ": ("strength", lambda r: f"{r['strength']:.2g}"),
         "γ≈0": ("near_zero", lambda r: f"{r['near_zero']:.1%}"),
@@ -131,8 +137,9 @@ def counted(work: Iterable[Item], what: str, total: int) -> Iterator[Item]:
 
 def stage_table(stages: Mapping[str, Record], title: str) -> FittingTable:
     """Stages side by side, in the columns for which any of them has a value."""
+    metric = Metric.of(next(reversed(list(stages.values())), {}))
     columns: dict[str, tuple[str, Callable[[Any], str]]] = {
-        "accuracy": ("accuracy", lambda v: f"{v:.2%}"),
+        metric.name: (metric.title, metric.format),
         "params": ("parameters", lambda v: f"{v:,}"),
         "flops": ("FLOPs", tables.count),
         "channels": ("channels", lambda v: f"{v:,}"),
@@ -160,10 +167,9 @@ def pass_table(passes: Sequence[Mapping[str, Record]]) -> FittingTable:
         table.add_column(name, justify="right", no_wrap=True)
     for number, stages in enumerate(passes, start=1):
         left = stages["finetuned"]
-        accuracies = [f"{stages[stage]['accuracy']:.2%}" for stage in ("sparse", "pruned", "finetuned")]
-        table.add_row(
-            str(number), f"{left['channels']:,}", f"{left['params']:,}", tables.count(left["flops"]), *accuracies
-        )
+        metric = Metric.of(left)
+        values = [metric.format(stages[stage][metric.name]) for stage in ("sparse", "pruned", "finetuned")]
+        table.add_row(str(number), f"{left['channels']:,}", f"{left['params']:,}", tables.count(left["flops"]), *values)
     return table
 
 

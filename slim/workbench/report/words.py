@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from slim.tables import duration, percent
+from slim.workbench.tasks.metric import Metric
 
 Record = Mapping[str, Any]  # what summary.json holds for a stage
 
@@ -27,8 +28,9 @@ def stage(key: str) -> str:
 def headline(before: Record, after: Record) -> str:
     """What pruning gave and took, in one line."""
     parts = []
-    if "accuracy" in before and "accuracy" in after:
-        parts.append(f"accuracy {100 * (after['accuracy'] - before['accuracy']):+.2f} points")
+    metric = Metric.of(after)
+    if metric.name in before and metric.name in after:
+        parts.append(f"{metric.title} {metric.format_change(before[metric.name], after[metric.name])}")
     for key, name in (("params", "parameters"), ("flops", "FLOPs")):
         if before.get(key) and key in after:
             parts.append(f"{after[key] / before[key] - 1:+.0%} {name}")

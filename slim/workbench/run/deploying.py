@@ -21,7 +21,7 @@ from slim.workbench.report import card, page
 
 if TYPE_CHECKING:
     from slim.deploy.bench.result import BenchReport
-from slim.workbench.run.networks import Trained, normalised_as, open_network, unpruned_beside
+from slim.workbench.run.networks import Trained, load_data, normalised_as, open_network, unpruned_beside
 from slim.workbench.run.records import enter, enter_latency, read_records
 
 
@@ -54,7 +54,7 @@ def export_stage(
         write_onnx(whole, written[-1], settings)
     record = before.metrics | {"file_size": made.file_size, "max_relative_error": made.max_relative_error}
     if before.dataset:
-        record["accuracy"] = _onnx_accuracy(path, before.dataset)
+        record[before.dataset.task.metric.name] = _onnx_metric(path, before.dataset)
     enter(path.parent, "onnx", record, settings)
     console.print(report.stage_table({before.stage: before.metrics, "onnx": record}, "export"))
     console.print(f"the ONNX file equals PyTorch's network to {made.max_relative_error:.0e} (relative)")
@@ -80,7 +80,7 @@ def int8_stage(
 
     console = console or Console()
     before = open_network(source, settings, allow_code)
-    dataset = before.dataset or normalised_as(before.facts, data.load(settings.data, settings.seed))
+    dataset = before.dataset or normalised_as(before.facts, load_data(settings, allow_code=allow_code))
     shape = list(dataset.test.images.shape[1:])
     if shape != before.facts["input_shape"] or len(dataset.classes) != len(before.facts["classes"] or dataset.classes):
         raise SlimError(
@@ -186,11 +186,11 @@ def write_onnx(trained: Trained, path: Path, settings: RunConfig) -> "export.Exp
     )
 
 
-def _onnx_accuracy(path: Path, dataset: Dataset) -> float:
-    """Accuracy on the test images, run in onnxruntime."""
-    net = export.OnnxModel(path)
-    right = sum(int((net(images).argmax(1) == labels.numpy()).sum()) for images, labels in _test_batches(net, dataset))
-    return right / len(dataset.test)
+def _onnx_metric(path: Path, dataset: Dataset) -> float:
+    """The task's metric on the test images, run in onnxruntime."""
+    net, task = export.OnnxModel(path), dataset.task
+    sums = [task.tally(torch.from_numpy(net(images)), labels) for images, labels in _test_batches(net, dataset)]
+    return task.value(torch.stack(sums).sum(0))
 
 
 def _test_batches(net: "export.OnnxModel", dataset: Dataset) -> Iterator[tuple[Tensor, Tensor]]:

@@ -13,6 +13,7 @@ from slim.errors import SlimError
 from slim.prune.plan import PruningPlan
 from slim.trace.size import measure
 from slim.workbench import config, data, models, report, train
+from slim.workbench.code import Allowed
 from slim.workbench.config import RunConfig
 from slim.workbench.data import Dataset
 from slim.workbench.run.records import enter
@@ -44,11 +45,11 @@ def open_network(path: Path, settings: RunConfig, allow_code: str | Collection[s
     dataset = None
     if about["config"] is not None:
         trained = config.updated(RunConfig(), about["config"])
-        for name in ("seed", "model"):
+        for name in ("seed", "task", "model"):
             was, now = getattr(trained, name), getattr(settings, name)
             if was != now:
                 raise SlimError(f"{name} is {now}: {path} was trained with {was}, which can't change any more")
-        dataset = data.load(settings.data, settings.seed)
+        dataset = load_data(settings, allow_code=allow_code)
         if dataset.classes != about["classes"]:
             raise SlimError(f"data.name is {settings.data.name!r}: {path} was trained on {trained.data.name!r}")
         dataset = normalised_as(about, dataset)
@@ -79,14 +80,14 @@ def save_network(
     """Measure a network and save it as a stage, the one that its file is named after. `made` are the plans by which it
     was pruned while it trained, after `plans`. Returns its summary, which is empty on other processes than the
     first."""
-    if not train.is_first():
+    if not train.is_rank_zero():
         return {}
     stage = stage or path.stem
     record: dict[str, Any] = asdict(measure(model, example_images(facts["input_shape"])))
     if dataset:
-        record["accuracy"] = train.evaluate(
-            model, dataset.test, dataset, device=settings.device, channels_last=settings.channels_last
-        )["accuracy"]
+        metric = dataset.task.metric
+        record[metric.name] = train.evaluate(model, dataset.test, dataset, compute=settings.compute)[metric.name]
+        record["metric"] = metric.to_dict()
     if epochs:
         record["training"] = report.totals(epochs)
     if made:
@@ -95,6 +96,11 @@ def save_network(
     record["file_size"] = path.stat().st_size
     enter(path.parent, stage, record, settings, epochs, fresh)
     return record
+
+
+def load_data(settings: RunConfig, *, allow_code: Allowed) -> Dataset:
+    """Return the data set of a run."""
+    return data.load(settings.data, settings.seed, task=settings.task, allow_code=allow_code)
 
 
 def unpruned_beside(source: Path) -> Path:

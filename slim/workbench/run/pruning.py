@@ -141,7 +141,7 @@ def _calibration_images(dataset: Dataset, settings: RunConfig) -> Tensor:
 
 def _recover(model: nn.Module, thin: nn.Module, made: PruningPlan, images: Tensor, settings: RunConfig) -> Recovery:
     """The thin network, recovered on the device that trains."""
-    device = train.resolve_device(settings.device)
+    device = train.resolve_device(settings.compute.device)
     try:
         recovered = recover(model.to(device), thin.to(device), made, images)
     finally:

@@ -38,7 +38,7 @@ def check_same(folder: Path, settings: RunConfig, prunes: bool, console: Console
     if before is None:
         console.print(f"no state in {folder}: training starts from the beginning")
         return
-    for name in ("seed", "data", "model", "sparsity", *(["prune"] if prunes else [])):
+    for name in ("seed", "task", "data", "model", "sparsity", *(["prune"] if prunes else [])):
         was, now = getattr(before, name), getattr(settings, name)
         if not _alike(was, now):
             raise SlimError(f"{name} is {now}: the training in {folder} was begun with {was}, so it can't go on")
@@ -61,7 +61,7 @@ def is_done(path: Path, settings: RunConfig, console: Console, prunes: int) -> b
         sections["sparse"].append("prune")
     if prunes > (path.stem in ("pruned", "finetuned")):  # what was pruned earlier follows from all stages before
         sections[path.stem] = ["train", "sparsity", "prune", "finetune"]
-    named = ("seed", "data", "model", *sections[path.stem])
+    named = ("seed", "task", "data", "model", *sections[path.stem])
     done = all(_alike(getattr(used, name), getattr(settings, name)) for name in named)
     if done:
         console.print(f"{path} is done already")

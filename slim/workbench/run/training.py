@@ -1,7 +1,6 @@
 """The stages that train: with the penalty, without it, and after pruning."""
 
 from collections.abc import Collection
-from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from slim.checkpoint import STAGES
 from slim.errors import SlimError
 from slim.prune.plan import PruningPlan
-from slim.workbench import data, models, report, train
+from slim.workbench import models, report, train
 from slim.workbench.config import OptimConfig, RunConfig, SparsityConfig
 from slim.workbench.data import Dataset
-from slim.workbench.run.networks import facts_of, image_size, open_network, save_network
+from slim.workbench.run.networks import facts_of, image_size, load_data, open_network, save_network
 from slim.workbench.run.pruning import gradual_rules
 from slim.workbench.run.records import ROOT, enter_epochs, read_records, states_of
 from slim.workbench.run.resuming import check_same, is_done, times_pruned
@@ -30,7 +29,7 @@ def train_stage(
 
     With `resume` an interrupted training goes on, and one that is done with these settings isn't done again; so it
     is with the other stages that train."""
-    with together(settings):
+    with train.distributed_session(settings.compute):
         return train_new("sparse", settings, settings.sparsity, allow_code, console or Console(), True, resume)
 
 
@@ -52,7 +51,7 @@ def finetune_stage(
         teacher = source.with_name(STAGES["baseline" if settings.sparsity.gradual else "sparse"][0])
         if not teacher.exists():
             raise SlimError(f"finetune.distill is {settings.finetune.distill}, but there is no unpruned {teacher}")
-    with together(settings):
+    with train.distributed_session(settings.compute):
         _train_on(source, path, settings, settings.finetune, None, teacher, allow_code, console or Console(), resume)
     return [path]
 
@@ -70,8 +69,8 @@ def train_new(
     path = (folder or ROOT / settings.name) / STAGES[stage][0]
     if resume and is_done(path, settings, console, 0):
         return [path]
-    with train.first_goes_ahead():
-        dataset = data.load(settings.data, settings.seed)
+    with train.rank_zero_first():
+        dataset = load_data(settings, allow_code=allow_code)
     facts = facts_of(dataset)
     facts["arch"] = settings.model.arch
     facts["arch_kwargs"] = {
@@ -122,9 +121,9 @@ def _train_on(
     if resume and is_done(path, settings, console, times_pruned(source)):
         return
     read_records(path.parent)
-    with train.first_goes_ahead():
+    with train.rank_zero_first():
         before = open_network(source, settings, allow_code)
-        dataset = before.dataset or data.load(settings.data, settings.seed)
+        dataset = before.dataset or load_data(settings, allow_code=allow_code)
     unpruned = open_network(teacher, settings, allow_code).model if teacher else None
     records, plans = _fit(path, before.model, dataset, settings, optim, console, unpruned, sparsity, resume=resume)
     facts, earlier = before.facts | facts_of(dataset), {before.stage: before.metrics}
@@ -171,19 +170,19 @@ def _fit(
     prunes = sparsity is not None and sparsity.gradual > 0
     plans: list[PruningPlan] = []
     states = train.Snapshots(
-        states_of(path), asdict(settings), keep=settings.keep_states, minutes=settings.save_minutes
+        states_of(path), asdict(settings), keep=settings.keep_states, minutes=settings.save_minutes, resume=resume
     )
     if resume:
         check_same(states.folder, settings, prunes, console)
     board = None
-    if settings.tensorboard and train.is_first():
+    if settings.tensorboard and train.is_rank_zero():
         board = train.TensorBoard(path.parent / "tensorboard" / path.stem)
     title = "fine-tuning" if path.stem == "finetuned" else path.stem
-    with report.training(console, title, optim.epochs) as (on_step, show_epoch):
+    with report.training(console, title, optim.epochs, dataset.task.metric) as (on_step, show_epoch):
 
         def on_epoch(record: dict[str, Any]) -> None:
             show_epoch(record)
-            if train.is_first():
+            if train.is_rank_zero():
                 enter_epochs(path.parent, path.stem, [record], fresh)
             if board:
                 board.epoch(record, model)
@@ -192,35 +191,20 @@ def _fit(
             plans.append(plan)
             console.print(report.prune_line(step, plan))
 
+        finetune = settings.finetune
+        taught = train.Distillation(teacher, finetune.distill, finetune.temperature) if teacher else None
         records = train.fit(
             model,
             dataset,
             optim,
-            batch_size=settings.data.batch_size,
+            compute=settings.compute,
             seed=settings.seed,
-            device=settings.device,
-            precision=settings.precision,
-            channels_last=settings.channels_last,
-            compile=settings.compile,
-            devices=settings.devices,
-            num_nodes=settings.num_nodes,
-            sync_batchnorm=settings.sync_batchnorm,
-            accumulate=settings.accumulate,
             sparsity=sparsity,
             pruning=gradual_rules(dataset, settings) if prunes else None,
-            teacher=teacher,
-            distill=settings.finetune.distill,
-            temperature=settings.finetune.temperature,
+            distillation=taught,
             snapshots=states,
-            resume=resume,
-            on_step=on_step,
-            on_epoch=on_epoch,
-            on_prune=on_prune,
+            callbacks=train.Callbacks(on_step, on_epoch, on_prune),
         )
     if board:
         board.close()
     return records, plans
-
-
-def together(settings: RunConfig) -> AbstractContextManager[None]:
-    return train.together(settings.device, settings.precision, settings.devices, settings.num_nodes)

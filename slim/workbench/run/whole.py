@@ -18,7 +18,7 @@ from slim.workbench.run.networks import open_network
 from slim.workbench.run.pruning import prune_stage, rules
 from slim.workbench.run.records import ROOT, enter_latency, forget, read_records
 from slim.workbench.run.resuming import is_done, times_pruned
-from slim.workbench.run.training import finetune_stage, together, train_new, train_sparse
+from slim.workbench.run.training import finetune_stage, train_new, train_sparse
 
 FLOOR_OF_A_PASS = 0.5  # share of each layer that stays in one of several passes, as in the paper
 
@@ -45,8 +45,8 @@ def run(
     if settings.passes > 1:
         floor = max(settings.prune.floor, FLOOR_OF_A_PASS)
         settings = replace(settings, prune=replace(settings.prune, floor=floor))
-    with together(settings):
-        if train.is_first() and not resume:
+    with train.distributed_session(settings.compute):
+        if train.is_rank_zero() and not resume:
             for folder in (ROOT / settings.name).glob("pass-*"):
                 forget(folder)
         [baseline] = train_new("baseline", settings, None, allow_code, console, True, resume)
@@ -54,7 +54,7 @@ def run(
         for folder in folders:
             sparse = train_sparse(source, folder, settings, allow_code, console, resume)
             pruned, plan_path = sparse.with_name(STAGES["pruned"][0]), sparse.with_name("plan.json")
-            if train.is_first() and not (resume and is_done(pruned, settings, console, times_pruned(sparse) + 1)):
+            if train.is_rank_zero() and not (resume and is_done(pruned, settings, console, times_pruned(sparse) + 1)):
                 prune_stage(sparse, settings, allow_code=allow_code, console=console)
             train.wait_for_all()
             [finetuned] = finetune_stage(
@@ -67,7 +67,7 @@ def run(
             )
             wrote += [sparse, pruned, plan_path, finetuned]
             source = finetuned
-        first = train.is_first()
+        first = train.is_rank_zero()
         if first:
             wrote += _export_and_measure(baseline, sparse, pruned, finetuned, settings, allow_code, console)
             if settings.passes > 1:

@@ -6,33 +6,36 @@ states to resume from, `guard` knows what can go wrong, `evaluation` tells how g
 shows all of it to others.
 """
 
+from slim.workbench.train.callbacks import Callbacks, Progress
 from slim.workbench.train.devices import (
     connect,
-    first_goes_ahead,
-    is_first,
+    distributed_session,
+    is_rank_zero,
+    rank_zero_first,
     resolve_device,
     resolve_precision,
-    together,
     wait_for_all,
 )
 from slim.workbench.train.evaluation import evaluate
-from slim.workbench.train.loop import Progress, fit
-from slim.workbench.train.recipe import learning_rate
+from slim.workbench.train.loop import fit
+from slim.workbench.train.recipe import Distillation, learning_rate
 from slim.workbench.train.snapshots import Snapshots
 from slim.workbench.train.tensorboard import TensorBoard
 
 __all__ = [
+    "Callbacks",
+    "Distillation",
     "Progress",
     "Snapshots",
     "TensorBoard",
     "connect",
+    "distributed_session",
     "evaluate",
-    "first_goes_ahead",
     "fit",
-    "is_first",
+    "is_rank_zero",
     "learning_rate",
+    "rank_zero_first",
     "resolve_device",
     "resolve_precision",
-    "together",
     "wait_for_all",
 ]

@@ -13,13 +13,14 @@ import torch.distributed as dist
 from torch import nn
 
 from slim.errors import SlimError, unknown
+from slim.workbench.config import ComputeConfig
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 
 def resolve_device(device: str) -> torch.device:
-    """The device of a name: "auto" is CUDA, else MPS, else the CPU. Raises `SlimError` for one that isn't
+    """Return the device of a name: "auto" is CUDA, else MPS, else the CPU. Raises `SlimError` for one that isn't
     here."""
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if device == "auto":
@@ -32,7 +33,7 @@ def resolve_device(device: str) -> torch.device:
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """Lightning's name for a precision on a device.
+    """Return Lightning's name for a precision on a device.
 
     "auto" is "bf16-mixed" where bfloat16 is computed in hardware, on CUDA devices and on CPUs with AMX, and
     "32-true" elsewhere. bfloat16 has the range of float32, so it needs no loss scaling and trains as safely.
@@ -55,8 +56,13 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     return "bf16-mixed" if in_hardware[device.type]() else "32-true"
 
 
-def connect(device: str, precision: str, devices: int = 1, num_nodes: int = 1) -> "Fabric":
-    """This process's place in a training on `devices` devices of each of `num_nodes` machines.
+def layout_of(compute: ComputeConfig) -> torch.memory_format:
+    """Return the memory layout of images and weights."""
+    return torch.channels_last if compute.channels_last else torch.contiguous_format
+
+
+def connect(compute: ComputeConfig) -> "Fabric":
+    """Return this process's place in a training on `devices` devices of each of `num_nodes` machines.
 
     Under torchrun the two numbers are its own. Without it, the first call that asks for several devices starts the
     same program once more for each of them: this process is the first, and all do the same from here on.
@@ -64,11 +70,9 @@ def connect(device: str, precision: str, devices: int = 1, num_nodes: int = 1) -
     from lightning_fabric import Fabric  # imports for seconds
     from lightning_fabric.strategies import DDPStrategy
 
-    target = resolve_device(device)
-    kind: Any = resolve_precision(precision, target)
-    if "LOCAL_WORLD_SIZE" in os.environ:  # torchrun
-        devices = int(os.environ["LOCAL_WORLD_SIZE"])
-        num_nodes = int(os.environ["WORLD_SIZE"]) // devices
+    target = resolve_device(compute.device)
+    kind: Any = resolve_precision(compute.precision, target)
+    devices, num_nodes = _processes(compute)
     limit = {"cuda": torch.cuda.device_count, "mps": lambda: 1, "cpu": lambda: os.cpu_count() or 1}[target.type]()
     if devices > limit:
         raise SlimError(f"devices is {devices}: this machine has {limit} of type {target.type}")
@@ -86,17 +90,25 @@ def connect(device: str, precision: str, devices: int = 1, num_nodes: int = 1) -
     return fabric
 
 
+def _processes(compute: ComputeConfig) -> tuple[int, int]:
+    """Devices on each machine, and machines: under torchrun its own."""
+    if "LOCAL_WORLD_SIZE" not in os.environ:
+        return compute.devices, compute.num_nodes
+    devices = int(os.environ["LOCAL_WORLD_SIZE"])
+    return devices, int(os.environ["WORLD_SIZE"]) // devices
+
+
 @contextmanager
-def together(device: str, precision: str, devices: int, num_nodes: int) -> Iterator[None]:
-    """A part of a program that all processes of a training do alike, of which only the first may speak and write.
+def distributed_session(compute: ComputeConfig) -> Iterator[None]:
+    """Let all processes of a training go through a part of a program alike; only the first speaks and writes.
 
     It does nothing where there is but one. Processes that were started for it are ended as soon as this one fails.
     """
-    if (devices * num_nodes == 1 and "LOCAL_WORLD_SIZE" not in os.environ) or dist.is_initialized():
+    if (compute.devices * compute.num_nodes == 1 and "LOCAL_WORLD_SIZE" not in os.environ) or dist.is_initialized():
         yield
         return
-    fabric = connect(device, precision, devices, num_nodes)
-    if not is_first():
+    fabric = connect(compute)
+    if not is_rank_zero():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for the rest of this process)
     launcher: Any = getattr(fabric.strategy, "_launcher", None)
     try:
@@ -111,30 +123,30 @@ def together(device: str, precision: str, devices: int, num_nodes: int) -> Itera
             dist.destroy_process_group()
 
 
-def is_first() -> bool:
-    """Whether this process is the one of its training that speaks and writes."""
+def is_rank_zero() -> bool:
+    """Say whether this process is the one of its training that speaks and writes."""
     return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
 
 
 def wait_for_all() -> None:
-    """Returns when all processes of the training are here."""
+    """Return when all processes of the training are here."""
     if dist.is_available() and dist.is_initialized():
         dist.barrier()
 
 
 @contextmanager
-def first_goes_ahead() -> Iterator[None]:
-    """What the first process does, and the others after it: they find downloaded and decoded what it fetched."""
-    if not is_first():
+def rank_zero_first() -> Iterator[None]:
+    """Let the first process go ahead, and the others after it: they find downloaded and decoded what it fetched."""
+    if not is_rank_zero():
         wait_for_all()
     yield
-    if is_first():
+    if is_rank_zero():
         wait_for_all()
 
 
 @contextmanager
-def placed(model: nn.Module, device: torch.device, layout: torch.memory_format) -> Iterator[None]:
-    """The model on a device and in a memory layout, and back where it was, in torch's usual layout."""
+def moved_to(model: nn.Module, device: torch.device, layout: torch.memory_format) -> Iterator[None]:
+    """Move the model to a device and a memory layout, and back where it was, in torch's usual layout."""
     home = next(model.parameters()).device
     model.to(device=device, memory_format=layout)  # type: ignore[call-overload]
     try:
@@ -145,6 +157,7 @@ def placed(model: nn.Module, device: torch.device, layout: torch.memory_format) 
 
 @contextmanager
 def deterministic_cudnn() -> Iterator[None]:
+    """Let cuDNN choose algorithms that repeat."""
     before = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     try:

@@ -1,77 +1,104 @@
-"""How good a network is on a split."""
+"""How good a network is on data that it wasn't trained on."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from slim.errors import SlimError
-from slim.workbench.data import Dataset, Split, batches
-from slim.workbench.train.devices import placed, resolve_device
+from slim.workbench.config import ComputeConfig
+from slim.workbench.data import Dataset, Loaders, Split, ordered
+from slim.workbench.data.loaders import Batches
+from slim.workbench.data.nested import arranged, call, length, shapes
+from slim.workbench.tasks import Task
+from slim.workbench.train.devices import layout_of, moved_to, resolve_device
 from slim.workbench.train.guard import is_out_of_memory
-from slim.workbench.train.recipe import logits
 
 
 def evaluate(
     model: nn.Module,
-    split: Split,
-    dataset: Dataset,
+    split: Split | Batches,
+    data: Dataset | Loaders,
     *,
     batch_size: int = 256,
-    device: str = "auto",
-    channels_last: bool = True,
+    compute: ComputeConfig | None = None,
 ) -> dict[str, float]:
-    """Accuracy (0 to 1) and mean cross entropy on all images of `split`, in the model's own precision.
+    """Return the metric of the data's task, by its name, and the mean `loss` on all of `split`.
 
-    `dataset` gives normalisation and classes. The model is left as it was: its device, and which parts of it
-    were training. Raises `SlimError` when the split is empty or the network can't run on these images.
+    split: a split of a data set, such as `data.test`, or any batches (inputs, targets)
+    data: gives task and normalisation
+    batch_size: images at a time, of a split
+    compute: its device and memory layout are used; the precision is the model's own
+
+    The model is left as it was: its device, and which parts of it were training. Raises `SlimError` when the split is
+    empty or the network can't run on these images.
     """
-    target = resolve_device(device)
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    with placed(model, target, layout):
-        return score(model, split.to(target), dataset, batch_size, layout)
+    compute = compute or ComputeConfig()
+    device = resolve_device(compute.device)
+    with moved_to(model, device, layout_of(compute)):
+        return score(model, ordered(data, split, batch_size, device), data.task, data.name, layout_of(compute))
 
 
 @torch.no_grad()
 def score(
     model: nn.Module,
-    split: Split,
-    dataset: Dataset,
-    batch_size: int,
+    batches: Iterable[tuple[Any, Any]],
+    task: Task,
+    name: str,
     layout: torch.memory_format,
-    shard: tuple[int, int] = (0, 1),
+    processes: int = 1,
 ) -> dict[str, float]:
-    """What `evaluate` returns, where model and split are in place already. With `shard` = (i, n) this is process i of
-    n, each looks at its part, and all get the same result."""
-    if not len(split):
-        raise SlimError(f"no images to evaluate on: expected a split of {dataset.name} with at least one")
-    device = split.labels.device
+    """Return what `evaluate` returns, where model and batches are in place already. Of several processes each looks at
+    its own batches, and all get the same result. `name` is that of the data."""
     training = [module for module in model.modules() if module.training]
     model.eval()
-    loss, correct = torch.zeros((), device=device), torch.zeros((), device=device, dtype=torch.int64)
+    found: list[tuple[float | Tensor, int, Tensor]] = []
     try:
-        for images, labels in batches(split, dataset, batch_size, device=device, shard=shard):
-            scores = logits(model(images.contiguous(memory_format=layout)))
-            if scores.shape != (len(labels), len(dataset.classes)):
-                raise SlimError(
-                    f"the network's output has shape {list(scores.shape)} for {len(labels)} images of "
-                    f"{dataset.name}: expected one number for each of its {len(dataset.classes)} classes"
-                )
-            loss += F.cross_entropy(scores.float(), labels, reduction="sum")
-            correct += (scores.argmax(1) == labels).sum()
-    except (RuntimeError, ValueError, AssertionError) as error:  # what layers raise for inputs they can't take
-        if is_out_of_memory(error):
-            raise SlimError(
-                f"out of memory on {batch_size} images at a time, without training: expected a smaller batch_size"
-            ) from None
-        raise SlimError(
-            f"the network can't run on images of shape {list(split.images.shape[1:])} from {dataset.name}: "
-            + str(error).strip().partition("\n")[0]
-        ) from error
+        for inputs, targets in batches:
+            loss, sums = _judged(model, arranged(inputs, layout), targets, task, name)
+            count = length(inputs)
+            if found:
+                before = found.pop()
+                loss, count, sums = before[0] + loss, before[1] + count, before[2] + sums
+            found.append((loss, count, sums))
     finally:
         for module in training:
             module.training = True
-    if shard[1] > 1:
-        dist.all_reduce(loss)
-        dist.all_reduce(correct)
-    return {"accuracy": int(correct) / len(split), "loss": float(loss) / len(split)}
+    found = [(float(loss), count, sums.cpu()) for loss, count, sums in found]
+    if processes > 1:
+        everywhere: list[Any] = [None] * processes
+        dist.all_gather_object(everywhere, found)  # a process may have seen nothing
+        found = [each for part in everywhere for each in part]
+    if not found:
+        raise SlimError(f"no images to evaluate on: expected a split of {name} with at least one")
+    losses, counts, tallies = zip(*found)
+    return {task.metric.name: task.value(torch.stack(tallies).sum(0)), "loss": math.fsum(losses) / sum(counts)}
+
+
+def _judged(model: nn.Module, inputs: Any, targets: Any, task: Task, name: str) -> tuple[Tensor, Tensor]:
+    """The loss of a batch, summed over its samples, and what it adds to the metric."""
+    try:
+        outputs = tree_map(_as_float, call(model, inputs))
+        task.check(outputs, targets)
+        return task.loss(outputs, targets) * length(inputs), task.tally(outputs, targets)
+    except (RuntimeError, ValueError, AssertionError, TypeError) as error:  # of layers that can't take the inputs
+        raise _refused(error, inputs, name) from error
+
+
+def _as_float(output: Any) -> Any:
+    return output.float() if isinstance(output, Tensor) and output.is_floating_point() else output
+
+
+def _refused(error: Exception, inputs: Any, name: str) -> SlimError:
+    if is_out_of_memory(error):
+        return SlimError(
+            f"out of memory on {length(inputs)} images at a time, without training: expected a smaller batch_size"
+        )
+    return SlimError(
+        f"the network can't run on images of shape {shapes(inputs)} from {name}: "
+        + str(error).strip().partition("\n")[0]
+    )

@@ -10,7 +10,7 @@ from slim.prune.plan import PruningPlan
 from slim.prune.planner import plan
 from slim.trace.intercept import evaluating
 from slim.workbench.config import SparsityConfig
-from slim.workbench.train.state import Training
+from slim.workbench.train.state import TrainingState
 
 
 class Gradual:
@@ -56,14 +56,14 @@ class Gradual:
             self.asked = min(1.0, self.asked / last.totals[self.kind][0])
 
     def budget(self, step: int) -> float:
-        """What to ask for after `step`, one of `shares`: the share to remove, or that may stay."""
+        """Return what to ask for after `step`, one of `shares`: the share to remove, or that may stay."""
         done = 1 - (1 - self.shares[step]) ** 3
         return self.asked * done if self.kind == "ratio" else (1 - done) + self.asked * done
 
-    def plan_of(self, now: Training) -> PruningPlan | None:
-        """The plan for a training at one of these steps, on its present weights; None where nothing can go yet."""
+    def plan_of(self, state: TrainingState) -> PruningPlan | None:
+        """Plan for a training at one of these steps, on its present weights; None where nothing can go yet."""
         try:
-            made = self._plan(now.model, self.budget(now.step), after=[plan for _, plan in now.prunes])
+            made = self._plan(state.model, self.budget(state.step), after=[plan for _, plan in state.prunes])
         except NothingToPrune:
             return None
         return made if made.removed else None

@@ -1,22 +1,21 @@
-"""How the weights are learned: optimizer, learning rate, mixed images, and the loss."""
+"""How the weights are learned: optimizer, learning rate, and the loss."""
 
 import math
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slim.errors import unknown
 from slim.sparsity import parameter_groups
 from slim.workbench.config import OptimConfig
-
-Mixing = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+from slim.workbench.data.nested import call
+from slim.workbench.tasks import Task
 
 
 def optimizer_of(model: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
-    """The optimizer that `optim` describes, over all trainable parameters: see `slim.parameter_groups`."""
+    """Return the optimizer that `optim` describes, over all trainable parameters: see `slim.parameter_groups`."""
     groups = parameter_groups(model, optim.weight_decay, optim.decay_norm)
     match optim.optimizer:
         case "sgd":
@@ -30,7 +29,7 @@ def optimizer_of(model: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
 
 
 def learning_rate(optim: OptimConfig, step: int, steps: int) -> float:
-    """The learning rate of step 0 … steps − 1.
+    """Return the learning rate of step 0 … steps − 1.
 
     In the w = warmup·steps steps of the warm-up, step k has lr·(k + 1)/(w + 1). After it, "constant" stays at
     lr; "step" divides by 10 at each of the `milestones`, by default half and three quarters of all steps, as the paper
@@ -64,46 +63,30 @@ def _along_cosine(start: float, end: float, share: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
 
 
-def mixing(optim: OptimConfig, classes: int) -> Mixing | None:
-    """What blends the images and labels of a batch, if anything does: torchvision's MixUp, CutMix, or either of the
-    two with equal chance. Labels [B] become probabilities [B, classes]. It draws from torch's global generator."""
-    if not optim.mixup and not optim.cutmix:
-        return None
-    from torchvision.transforms import v2  # imports for a second
+@dataclass(frozen=True)
+class Distillation:
+    """What to learn beside the targets: the outputs of `teacher`, with a weight between 0 and 1.
 
-    kinds: list[Any] = []
-    if optim.mixup:
-        kinds.append(v2.MixUp(alpha=optim.mixup, num_classes=classes))
-    if optim.cutmix:
-        kinds.append(v2.CutMix(alpha=optim.cutmix, num_classes=classes))
-    return kinds[0] if len(kinds) == 1 else v2.RandomChoice(kinds)
+    temperature: softens both networks' outputs
+    """
 
-
-def distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """T²·KL(softmax(teacher/T) ‖ softmax(student/T)) of logits [B, classes], the mean over the batch (Hinton, Vinyals
-    and Dean, https://arxiv.org/abs/1503.02531). T² keeps the gradients as large as those of the labels."""
-    targets = F.log_softmax(teacher.float() / temperature, 1)
-    learned = F.log_softmax(student.float() / temperature, 1)
-    return temperature**2 * F.kl_div(learned, targets, reduction="batchmean", log_target=True)
+    teacher: nn.Module
+    weight: float = 0.5
+    temperature: float = 4.0
 
 
 class Objective:
-    """The loss of a batch: (1 − w)·cross entropy + w·`distillation`, where w is 0 without a teacher."""
+    """The loss of a batch: (1 − w)·the task's + w·its distillation, where w is 0 without a teacher."""
 
-    def __init__(self, label_smoothing: float, teacher: nn.Module | None, weight: float, temperature: float) -> None:
-        self.label_smoothing = label_smoothing
-        self.teacher, self.weight, self.temperature = teacher, weight, temperature
+    def __init__(self, task: Task, distillation: Distillation | None = None) -> None:
+        self.task, self.distillation = task, distillation
 
-    def __call__(self, images: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
-        loss = F.cross_entropy(scores, labels, label_smoothing=self.label_smoothing)
-        if self.teacher is None:
+    def __call__(self, inputs: Any, outputs: Any, targets: Any) -> Tensor:
+        """Return the mean loss of a batch's outputs."""
+        loss = self.task.loss(outputs, targets)
+        if self.distillation is None:
             return loss
         with torch.no_grad():
-            known = self.teacher(images)
-        return (1 - self.weight) * loss + self.weight * distillation(scores, known, self.temperature)
-
-
-def logits(output: Any) -> Tensor:
-    """The class scores: networks with auxiliary heads (GoogLeNet, Inception) return them with others in
-    training."""
-    return getattr(output, "logits", output)
+            taught = call(self.distillation.teacher, inputs)
+        weight = self.distillation.weight
+        return (1 - weight) * loss + weight * self.task.distillation(outputs, taught, self.distillation.temperature)

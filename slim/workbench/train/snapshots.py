@@ -19,14 +19,17 @@ FORMAT = 1
 
 class Snapshots:
     """The folder of a training's states, of which the last `keep` stay. `about` is kept beside each, as JSON: whose
-    state it is. `minutes` may pass between two."""
+    state it is. `minutes` may pass between two. With `resume` a training goes on from the newest, if there is one."""
 
-    def __init__(self, folder: Path, about: Mapping[str, Any], *, keep: int = 2, minutes: float = 10.0) -> None:
-        self.folder, self.about, self.keep, self.minutes = folder, dict(about), keep, minutes
+    def __init__(
+        self, folder: Path, about: Mapping[str, Any], *, keep: int = 2, minutes: float = 10.0, resume: bool = False
+    ) -> None:
+        self.folder, self.about, self.keep, self.minutes, self.resume = folder, dict(about), keep, minutes, resume
         self._saved = time.monotonic()
         self._fresh = True  # nothing is known of what lies in the folder
 
     def due(self) -> bool:
+        """Say whether it is time for the next one."""
         return time.monotonic() - self._saved > 60 * self.minutes
 
     def save(self, step: int, state: Mapping[str, Any]) -> Path:
@@ -46,7 +49,7 @@ class Snapshots:
         return path
 
     def newest(self) -> dict[str, Any] | None:
-        """The newest state, to go on from; None where there is none. A file that can't be read counts as none."""
+        """Return the newest state, or None where there is none. A file that can't be read counts as none."""
         found = newest(self.folder)
         if found is None:
             return None
@@ -65,7 +68,7 @@ class Snapshots:
 
 
 def newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The newest readable file of a folder of states, with what its metadata says."""
+    """Return the newest readable file of a folder of states, with what its metadata says."""
     for path in reversed(_files(folder)):
         try:
             with safe_open(path, framework="pt") as file:

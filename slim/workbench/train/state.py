@@ -12,6 +12,7 @@ from slim.prune.plan import PruningPlan
 from slim.prune.rebuild import take_over
 from slim.sparsity import Sparsity
 from slim.trace.size import channels
+from slim.workbench.tasks import Metric, Task
 from slim.workbench.train.average import Average
 from slim.workbench.train.meter import Meter
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 
-class Training:
+class TrainingState:
     """Where a training stands, between two steps.
 
     There is no state of random generators: every draw follows from the seed and its place (`reseed`).
@@ -30,6 +31,7 @@ class Training:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         fabric: "Fabric",
+        task: Task,
         *,
         sparsity: Sparsity | None,
         average: Average | None,
@@ -37,19 +39,19 @@ class Training:
         per_epoch: int,
         accumulate: int,
     ) -> None:
-        self.model, self.optimizer, self.fabric = model, optimizer, fabric
+        self.model, self.optimizer, self.fabric, self.task = model, optimizer, fabric, task
         self.sparsity, self.average = sparsity, average
-        self.best = Best(model, patience) if patience else None
+        self.best = Best(model, patience, task.metric) if patience else None
         self.per_epoch = per_epoch  # steps
         self.step = 0  # done
         self.accumulate = accumulate  # parts of a batch
         self.records: list[dict[str, Any]] = []  # one for each epoch that is over
-        self.meter = Meter()  # of the epoch that isn't
+        self.meter = Meter(self.task)  # of the epoch that isn't
         self.prunes: list[tuple[int, PruningPlan]] = []  # each with the step after which it was
 
     @property
     def epoch(self) -> int:
-        """The epoch that isn't over yet, from 1."""
+        """Return the epoch that isn't over yet, from 1."""
         return len(self.records) + 1
 
     @property
@@ -57,7 +59,7 @@ class Training:
         return self.step - len(self.records) * self.per_epoch
 
     def prune(self, step: int, plan: PruningPlan) -> None:
-        """The model loses channels; all that belongs to it goes on with what is left. It stays the same object."""
+        """Remove channels from the model; all that belongs to it goes on with what is left. The object stays."""
         assert self.best is None  # it is for trainings without a penalty, and only those with one prune
         if self.average:
             with self.average.in_place():
@@ -72,16 +74,17 @@ class Training:
         self.prunes.append((step, plan))
 
     def end_epoch(self, held_out: dict[str, float] | None, lr: float, seconds: float) -> None:
-        """Enters the epoch that has just ended: see `fit` for what its record says."""
-        loss, accuracy = self.meter.means()
+        """Enter the epoch that has just ended: see `fit` for what its record says."""
+        loss, value = self.meter.means()
+        name = self.task.metric.name
         gamma = self.sparsity and self.sparsity.statistics()
         self.records.append(
             {
                 "epoch": self.epoch,
                 "train_loss": loss,
-                "train_accuracy": accuracy,
+                f"train_{name}": value,
                 "val_loss": held_out and held_out["loss"],
-                "val_accuracy": held_out and held_out["accuracy"],
+                f"val_{name}": held_out and held_out[name],
                 "lr": lr,
                 "strength": 0.0 if self.sparsity is None else self.sparsity.strength,
                 "channels": channels(self.model),
@@ -95,36 +98,36 @@ class Training:
                 "seconds": seconds,
             }
         )
-        self.meter = Meter()
+        self.meter = Meter(self.task)
 
     def averaged(self) -> AbstractContextManager[None]:
-        """While it lasts the model has the weights that count: their average, if there is one."""
+        """Give the model the weights that count for a while: their average, if there is one."""
         return self.average.in_place() if self.average else nullcontext()
 
     def finish(self) -> None:
-        """The model gets the weights that count."""
+        """Give the model the weights that count."""
         if self.best and self.best.weights:
             self.best.take_place()
         elif self.average:
             self.average.take_place()
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return {
             "step": self.step,
             "per_epoch": self.per_epoch,
             "accumulate": self.accumulate,
             "records": self.records,
             "prunes": [(step, plan.to_dict()) for step, plan in self.prunes],
-            "meter": self.meter.state(),
+            "meter": self.meter.state_dict(),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict()["state"],
             "scaler": self.fabric.strategy.precision.state_dict(),
             "sparsity": self.sparsity and self.sparsity.state_dict(),
             "average": self.average and self.average.tensors,
-            "best": self.best and self.best.state(),
+            "best": self.best and self.best.state_dict(),
         }
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken, from an unpruned model. What the settings say, such as a weight decay, stays
         as they say now."""
         parts = {"sparsity": self.sparsity, "average": self.average, "best": self.best}
@@ -139,7 +142,7 @@ class Training:
         if changed:
             raise SlimError(f"can't resume, as other settings than before are given: see {', '.join(changed)}")
         self.step, self.accumulate, self.records = state["step"], state["accumulate"], state["records"]
-        self.meter.load(state["meter"])
+        self.meter.load_state_dict(state["meter"])
         self.model.load_state_dict(state["model"])
         self._load_optimizer(state["optimizer"])
         self.fabric.strategy.precision.load_state_dict(state["scaler"])
@@ -148,7 +151,7 @@ class Training:
         if self.average:
             self.average.load(state["average"])
         if self.best:
-            self.best.load(state["best"])
+            self.best.load_state_dict(state["best"])
 
     def _load_optimizer(self, state: dict[int, dict[str, Any]]) -> None:
         self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
@@ -159,13 +162,12 @@ class Training:
 
 
 class Best:
-    """The weights of the epoch with the best validation accuracy; `patience` epochs without a better one are the
-    end."""
+    """The weights of the epoch with the best validation metric; `patience` epochs without a better one are the end."""
 
-    def __init__(self, model: nn.Module, patience: int) -> None:
+    def __init__(self, model: nn.Module, patience: int, metric: Metric) -> None:
         self._current = model.state_dict()  # shares memory
-        self.patience = patience
-        self.accuracy = -1.0
+        self.patience, self.metric = patience, metric
+        self.value = metric.worst
         self.waited = 0  # epochs
         self.weights: dict[str, Tensor] = {}
 
@@ -173,11 +175,11 @@ class Best:
     def is_over(self) -> bool:
         return self.waited >= self.patience
 
-    def look(self, accuracy: float) -> None:
-        """After an epoch, with the weights in place of which this is the accuracy."""
+    def look(self, value: float) -> None:
+        """Take note of an epoch, with the weights in place whose metric this is."""
         self.waited += 1
-        if accuracy > self.accuracy:
-            self.accuracy, self.waited = accuracy, 0
+        if self.metric.is_better(value, than=self.value):
+            self.value, self.waited = value, 0
             self.weights = {name: tensor.clone() for name, tensor in self._current.items()}
 
     @torch.no_grad()
@@ -185,20 +187,20 @@ class Best:
         for name, tensor in self.weights.items():
             self._current[name].copy_(tensor)
 
-    def state(self) -> dict[str, Any]:
-        return {"accuracy": self.accuracy, "waited": self.waited, "weights": self.weights}
+    def state_dict(self) -> dict[str, Any]:
+        return {"value": self.value, "waited": self.waited, "weights": self.weights}
 
-    def load(self, state: dict[str, Any]) -> None:
-        self.accuracy, self.waited = state["accuracy"], state["waited"]
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.value, self.waited = state["value"], state["waited"]
         self.weights = {name: t.to(self._current[name].device) for name, t in state["weights"].items()}
 
 
 def reseed(seed: int, step: int, rank: int) -> None:
-    """Sets torch's generators for one step of one process. The state of random generators then follows from the
+    """Set torch's generators for one step of one process. The state of random generators then follows from the
     number of the step, and needs no saving."""
     torch.manual_seed(mixed(seed, step, rank, 1))
 
 
 def mixed(*numbers: int) -> int:
-    """One seed from several numbers: 32 bits, as torch's CPU generator ignores the rest."""
+    """Make one seed of several numbers: 32 bits, as torch's CPU generator ignores the rest."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])

@@ -8,17 +8,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from slim.errors import SlimError
 
-SCALARS = (
-    "train_loss",
-    "train_accuracy",
-    "val_loss",
-    "val_accuracy",
-    "lr",
-    "strength",
-    "channels",
-    "zero",
-    "near_zero",
-)
+SCALARS = ("lr", "strength", "channels", "zero", "near_zero", "images_per_second")
 
 
 class TensorBoard:
@@ -32,18 +22,19 @@ class TensorBoard:
         self._writer = SummaryWriter(str(folder))
 
     def epoch(self, record: dict[str, Any], model: nn.Module) -> None:
-        """A record of `fit`, and |γ| of every BatchNorm of the model."""
-        for key in (*SCALARS, "images_per_second"):
-            if record[key] is not None:
-                self._writer.add_scalar(key, record[key], record["epoch"])
+        """Write a record of `fit`, and |γ| of every BatchNorm of the model."""
+        for key, value in record.items():
+            if value is not None and (key in SCALARS or key.startswith(("train_", "val_"))):
+                self._writer.add_scalar(key, value, record["epoch"])
         for name, module in model.named_modules():
             if isinstance(module, _BatchNorm) and module.affine:
                 self._writer.add_histogram(f"gamma/{name}", module.weight.detach().abs(), record["epoch"])
         self._writer.flush()
 
     def text(self, tag: str, text: str) -> None:
-        """Preformatted text, such as a table."""
+        """Write preformatted text, such as a table."""
         self._writer.add_text(tag, "\n".join(f"    {line}" for line in text.splitlines()))
 
     def close(self) -> None:
+        """Finish the files."""
         self._writer.close()

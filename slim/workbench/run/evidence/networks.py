@@ -90,7 +90,7 @@ class Networks:
     def dataset(self) -> Dataset:
         if self.about["config"] is None:
             raise SlimError("the network wasn't trained by slim, so its data aren't known")
-        return data.load(self.settings.data, self.settings.seed)
+        return data.load(self.settings.data, self.settings.seed, task=self.settings.task, allow_code=self.allow_code)
 
     @property
     def example(self) -> Tensor:

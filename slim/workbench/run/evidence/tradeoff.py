@@ -86,6 +86,5 @@ def _calibration_images(networks: Networks) -> Tensor:
 
 
 def _accuracy(model: nn.Module, split: Split, networks: Networks) -> float:
-    settings = networks.settings
-    found = train.evaluate(model, split, networks.dataset, device=settings.device, channels_last=settings.channels_last)
-    return float(found["accuracy"])
+    dataset = networks.dataset
+    return train.evaluate(model, split, dataset, compute=networks.settings.compute)[dataset.task.metric.name]

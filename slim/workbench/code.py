@@ -1,0 +1,61 @@
+"""Code of the user's own, by name: `package.module:name` or `file.py:name`."""
+
+import sys
+from collections.abc import Callable, Collection
+from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from slim.errors import SlimError, unknown
+
+Allowed = str | Collection[str]  # names of code that may be run: those that the user wrote, never what a file says
+
+
+def names_code(name: str) -> bool:
+    """Say whether a name is one of these."""
+    place, _, thing = name.rpartition(":")
+    return bool(place and thing)
+
+
+def import_object(what: str, name: str, *, allow_code: Allowed) -> Callable[..., Any]:
+    """Return the function or class that `name` names; `what` it is for is said in errors, such as "task".
+
+    A file is looked up from the working folder, and may import what lies beside it. Raises SlimError where code isn't
+    allowed, isn't there or can't be run.
+    """
+    place, _, thing = name.rpartition(":")
+    if name not in ([allow_code] if isinstance(allow_code, str) else allow_code):
+        raise SlimError(
+            f"{what} {name!r} would run {place!r}, which only you can allow (allow_code): expected --allow-code {name}"
+        )
+    try:
+        module = _module_of_file(Path(place)) if place.endswith(".py") else import_module(place)
+    except Exception as error:  # importing runs the user's code: anything can go wrong in it
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise SlimError(
+            f"can't import the {what} {name!r} ({reason}): expected package.module:name or file.py:name"
+        ) from error
+    found = getattr(module, thing, None)
+    if not callable(found):
+        raise unknown(f"{what} in {place}", thing, [key for key, value in vars(module).items() if callable(value)])
+    return found
+
+
+def _module_of_file(path: Path) -> ModuleType:
+    """Run a file as a module, once: worker processes find its classes under the same name."""
+    path = path.resolve(strict=True)
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
+    loaded = sys.modules.get(path.stem)
+    if loaded is not None and Path(loaded.__file__ or "").resolve() == path:
+        return loaded
+    if loaded is None:
+        return import_module(path.stem)
+    spec = spec_from_file_location(f"{path.stem}_{abs(hash(path)):x}", path)  # another module has its name
+    assert spec is not None and spec.loader is not None
+    module = module_from_spec(spec)
+    sys.modules[module.__name__] = module
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,168 @@
+"""What a training is fed with: batches on its device, from a data set of images or from loaders."""
+
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple, Protocol
+
+import torch
+
+from slim.errors import SlimError
+from slim.workbench.data.epoch import batches, steps_per_epoch
+from slim.workbench.data.loaders import Batches, Loaders
+from slim.workbench.data.nested import length, moved, part
+from slim.workbench.data.splits import Dataset, Split
+from slim.workbench.tasks import Task
+
+Shard = tuple[int, int]  # (i, n): the part of process i of n
+
+
+class Batch(NamedTuple):
+    """A process's part of a training batch, and how many samples the batch has in all processes."""
+
+    inputs: Any
+    targets: Any
+    samples: int
+
+
+class Feed(Protocol):
+    """Batches for a training, on its device."""
+
+    name: str
+    task: Task
+    batch_size: int  # samples of a training batch, in all processes
+    steps_per_epoch: int
+
+    def few(self) -> tuple[Any, Any]:
+        """Return two samples or one, as a batch."""
+
+    def epoch(self, seed: int, start: int, shard: Shard) -> Iterator[Batch]:
+        """Go through the training data once, in an order and with an augmentation that follow from `seed`; without
+        the first `start` batches, which are the same however an epoch is entered."""
+
+    def held_out(self, batch_size: int, shard: Shard) -> Iterator[tuple[Any, Any]] | None:
+        """Go through the validation data in order; None where there are none."""
+
+
+def feed(data: Dataset | Loaders | Batches, device: torch.device) -> Feed:
+    """Return what `fit` asks for batches, from what it may be given."""
+    if isinstance(data, Dataset):
+        return ImageFeed(data, device)
+    return LoaderFeed(data if isinstance(data, Loaders) else Loaders(data), device)
+
+
+class ImageFeed:
+    """A data set of images: see `slim.workbench.data.batches`."""
+
+    def __init__(self, dataset: Dataset, device: torch.device) -> None:
+        self.dataset, self.device = dataset.to(device), device
+        self.name, self.task = dataset.name, dataset.task
+        self.batch_size = min(dataset.batch_size, len(dataset.train))
+        self.steps_per_epoch = steps_per_epoch(len(dataset.train), dataset.batch_size)
+
+    def few(self) -> tuple[Any, Any]:
+        few = self.dataset.train[:2]
+        return next(batches(few, self.dataset, 2, device=self.device))
+
+    def epoch(self, seed: int, start: int, shard: Shard) -> Iterator[Batch]:
+        drawn = batches(
+            self.dataset.train,
+            self.dataset,
+            self.batch_size,
+            shuffle_seed=seed,
+            augment=True,
+            device=self.device,
+            start=start,
+            shard=shard,
+        )
+        return (Batch(images, labels, self.batch_size) for images, labels in drawn)
+
+    def held_out(self, batch_size: int, shard: Shard) -> Iterator[tuple[Any, Any]] | None:
+        val = self.dataset.val
+        return batches(val, self.dataset, batch_size, device=self.device, shard=shard) if len(val) else None
+
+
+class LoaderFeed:
+    """Iterables of batches. Whatever shuffles by torch's global generator follows from the seed of the epoch."""
+
+    def __init__(self, loaders: Loaders, device: torch.device) -> None:
+        self.loaders, self.device = loaders, device
+        self.name, self.task = loaders.name, loaders.task
+        self.train: Iterable[Any] = loaders.train
+        first = next(iter(self.train), None)
+        if first is None:
+            raise SlimError(f"{self.name} has no training batch: expected at least one")
+        if isinstance(self.train, Iterator):
+            self.train = itertools.chain([first], self.train)  # it can't be asked for that again
+        self.first = _pair(first, self.name)
+        self.batch_size = length(self.first[0])
+        self.steps_per_epoch = self._steps()
+
+    def few(self) -> tuple[Any, Any]:
+        inputs, targets = (part(half, slice(2)) for half in self.first)
+        return moved(inputs, self.device), moved(targets, self.device)
+
+    def epoch(self, seed: int, start: int, shard: Shard) -> Iterator[Batch]:
+        if start and isinstance(self.train, Iterator):
+            raise SlimError(f"the batches of {self.name} can be had once only: expected an iterable, to resume from it")
+        torch.manual_seed(seed)  # DataLoaders draw their order from it as they start
+        given = 0
+        for batch in itertools.islice(self.train, start, self.steps_per_epoch):
+            inputs, targets = _pair(batch, self.name)
+            samples = length(inputs)
+            if samples < shard[1]:
+                raise SlimError(
+                    f"a batch has {samples} samples: expected at least one for each of {shard[1]} processes"
+                )
+            given += 1
+            yield Batch(*_own(inputs, targets, shard, self.device), samples)
+        if given < self.steps_per_epoch - start:
+            raise SlimError(
+                f"{self.name} gave {given + start} training batches in an epoch: expected {self.steps_per_epoch}"
+            )
+
+    def held_out(self, batch_size: int, shard: Shard) -> Iterator[tuple[Any, Any]] | None:
+        val = self.loaders.val
+        return None if val is None else _ordered(val, self.name, self.device, shard)
+
+    def _steps(self) -> int:
+        if self.loaders.steps_per_epoch is not None:
+            return self.loaders.steps_per_epoch
+        try:
+            return len(self.loaders.train)  # type: ignore[arg-type]
+        except TypeError:  # no length, or the method of a DataLoader over an iterable, which raises
+            raise SlimError(f"{self.name} has no length: expected Loaders(…, steps_per_epoch=N)") from None
+
+
+def ordered(
+    data: Dataset | Loaders, chosen: Split | Batches, batch_size: int, device: torch.device
+) -> Iterator[tuple[Any, Any]]:
+    """Go through a split of a data set, or through batches as they are, once and in order."""
+    if isinstance(data, Dataset):
+        assert isinstance(chosen, Split)
+        return batches(chosen.to(device), data, batch_size, device=device)
+    return _ordered(chosen, data.name, device)  # type: ignore[arg-type]  # loaders have no splits
+
+
+def _ordered(given: Batches, name: str, device: torch.device, shard: Shard = (0, 1)) -> Iterator[tuple[Any, Any]]:
+    for batch in given:
+        inputs, targets = _pair(batch, name)
+        if length(inputs) > shard[0]:
+            yield _own(inputs, targets, shard, device)
+
+
+def _own(inputs: Any, targets: Any, shard: Shard, device: torch.device) -> tuple[Any, Any]:
+    """This process's samples of a batch, on its device."""
+    if shard[1] > 1:
+        inputs, targets = (part(half, slice(shard[0], None, shard[1])) for half in (inputs, targets))
+    return moved(inputs, device), moved(targets, device)
+
+
+def _pair(batch: Any, name: str) -> tuple[Any, Any]:
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        found = f"{len(batch)} parts" if isinstance(batch, tuple | list) else f"type {type(batch).__name__}"
+        raise SlimError(f"a batch of {name} has {found}: expected (inputs, targets)")
+    try:
+        length(batch[0])
+    except TypeError as error:
+        raise SlimError(f"the inputs of a batch of {name} can't be used: {error}") from None
+    return batch[0], batch[1]

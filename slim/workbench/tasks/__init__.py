@@ -1,0 +1,8 @@
+"""What a network is trained for."""
+
+from slim.workbench.tasks.classification import Classification
+from slim.workbench.tasks.metric import Metric
+from slim.workbench.tasks.names import build
+from slim.workbench.tasks.task import Mixing, Task
+
+__all__ = ["Classification", "Metric", "Mixing", "Task", "build"]

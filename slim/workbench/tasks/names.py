@@ -1,0 +1,28 @@
+"""How a task's name becomes a task."""
+
+from collections.abc import Callable
+
+from slim.errors import SlimError, unknown
+from slim.workbench.code import Allowed, import_object, names_code
+from slim.workbench.tasks.classification import Classification
+from slim.workbench.tasks.task import Task
+
+TASKS: dict[str, Callable[[int | None], Task]] = {"classification": Classification}  # from the number of classes
+
+
+def build(name: str, *, classes: int | None = None, allow_code: Allowed = ()) -> Task:
+    """Make the task of a name: one of TASKS, or `package.module:Task` or `file.py:Task`, called without arguments.
+
+    classes: how many the data have, where they have any
+    allow_code: names of code that may be run: those that the user wrote
+
+    Raises SlimError for an unknown name, and for code that isn't allowed, can't be run or makes no task.
+    """
+    if name in TASKS:
+        return TASKS[name](classes)
+    if not names_code(name):
+        raise unknown("task", name, TASKS)
+    task = import_object("task", name, allow_code=allow_code)()
+    if not isinstance(task, Task):
+        raise SlimError(f"task {name!r} made {type(task).__name__}: expected a slim.workbench.tasks.Task")
+    return task
