@@ -1,12 +1,16 @@
 """What the experiments share: the line that says on what they ran, tables, and pictures."""
 
+import multiprocessing as mp
 import os
 import platform
+import queue
+import resource
 import shlex
 import sys
 import tarfile
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -85,3 +89,35 @@ def cifar10_jpeg() -> Path | None:
             with tarfile.open(archive) as tar:
                 tar.extractall(folder.parent, filter="data")
     return folder
+
+
+def rows_of(examine: Callable[..., None], *arguments: Any, seconds: int) -> Iterator[dict[str, Any]]:
+    """What `examine(*arguments, put)` puts, as it comes, from a process of its own, whose crash takes no other down.
+
+    It ends after `seconds` of processor time, or ten times as long by the clock.
+    """
+    context = mp.get_context("fork")
+    rows: mp.Queue[dict[str, Any] | None] = context.Queue()
+    process = context.Process(target=_put_rows, args=(examine, arguments, rows, seconds))
+    process.start()
+    end = time.monotonic() + 10 * seconds
+    try:
+        while time.monotonic() < end:
+            try:
+                row = rows.get(timeout=1)
+            except queue.Empty:
+                if not process.is_alive() and rows.empty():
+                    return
+                continue
+            if row is None:
+                return
+            yield row
+    finally:
+        process.kill()
+        process.join()
+
+
+def _put_rows(examine: Callable[..., None], arguments: tuple[Any, ...], rows: Any, seconds: int) -> None:
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
+    examine(*arguments, rows.put)
+    rows.put(None)
