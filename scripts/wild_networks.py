@@ -1,8 +1,12 @@
 """Networks of other people's packages, from their own constructors with random weights: `wild_coverage.py` prunes them.
 
 `NETWORKS` maps "package:network" to a function that builds the network and example inputs for `slim.plan`. The smallest
-variants and small inputs, because there are many. Packages are imported when their first network is built; those that
-aren't installed have no networks (`uv sync --group wild`).
+variants and small inputs, because there are many. Packages are imported when their first network is built.
+`uv sync --group wild` installs most of them. These come as sources or pin old versions, so they are for an environment
+of their own, where each can be left out:
+
+    uv pip install asteroid dynamic-network-architectures easyocr efficientnet_pytorch encodec facenet-pytorch gdown
+    uv pip install lightly pretrainedmodels pytorchvideo spikingjelly torchreid tsai
 """
 
 import importlib
