@@ -32,6 +32,7 @@ from slim.trace.tracer import call
 
 LEAST_IMAGES = 8
 BATCH = 256  # images at a time where networks are only compared
+TIE = 1e-12  # distances that differ by less differ by rounding
 
 
 @dataclass
@@ -113,7 +114,8 @@ def recover(model: nn.Module, thin: nn.Module, plan: PruningPlan, images: Any, *
         apart = {kind: _apart(model, found, test) for kind, found in candidates.items()}
     worst = apart["none"].squared_error
     better = {k: a.distance for k, a in apart.items() if math.isfinite(a.distance) and not a.squared_error > worst}
-    chosen = min(better, key=lambda kind: better[kind], default="none")
+    closest = [kind for kind, distance in better.items() if distance <= min(better.values()) + TIE]
+    chosen = closest[-1] if closest and "none" not in closest else "none"  # the last one says the most
     if chosen != "regression":
         told = {"left": told["left"]}
     for module, like in zip(candidates[chosen].modules(), thin.modules()):
