@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 from slim.errors import SlimError
 from slim.prune.plan import PruningPlan
 from slim.prune.rebuild import kept, thin_tensor
+from slim.trace.outputs import output_tensors
 from slim.trace.tracer import call
 
 NORMS = nn.modules.batchnorm._BatchNorm
@@ -201,12 +202,11 @@ def _activations(
                 continue  # grouped transposed convolutions interleave their channels; what reads them is compared
         hooks.append(module.register_forward_hook(record(name, keep)))
     try:
-        outputs = tree_leaves(call(model, inputs))
+        outputs = output_tensors(call(model, inputs))
     finally:
         for hook in hooks:
             hook.remove()
-    seen += [(f"output {i}", t) for i, t in enumerate(outputs) if isinstance(t, Tensor)]
-    return seen
+    return seen + list(outputs.items())
 
 
 def _compare(

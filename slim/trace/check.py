@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from slim.trace.classes import Classes, Ints
 from slim.trace.copy import clone, named_modules, named_tensors
-from slim.trace.tracer import Run, Step, Trace, Tracer, label, name_tensors, run_once
+from slim.trace.tracer import Run, Step, Trace, Tracer, label, name_tensors, run_once, shapes_of
 
 Counted = Ints | list[Ints]  # the labels that a stored size counts, or those of each of a list of sizes
 
@@ -130,7 +130,7 @@ def _follow(
     try:
         with torch.random.fork_rng(devices=[]):
             outputs = run_once(traced.skeleton, traced.inputs, follower, training)
-        if [getattr(t, "shape", None) for t in outputs] != run.shapes:
+        if shapes_of(outputs) != run.shapes:
             raise _Apart("an output changes its shape")
         return None
     except Exception as error:
@@ -161,7 +161,7 @@ def _masked_run(traced: Trace, kept: np.ndarray, training: bool) -> Run:
     tracer = Tracer(traced.classes, traced.selecting, traced.whole_groups)
     with torch.random.fork_rng(devices=[]):
         outputs = run_once(clone(traced.skeleton, mask), traced.inputs, tracer, training)
-    return Run(training, tracer.steps, tracer.decisions, [getattr(t, "shape", None) for t in outputs])
+    return Run(training, tracer.steps, tracer.decisions, shapes_of(outputs))
 
 
 AHEAD = 2  # operators that one call may have come to, had it not failed: reshape copies, then views

@@ -8,7 +8,7 @@ Every tensor carries, in the attribute `_codes`, one vector of codes (see `class
 layer's channels; a dimension without a vector has a fixed size. What each operator does to the codes is in `rules`.
 """
 
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,11 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 from slim.errors import SlimError
 from slim.trace.classes import Classes, Ints
 from slim.trace.copy import clone, named_modules, named_tensors
+from slim.trace.outputs import output_tensors
 
 META = torch.device("meta")
 
@@ -65,7 +66,7 @@ class Trace:
         tracer = Tracer(self.classes, self.selecting, self.whole_groups)
         with torch.random.fork_rng(devices=[]):
             outputs = run_once(self.skeleton, self.inputs, tracer, training)
-        run = Run(training, tracer.steps, tracer.decisions, [getattr(t, "shape", None) for t in outputs])
+        run = Run(training, tracer.steps, tracer.decisions, shapes_of(outputs))
         self.runs.append(run)
         self.products = tracer.products
         self.group_counts |= tracer.group_counts
@@ -105,7 +106,7 @@ class Run:
     training: bool
     steps: list[Step]
     decisions: list[Any]  # how ambiguous operators were read, in order
-    shapes: list[Any]  # of the outputs
+    shapes: dict[str, tuple[int, ...]]  # of the outputs, by their paths
 
 
 class Tracer(TorchDispatchMode):
@@ -278,14 +279,17 @@ def call(model: nn.Module, example_inputs: Any) -> Any:
     return model(example_inputs)
 
 
-def run_once(bones: nn.Module, example_inputs: Any, tracer: Tracer, training: bool) -> list[Any]:
-    """Run the skeleton under the tracer and freeze what it returns; the leaves of its output."""
+def run_once(bones: nn.Module, example_inputs: Any, tracer: Tracer, training: bool) -> dict[str, Tensor]:
+    """Run the skeleton under the tracer and freeze what it returns; the tensors of its output."""
     with tracing_mode(bones, training), tracer:
-        outputs = tree_leaves(call(bones, example_inputs))
-    for out in outputs:
-        if isinstance(out, Tensor):
-            tracer.freeze(out, "the model's output")
+        outputs = output_tensors(call(bones, example_inputs))
+    for out in outputs.values():
+        tracer.freeze(out, "the model's output")
     return outputs
+
+
+def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {path: tuple(tensor.shape) for path, tensor in tensors.items()}
 
 
 def as_meta(inputs: Any) -> Any:
@@ -333,4 +337,6 @@ def _trace_somehow(model: nn.Module, example_inputs: Any, select: set[str], whol
                 return result
             except Exception as error:
                 last = error
+    if isinstance(last, SlimError):
+        raise last
     raise SlimError(f"the model can't be run on example_inputs: {type(last).__name__}: {last}") from last

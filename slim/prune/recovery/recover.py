@@ -28,6 +28,7 @@ from slim.prune.recovery.lockstep import OutOfStep, side_by_side
 from slim.prune.recovery.regression import fit, fits
 from slim.trace.copy import clone, named_tensors
 from slim.trace.intercept import TRANSPOSED, Layer, Watch, evaluating
+from slim.trace.outputs import output_tensors
 from slim.trace.tracer import call
 
 LEAST_IMAGES = 8
@@ -281,6 +282,8 @@ def _apart(model: nn.Module, other: nn.Module, images: Any) -> _Apart:
         expected, found = _outputs(model, batch), _outputs(other, batch)
         if not all(t.isfinite().all() for t in expected):
             raise SlimError("the model's outputs on these images aren't finite: expected numbers")
+        if [t.shape for t in expected] != [t.shape for t in found]:
+            raise SlimError("thin isn't what the plan makes of the model: its outputs have other shapes")
         error += sum(float((a - b).square().sum()) for a, b in zip(expected, found))
         scale += sum(float(a.square().sum()) for a in expected)
         classes = len(expected) == 1 and expected[0].dim() == 2 and expected[0].shape[1] > 1
@@ -292,5 +295,8 @@ def _apart(model: nn.Module, other: nn.Module, images: Any) -> _Apart:
 
 
 def _outputs(model: nn.Module, images: Any) -> list[Tensor]:
-    leaves = tree_leaves(call(model, images))
-    return [t.cpu().double() for t in leaves if isinstance(t, Tensor) and t.is_floating_point()]
+    outputs = output_tensors(call(model, images))
+    found = [t.cpu().double() for t in outputs.values() if t.is_floating_point()]
+    if not found:
+        raise SlimError(f"recovery compares floating-point outputs: the model returns {', '.join(outputs)} as integers")
+    return found
