@@ -30,8 +30,9 @@ from torch import nn
 from torchvision import models
 
 import slim
-from slim.deploy.bench.runners import OnnxRunner
-from slim.deploy.timing import speedup_interval, thinned, time_in_turn
+from slim.deploy.bench.runners import FileRunner
+from slim.deploy.onnx.target import OnnxRuntime
+from slim.deploy.timing import Rounds, samples, speedup_interval, time_in_turn
 
 WIDTHS = ("whole", "arbitrary", "multiples of 8")
 PRECISIONS = {"float32": torch.float32, "tf32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -98,7 +99,7 @@ def measure(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
             for width, net in networks.items():
                 path = Path(folder, f"{width}.onnx")
                 slim.export_onnx(net, images[:1].cpu(), path)
-                calls[width] = OnnxRunner(width, path, provider, 0).prepare(options.batch_size)
+                calls[width] = FileRunner(width, path, OnnxRuntime(provider)).prepare(options.batch_size)
             rows += compare(name, ("onnxruntime", "float32", "channels_first"), calls, options)
     return rows
 
@@ -106,14 +107,14 @@ def measure(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
 def compare(
     name: str, how: tuple[str, str, str], calls: dict[str, Call], options: argparse.Namespace
 ) -> list[dict[str, Any]]:
-    times = time_in_turn(calls, options.runs, options.warmup)
+    times = time_in_turn(calls, Rounds(options.runs), options.warmup)
     whole, rows = times[WIDTHS[0]], []
     for width, each in times.items():
         median = float(np.median(each))
         low, high = speedup_interval(whole, each)
         row: dict[str, Any] = dict(zip(("engine", "precision", "layout"), how))
         row |= {"network": name, "width": width, "median_ms": median, "low": low, "high": high}
-        row |= {"images_per_s": 1000 * options.batch_size / median, "samples_ms": thinned(each)}
+        row |= {"images_per_s": 1000 * options.batch_size / median, "samples_ms": samples(each)}
         rows.append(row | {"speedup": float(np.median(whole)) / median})
         print(f"{name} {' '.join(how)} {width}: {median:.2f} ms, {rows[-1]['speedup']:.2f}×", flush=True)
     return rows

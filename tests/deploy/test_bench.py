@@ -3,6 +3,7 @@
 import gc
 import io
 import json
+import sys
 import time
 from collections.abc import Sequence
 from itertools import pairwise
@@ -17,16 +18,20 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
+from torch import nn
 
 import slim
 from slim.deploy import timing
-from slim.deploy.bench import runners
 from slim.deploy.bench.benchmark import BATCH_SIZES, benchmark, short_names
+from slim.deploy.bench.modules import TorchRunner
+from slim.deploy.bench.runners import FileRunner
+from slim.deploy.onnx import target
 from slim.deploy.onnx.session import bound_run
+from slim.deploy.onnx.target import OnnxRuntime
 from slim.errors import SlimError
 from slim.workbench import config, models
 from slim.workbench.report import sections
-from slim.workbench.run import records
+from slim.workbench.run import deploying, records
 
 
 def conv_file(path: Path, channels: int, shape: Sequence[int | str] = ("batch", 3, 32, 32)) -> Path:
@@ -66,11 +71,12 @@ class Stage:
         self.shapes: list[tuple[int, ...]] = []
         self.collecting: set[bool] = set()
         self.milliseconds = milliseconds
-        monkeypatch.setattr(runners, "open_session", self.open)
-        monkeypatch.setattr(runners.OnnxRunner, "file_size", 1234)
+        monkeypatch.setattr(target, "open_session", self.open)
+        monkeypatch.setattr(FileRunner, "file_size", 1234)
         monkeypatch.setattr(time, "perf_counter_ns", lambda: self.now)
 
-    def open(self, name: str, *_: object) -> object:
+    def open(self, path: Path, *_: object) -> object:
+        name = path.stem
         pending = list(self.milliseconds[name])
 
         def run(_: None, feed: dict[str, np.ndarray]) -> None:
@@ -81,14 +87,19 @@ class Stage:
             pending.append(pending.pop(0))
 
         images = SimpleNamespace(name="images", type="tensor(float)", shape=["batch", 3, 4, 5])
-        return SimpleNamespace(run=run, get_inputs=lambda: [images], get_providers=lambda: ["CPUExecutionProvider"])
+        return SimpleNamespace(
+            run=run,
+            get_inputs=lambda: [images],
+            get_providers=lambda: ["CPUExecutionProvider"],
+            get_modelmeta=lambda: SimpleNamespace(custom_metadata_map={}),
+        )
 
 
 def test_statistics_against_known_times(monkeypatch: pytest.MonkeyPatch) -> None:
     # Warm-up runs take 900 ms and mustn't count; then A takes 1 to 101 ms, and B always half of A
     times = [900.0, 900.0, *range(1, 102)]
     Stage(monkeypatch, {"a": times, "b": [t / 2 for t in times]})
-    report = benchmark({"A": "a", "B": "b"}, batch_sizes=[4], runs=101, warmup=2, memory=False)
+    report = benchmark({"A": "a.onnx", "B": "b.onnx"}, batch_sizes=[4], runs=101, warmup=2, memory=False)
     a, b = report.rows
     assert (a.model, a.batch_size, b.model, b.batch_size) == ("A", 4, "B", 4)
     # 1 to 101: the p-th percentile of 101 even steps is p + 1
@@ -120,16 +131,18 @@ def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
         assert np.median(widths) < 0.2
 
 
-def test_samples_are_thinned_evenly() -> None:
+def test_samples_are_chosen_evenly() -> None:
     times = np.arange(100_000) / 7
-    kept = timing.thinned(times)
+    kept = timing.samples(times)
     assert len(kept) == 200 and kept == pytest.approx(np.linspace(0, times[-1], 200), abs=0.1)
 
 
 def test_runs_alternate_with_the_collector_off(monkeypatch: pytest.MonkeyPatch) -> None:
     stage = Stage(monkeypatch, {"a": [1], "b": [1], "c": [1]})
     assert gc.isenabled()
-    report = benchmark({"A": "a", "B": "b", "C": "c"}, batch_sizes=[1, 8], runs=58, warmup=2, memory=False)
+    report = benchmark(
+        {"A": "a.onnx", "B": "b.onnx", "C": "c.onnx"}, batch_sizes=[1, 8], runs=58, warmup=2, memory=False
+    )
     rounds = [tuple(stage.log[i : i + 3]) for i in range(0, 360, 3)]
     assert len(stage.log) == 360 and all(sorted(each) == ["a", "b", "c"] for each in rounds)
     assert len(set(rounds)) == 6  # every order comes, so that nobody always follows the same one
@@ -142,7 +155,7 @@ def test_collector_is_left_as_it_was_found(monkeypatch: pytest.MonkeyPatch) -> N
     Stage(monkeypatch, {"a": [1]})
     gc.disable()
     try:
-        benchmark({"A": "a"}, runs=1, warmup=0, memory=False)
+        benchmark({"A": "a.onnx"}, runs=1, warmup=0, memory=False)
         assert not gc.isenabled()
     finally:
         gc.enable()
@@ -217,71 +230,112 @@ def test_profile_finds_the_node_that_takes_the_time(tmp_path: Path) -> None:
 
 def test_bound_inputs_and_outputs_give_the_same(files: dict[str, Path]) -> None:
     """What a GPU would use, on the device that every machine has."""
-    runner = runners.OnnxRunner("wide", files["wide"], "cpu", 1)
+    runner = FileRunner("wide", files["wide"], OnnxRuntime("cpu", 1))
     feed = runner.feed(2)
     bound: list[np.ndarray] = []
-    real = runner.session.io_binding
+    real = runner.opened.session.io_binding
 
     class Session:
         io_binding = staticmethod(real)
-        get_outputs = staticmethod(runner.session.get_outputs)
+        get_outputs = staticmethod(runner.opened.session.get_outputs)
 
         def run_with_iobinding(self, binding: onnxruntime.IOBinding) -> None:
-            runner.session.run_with_iobinding(binding)
+            runner.opened.session.run_with_iobinding(binding)
             bound.append(binding.copy_outputs_to_cpu()[0])
 
     bound_run(Session(), feed, "cpu")()  # type: ignore[arg-type]
-    assert np.array_equal(bound[0], runner.session.run(None, feed)[0])
+    assert np.array_equal(bound[0], runner.opened.session.run(None, feed)[0])
 
 
-def test_a_checkpoint_runs_in_pytorch(files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.manual_seed(0)
-    model = models.build("slim:vgg7", num_classes=10, in_channels=1)
-    slim.save(tmp_path / "net.safetensors", model, arch="slim:vgg7",
-              arch_kwargs={"num_classes": 10, "in_channels": 1}, input_shape=[1, 8, 8])  # fmt: skip
+def test_a_module_runs_in_pytorch(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.Flatten())
     seen: list[tuple[int, ...]] = []
-    compiled: list[torch.nn.Module] = []
 
-    def compile(net: torch.nn.Module, **_: object) -> object:
-        compiled.append(net)
+    def compile(given: nn.Module, **_: object) -> object:
+        assert given is net
         return lambda images: seen.append(tuple(images.shape)) or net(images)
 
     monkeypatch.setattr(torch, "compile", compile)
-    both = {"net": tmp_path / "net.safetensors", "thin": files["thin"]}
-    report = benchmark(both, batch_sizes=[2], threads=1, runs=4, warmup=1, memory=False)
-    assert [row.model for row in report.rows] == ["net (eager)", "net (compiled)", "thin"]
-    assert all(torch.equal(a, b) for a, b in zip(compiled[0].state_dict().values(), model.state_dict().values()))
-    assert seen == [(2, 1, 8, 8)] * 6 and torch.__version__.startswith(
-        report.torch
-    )  # once to compile, once to warm up, 4 times
-    report = benchmark(both, batch_sizes=[2], runs=1, warmup=0, compiled=False)
-    assert [row.model for row in report.rows] == ["net (eager)", "thin"]
-    assert all(row.memory and row.memory > 1e5 for row in report.rows)
+    compiled = TorchRunner(net, (1, 8, 8), compiled=True, threads=1)
+    both = {"eager": net, "compiled": compiled, "thin": files["thin"]}
+    report = benchmark(both, torch.zeros(5, 1, 8, 8), batch_sizes=[2], threads=1, runs=4, warmup=1)
+    assert [row.model for row in report.rows] == ["eager", "compiled", "thin"]
+    assert seen == [(2, 1, 8, 8)] * 6  # once to compile, once to warm up, 4 times
+    assert report.torch is not None and torch.__version__.startswith(report.torch)
+    eager, compiled_row, thin = (row.memory for row in report.rows)
+    assert eager and eager > 1e5 and thin and thin > 1e5
+    assert compiled_row is None  # the compiler's would count
+    with pytest.raises(SlimError, match="'eager' is a module: expected example_inputs"):
+        benchmark(both)
 
     def no_compiler(images: torch.Tensor) -> None:
         raise RuntimeError("no C++ compiler\nand a page of advice")
 
     monkeypatch.setattr(torch, "compile", lambda net, **_: no_compiler)
+    broken = TorchRunner(net, (1, 8, 8), compiled=True, file="net.safetensors")
     with pytest.raises(
-        SlimError, match=r"can't compile .*net.safetensors here \(no C\+\+ compiler\); .*--compiled false$"
+        SlimError, match=r"can't compile net.safetensors here \(no C\+\+ compiler\); .*compiled false\)$"
     ):
-        benchmark(both, batch_sizes=[2], runs=1, memory=False)
+        broken.prepare(2)
+
+
+def test_a_checkpoint_runs_in_pytorch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    given = {"num_classes": 10, "in_channels": 1}
+    model, path = models.build("slim:vgg7", **given), tmp_path / "net.safetensors"
+    slim.save(path, model, arch="slim:vgg7", arch_kwargs=given, input_shape=[1, 8, 8])
+    compiled: list[nn.Module] = []
+    monkeypatch.setattr(torch, "compile", lambda net, **_: (compiled.append(net), net)[1])
+    bench = config.BenchConfig(batch_sizes=[2], threads=1, runs=1, warmup=0)
+    report = deploying.bench_files({"net": path}, config.RunConfig(bench=bench))
+    assert [row.model for row in report.rows] == ["net (eager)", "net (compiled)"]
+    assert all(torch.equal(a, b) for a, b in zip(compiled[0].state_dict().values(), model.state_dict().values()))
+    assert [row.file_size for row in report.rows] == [path.stat().st_size] * 2
+    bench.compiled = False
+    [row] = deploying.bench_files({"net": path}, config.RunConfig(bench=bench)).rows
+    assert row.model == "net (eager)" and row.memory and row.memory > 1e5
+    bench.image_size = 9
+    with pytest.raises(SlimError, match=r"^image_size 9: 'net \(eager\)' takes 1×8×8 alone"):
+        deploying.bench_files({"net": path}, config.RunConfig(bench=bench))
+    slim.save(path, model, arch="slim:vgg7", arch_kwargs=given)
+    with pytest.raises(SlimError, match=r"net\.safetensors doesn't say how large its images are"):
+        deploying.bench_files({"net": path}, config.RunConfig(bench=bench))
+
+
+def test_nothing_is_imported_from_the_working_folder(
+    files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The child that measures memory finds no module where anybody may have put one."""
+    for name in ("json", "pickle", "onnxruntime", "numpy", "torch"):
+        (tmp_path / f"{name}.py").write_text(f"open('{name}.was.here', 'w')\nraise SystemExit(9)\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", ["", *sys.path])  # as in an interactive session
+    networks = {"file": files["thin"], "module": nn.Flatten()}
+    report = benchmark(networks, torch.zeros(1, 3, 4, 4), batch_sizes=[1], threads=1, runs=1, warmup=0)
+    assert all(row.memory for row in report.rows) and not list(tmp_path.glob("*.was.here"))
+
+
+def test_memory_of_what_no_other_process_can_have_is_left_out() -> None:
+    net = nn.Flatten()
+    net.hidden = lambda x: x
+    [row] = benchmark({"net": net}, torch.zeros(1, 3, 4, 4), batch_sizes=[1], threads=1, runs=1, warmup=0).rows
+    assert row.memory is None and row.median_ms > 0
 
 
 def test_open_image_sizes_and_raw_images(tmp_path: Path) -> None:
-    net = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    net = nn.Sequential(nn.Conv2d(3, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     model = onnx.load(conv_file(tmp_path / "open.onnx", 2, ("batch", 3, "height", "width")))
     onnx.helper.set_model_props(model, {"slim.input_shape": "[3, 9, 11]"})
     onnx.save(model, tmp_path / "open.onnx")
-    feed = runners.OnnxRunner("open", tmp_path / "open.onnx", "cpu", 1).feed(4)
+    feed = FileRunner("open", tmp_path / "open.onnx", OnnxRuntime("cpu", 1)).feed(4)
     assert {name: (array.shape, array.dtype) for name, array in feed.items()} == {"images": ((4, 3, 9, 11), np.float32)}
-    feed = runners.OnnxRunner("open", tmp_path / "open.onnx", "cpu", 1, image_size=20).feed(4)
+    feed = FileRunner("open", tmp_path / "open.onnx", OnnxRuntime("cpu", 1), image_size=20).feed(4)
     assert feed["images"].shape == (4, 3, 20, 20)
     settings = {"mean": [0.5] * 3, "std": [0.5] * 3}
     slim.export_onnx(
         net, torch.zeros(1, 3, 9, 11), tmp_path / "raw.onnx", dynamic_size=True, preprocess=True, **settings
     )
-    feed = runners.OnnxRunner("raw", tmp_path / "raw.onnx", "cpu", 1).feed(4)
+    feed = FileRunner("raw", tmp_path / "raw.onnx", OnnxRuntime("cpu", 1)).feed(4)
     assert feed["images"].shape == (4, 9, 11, 3) and feed["images"].dtype == np.uint8 and feed["images"].max() > 200
 
 
@@ -309,21 +363,21 @@ def test_what_does_not_run_gets_one_line(tmp_path: Path, capfd: pytest.CaptureFi
         tmp_path / "small.onnx", ["batch", 3, "h", "w"], "Conv", np.zeros((2, 3, 7, 7), np.float32)
     )  # 7×7 without padding
     scalar, unranked = one_node(tmp_path / "scalar.onnx", []), one_node(tmp_path / "unranked.onnx", None)
-    given = {"num_classes": 10, "in_channels": 1}
-    net = models.build("slim:vgg7", **given)
-    slim.save(tmp_path / "n.safetensors", net, arch="slim:vgg7", arch_kwargs=given, input_shape=[3, 8, 8])
-    cases: list[tuple[Path, dict, str]] = [
+    net = nn.Conv2d(1, 2, 3)
+    eager = TorchRunner(net, (3, 8, 8), file="n.safetensors")
+    compiled = TorchRunner(net, (3, 8, 8), file="n.safetensors", compiled=True)
+    cases: list[tuple[Any, dict[str, Any], str]] = [
         (reshape, {}, r"^'reshape.onnx' doesn't run on images \[32, 3, 4, 4\]: expected a batch .* cannot be reshaped"),
         (small, {"image_size": 4}, r"^'small.onnx' doesn't run on images \[1, 3, 4, 4\]: expected .* image size"),
         (small, {"image_size": 4, "profile": 1}, r"^'small.onnx' doesn't run on images"),
         (scalar, {}, "^input 'images' of 'scalar.onnx' is a scalar, or .*: expected the batch"),
         (unranked, {}, "^input 'images' of 'unranked.onnx' is a scalar, or .*: expected the batch"),
-        (tmp_path / "n.safetensors", {}, r"n.safetensors doesn't run on images \[1, 3, 8, 8\]: .*input_shape that fit"),
-        (tmp_path / "n.safetensors", {"compiled": False}, r"n.safetensors doesn't run on images \[1, 3, 8, 8\]"),
+        (compiled, {}, r"n.safetensors doesn't run on images \[1, 3, 8, 8\]: .*input_shape that fit"),
+        (eager, {}, r"n.safetensors doesn't run on images \[1, 3, 8, 8\]"),
     ]
-    for path, settings, message in cases:
+    for network, settings, message in cases:
         with pytest.raises(SlimError, match=message) as caught:
-            benchmark({path.name: path}, runs=1, warmup=0, threads=1, memory=False, **settings)
+            benchmark({network.name: network}, runs=1, warmup=0, threads=1, memory=False, **settings)
         assert "\n" not in str(caught.value)
     assert capfd.readouterr() == ("", "")  # onnxruntime itself has nothing to add
 
@@ -383,7 +437,7 @@ def test_no_speedup_between_files_of_unlike_images(tmp_path: Path) -> None:
 
 def test_raw_images_are_like_others(tmp_path: Path) -> None:
     """Bytes with channels last hold the same image as floats with channels first."""
-    net, x = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3), torch.nn.Flatten()), torch.zeros(1, 3, 9, 11)
+    net, x = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten()), torch.zeros(1, 3, 9, 11)
     settings = {"mean": [0.5] * 3, "std": [0.5] * 3}
     slim.export_onnx(net, x, tmp_path / "plain.onnx", **settings)
     slim.export_onnx(net, x, tmp_path / "raw.onnx", preprocess=True, **settings)
@@ -395,8 +449,6 @@ def test_bad_settings_get_one_line(files: dict[str, Path], tmp_path: Path) -> No
     (tmp_path / "text.onnx").write_text("not ONNX")
     fixed = conv_file(tmp_path / "fixed.onnx", 2, (4, 3, 8, 8))
     open_size = conv_file(tmp_path / "open.onnx", 2, ("batch", 3, "height", 8))
-    net, given = tmp_path / "net.safetensors", {"num_classes": 10, "in_channels": 1}
-    slim.save(net, models.build("slim:vgg7", **given), arch="slim:vgg7", arch_kwargs=given, input_shape=[1, 8, 8])
     available = [name.removesuffix("ExecutionProvider").lower() for name in onnxruntime.get_available_providers()]
     cases: list[tuple[dict, dict, str]] = [
         ({}, {}, "expected at least one"),
@@ -405,18 +457,19 @@ def test_bad_settings_get_one_line(files: dict[str, Path], tmp_path: Path) -> No
         (files, {"runs": 0}, "runs 0: expected at least 1"),
         (files, {"warmup": -1}, "warmup -1: expected at least 0"),
         (files, {"profile": -1}, "profile -1: expected at least 0"),
-        (files, {"threads": -1}, "threads -1: expected 0"),
+        (files, {"threads": -1}, "threads -1: expected a whole number, 0"),
         (files, {"provider": "cudda"}, f"'cudda'.* expected auto, {', '.join(sorted(available))}"),
         ({"gone": tmp_path / "gone.onnx"}, {}, "no file '.*gone.onnx'"),
         ({"text": tmp_path / "text.onnx"}, {}, "text.onnx' is not an ONNX file"),
         (
             {"fixed": fixed},
             {"batch_sizes": [4, 1]},
-            r"batch size 1: 'fixed' has the fixed batch size 4: expected --batch_sizes \[4\]$",
+            r"batch size 1: 'fixed' has the fixed batch size 4: expected batch_sizes \[4\]$",
         ),
-        ({"fixed": fixed}, {"image_size": 9}, "^image_size 9: 'fixed' takes 3×8×8 alone: expected no --image_size"),
+        ({"fixed": fixed}, {"image_size": 9}, "^image_size 9: 'fixed' takes 3×8×8 alone: expected no image_size"),
         ({"open": open_size}, {"image_size": 9}, "^image_size 9: 'open' takes 3×9×8 alone"),
-        ({"net": net}, {"image_size": 9}, "^image_size 9: '.*net.safetensors' takes 1×8×8 alone"),
+        ({"net": TorchRunner(nn.Flatten(), (1, 8, 8))}, {"image_size": 9}, "^image_size 9: 'net' takes 1×8×8 alone"),
+        ({"net": tmp_path / "net.safetensors"}, {}, "net.safetensors': expected a file that ends in .onnx"),
         ({"open": open_size}, {}, "'images' of 'open' has shape .*'height'"),
     ]
     for given, settings, message in cases:

@@ -124,9 +124,10 @@ def test_no_time_of_the_cpu_passes_for_a_gpus(cuda_that_does_not_start):
 
 def test_on_a_gpu_everything_is_timed_in_its_memory(monkeypatch, tmp_path):
     """Operators, networks and slim-bench alike; here on the CPU, whose memory can be bound as well."""
-    from slim.deploy.bench.runners import OnnxRunner
+    from slim.deploy.bench.runners import FileRunner
     from slim.deploy.cost.kernels import _clocked
     from slim.deploy.onnx import session
+    from slim.deploy.onnx.target import OnnxRuntime
 
     bound = []
 
@@ -141,7 +142,7 @@ def test_on_a_gpu_everything_is_timed_in_its_memory(monkeypatch, tmp_path):
     measured = measure.Network(net, X, runtime)
     measured.run()
     slim.export_onnx(net, X, tmp_path / "net.onnx")
-    OnnxRunner("net", tmp_path / "net.onnx", "cpu", 1).prepare(2)()
+    FileRunner("net", tmp_path / "net.onnx", OnnxRuntime("cpu", 1)).prepare(2)()
     assert _clocked([(Kernel("gemm", (2,), (), 1, ()), 64, 32)], runtime) > 0
     assert bound == ["cuda"] * 3
 

@@ -1,34 +1,34 @@
 """Latency, throughput and memory, side by side.
 
-`runners`  what is timed: ONNX files in onnxruntime, checkpoints in PyTorch (eager and compiled)
-`timing`   runs in turn, and what follows from them: percentiles, speed-ups with an interval
+`runners`  what is timed: files in their runtime; `modules`: networks in PyTorch
+`rows`     what follows from their times: percentiles, speed-ups with an interval
 `memory`   the peak of a process of its own
-`profile`  which nodes of an ONNX file take the time
 `result`   the figures as a table, a picture and JSON
 """
 
-import os
-import platform
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-
-import onnxruntime
+from typing import TYPE_CHECKING, Any
 
 from slim.deploy.bench.memory import peak_memory
-from slim.deploy.bench.profile import NodeTime, operator_profile
-from slim.deploy.bench.result import BenchReport, BenchRow
-from slim.deploy.bench.runners import OnnxRunner, Runner, TorchRunner, open_runners, shapes_in_words
-from slim.deploy.timing import rows_of, time_in_turn
+from slim.deploy.bench.result import BenchReport
+from slim.deploy.bench.rows import BenchRow, rows_of
+from slim.deploy.bench.runners import FileRunner, Runner, shapes_in_words
+from slim.deploy.target import NodeTime
+from slim.deploy.targets import target_of
+from slim.deploy.timing import Rounds, machine, time_in_turn
 from slim.errors import SlimError
 
-__all__ = ["BenchReport", "BenchRow", "NodeTime", "benchmark", "short_names"]
+if TYPE_CHECKING:
+    from torch import nn
 
 BATCH_SIZES = (1, 32)
 
 
 def benchmark(
-    models: Mapping[str, str | Path],
+    models: "Mapping[str, str | Path | nn.Module | Runner]",
+    example_inputs: Any = None,
     *,
     batch_sizes: Sequence[int] = BATCH_SIZES,
     threads: int = 0,
@@ -36,92 +36,114 @@ def benchmark(
     runs: int = 50,
     warmup: int = 10,
     image_size: int | None = None,
-    compiled: bool = True,
     memory: bool = True,
     profile: int = 0,
-    allow_code: str | Collection[str] = (),
 ) -> BenchReport:
-    """Time the files in `models` (name -> path) against each other; the first is what speed-ups refer to.
+    """Time `models` (name -> network) against each other; the first is what speed-ups refer to.
 
-    An ONNX file runs in onnxruntime. A checkpoint (.safetensors) runs in PyTorch, as "NAME (eager)" and, with
-    `compiled`, as "NAME (compiled)" by torch.compile, on the GPU where the provider is one. For each batch size,
-    each gets one random input batch, `warmup` runs that aren't counted, then `runs` timed runs, in turn with the
-    others. On a GPU, inputs and outputs stay in its memory.
+    A path is an ONNX file, which runs in onnxruntime. A module runs in PyTorch on images like `example_inputs`
+    ([N, C, H, W], of any N), on the GPU where the provider is one. A `Runner` times what it likes.
+    For each batch size, each gets one random input batch, `warmup` runs that aren't counted, then `runs` timed runs, in
+    turn with the others. On a GPU, inputs and outputs stay in its memory.
 
-    A speed-up is given where a file takes images of the same shape as the first; the report's `notes` say where not.
+    A speed-up is given where a network takes images of the same shape as the first; the report's `notes` say where not.
 
     threads: 0 for all cores; provider: as in slim.OnnxModel; batch_sizes: images in one call; where they are the
     default and ONNX files have a fixed batch size, those sizes instead; image_size: pixels, for ONNX files of other
     makers that leave height and width open (refused where a file takes another size); memory: also measure the peak
-    memory of each file in a process of its own (about a second for each); profile: how many of each ONNX file's
-    slowest nodes the table shows (0: no profile); allow_code: as in slim.load.
+    memory of each in a process of its own (about a second for each); profile: how many of each ONNX file's slowest
+    nodes the table shows (0: no profile).
 
     Raises SlimError for a missing or broken file, an absent provider, a setting out of range, an input whose shape
-    the file leaves open beyond that, a network that doesn't run on such a batch or image, and a checkpoint that
-    torch.compile can't compile here.
-    """
-    if not models:
-        raise SlimError("benchmark got no files: expected at least one")
-    if not batch_sizes:
-        raise SlimError("batch_sizes is empty: expected at least one")
-    for name, value, least in (
-        ("runs", runs, 1), ("warmup", warmup, 0), ("batch size", min(batch_sizes), 1), ("profile", profile, 0),
-    ):  # fmt: skip
-        if value < least:
-            raise SlimError(f"{name} {value}: expected at least {least}")
+    the file leaves open beyond that, and a network that doesn't run on such a batch or image.
 
-    runners: dict[str, Runner] = {}
-    for name, path in models.items():
-        runners |= open_runners(name, path, provider, threads, image_size, compiled, allow_code)
+        print(slim.benchmark({"base": "base.onnx", "thin": "thin.onnx"}, batch_sizes=[1, 8]))
+    """
+    _check_settings(models, batch_sizes, {"runs": (runs, 1), "warmup": (warmup, 0), "profile": (profile, 0)})
+    runners = {
+        name: _runner(name, model, example_inputs, provider, threads, image_size) for name, model in models.items()
+    }
+    _check_image_size(runners, image_size)
     taken = _batch_sizes(runners, batch_sizes)
     times = {}
     for batch_size in dict.fromkeys(size for sizes in taken.values() for size in sizes):
         calls = {name: runner.prepare(batch_size) for name, runner in runners.items() if batch_size in taken[name]}
-        times[batch_size] = time_in_turn(calls, runs, warmup)
+        times[batch_size] = time_in_turn(calls, Rounds(runs), warmup)
     sizes = {name: runner.file_size for name, runner in runners.items()}
-    peaks: dict[str, dict[int, int]] = {}
-    if memory:
-        peaks = {name: peak_memory(runner, taken[name], image_size, allow_code) for name, runner in runners.items()}
+    peaks = {name: peak_memory(runner, taken[name]) if memory else {} for name, runner in runners.items()}
     first, alike = _like_the_first(runners)
     rows: list[BenchRow] = []
     for batch_size, each in times.items():
         compared = alike if first in each else []
         rows += rows_of(batch_size, each, {name: peak.get(batch_size) for name, peak in peaks.items()}, sizes, compared)
-    profiles = {
-        name: operator_profile(runner, taken[name][0])
-        for name, runner in runners.items()
-        if profile and isinstance(runner, OnnxRunner)
-    }
     return BenchReport(
         rows,
         provider=", ".join(dict.fromkeys(runner.provider for runner in runners.values())),
         threads=threads,
         runs=runs,
         warmup=warmup,
-        machine=_machine(),
-        onnxruntime=onnxruntime.__version__,
-        torch=version("torch") if any(isinstance(runner, TorchRunner) for runner in runners.values()) else None,
-        profiles=profiles,
+        machine=machine(),
+        onnxruntime=version("onnxruntime"),
+        torch=version("torch") if any(not isinstance(runner, FileRunner) for runner in runners.values()) else None,
+        profiles=_profiles(runners, taken) if profile else {},
         profile_shown=profile,
         notes=_notes(runners, batch_sizes, taken),
     )
 
 
+def _check_settings(
+    models: Mapping[str, Any], batch_sizes: Sequence[int], numbers: Mapping[str, tuple[int, int]]
+) -> None:
+    if not models:
+        raise SlimError("benchmark got no networks: expected at least one")
+    if not batch_sizes:
+        raise SlimError("batch_sizes is empty: expected at least one")
+    for name, (value, least) in {**numbers, "batch size": (min(batch_sizes), 1)}.items():
+        if value < least:
+            raise SlimError(f"{name} {value}: expected at least {least}")
+
+
+def _runner(name: str, model: Any, example_inputs: Any, provider: str, threads: int, image_size: int | None) -> Runner:
+    if isinstance(model, (str, Path)):
+        return FileRunner(name, model, target_of(model, provider, threads), image_size)
+    if hasattr(model, "prepare"):
+        runner: Runner = model
+        return runner
+    from slim.deploy.bench.modules import TorchRunner  # imports torch
+
+    if not hasattr(example_inputs, "shape"):
+        raise SlimError(f"{name!r} is a module: expected example_inputs, images [N, C, H, W] as it takes them")
+    return TorchRunner(model, tuple(example_inputs.shape[1:]), provider=provider, threads=threads)
+
+
+def _check_image_size(runners: Mapping[str, Runner], image_size: int | None) -> None:
+    for name, runner in runners.items():
+        if image_size and all(shape[-2:] != (image_size, image_size) for shape in runner.shapes):
+            raise SlimError(
+                f"image_size {image_size}: {name!r} takes {shapes_in_words(runner.shapes)} alone: expected no "
+                "image_size, or files that leave height and width open"
+            )
+
+
+def _profiles(runners: Mapping[str, Runner], taken: Mapping[str, Sequence[int]]) -> dict[str, list[NodeTime]]:
+    return {name: each.profile(taken[name][0]) for name, each in runners.items() if isinstance(each, FileRunner)}
+
+
 def _batch_sizes(runners: Mapping[str, Runner], asked: Sequence[int]) -> dict[str, Sequence[int]]:
-    """The batch sizes of each: those asked for, or, where these are the default and files have fixed ones, the fixed
-    ones, which a file with an open batch is measured at too."""
+    """Return the batch sizes of each: those asked for, or, where these are the default and files have fixed ones, the
+    fixed ones, which a file with an open batch is measured at too."""
     fixed = sorted({runner.fixed_batch for runner in runners.values() if runner.fixed_batch is not None})
     if fixed and tuple(asked) == BATCH_SIZES:
         return {name: fixed if runner.fixed_batch is None else [runner.fixed_batch] for name, runner in runners.items()}
     for runner in runners.values():
         for size in asked:
-            if isinstance(runner, OnnxRunner):
+            if isinstance(runner, FileRunner):
                 runner.check_batch(size)
     return dict.fromkeys(runners, asked)
 
 
 def _like_the_first(runners: Mapping[str, Runner]) -> tuple[str, list[str]]:
-    """The first one's name, and of those that take images of the same shape."""
+    """Return the first one's name, and of those that take images of the same shape."""
     first = next(iter(runners))
     return first, [name for name, runner in runners.items() if runner.shapes == runners[first].shapes]
 
@@ -142,8 +164,10 @@ def _notes(runners: Mapping[str, Runner], asked: Sequence[int], taken: Mapping[s
 
 
 def short_names(paths: Sequence[str | Path]) -> dict[str, Path]:
-    """A name for each path: the file's own where that tells them apart, with its folder where it doesn't. A path that
-    comes again, to see how far equal files differ, gets a number."""
+    """Return a name for each path: the file's own where that tells them apart, with its folder where it doesn't.
+
+    A path that comes again, to see how far equal files differ, gets a number.
+    """
     depth = 1
     different = {Path(path).absolute() for path in paths}
     while len({path.parts[-depth:] for path in different}) < len(different):
@@ -157,13 +181,3 @@ def short_names(paths: Sequence[str | Path]) -> dict[str, Path]:
             again = f"{name} ({count})"
         named[again] = path
     return named
-
-
-def _machine() -> str:
-    """Processor, cores and system, such as "AMD EPYC 7763, 2 cores, Linux x86_64"."""
-    processor = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        processor = names[0] if names else processor
-    return f"{processor}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}"

@@ -1,46 +1,60 @@
 """Peak memory of a network at work, from a process of its own: what others left behind doesn't count."""
 
 import json
+import os
+import pickle
 import subprocess
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
-from slim.deploy.bench.runners import Runner, is_checkpoint, open_runners
+from slim.deploy.bench.runners import Runner
 from slim.errors import SlimError
 
-CHILD = "import json, sys; from slim.deploy.bench import memory; memory.measure(*json.loads(sys.argv[1]))"
 RUNS = 3  # the first allocates; the rest show that it stays
+# -P keeps the working folder, where anybody's json.py may lie, off the path; slim and what its networks are made of are
+# then found where this process finds them
+CHILD = "import sys; sys.path += sys.argv[1:]; from slim.deploy.bench import memory; memory.report(sys.stdin.buffer)"
 
 
-def peak_memory(
-    runner: Runner, batch_sizes: Sequence[int], image_size: int | None = None, allow_code: str | Collection[str] = ()
-) -> dict[int, int]:
-    """For each batch size the bytes of resident memory that a process takes at most, loading included, above what it
-    takes with its libraries loaded. On a GPU that is the host's memory alone.
+def peak_memory(runner: Runner, batch_sizes: Sequence[int]) -> dict[int, int]:
+    """Return for each batch size the bytes of resident memory that a process takes at most, loading included, above
+    what it takes with its libraries loaded. On a GPU that is the host's memory alone.
 
-    Empty where the system doesn't say (it is Linux that does), and for a compiled network, whose compiler would count.
+    Empty where the system doesn't say (it is Linux that does), for what can't be handed to another process (a network
+    with a lambda in it, say), and for a compiled network, whose compiler would count.
     """
-    if runner.mode == "compiled" or not Path("/proc/self/status").exists():
+    if not runner.measures_memory or not Path("/proc/self/status").exists():
         return {}
-    about = [str(runner.path), runner.provider, runner.threads, sorted(batch_sizes), image_size, list(allow_code)]
-    done = subprocess.run([sys.executable, "-c", CHILD, json.dumps(about)], capture_output=True, text=True)
+    try:
+        task = pickle.dumps((type(runner).__module__, sorted(batch_sizes))) + pickle.dumps(runner)
+    except Exception:  # pickle, and whatever it finds in the network, raise errors of many kinds
+        return {}
+    command = [sys.executable, "-P", "-c", CHILD, *_search_path()]
+    done = subprocess.run(command, input=task, capture_output=True)
     if done.returncode:
-        reason = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
-        raise SlimError(f"can't measure the memory of {str(runner.path)!r}: {reason}; expected --memory false")
+        reason = (done.stderr.decode(errors="replace").strip().splitlines() or [f"status {done.returncode}"])[-1]
+        raise SlimError(f"can't measure the memory of a network: {reason}; expected memory false")
     return {int(size): peak for size, peak in json.loads(done.stdout.splitlines()[-1]).items()}
 
 
-def measure(
-    path: str, provider: str, threads: int, batch_sizes: list[int], image_size: int | None, code: list[str]
-) -> None:
-    """What the child does: print the peaks."""
-    import onnxruntime  # noqa: F401  (both before the first look at memory)
+def _search_path() -> list[str]:
+    """Where this process finds modules, the working folder last."""
+    here = os.getcwd()
+    return sorted((os.path.abspath(entry) for entry in sys.path), key=lambda entry: entry == here)
 
-    if is_checkpoint(path):
-        import slim.checkpoint  # noqa: F401
+
+def report(task: BinaryIO) -> None:
+    """Print the peaks of the runner in `task`, as JSON; what the child does."""
+    module, batch_sizes = pickle.load(task)
+    __import__(module)  # with its libraries, before the first look at memory
     before = _status("VmRSS")
-    [runner] = open_runners(path, path, provider, threads, image_size, compiled=False, allow_code=code).values()
+    try:
+        runner: Runner = pickle.load(task)
+    except (ImportError, AttributeError):  # made of classes that only the other process has
+        print("{}")
+        return
     peaks = {}
     for size in batch_sizes:
         call = runner.prepare(size)

@@ -8,60 +8,37 @@ from typing import TYPE_CHECKING, Any
 from rich import box
 from rich.table import Table
 
+from slim.deploy.bench.rows import BenchRow
+from slim.deploy.target import NodeTime
 from slim.files import replacing
 from slim.tables import FittingTable, render, size
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-    from slim.deploy.bench.profile import NodeTime
-
-
-@dataclass(frozen=True)
-class BenchRow:
-    """One file at one batch size. Times are in milliseconds per batch."""
-
-    model: str
-    batch_size: int
-    median_ms: float
-    p10_ms: float
-    p90_ms: float
-    p99_ms: float
-    throughput: float  # images per second, at the median
-    speedup: float | None  # median of the first file / median of this one; None: their inputs differ
-    speedup_low: float | None  # 95 % interval of that
-    speedup_high: float | None
-    memory: int | None = None  # peak, bytes; None: not measured
-    file_size: int | None = None  # bytes
-    samples_ms: list[float] = field(default_factory=list)  # the times themselves in their order, thinned to 200
-
-    @property
-    def differs(self) -> bool:
-        """Whether the interval leaves out 1: the difference from the first file is no accident of this measurement."""
-        if self.speedup_low is None or self.speedup_high is None:
-            return False
-        return not self.speedup_low <= 1 <= self.speedup_high
-
 
 @dataclass(frozen=True)
 class BenchReport:
-    rows: list[BenchRow]  # by batch size, then in the order of the files
+    """What `slim.benchmark` measured, and how."""
+
+    rows: list[BenchRow]  # by batch size, then in the order of the networks
     provider: str
     threads: int  # 0: all cores
     runs: int
     warmup: int
     machine: str
     onnxruntime: str  # version
-    torch: str | None = None  # version, where it ran a checkpoint
-    profiles: "dict[str, list[NodeTime]]" = field(default_factory=dict)  # all nodes of each file, the slowest first
+    torch: str | None = None  # version, where it ran one of the networks
+    profiles: dict[str, list[NodeTime]] = field(default_factory=dict)  # all nodes of each file, the slowest first
     profile_shown: int = 0  # of each file, in the table
     notes: list[str] = field(default_factory=list)  # batch sizes and speed-ups that aren't what one might expect
 
     def row(self, model: str, batch_size: int) -> BenchRow:
+        """Return the row of one network at one batch size."""
         return {(row.model, row.batch_size): row for row in self.rows}[model, batch_size]
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it in plain lists, strings and numbers, as JSON takes them."""
+        """Return all of it in plain lists, strings and numbers, as JSON takes them."""
         made = asdict(self)
         for row, plain in zip(self.rows, made["rows"]):
             plain["differs"] = row.differs
@@ -80,7 +57,7 @@ class BenchReport:
         return Path(path)
 
     def figure(self) -> "Figure":
-        """Plotly: the distribution of times of each file, a panel for each batch size."""
+        """Return a Plotly figure: the distribution of times of each network, a panel for each batch size."""
         from plotly.subplots import make_subplots
 
         sizes = list(dict.fromkeys(row.batch_size for row in self.rows))
@@ -107,6 +84,7 @@ class BenchReport:
         return "\n".join(render(table) for table in shown)
 
     def table(self) -> Table:
+        """Return all rows, as wide as the terminal allows."""
         table = FittingTable(
             title="Latency in ms per batch",
             drops=("file", "p99", "memory", "p10", "p90", "images/s"),
@@ -135,7 +113,7 @@ class BenchReport:
         return table
 
     def profile_table(self) -> Table:
-        """The slowest nodes of each file, and how the time falls to the kinds of operators."""
+        """Return the slowest nodes of each file, and how the time falls to the kinds of operators."""
         first = {row.model: row.batch_size for row in reversed(self.rows)}
         batches = " and ".join(map(str, sorted(set(first.values()))))
         table = Table(

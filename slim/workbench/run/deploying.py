@@ -5,24 +5,29 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
 from torch import Tensor
 
+from slim import checkpoint
 from slim.checkpoint import STAGES
 from slim.deploy import onnx as export
 from slim.errors import SlimError
 from slim.workbench import data, report
-from slim.workbench.config import RunConfig
+from slim.workbench.config import BenchConfig, RunConfig
 from slim.workbench.data import Dataset
+from slim.workbench.models.load import load
 from slim.workbench.report import card, page
 
 if TYPE_CHECKING:
     from slim.deploy.bench.result import BenchReport
+    from slim.deploy.bench.runners import Runner
 from slim.workbench.run.networks import Trained, load_data, normalised_as, open_network, unpruned_beside
 from slim.workbench.run.records import enter, enter_latency, read_records
+
+CHECKPOINT = ".safetensors"  # ends the names of checkpoints
 
 
 def export_stage(
@@ -109,7 +114,7 @@ def int8_stage(
         record.pop(key, None)
     enter(source.parent, "int8", record, settings)
     timed = replace(settings.bench, batch_sizes=settings.bench.batch_sizes[:1], memory=False, profile=0)
-    timing = benchmark(files, **asdict(timed))
+    timing = benchmark(files, **_rules(timed))
     rows = {row.model: {"latency_ms": row.median_ms} for row in timing.rows}
     console.print(report.stage_table({"onnx": was | rows["onnx"], "int8": record | rows["int8"]}, "INT8"))
     return files["int8"]
@@ -137,11 +142,37 @@ def bench_files(
     from slim.deploy.bench.benchmark import benchmark  # imports onnxruntime
 
     console = console or Console()
-    made = benchmark(files, **asdict(settings.bench), allow_code=allow_code)
+    networks: dict[str, str | Path | Runner] = {}
+    for name, path in files.items():
+        opened = _in_pytorch(name, path, settings.bench, allow_code) if path.suffix == CHECKPOINT else {name: path}
+        networks |= opened
+    made = benchmark(networks, **_rules(settings.bench))
     console.print(made.table())
     if made.profiles:
         console.print(made.profile_table())
     return made
+
+
+def _rules(bench: BenchConfig) -> dict[str, Any]:
+    """Return what `slim.benchmark` is asked for."""
+    return {name: value for name, value in asdict(bench).items() if name != "compiled"}
+
+
+def _in_pytorch(name: str, path: Path, bench: BenchConfig, allow_code: str | Collection[str]) -> "dict[str, Runner]":
+    """Return a checkpoint as what is timed: "NAME (eager)" and, where the settings say so, "NAME (compiled)"."""
+    from slim.deploy.bench.modules import TorchRunner
+
+    shape = checkpoint.read_metadata(path)["input_shape"]
+    if shape is None:
+        raise SlimError(f"{path} doesn't say how large its images are: expected input_shape in slim.save")
+    model = load(path, allow_code=allow_code)
+    modes = {"eager": False, "compiled": True} if bench.compiled else {"eager": False}
+    return {
+        f"{name} ({mode})": TorchRunner(
+            model, shape, compiled=compiled, provider=bench.provider, threads=bench.threads, file=path
+        )
+        for mode, compiled in modes.items()
+    }
 
 
 def report_stage(

@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from slim.deploy.timing import machine
 from slim.errors import SlimError
 from slim.files import replacing
 from slim.version import __version__
@@ -96,12 +97,10 @@ def _made_from(folder: Path) -> dict[str, list[int]]:
 
 def _made() -> dict[str, Any]:
     """When, where and with which versions."""
-    from slim.deploy.bench.benchmark import _machine
-
     versions = {"slim": __version__, "python": platform.python_version()}
     for package in PACKAGES:
         try:
             versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    return {"date": datetime.now(UTC).isoformat(timespec="seconds"), "machine": _machine(), "versions": versions}
+    return {"date": datetime.now(UTC).isoformat(timespec="seconds"), "machine": machine(), "versions": versions}

@@ -1,21 +1,19 @@
 """Times of single runs in onnxruntime of the original and the pruned network, and what their operators take."""
 
 import os
-import time
 from pathlib import Path
 from typing import Any
 
 import onnx
 
 from slim.checkpoint import STAGES
-from slim.deploy.bench.profile import operator_profile
-from slim.deploy.bench.runners import OnnxRunner
-from slim.deploy.timing import thinned, time_in_turn
+from slim.deploy.bench.runners import FileRunner
+from slim.deploy.targets import target_of
+from slim.deploy.timing import Rounds, samples, time_in_turn
 from slim.errors import SlimError
 from slim.workbench.run.evidence.networks import Networks
 
-RUNS = (10, 100)  # of each file, batch size and number of threads: at least, at most
-SECONDS = 4.0  # for each batch size and number of threads, about
+ROUNDS = Rounds(10, 100, seconds=4)  # for each batch size and number of threads
 WARMUP = 5
 LAYERS = {"Conv", "Gemm", "MatMul", "ConvTranspose"}
 
@@ -41,10 +39,10 @@ def latency(networks: Networks) -> dict[str, Any]:
     operators: dict[str, dict[str, float]] = {}
     layers: dict[str, dict[str, float]] = {}
     for name, path in files.items():
-        runner = OnnxRunner(name, path, bench.provider, threads=1)  # so that times add up
+        runner = FileRunner(name, path, target_of(path, bench.provider, 1))  # one thread, so that times add up
         operators[name], layers[name] = {}, {}
         layer_of = _layer_of(path)
-        for node in operator_profile(runner, batch_size=1):
+        for node in runner.profile(batch_size=1):
             operators[name][node.operator] = operators[name].get(node.operator, 0.0) + node.ms
             layer = layer_of.get(node.node.removesuffix("_nchwc"))
             if layer is not None:
@@ -53,15 +51,9 @@ def latency(networks: Networks) -> dict[str, Any]:
 
 
 def _times(files: dict[str, Path], batch: int, threads: int, provider: str) -> dict[str, list[float]]:
-    calls = {name: OnnxRunner(name, path, provider, threads).prepare(batch) for name, path in files.items()}
-    for call in calls.values():
-        call()
-    started = time.perf_counter()
-    for call in calls.values():
-        call()
-    least, most = RUNS
-    runs = max(least, min(most, int(SECONDS / (time.perf_counter() - started))))
-    return {name: thinned(each) for name, each in time_in_turn(calls, runs, WARMUP).items()}
+    runners = {name: FileRunner(name, path, target_of(path, provider, threads)) for name, path in files.items()}
+    calls = {name: runner.prepare(batch) for name, runner in runners.items()}
+    return {name: samples(each) for name, each in time_in_turn(calls, ROUNDS, WARMUP).items()}
 
 
 def _layer_of(path: Path) -> dict[str, str]:

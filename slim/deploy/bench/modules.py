@@ -1,0 +1,99 @@
+"""A network in PyTorch, as a benchmark times it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from slim.deploy.bench.runners import Shape
+from slim.deploy.onnx.session import ON_GPU, start_provider
+from slim.deploy.target import TimedCall
+from slim.errors import SlimError
+
+
+class TorchRunner:
+    """A network in PyTorch, eager or compiled by torch.compile, on the GPU where the provider is one.
+
+    `input_shape`: of one image, [C, H, W]. `file`: the file that it is from, to be named and for its size. `threads`:
+    0 for all cores; they are set for the whole process.
+
+    Raises SlimError for a provider whose GPU this PyTorch doesn't see.
+    """
+
+    fixed_batch: int | None = None
+
+    def __init__(
+        self,
+        model: nn.Module,
+        input_shape: Shape,
+        *,
+        compiled: bool = False,
+        provider: str = "auto",
+        threads: int = 0,
+        file: str | Path | None = None,
+    ) -> None:
+        self.shape, self.compiled, self.threads, self.file = tuple(input_shape), compiled, threads, file
+        self.provider = start_provider(provider)
+        self.device = "cuda" if self.provider in ON_GPU else "cpu"
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise SlimError(f"provider {provider!r} has a GPU, which this PyTorch doesn't see: expected provider cpu")
+        if threads:
+            torch.set_num_threads(threads)
+        self.eager: Callable[..., Any] = model.to(self.device).eval()
+        self.model = torch.compile(model, dynamic=False) if compiled else model
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuilt, (self.eager, self.shape, self.provider, self.threads)
+
+    @property
+    def name(self) -> str:
+        return "the network" if self.file is None else str(self.file)
+
+    @property
+    def measures_memory(self) -> bool:
+        """A compiler's memory would count."""
+        return not self.compiled
+
+    @property
+    def file_size(self) -> int | None:
+        return None if self.file is None else Path(self.file).stat().st_size
+
+    @property
+    def shapes(self) -> list[Shape]:
+        return [self.shape]
+
+    def prepare(self, batch_size: int) -> TimedCall:
+        images = torch.randn(batch_size, *self.shape, generator=torch.Generator().manual_seed(0)).to(self.device)
+
+        def call(run: Callable[..., Any] = self.model) -> None:
+            with torch.inference_mode():
+                run(images)
+            if self.device == "cuda":
+                torch.cuda.synchronize()
+
+        try:
+            call(self.eager)  # what fails here isn't the compiler's fault
+        except Exception as error:
+            raise SlimError(
+                f"{self.name} doesn't run on images {list(images.shape)}: expected a batch and an input_shape that fit "
+                f"it ({_first_line(error)})"
+            ) from error
+        if self.compiled:
+            try:
+                call()  # compiles
+            except Exception as error:
+                raise SlimError(
+                    f"torch.compile can't compile {self.name} here ({_first_line(error)}); expected a C++ compiler, or "
+                    "no compiled network (--compiled false)"
+                ) from error
+        return call
+
+
+def _rebuilt(model: nn.Module, input_shape: Shape, provider: str, threads: int) -> TorchRunner:
+    return TorchRunner(model, input_shape, provider=provider, threads=threads)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

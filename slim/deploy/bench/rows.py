@@ -1,0 +1,70 @@
+"""The figures of one network at one batch size."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from slim.deploy.timing import Times, samples, speedup_interval
+
+
+@dataclass(frozen=True)
+class BenchRow:
+    """One network at one batch size. Times are in milliseconds per batch."""
+
+    model: str
+    batch_size: int
+    median_ms: float
+    p10_ms: float
+    p90_ms: float
+    p99_ms: float
+    throughput: float  # images per second, at the median
+    speedup: float | None  # median of the first network / median of this one; None: their inputs differ
+    speedup_low: float | None  # 95 % interval of that
+    speedup_high: float | None
+    memory: int | None = None  # peak, bytes; None: not measured
+    file_size: int | None = None  # bytes
+    samples_ms: list[float] = field(default_factory=list)  # the times themselves in their order, at most 200 of them
+
+    @property
+    def differs(self) -> bool:
+        """Whether the interval leaves out 1: the difference from the first is no accident of this measurement."""
+        if self.speedup_low is None or self.speedup_high is None:
+            return False
+        return not self.speedup_low <= 1 <= self.speedup_high
+
+
+def rows_of(
+    batch_size: int,
+    times: Mapping[str, Times],
+    peaks: Mapping[str, int | None],
+    file_sizes: Mapping[str, int | None],
+    compared: Collection[str],
+) -> list[BenchRow]:
+    """Return the rows of one batch size. `compared` names those that get a speed-up, over the first of `times`."""
+    first = next(iter(times.values()))
+    rows = []
+    for name, each in times.items():
+        p10, median, p90, p99 = (float(value) for value in np.percentile(each, [10, 50, 90, 99]))
+        speedup = low = high = None
+        if name in compared:
+            speedup = float(np.median(first)) / median
+            low, high = speedup_interval(first, each)
+        rows.append(
+            BenchRow(
+                model=name,
+                batch_size=batch_size,
+                median_ms=median,
+                p10_ms=p10,
+                p90_ms=p90,
+                p99_ms=p99,
+                throughput=1000 * batch_size / median,
+                speedup=speedup,
+                speedup_low=low,
+                speedup_high=high,
+                memory=peaks.get(name),
+                file_size=file_sizes.get(name),
+                samples_ms=samples(each),
+            )
+        )
+    return rows

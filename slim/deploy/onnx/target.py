@@ -1,0 +1,110 @@
+"""onnxruntime as a target."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import onnxruntime
+
+from slim.deploy.onnx.profile import node_times
+from slim.deploy.onnx.session import SESSION_SETTINGS, open_session, ready_call, start_provider
+from slim.deploy.target import Feed, FileInput, NodeTime
+from slim.deploy.timing import machine
+from slim.errors import SlimError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+DTYPES = {"float": "float32", "double": "float64"}  # where ONNX's names aren't numpy's
+
+
+@dataclass(frozen=True)
+class OnnxRuntime:
+    """onnxruntime, which runs ONNX files: a `Target`.
+
+    `provider`: auto (CUDA where onnxruntime has it and it starts, else CPU), cpu, cuda, or an onnxruntime provider's
+    name; the attribute is the full name of the one that started. `threads`: CPU threads that one operator may use, 0
+    for all cores.
+
+    Raises SlimError for a provider that this onnxruntime doesn't have or that doesn't start here, and for a negative
+    number of threads.
+
+        slim.Runtime(slim.OnnxRuntime("cpu", threads=1), batch_size=1)
+    """
+
+    provider: str = "auto"
+    threads: int = 0
+    suffix: ClassVar[str] = ".onnx"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.threads, bool) or not isinstance(self.threads, int) or self.threads < 0:
+            raise SlimError(f"threads {self.threads!r}: expected a whole number, 0 (all cores) or more")
+        # started now, so that no time of the CPU passes for one of a GPU that doesn't start
+        object.__setattr__(self, "provider", start_provider(self.provider))
+
+    @property
+    def identity(self) -> str:
+        """All that a measured time depends on, apart from the operator and its batch: one line."""
+        threads = self.threads or os.cpu_count()
+        return f"onnxruntime {onnxruntime.__version__}, {self.provider}, {threads} threads, {machine()}"
+
+    def __str__(self) -> str:
+        threads = self.threads or os.cpu_count()
+        provider = self.provider.removesuffix("ExecutionProvider")
+        return f"onnxruntime, {provider}, {threads} thread{'s' * (threads != 1)}"
+
+    def export(self, model: "nn.Module", example_inputs: Any, path: Path) -> None:
+        """Write `model` as an ONNX file, not checked yet."""
+        from slim.deploy.onnx.write import Draft  # imports torch's exporter
+
+        path.write_bytes(Draft(model, example_inputs).content)
+
+    def check(self, file: Path, model: "nn.Module", example_inputs: Any) -> float:
+        """Return the largest relative difference between `file` and `model`; SlimError if it is above 1e-4."""
+        from slim.deploy.onnx.write import Draft
+
+        return Draft(model, example_inputs).check(file, file.name)
+
+    def open(self, file: Path) -> "OnnxFile":
+        """Open an ONNX file."""
+        return OnnxFile(file, self.provider, self.threads)
+
+
+class OnnxFile:
+    """An ONNX file in an onnxruntime session: an `Executable`."""
+
+    def __init__(self, path: Path, provider: str, threads: int) -> None:
+        self._path, self._threads = path, threads
+        self.session = open_session(path, provider, threads, SESSION_SETTINGS)
+        self.provider: str = self.session.get_providers()[0]
+        self.metadata: dict[str, str] = self.session.get_modelmeta().custom_metadata_map
+        self.inputs = [
+            FileInput(entry.name, tuple(entry.shape or ()), _dtype(entry.type)) for entry in self.session.get_inputs()
+        ]
+
+    def run(self, feed: Feed) -> list[np.ndarray]:
+        outputs: list[np.ndarray] = self.session.run(None, dict(feed))
+        return outputs
+
+    def timed_call(self, feed: Feed) -> Callable[[], None]:
+        return ready_call(self.session, feed, repr(self._path.name))
+
+    def profile(self, feed: Feed, runs: int, warmup: int) -> list[NodeTime]:
+        """A session of its own runs the nodes, because the profiler costs time."""
+        with TemporaryDirectory() as folder:
+            session = open_session(
+                self._path, self.provider, self._threads, SESSION_SETTINGS, profile=Path(folder, "profile")
+            )
+            call = ready_call(session, feed, repr(self._path.name))
+            for _ in range(warmup + runs):
+                call()
+            return node_times(session, warmup)
+
+
+def _dtype(onnx_type: str) -> str:
+    name = onnx_type.removeprefix("tensor(").removesuffix(")")
+    return DTYPES.get(name, name)
