@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from slim.prune.calibration import drawn, part, running
-from slim.trace.intercept import TRANSPOSED, Layer, Watch, evaluating
+from slim.trace.intercept import TRANSPOSED, Intercept, LayerCall, evaluating
 from slim.trace.tracer import Trace, call
 
 PLACES = 16_384  # pixels of all images that second moments are taken over
@@ -135,7 +135,7 @@ def _readers(model: nn.Module, traced: Trace, images: Any) -> list[Reader]:
     """The layers that read free channels, with second moments of their input over `images`."""
     found: dict[str, list[Reader]] = {}
 
-    def visit(layer: Layer) -> Tensor:
+    def visit(layer: LayerCall) -> Tensor:
         dim = 0 if layer.func in TRANSPOSED else 1
         labels = traced.labels.get(layer.name, {}).get(dim) if layer.kind == "product" else None
         if labels is not None and layer.name not in found and not traced.classes.frozen(labels).all():
@@ -144,7 +144,7 @@ def _readers(model: nn.Module, traced: Trace, images: Any) -> list[Reader]:
 
     device = next(model.parameters()).device
     images = part(drawn(images, 1, "scores")[0], slice(None), device)
-    with running("the network"), evaluating(model), Watch(model, visit):
+    with running("the network"), evaluating(model), Intercept(model, visit):
         call(model, images)
     return [reader for readers in found.values() for reader in readers]
 
@@ -158,7 +158,7 @@ def _places(labels: NDArray[np.int64]) -> int:
     return size if even else 1
 
 
-def _split(layer: Layer, labels: NDArray[np.int64]) -> list[Reader]:
+def _split(layer: LayerCall, labels: NDArray[np.int64]) -> list[Reader]:
     """A layer's groups. A depthwise layer reads each channel alone and passes it on: it has none."""
     x, weight = layer.input, layer.arguments["weight"].detach()
     groups = layer.arguments.get("groups", 1)

@@ -1,4 +1,4 @@
-"""Layers at work: every convolution, linear layer and BatchNorm of a forward pass, whatever module or code calls it."""
+"""Intercept every convolution, linear layer and BatchNorm of a forward pass, whatever module or code calls it."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,8 +24,8 @@ _NORMS = {
 
 
 @dataclass
-class Layer:
-    """A layer at work: a convolution or linear layer ("product"), or a BatchNorm with running statistics ("norm").
+class LayerCall:
+    """A call of a layer: a convolution or linear layer ("product"), or a BatchNorm with running statistics ("norm").
 
     `name` is the name of its weight, or of its running mean. `run()` computes its output.
     """
@@ -42,11 +42,11 @@ class Layer:
         return found
 
 
-Visit = Callable[[Layer], Tensor]  # gives the layer's output
+Visit = Callable[[LayerCall], Tensor]  # gives the layer's output
 
 
-class Watch(TorchFunctionMode):
-    """Shows every layer whose weight is a parameter of `model` to `visit`, whatever module or code calls it."""
+class Intercept(TorchFunctionMode):
+    """Show every layer whose weight is a parameter of `model` to `visit`, whatever module or code calls it."""
 
     def __init__(self, model: nn.Module, visit: Visit) -> None:
         super().__init__()
@@ -71,13 +71,13 @@ class Watch(TorchFunctionMode):
             arguments = {**dict(zip(signature, args)), **kwargs}
             name = self.names.get(id(arguments.get(key)))
             if name is not None:
-                return self.visit(Layer(kind, name, func, arguments, lambda: func(*args, **kwargs)))
+                return self.visit(LayerCall(kind, name, func, arguments, lambda: func(*args, **kwargs)))
         return func(*args, **kwargs)
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode and without gradients; its modes and torch's random state are as before after it."""
+    """Put the model in evaluation mode, without gradients. Its modes and torch's random state are restored after it."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

@@ -17,7 +17,7 @@ from slim.prune import calibration
 from slim.prune.recovery import recover as recovery
 from slim.prune.recovery import regression
 from slim.prune.recovery.recover import recover
-from slim.trace.intercept import Layer
+from slim.trace.intercept import LayerCall
 
 C = 8
 
@@ -116,7 +116,7 @@ def test_a_depthwise_layer_itself_is_refitted() -> None:
     deep = nn.Conv2d(4, 4, 3, groups=4).double()
     scales = torch.tensor([0.5, 2.0, -1.0, 3.0], dtype=torch.float64)[:, None, None]
     with torch.no_grad():
-        layer = Layer(
+        layer = LayerCall(
             "product", "weight", torch.conv2d, {"input": x * scales, "weight": deep.weight, "groups": 4}, lambda: x
         )
         made = regression.fit(layer, deep(x), intercept=True)
@@ -167,7 +167,7 @@ def test_least_squares_against_torch() -> None:
     x, target = torch.randn(40, 3, 9, 9, dtype=torch.float64), torch.randn(40, 5, 5, 5, dtype=torch.float64)
     weight = torch.randn(5, 3, 3, 3, dtype=torch.float64)
     arguments = {"input": x, "weight": weight, "stride": 2, "padding": 1}
-    made = regression.fit(Layer("product", "weight", torch.conv2d, arguments, lambda: x), target, intercept=True)
+    made = regression.fit(LayerCall("product", "weight", torch.conv2d, arguments, lambda: x), target, intercept=True)
     assert made is not None and made.bias is not None
     rows = nn.functional.unfold(x, 3, padding=1, stride=2).transpose(1, 2).reshape(-1, 27)
     rows = torch.cat([rows, torch.ones(len(rows), 1)], 1)
@@ -202,7 +202,7 @@ def test_a_wide_layer_costs_little() -> None:
     """96 rows of 6,000 features: no matrix of features × features is made."""
     torch.manual_seed(0)
     x, weight = torch.randn(96, 6000), torch.randn(8, 6000) / 80
-    layer = Layer("product", "weight", nn.functional.linear, {"input": x, "weight": weight}, lambda: x)
+    layer = LayerCall("product", "weight", nn.functional.linear, {"input": x, "weight": weight}, lambda: x)
     with torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
         made = regression.fit(layer, x @ (weight + 0.01 * torch.randn(8, 6000)).T, intercept=True)
     assert made is not None and made.missed <= made.missed_before
@@ -224,7 +224,7 @@ def test_patches_are_what_the_layer_reads(dims: int) -> None:
         given = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups, **extra}
         start = torch.zeros_like(layer.weight)
         with torch.no_grad():
-            visited = Layer("product", "weight", function, {"input": x, "weight": start, **given}, lambda: x)
+            visited = LayerCall("product", "weight", function, {"input": x, "weight": start, **given}, lambda: x)
             made = regression.fit(visited, layer(x), intercept=True)
         assert made is not None and made.bias is not None
         assert torch.allclose(made.weight, layer.weight, atol=1e-6), (kind, groups, stride, padding, dilation)
@@ -237,7 +237,7 @@ def test_nothing_gets_worse(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = slim.plan(model, images[:1], ratio=0.4)
     thin = plan.apply(model)
 
-    def harm(layer: Layer, target: Tensor, intercept: bool) -> regression.Fit:
+    def harm(layer: LayerCall, target: Tensor, intercept: bool) -> regression.Fit:
         return regression.Fit(layer.arguments["weight"] * -5, None, 1.0, 1.0)
 
     monkeypatch.setattr(recovery, "fit", harm)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slim.trace.intercept import Layer, Watch
+from slim.trace.intercept import Intercept, LayerCall
 from slim.trace.tracer import call
 
 
@@ -22,7 +22,7 @@ class Halted:
 
     def __init__(self, model: nn.Module, inputs: Any) -> None:
         self.model, self.inputs = model, inputs
-        self.seen: tuple[Layer, Tensor] | None = None
+        self.seen: tuple[LayerCall, Tensor] | None = None
         self.error: BaseException | None = None
         self.over = False
         self._go, self._there = threading.Semaphore(0), threading.Semaphore(0)
@@ -34,14 +34,14 @@ class Halted:
         torch.set_num_threads(self._threads)  # a new thread would take all cores
         self._go.acquire()
         try:
-            with torch.no_grad(), Watch(self.model, self._visit):
+            with torch.no_grad(), Intercept(self.model, self._visit):
                 call(self.model, self.inputs)
         except BaseException as error:
             self.error = error
         self.seen, self.over = None, True
         self._there.release()
 
-    def _visit(self, layer: Layer) -> Tensor:
+    def _visit(self, layer: LayerCall) -> Tensor:
         if self.over:
             raise InterruptedError
         out = layer.run()
@@ -50,7 +50,7 @@ class Halted:
         self._go.acquire()
         return out
 
-    def next(self) -> tuple[Layer, Tensor] | None:
+    def next(self) -> tuple[LayerCall, Tensor] | None:
         """The next layer with its output, or None at the end. They hold until the next call."""
         self.seen = None
         self._go.release()
@@ -80,17 +80,17 @@ def halted(model: nn.Module, inputs: Any) -> Iterator[Halted]:
 
 
 def side_by_side(
-    model: nn.Module, thin: nn.Module, inputs: Any, visit: Callable[[Layer, Layer, Tensor], Tensor]
+    model: nn.Module, thin: nn.Module, inputs: Any, visit: Callable[[LayerCall, LayerCall, Tensor], Tensor]
 ) -> None:
     """Run both networks on `inputs`; `visit(layer of thin, layer of model, output of the latter)` gives the output of
     the former. Raises OutOfStep where their layers don't pair up."""
     with halted(model, inputs) as original:
 
-        def pair(layer: Layer) -> Tensor:
+        def pair(layer: LayerCall) -> Tensor:
             met = original.next()
             if met is None or (met[0].kind, met[0].name) != (layer.kind, layer.name):
                 raise OutOfStep(f"{layer.name} meets {met[0].name if met else 'the end'}")
             return visit(layer, *met)
 
-        with torch.no_grad(), Watch(thin, pair):
+        with torch.no_grad(), Intercept(thin, pair):
             call(thin, inputs)

@@ -27,7 +27,7 @@ from slim.prune.rebuild import kept
 from slim.prune.recovery.lockstep import OutOfStep, side_by_side
 from slim.prune.recovery.regression import fit, fits
 from slim.trace.copy import clone, named_tensors
-from slim.trace.intercept import TRANSPOSED, Layer, Watch, evaluating
+from slim.trace.intercept import TRANSPOSED, Intercept, LayerCall, evaluating
 from slim.trace.outputs import output_tensors
 from slim.trace.tracer import call
 
@@ -159,7 +159,7 @@ def _uses(model: nn.Module, images: Any) -> _Uses:
     found = _Uses()
     last: dict[int, tuple[str, Tensor]] = {}  # holds the tensors, so that no other gets the id of one
 
-    def visit(layer: Layer) -> Tensor:
+    def visit(layer: LayerCall) -> Tensor:
         found.counts[layer.name] = found.counts.get(layer.name, 0) + 1
         if layer.kind == "norm" and id(layer.input) in last:
             found.before_norm.add(last[id(layer.input)][0])
@@ -168,7 +168,7 @@ def _uses(model: nn.Module, images: Any) -> _Uses:
         last[id(out)] = layer.name, out
         return out
 
-    with Watch(model, visit):
+    with Intercept(model, visit):
         call(model, images)
     return found
 
@@ -184,7 +184,7 @@ class _Work:
         self.at_borders: list[str] = []
         self.left: dict[str, str] = {}
 
-    def visit(self, layer: Layer, before: Layer, wanted: Tensor) -> Tensor:
+    def visit(self, layer: LayerCall, before: LayerCall, wanted: Tensor) -> Tensor:
         if self.uses.counts[layer.name] == 1:  # one that is used twice can't suit both
             if layer.kind == "norm":
                 self._match_statistics(layer, before)
@@ -198,7 +198,7 @@ class _Work:
         tensor = self.original[name]
         return kept(tensor.shape[dim], self.plan.cuts.get(name, {}).get(dim, []), tensor.device)
 
-    def _match_statistics(self, layer: Layer, before: Layer) -> None:
+    def _match_statistics(self, layer: LayerCall, before: LayerCall) -> None:
         """Give a BatchNorm the statistics that make it treat its input as the original treats its own.
 
         The original's running statistics are right for the original's input. What changes is the difference that both
@@ -217,7 +217,7 @@ class _Work:
             ratio = torch.where(alive, now_var / then_var, 1.0)
             var.copy_(self.original[name + "running_var"][index] * ratio)
 
-    def _refit(self, layer: Layer, before: Layer, wanted: Tensor) -> None:
+    def _refit(self, layer: LayerCall, before: LayerCall, wanted: Tensor) -> None:
         name = _owner(layer.name)
         if not fits(layer):
             self.left[name] = "a form that isn't supported"
@@ -241,7 +241,7 @@ class _Work:
         if gone and intercept:
             self._count_constants(name, layer, before, gone)
 
-    def _count_constants(self, name: str, layer: Layer, before: Layer, gone: list[int]) -> None:
+    def _count_constants(self, name: str, layer: LayerCall, before: LayerCall, gone: list[int]) -> None:
         """Of the input channels that the layer no longer reads, `gone` of each group."""
         groups = before.arguments.get("groups", 1)
         dim = before.input.dim() - 1 if layer.func is F.linear else 1

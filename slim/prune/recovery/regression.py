@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from slim.trace.intercept import CONVOLUTIONS, TRANSPOSED, Layer
+from slim.trace.intercept import CONVOLUTIONS, TRANSPOSED, LayerCall
 
 RIDGES = (1e-12, 1e-8, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # relative to the mean variance of what a layer reads
 PATCHES_PER_WEIGHT = 40  # rows of a regression per unknown of it: more change nothing
@@ -23,7 +23,7 @@ LEAST_PATCHES = 20_000
 CHUNK = 1 << 23  # values of patches at a time
 
 
-def fits(layer: Layer) -> bool:
+def fits(layer: LayerCall) -> bool:
     """Whether `targets_for` knows the layer's form."""
     x, weight = layer.input, layer.arguments["weight"]
     if layer.func is F.linear:
@@ -171,7 +171,7 @@ class Fit:
     missed: float
 
 
-def fit(layer: Layer, target: Tensor, intercept: bool) -> Fit | None:
+def fit(layer: LayerCall, target: Tensor, intercept: bool) -> Fit | None:
     """The weights with which `layer` comes closest to `target`, shape of its output, on the input that it has.
 
     Ridge regression of what is missing, so that the weights stay as they are where the data say nothing else. How
@@ -205,7 +205,7 @@ def fit(layer: Layer, target: Tensor, intercept: bool) -> Fit | None:
     return Fit(_as_weight(layer, new, weight), bias, *(misses[r] / max(total, 1e-300) for r in (math.inf, ridge)))
 
 
-def _as_matrix(layer: Layer, weight: Tensor) -> Tensor:
+def _as_matrix(layer: LayerCall, weight: Tensor) -> Tensor:
     """[g, O, F] in float64 on the CPU, where O and F are outputs and features of one group."""
     if layer.func in TRANSPOSED:
         weight = weight.transpose(0, 1)
@@ -213,7 +213,7 @@ def _as_matrix(layer: Layer, weight: Tensor) -> Tensor:
     return weight.detach().double().cpu().reshape(groups, weight.shape[0] // groups, -1)
 
 
-def _as_weight(layer: Layer, matrix: Tensor, like: Tensor) -> Tensor:
+def _as_weight(layer: LayerCall, matrix: Tensor, like: Tensor) -> Tensor:
     if layer.func in TRANSPOSED:
         return matrix.reshape(like.transpose(0, 1).shape).transpose(0, 1).to(like)
     return matrix.reshape(like.shape).to(like)
@@ -223,7 +223,7 @@ def _working_dtype(tensor: Tensor) -> torch.dtype:
     return tensor.dtype if tensor.dtype == torch.float64 else torch.float32
 
 
-def _seen(layer: Layer, target: Tensor, half: int) -> Any:
+def _seen(layer: LayerCall, target: Tensor, half: int) -> Any:
     """What one half of the images says, as Moments or as Rows, whichever is smaller."""
     windows = _windows(layer)
     places = target.movedim(1, -1) if layer.func is not F.linear else target
@@ -242,7 +242,7 @@ def _seen(layer: Layer, target: Tensor, half: int) -> Any:
     return (Rows if every < features else Moments).of(chunks)
 
 
-def _chunks(layer: Layer, windows: Tensor, places: Tensor, drawn: Tensor, features: int) -> Chunks:
+def _chunks(layer: LayerCall, windows: Tensor, places: Tensor, drawn: Tensor, features: int) -> Chunks:
     """The patches and targets of the places drawn, some at a time."""
     groups = layer.arguments.get("groups", 1)
     shape, outputs = places.shape[:-1], places.shape[-1]
@@ -255,7 +255,7 @@ def _chunks(layer: Layer, windows: Tensor, places: Tensor, drawn: Tensor, featur
         yield u.to(dtype), t.to(dtype)
 
 
-def _windows(layer: Layer) -> Tensor:
+def _windows(layer: LayerCall) -> Tensor:
     """What the layer reads for each place of its output, as a view: [N, channels, places…, kernel…]; of a linear
     layer its input."""
     x, weight = layer.input, layer.arguments["weight"]
