@@ -32,7 +32,7 @@ from torch import nn
 
 import slim
 from slim.deploy.onnx.session import SESSION_SETTINGS, open_session
-from slim.trace.size import measure
+from slim.trace.size import network_size
 
 NETWORKS = ["resnet18", "resnet50", "mobilenet_v2", "efficientnet_b0", "vgg16_bn"]
 SECONDS = 20.0  # of timed runs for each setting, as far as ROUNDS allows
@@ -74,7 +74,7 @@ def unrounded(model: nn.Module, x: torch.Tensor, keep: float, runtime: slim.Runt
 def torch_pruning(model: nn.Module, x: torch.Tensor, keep: float, runtime: slim.Runtime) -> nn.Module:
     import torch_pruning as tp
 
-    whole = measure(model, x).flops
+    whole = network_size(model, x).flops
     best, low, high = model, 0.0, 0.95
     for _ in range(7):
         ratio = (low + high) / 2
@@ -84,7 +84,7 @@ def torch_pruning(model: nn.Module, x: torch.Tensor, keep: float, runtime: slim.
         tp.pruner.BNScalePruner(
             thin, x, importance, pruning_ratio=ratio, global_pruning=True, round_to=16, ignored_layers=heads
         ).step()
-        if measure(thin, x).flops <= keep * whole:
+        if network_size(thin, x).flops <= keep * whole:
             best, high = thin, ratio
         else:
             low = ratio
@@ -109,14 +109,14 @@ def sizes(name: str, keep: float, batch_size: int, threads: int) -> dict[str, An
     """One setting, measured: for each method its FLOPs and milliseconds of every round."""
     runtime = slim.Runtime("cpu", threads, batch_size)
     model, x = network(name), IMAGES[:1]
-    whole = measure(model, x)
+    whole = network_size(model, x)
     found: dict[str, Any] = {"original": {"flops": whole.flops, "params": whole.params}}
     sessions = {}
     with tempfile.TemporaryDirectory() as folder:
         for method, prune in {"original": None, **METHODS}.items():
             start = time.perf_counter()
             thin = fitted(prune(model, x, keep, runtime)) if prune else model
-            size = measure(thin, x)
+            size = network_size(thin, x)
             found[method] = {"flops": size.flops, "params": size.params, "planning_s": time.perf_counter() - start}
             path = Path(folder, "thin.onnx")
             slim.export_onnx(thin, x, path)

@@ -23,7 +23,7 @@ from shared import RESULTS, ran_on, table, write
 
 import slim
 from slim.deploy.cost.measure import Network, in_turn, share_of
-from slim.trace.size import measure
+from slim.trace.size import network_size
 
 
 def kept(name: str, budget: float, runtime: slim.Runtime) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def kept(name: str, budget: float, runtime: slim.Runtime) -> dict[str, Any]:
         "again": share_of(again),
         "spread": [float(v) for v in np.percentile(shares, [10, 90])],
         "too_coarse": "unused" in plan.timing or bool(plan.shortfall),
-        "flops": measure(thin, x).flops / measure(model, x).flops,
+        "flops": network_size(thin, x).flops / network_size(model, x).flops,
     }
 
 

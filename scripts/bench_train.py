@@ -45,7 +45,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision import datasets, transforms
 
 import slim
-from slim.trace.size import measure
+from slim.trace.size import network_size
 from slim.workbench import data, models, train
 from slim.workbench.config import ComputeConfig, DataConfig, OptimConfig, SparsityConfig
 from slim.workbench.data import Split
@@ -284,7 +284,7 @@ def speed(args: argparse.Namespace) -> None:
     for pipe in pipes.values():
         pipe.send(False)
 
-    flops = {name: measure(network_of(name), torch.zeros(1, 3, 32, 32)).flops for name in names}
+    flops = {name: network_size(network_of(name), torch.zeros(1, 3, 32, 32)).flops for name in names}
     rows = []
     for name, took in times.items():
         rates = [args.images / seconds for seconds in took]

@@ -59,7 +59,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 import slim
 from slim import checkpoint
 from slim.errors import Interrupted
-from slim.trace.size import measure
+from slim.trace.size import network_size
 from slim.workbench import data, models, train
 from slim.workbench.config import ComputeConfig, DataConfig, OptimConfig, SparsityConfig
 
@@ -216,11 +216,11 @@ def by_torch_pruning(model: nn.Module, example: Tensor, keep: float, kind: str, 
         ).step()
         return thin
 
-    budget = keep * measure(model, example).flops
+    budget = keep * network_size(model, example).flops
     low, high = 0.0, 1.0
     for _ in range(10):
         middle = (low + high) / 2
-        low, high = (low, middle) if measure(at(middle), example).flops <= budget else (middle, high)
+        low, high = (low, middle) if network_size(at(middle), example).flops <= budget else (middle, high)
     return at(high)
 
 
@@ -246,7 +246,7 @@ def results_of(bench: Bench, method: str, keep: float, ways: Sequence[Way]) -> I
         thin = slim.plan(whole, bench.example, flops=keep, floor=0, mode="select").apply(whole)
     else:
         thin = by_torch_pruning(whole, bench.example, keep, method, bench.seed)
-    before, after = measure(whole, bench.example), measure(thin, bench.example)
+    before, after = network_size(whole, bench.example), network_size(thin, bench.example)
     pruned |= {"flops": after.flops / before.flops, "params": after.params / before.params}
     seen = s.epochs * (len(bench.loaded.train) // s.batch_size) * s.batch_size
     if method != "scratch":

@@ -37,6 +37,8 @@ _HOME = {  # public name -> the room it lives in
     "OnnxModel": "deploy.onnx.predict",
     "quantize_onnx": "deploy.onnx.quantize",
     "benchmark": "deploy.bench.benchmark",
+    "rule": "trace.rules.builtin",
+    "Op": "trace.op",
     "SlimError": "errors",
 }
 
@@ -81,4 +83,6 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from slim.sparsity import coupled as coupled
     from slim.sparsity import parameter_groups as parameter_groups
     from slim.sparsity import sparsify as sparsify
+    from slim.trace.op import Op as Op
+    from slim.trace.rules.builtin import rule as rule
     from slim.workbench.models.load import load as load

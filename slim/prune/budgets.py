@@ -20,7 +20,7 @@ class Costs:
     def __init__(self, traced: Trace, groups: Groups, latency: "LatencyModel | None" = None) -> None:
         self.groups = groups
         params = [(1, _dims_of(traced, name)) for name in traced.parameters]
-        flops = [(2 * product.positions, [_labels_of(dim) for dim in product.dims]) for product in traced.products]
+        flops = [(2 * product.positions, product.dims) for product in traced.products]
         self.sums: dict[str, Callable[[Bools], float]] = {
             "params": _SumOfProducts(params),
             "flops": _SumOfProducts(flops),
@@ -52,10 +52,6 @@ Dims = Sequence[int | NDArray[np.int64]]  # of each dimension its fixed size, or
 def _dims_of(traced: Trace, name: str) -> Dims:
     labels = traced.labels.get(name, {})
     return [labels.get(d, n) for d, n in enumerate(traced.shapes[name])]
-
-
-def _labels_of(dim: int | NDArray[np.int64]) -> int | NDArray[np.int64]:
-    return dim if isinstance(dim, int) else dim >> 1
 
 
 class _SumOfProducts:

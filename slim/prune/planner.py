@@ -24,7 +24,7 @@ from slim.prune.groups import Bools, Floats, Groups, Score
 from slim.prune.plan import Layer, PruningPlan
 from slim.prune.rebuild import thinned
 from slim.prune.scores import residual_scores
-from slim.trace.check import Counted, Misfit, count, find_misfit
+from slim.trace.check import Counted, Misfit, find_misfit, kept_size
 from slim.trace.copy import named_tensors
 from slim.trace.tracer import Trace, trace
 
@@ -154,11 +154,11 @@ def _follow_stored_sizes(
     """
 
     def thin(sizes: Mapping[str, Counted]) -> dict[str, int | list[int]]:
-        return {name: count(counted, kept) for name, counted in sizes.items()}
+        return {name: kept_size(counted, kept) for name, counted in sizes.items()}
 
     def check(tried: dict[str, Counted]) -> Misfit | None:
         made.sizes = thin(stored | tried)
-        return find_misfit(traced, lambda bones: thinned(bones, made.change), kept, stored | tried)
+        return find_misfit(traced, lambda copied: thinned(copied, made.change), kept, stored | tried)
 
     def further(after: Misfit | None, before: Misfit) -> bool:
         return after is None or after.step > before.step
@@ -168,7 +168,9 @@ def _follow_stored_sizes(
         stale = {
             name: counted
             for name, counted in misfit.stored.items()
-            if name not in stored and name not in refused and count(counted, kept) != count(counted, np.ones_like(kept))
+            if name not in stored
+            and name not in refused
+            and kept_size(counted, kept) != kept_size(counted, np.ones_like(kept))
         }
         modules = {name.rpartition(".")[0] for name in stale}
         together = [[name for name in stale if name.rpartition(".")[0] == module] for module in modules]

@@ -1,23 +1,26 @@
 """Does forward code still line up once channels are gone? Found out without arithmetic, by tracing the thin network.
 
-The thin skeleton's parameters carry the labels of the channels that they keep. Under the same rules, every union must
-hold already, and every output must have the shape that it had. A size that forward code holds on its own (a stored
-split size, a constant in a view) shows as a union that doesn't hold or an operator that fails; the channels that met
-there must stay.
+The parameters of its meta-device copy carry the labels of the channels that they keep. Under the same rules, every
+union must hold already, and every output must have the shape that it had. A size that forward code holds on its own (a
+stored split size, a constant in a view) shows as a union that doesn't hold or an operator that fails; the channels that
+met there must stay.
 """
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
 
 from slim.trace.classes import Classes, Ints
+from slim.trace.codes import Bools, Codes, label, name_of, set_codes
 from slim.trace.copy import clone, named_modules, named_tensors
-from slim.trace.tracer import Run, Step, Trace, Tracer, label, name_tensors, run_once, shapes_of
+from slim.trace.labeller import Choice, Executed
+from slim.trace.tracer import ForwardPass, Trace, Tracer, name_tensors, run_once, shapes_of
 
 Counted = Ints | list[Ints]  # the labels that a stored size counts, or those of each of a list of sizes
 
@@ -26,9 +29,10 @@ Counted = Ints | list[Ints]  # the labels that a stored size counts, or those of
 class Misfit:
     """Channels that can't go as planned, and why.
 
-    `step` is how far the thin network came. `stored` are attributes of the modules at work there that hold a size which
-    operators before were given: "module.attribute" -> the labels that it counts. `shared` are those that follow their
-    channels already, and that an operator here was given for other channels: heads of attention of one stored size.
+    `step` is how far the thin network came. `stored` are attributes of the modules that ran there, each of which holds
+    a size that operators before were given: "module.attribute" -> the labels that it counts. `shared` are those that
+    follow their channels already, and that an operator here was given for other channels: heads of attention of one
+    stored size.
     """
 
     labels: Ints
@@ -38,8 +42,8 @@ class Misfit:
     shared: dict[str, Ints] = field(default_factory=dict)
 
 
-class _Apart(Exception):
-    """A union that should hold already doesn't."""
+class Mismatch(Exception):
+    """What should hold already in the thin network doesn't."""
 
 
 class Settled(Classes):
@@ -52,70 +56,71 @@ class Settled(Classes):
         if np.array_equal(a, b):
             return
         if a.shape[-1] != b.shape[-1]:
-            raise _Apart(reason)
+            raise Mismatch(reason)
         apart = self.roots(a) != self.roots(b)
         if apart.any():
             a, b = np.broadcast_arrays(a, b)
             if not (self.frozen(a[apart]) & self.frozen(b[apart])).all():
-                raise _Apart(reason)
+                raise Mismatch(reason)
 
     def freeze(self, labels: Ints, reason: str) -> None:
         if not self.frozen(labels).all():
-            raise _Apart(reason)
+            raise Mismatch(reason)
 
 
 class Follower(Tracer):
     """A tracer that must take the same steps as an earlier run."""
 
-    def __init__(self, traced: Trace, run: Run) -> None:
+    def __init__(self, traced: Trace, run: ForwardPass) -> None:
         super().__init__(Settled(traced.classes), traced.selecting, traced.whole_groups)
         self.run_before = run
         self.readings = iter(run.decisions)
         self.names = traced.shapes.keys()
 
-    def step(self, step: Step) -> None:
-        super().step(step)
-        n = len(self.steps)
-        before = self.run_before.steps[n - 1] if n <= len(self.run_before.steps) else None
-        if before is None or before.func is not step.func:
-            raise _Apart("forward takes another path")
-        if before.constants != step.constants:
-            raise _Apart(f"a constant that follows a size, in {self.where(step.func)}")
+    def note(self, executed: Executed) -> None:
+        super().note(executed)
+        n, earlier = len(self.executed), self.run_before.executed
+        before = earlier[n - 1] if n <= len(earlier) else None
+        if before is None or before.func is not executed.func:
+            raise Mismatch("forward takes another path")
+        if before.constants != executed.constants:
+            name = executed.func.overloadpacket.__name__
+            raise Mismatch(f"a constant that follows a size, in {name} after {self.place}")
 
-    def decide(self, choice: Any) -> Any:
-        return next(self.readings, choice)
+    def decide(self, choice: Choice) -> Choice:
+        return cast(Choice, next(self.readings, choice))
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, func: OpOverload, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten.index_select.default and self.is_new(args[2]):
             return label(func(args[0], args[1], args[2].to(args[0].device)), self.codes(args[0]))
         return super().__torch_dispatch__(func, types, args, kwargs)
 
-    def is_new(self, index: Any) -> bool:
-        """A BatchNorm that selects its channels of a shared stream has an index that the original doesn't have."""
-        name = getattr(index, "_slim_name", None)
+    def is_new(self, index: Tensor) -> bool:
+        """Return whether a BatchNorm selects its channels by this index, which the original doesn't have."""
+        name = name_of(index)
         return name is not None and name not in self.names
 
 
 def find_misfit(
     traced: Trace,
     thinned: Callable[[nn.Module], AbstractContextManager[None]],
-    kept: np.ndarray,
+    kept: Bools,
     followed: Mapping[str, Counted],
 ) -> Misfit | None:
-    """The first place where the thin network's forward code doesn't line up with the original's, or None.
+    """Return the first place where the thin network's forward code doesn't line up with the original's, or None.
 
-    `thinned` makes the trace's skeleton thin for a while; `kept` says for every label whether it stays; `followed` are
-    stored sizes that are thin then.
+    `thinned` makes the trace's meta-device copy thin for a while; `kept` says for every label whether it stays;
+    `followed` are stored sizes that are thin then.
     """
     # Forward code that looks at values takes the path that the values say: compare with the masked network's.
     runs = traced.runs if traced.inputs_are_meta else [_masked_run(traced, kept, run.training) for run in traced.runs]
-    with thinned(traced.skeleton):
-        for name, tensor in named_tensors(name_tensors(traced.skeleton)):
+    with thinned(traced.meta_copy):
+        for name, tensor in named_tensors(name_tensors(traced.meta_copy)):
             labels = traced.labels.get(name)
             if labels:
-                tensor._codes = {d: 2 * v[kept[v]] for d, v in labels.items()}  # type: ignore[attr-defined]
+                set_codes(tensor, {d: Codes.of(v[kept[v]]) for d, v in labels.items()})
         for run in runs:
-            misfit = _follow(traced, run, run.training and len(runs) > 1, kept, followed)
+            misfit = _follow(traced, run, kept, followed, training=run.training and len(runs) > 1)
             if misfit is not None:
                 misfit.step += 10**6 * runs.index(run)
                 return misfit
@@ -123,34 +128,34 @@ def find_misfit(
 
 
 def _follow(
-    traced: Trace, run: Run, training: bool, kept: np.ndarray, followed: Mapping[str, Counted]
+    traced: Trace, run: ForwardPass, kept: Bools, followed: Mapping[str, Counted], *, training: bool
 ) -> Misfit | None:
-    """Run the thin skeleton along `run`. Where there is but one, both modes take the same steps, or this finds out."""
+    """Run the thin copy along `run`. Where there is but one, both modes take the same steps, or this finds out."""
     follower = Follower(traced, run)
     try:
         with torch.random.fork_rng(devices=[]):
-            outputs = run_once(traced.skeleton, traced.inputs, follower, training)
+            outputs = run_once(traced.meta_copy, traced.inputs, follower, training=training)
         if shapes_of(outputs) != run.shapes:
-            raise _Apart("an output changes its shape")
+            raise Mismatch("an output changes its shape")
         return None
     except Exception as error:
-        why = str(error) if isinstance(error, _Apart) else f"{type(error).__name__} after {follower.place}"
-        steps = run.steps[: len(follower.steps) + AHEAD]
-        stored, shared = _stored_sizes(traced.skeleton, error, steps, followed)
-    at = len(follower.steps)
-    for step in reversed(run.steps[: max(at, 1)]):
-        met = [v >> 1 for v in step.codes]
+        why = str(error) if isinstance(error, Mismatch) else f"{type(error).__name__} after {follower.place}"
+        executed = run.executed[: len(follower.executed) + AHEAD]
+        stored, shared = _stored_sizes(traced.meta_copy, error, executed, followed)
+    at = len(follower.executed)
+    for step in reversed(run.executed[: max(at, 1)]):
+        met = [codes.labels for codes in step.codes]
         loose = np.concatenate([v[~traced.classes.frozen(v)] for v in met]) if met else np.zeros(0, np.int64)
         if len(loose) and not kept[loose].all():
             return Misfit(loose, f"forward code holds a size: {why}", at, stored, shared)
     return Misfit(np.zeros(0, np.int64), why, at, stored, shared)
 
 
-def _masked_run(traced: Trace, kept: np.ndarray, training: bool) -> Run:
-    """The original with γ = β = 0 on the channels that go, traced again under the classes that are known."""
+def _masked_run(traced: Trace, kept: Bools, training: bool) -> ForwardPass:
+    """Trace the original with γ = β = 0 on the pruned channels again, under the classes that are known."""
 
     def mask(tensor: Tensor) -> Tensor:
-        bn, _, kind = tensor._slim_name.rpartition(".")  # type: ignore[attr-defined]
+        bn, _, kind = (name_of(tensor) or "").rpartition(".")
         if bn not in traced.norms or kind not in ("weight", "bias"):
             return tensor
         stays = torch.from_numpy(kept[traced.norms[bn]])
@@ -160,8 +165,8 @@ def _masked_run(traced: Trace, kept: np.ndarray, training: bool) -> Run:
 
     tracer = Tracer(traced.classes, traced.selecting, traced.whole_groups)
     with torch.random.fork_rng(devices=[]):
-        outputs = run_once(clone(traced.skeleton, mask), traced.inputs, tracer, training)
-    return Run(training, tracer.steps, tracer.decisions, shapes_of(outputs))
+        outputs = run_once(clone(traced.meta_copy, mask), traced.inputs, tracer, training=training)
+    return ForwardPass(training, tracer.executed, tracer.decisions, shapes_of(outputs))
 
 
 AHEAD = 2  # operators that one call may have come to, had it not failed: reshape copies, then views
@@ -169,20 +174,20 @@ RECENT = 60  # operators back from a failure, among which the one that was given
 
 
 def _stored_sizes(
-    bones: nn.Module, error: Exception, steps: list[Step], followed: Mapping[str, Counted]
+    copied: nn.Module, error: Exception, executed: list[Executed], followed: Mapping[str, Counted]
 ) -> tuple[dict[str, Counted], dict[str, Ints]]:
-    """Attributes of the modules that were at work when `error` came up, and that hold what an operator was given; and
+    """Return attributes of the modules that ran when `error` came up, and that hold what an operator was given; and
     those of `followed` among them that the last operator was given for other labels."""
-    given = [step.sizes for step in reversed(steps[-RECENT:]) if step.sizes]
-    names = {id(module): name for name, module in named_modules(bones)}
-    at_work, trace = [], error.__traceback__
+    given = [step.sizes for step in reversed(executed[-RECENT:]) if step.sizes]
+    names = {id(module): name for name, module in named_modules(copied)}
+    running, trace = [], error.__traceback__
     while trace is not None:
         module = trace.tb_frame.f_locals.get("self")
         if id(module) in names and not type(module).__module__.startswith("torch.nn"):
-            at_work.append(module)
+            running.append(module)
         trace = trace.tb_next
     found: dict[str, Counted] = {}
-    for module in reversed(at_work):  # the innermost first
+    for module in reversed(running):  # the innermost first
         for attribute, value in vars(module).items():
             counted: Counted | None = None
             if type(value) is int:
@@ -195,7 +200,7 @@ def _stored_sizes(
                 found.setdefault(names[id(module)] + attribute, counted)
     shared: dict[str, Ints] = {}
     last = [labels for sizes in given[: AHEAD + 1] for size, labels in sizes if size == len(labels)]
-    for name in [names[id(module)] + attribute for module in at_work for attribute in vars(module)]:
+    for name in [names[id(module)] + attribute for module in running for attribute in vars(module)]:
         known = followed.get(name)
         if known is None or isinstance(known, list):
             continue
@@ -205,6 +210,6 @@ def _stored_sizes(
     return found, shared
 
 
-def count(counted: Counted, kept: np.ndarray) -> int | list[int]:
-    """What a stored size comes to when only `kept` labels stay."""
+def kept_size(counted: Counted, kept: Bools) -> int | list[int]:
+    """Return what a stored size comes to when only `kept` labels stay."""
     return [int(kept[c].sum()) for c in counted] if isinstance(counted, list) else int(kept[counted].sum())

@@ -1,11 +1,8 @@
-"""Which channels stand or fall together: a union-find over integer labels, on whole arrays at a time.
+"""Which channels are coupled: a union-find over integer labels, on whole arrays at a time.
 
 A *label* names one channel of one layer. Labels that are united form a *class* (a group, in the field's words); its
 smallest label is its root. Label 0 stands for whatever has a fixed size (the image, a constant, a stored table):
 uniting with it freezes a class instead of joining it, so that every frozen class keeps the reason of its own.
-
-A *code* is what tensors carry: `2 * label + 1` where the channel is exactly zero once the γ and β of its class are
-zero ("gated"), `2 * label` where it is not.
 """
 
 import numpy as np
@@ -28,7 +25,7 @@ class Classes:
         return self._count
 
     def fresh(self, n: int) -> Ints:
-        """`n` new labels, each in a class of its own."""
+        """Return `n` new labels, each in a class of its own."""
         first, self._count = self._count, self._count + n
         if self._count > len(self._parent):
             size = max(2 * len(self._parent), self._count)
@@ -39,7 +36,7 @@ class Classes:
         return np.arange(first, self._count, dtype=np.int64)
 
     def roots(self, labels: Ints) -> Ints:
-        """The smallest label of each label's class (and shorten the way there for next time)."""
+        """Return the smallest label of each label's class (and shorten the way there for next time)."""
         parent = self._parent
         found = parent[labels]
         above = parent[found]
@@ -77,7 +74,7 @@ class Classes:
             self._reason[ends[untold]] = reasons[untold]
 
     def freeze(self, labels: Ints, reason: str) -> None:
-        """No channel of these labels' classes may go, because of `reason`. The first reason stays."""
+        """Keep all channels of these labels' classes, because of `reason`. The first reason stays."""
         if not len(labels):
             return
         roots = self.roots(labels)
@@ -90,12 +87,12 @@ class Classes:
             self._reason[roots] = index
 
     def frozen(self, labels: Ints) -> NDArray[np.bool_]:
-        """Whether each label's class is frozen (label 0 always is)."""
+        """Return whether each label's class is frozen (label 0 always is)."""
         roots = self.roots(labels)
         return (self._reason[roots] > 0) | (roots == 0)
 
     def reason(self, label: int) -> str | None:
-        """Why the label's class is frozen, or None where it is free."""
+        """Return why the label's class is frozen, or None where it is free."""
         root = int(self.roots(np.array([label]))[0])
         index = int(self._reason[root])
         return self.reasons[index - 1] if index else ("fixed size" if root == 0 else None)

@@ -7,11 +7,11 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from slim.trace.tracer import as_meta, call, skeleton
+from slim.trace.tracer import as_meta, call, data_copy, meta_copy
 
 
 @dataclass(frozen=True)
-class Size:
+class NetworkSize:
     """`params`: trainable and frozen parameters; `flops`: multiply-adds × 2 of one forward pass on the example
     inputs (convolutions and matrix products, as torch.utils.flop_counter counts them); `channels`: the sum of all
     BatchNorm widths."""
@@ -21,19 +21,19 @@ class Size:
     channels: int
 
 
-def measure(model: nn.Module, example_inputs: Any) -> Size:
-    """The size of a model, without running any arithmetic where its forward code allows (tensors without data)."""
+def network_size(model: nn.Module, example_inputs: Any) -> NetworkSize:
+    """Return the size of a model, without any arithmetic where its forward code allows (tensors without data)."""
     params = sum(p.numel() for p in model.parameters())
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         try:
-            flops = _flops(skeleton(model), as_meta(example_inputs))
+            flops = _flops(meta_copy(model), as_meta(example_inputs))
         except Exception:  # forward code that looks at values
-            flops = _flops(skeleton(model, meta=False), example_inputs)
-    return Size(params, flops, channels(model))
+            flops = _flops(data_copy(model), example_inputs)
+    return NetworkSize(params, flops, channels(model))
 
 
 def channels(model: nn.Module) -> int:
-    """The sum of all BatchNorm widths."""
+    """Return the sum of all BatchNorm widths."""
     norms = (m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.affine)
     return sum(norm.weight.numel() for norm in norms)
 

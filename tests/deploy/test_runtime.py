@@ -19,7 +19,7 @@ from slim.deploy.cost.operators import Kernel, operators
 from slim.deploy.cost.runtime import read_latency
 from slim.deploy.cost.staircase import Surface, levels, quantum
 from slim.prune import knapsack
-from slim.trace.size import measure as size_of
+from slim.trace.size import network_size as size_of
 from slim.trace.tracer import trace
 from slim.workbench.models import build
 

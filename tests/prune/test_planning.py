@@ -11,7 +11,7 @@ from networks import ZOO, randomise
 from torch import nn
 
 import slim
-from slim.trace.size import measure
+from slim.trace.size import network_size
 from slim.workbench.models import build
 
 X = torch.randn(1, 3, 32, 32)
@@ -92,7 +92,7 @@ def test_budgets_are_met_from_below(kind, share):
     model = randomise(torchvision.models.resnet18())
     x = torch.randn(1, 3, 64, 64)
     plan = slim.plan(model, x, **{kind: share})
-    whole, thin = getattr(measure(model, x), kind), getattr(measure(plan.apply(model), x), kind)
+    whole, thin = getattr(network_size(model, x), kind), getattr(network_size(plan.apply(model), x), kind)
     assert plan.totals[kind] == (whole, thin)  # foretold exactly
     assert share - 0.01 < thin / whole <= share
     absolute = slim.plan(model, x, **{kind: int(share * whole)})
@@ -219,7 +219,7 @@ def test_measure_is_the_flop_counter_on_real_tensors():
     x = torch.randn(2, 3, 64, 64)
     with FlopCounterMode(display=False) as counter:
         model(x)
-    size = measure(model.train(), x)
+    size = network_size(model.train(), x)
     assert size.flops == counter.get_total_flops() and model.training
     assert size.params == sum(p.numel() for p in model.parameters())
     assert size.channels == sum(m.num_features for m in model.modules() if isinstance(m, nn.BatchNorm2d))

@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 
 from slim.errors import Interrupted
-from slim.trace.size import measure
+from slim.trace.size import network_size
 from slim.workbench import config, data, models
 from slim.workbench.config import DataConfig, RunConfig
 from slim.workbench.train import Callbacks, Progress
@@ -140,11 +140,11 @@ def test_torch_pruning_meets_the_budget(kind: str) -> None:
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.uniform_(module.weight)
-    before = measure(model, example).flops
+    before = network_size(model, example).flops
     for keep in (0.6, 0.2):
         thin = frontier.by_torch_pruning(model, example, keep, kind, seed=0)
-        assert keep - 0.12 < measure(thin, example).flops / before <= keep
-    assert measure(model, example).flops == before
+        assert keep - 0.12 < network_size(thin, example).flops / before <= keep
+    assert network_size(model, example).flops == before
 
 
 @pytest.mark.parametrize("path", sorted(paper_tables.CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)

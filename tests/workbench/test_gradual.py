@@ -17,7 +17,7 @@ import slim
 from slim import checkpoint
 from slim.errors import SlimError
 from slim.prune.plan import PruningPlan
-from slim.trace.size import measure
+from slim.trace.size import network_size
 from slim.workbench import config, models, train
 from slim.workbench import run as pipeline
 from slim.workbench.config import ComputeConfig, DataConfig, OptimConfig, PruneConfig, RunConfig, SparsityConfig
@@ -365,7 +365,7 @@ def test_several_passes(here: None) -> None:
 def test_every_way_to_plan(pruning: dict[str, Any], digits: Dataset) -> None:
     """Whatever the rules, all prunes together keep the budget, as one would."""
     model, prunes = network(widths=(48, 64)), Prunes()
-    whole = measure(model, IMAGE).flops
+    whole = network_size(model, IMAGE).flops
     more = {"images": digits.train[:64].decoded().float()} if "score" in pruning else {}
     how = SparsityConfig(strength=1e-3, gradual=3)
     fit(
@@ -381,7 +381,7 @@ def test_every_way_to_plan(pruning: dict[str, Any], digits: Dataset) -> None:
     if "ratio" in pruning:
         assert sum(widths) == 56
     else:
-        assert 0.25 * whole < measure(model, IMAGE).flops <= 0.4 * whole
+        assert 0.25 * whole < network_size(model, IMAGE).flops <= 0.4 * whole
     if pruning.get("round_to") == 8:
         assert widths[0] % 8 == widths[1] % 8 == 0
     if "scope" in pruning:

@@ -13,7 +13,7 @@ from rich.console import Console
 import slim
 from slim import checkpoint
 from slim.prune.plan import PruningPlan
-from slim.trace.size import measure
+from slim.trace.size import network_size
 from slim.workbench import config, data, models, train
 from slim.workbench import run as pipeline
 from slim.workbench.config import RunConfig
@@ -96,7 +96,7 @@ def test_each_pass_goes_on_from_the_network_of_the_one_before() -> None:
     assert same(networks[0].state_dict(), weights(FOLDERS[1] / "sparse.safetensors"))
 
     table = told[told.index("by pass") :]
-    sizes = [measure(slim.load(f / "finetuned.safetensors"), torch.zeros(1, 1, 8, 8)).params for f in FOLDERS]
+    sizes = [network_size(slim.load(f / "finetuned.safetensors"), torch.zeros(1, 1, 8, 8)).params for f in FOLDERS]
     assert [int(row[1].replace(",", "")) for row in re.findall(r"^ +\d +([\d,]+) +([\d,]+)", table, re.M)] == sizes
     assert sizes == sorted(sizes, reverse=True)
 

@@ -1,8 +1,8 @@
 """What a network runs: its operators, their sizes, and which channels those sizes follow.
 
-The trace's skeleton runs once more, in inference mode, and every operator that costs time is noted together with the
-labels along its channel dimensions. Pointwise operators join the operator whose result they take, as a runtime fuses
-them: convolution, BatchNorm, the sum with a shortcut and ReLU make one kernel.
+The trace's meta-device copy runs once more, in inference mode, and every operator that costs time is noted together
+with the labels along its channel dimensions. Pointwise operators join the operator whose result they take, as a runtime
+fuses them: convolution, BatchNorm, the sum with a shortcut and ReLU make one kernel.
 """
 
 import math
@@ -16,7 +16,9 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from slim.trace.tracer import Trace, Tracer, run_once, tensors_in
+from slim.trace.codes import name_of
+from slim.trace.op import tensors_in
+from slim.trace.tracer import Trace, Tracer, run_once
 
 Ints = NDArray[np.int64]
 Size = int | Ints  # a fixed size, or one label for each channel
@@ -110,7 +112,7 @@ def operators(traced: Trace, batch_size: int) -> list[Operator]:
     """The operators of a traced model's inference forward, for batches of `batch_size`."""
     recorder = Recorder(traced, batch_size)
     with torch.random.fork_rng(devices=[]):
-        run_once(traced.skeleton, traced.inputs, recorder, training=False)
+        run_once(traced.meta_copy, traced.inputs, recorder, training=False)
     return recorder.found
 
 
@@ -133,7 +135,7 @@ class Recorder(Tracer):
         if isinstance(made, Tensor) and taken:
             self.alive += [made, *taken]
             name = func.overloadpacket.__name__.removesuffix("_")
-            data = [t for t in taken if not hasattr(t, "_slim_name")]
+            data = [t for t in taken if name_of(t) is None]
             if name in FREE:
                 self._pass_on(data, out)
             elif made.is_floating_point() and data:
@@ -168,7 +170,7 @@ class Recorder(Tracer):
     def _channels(self, tensor: Tensor) -> Size:
         dim = self._dim(tensor)
         codes = self.codes(tensor).get(dim)
-        return int(tensor.shape[dim]) if codes is None else codes >> 1
+        return int(tensor.shape[dim]) if codes is None else codes.labels
 
     def _dim(self, tensor: Tensor) -> int:
         """The channel dimension: the first whose size follows a layer's channels, else the second."""
@@ -180,14 +182,14 @@ class Recorder(Tracer):
     def _product(self, name: str, args: Any, made: Tensor) -> Operator:
         product = self.products[-1]
         if name != "convolution":
-            *_, reads, makes = (d if isinstance(d, int) else d >> 1 for d in product.dims)
+            *_, reads, makes = product.dims
             rows = math.prod(made.shape) // made.shape[-1]
             return Operator(Kernel("gemm", (self._batch(rows),)), reads, makes)
         x, w, _, stride, padding, dilation, transposed, _, groups = args
         space = tuple(x.shape[2:])
         window = (tuple(w.shape[2:]), *(tuple(int(v) for v in each) for each in (stride, padding, dilation)))
         window = tuple(each * len(space) if len(each) == 1 else each for each in window)
-        first, second = (d if isinstance(d, int) else d >> 1 for d in product.dims[:2])
+        first, second = product.dims[:2]
         shape = (self._batch(x.shape[0]), *space)
         if groups > 1 and groups == x.shape[1] and not transposed:
             return Operator(Kernel("depthwise", shape, window, w.shape[0] // groups), first, first)

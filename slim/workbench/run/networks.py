@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from slim import checkpoint
 from slim.errors import SlimError
 from slim.prune.plan import PruningPlan
-from slim.trace.size import measure
+from slim.trace.size import network_size
 from slim.workbench import config, data, models, report, train
 from slim.workbench.code import Allowed
 from slim.workbench.config import RunConfig
@@ -83,7 +83,7 @@ def save_network(
     if not train.is_rank_zero():
         return {}
     stage = stage or path.stem
-    record: dict[str, Any] = asdict(measure(model, example_images(facts["input_shape"])))
+    record: dict[str, Any] = asdict(network_size(model, example_images(facts["input_shape"])))
     if dataset:
         metric = dataset.task.metric
         record[metric.name] = train.evaluate(model, dataset.test, dataset, compute=settings.compute)[metric.name]

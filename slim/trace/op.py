@@ -1,0 +1,150 @@
+"""An operator at hand: what a rule is given."""
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+from torch.utils._pytree import tree_map_only
+
+from slim.trace.codes import Codes, TensorCodes, codes_on, label, name_of
+from slim.trace.labeller import Choice, Labeller
+
+META = torch.device("meta")
+
+
+class Op:
+    """One call of an operator in a traced run: `op["name"]` is an argument, `op.run()` what the operator returns.
+
+    `labeller` holds what the run has told so far; the methods below speak to it about this operator's tensors.
+    """
+
+    __slots__ = ("_named", "args", "func", "kwargs", "labeller", "tensors")
+
+    def __init__(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], labeller: Labeller) -> None:
+        self.func, self.args, self.kwargs, self.labeller = func, args, kwargs, labeller
+        self.tensors = tensors_in(args, kwargs)  # those among the arguments, in order
+        self._named: dict[str, Any] | None = None
+
+    # -- what it is --------------------------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """The operator's name, without namespace and overload: "add", "relu_"."""
+        name: str = self.func.overloadpacket.__name__
+        return name
+
+    @property
+    def in_place(self) -> bool:
+        return self.func.__name__.partition(".")[0].endswith("_")
+
+    @property
+    def where(self) -> str:
+        """The operator and the layer before it, for reasons: "softmax after features.3"."""
+        return f"{self.name} after {self.labeller.place}"
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """All arguments by their names in the operator's schema, defaults included."""
+        if self._named is None:
+            defaults = _defaults(self.func)
+            self._named = dict(defaults) | dict(zip(defaults, self.args)) | self.kwargs
+        return self._named
+
+    def __getitem__(self, name: str) -> Any:
+        return self.arguments[name]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return an argument, or `default` where the operator has none of this name."""
+        return self.arguments.get(name, default)
+
+    @property
+    def input(self) -> Any:
+        """The first argument."""
+        return self.args[0] if self.args else next(iter(self.arguments.values()))
+
+    @property
+    def others(self) -> list[Tensor]:
+        """The tensors among the arguments but for the first argument."""
+        return tensors_in(self.args[1:], self.kwargs)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether any tensor follows channels."""
+        return any(name_of(t) is not None or codes_on(t) for t in self.tensors)
+
+    def run(self) -> Any:
+        """Return what the operator returns. A real tensor that meets one without data becomes one without data too."""
+        empty = [t.is_meta for t in self.tensors]
+        args, kwargs = self.args, self.kwargs
+        if any(empty) and not all(empty):
+            args, kwargs = tree_map_only(Tensor, lambda t: t.to(META), (args, kwargs))
+        return self.func(*args, **kwargs)
+
+    # -- what it does to channels ------------------------------------------------------------------------------------
+
+    def codes(self, tensor: Tensor | None = None) -> TensorCodes:
+        """Return the codes of a tensor, by default of the first argument: one for each channel, by dimension."""
+        return self.labeller.codes(self.input if tensor is None else tensor)
+
+    def label(self, out: Tensor, codes: TensorCodes) -> Tensor:
+        """Give the result its codes, and return it."""
+        return label(out, codes)
+
+    def axis(self, parameter: Tensor, dim: int, codes: Codes | None, why: str = "") -> Codes | None:
+        """Couple one dimension of a parameter to `codes`, or fix its size where they are None. Its codes after that."""
+        return self.labeller.axis(parameter, dim, codes, why or self.where)
+
+    def made(self, parameter: Tensor, dim: int) -> Codes | None:
+        """Return the codes of the channels that a layer makes, along a dimension of its parameter: new ones where it is
+        first met, None where it isn't a parameter and its size is fixed."""
+        return self.labeller.made(parameter, dim)
+
+    def couple(self, a: Codes, b: Codes, why: str = "") -> None:
+        """Make channels `a[i]` and `b[i]` one class for every i: they are kept or pruned together."""
+        self.labeller.couple(a, b, why or self.where)
+
+    def couple_rows(self, grid: Codes, why: str = "") -> Codes:
+        """Couple the channels of each column of a grid; one code per column, gated where the whole column is."""
+        return self.labeller.couple_rows(grid, why or self.where)
+
+    def freeze(self, codes: Codes, why: str = "") -> None:
+        """Keep these channels, because of `why` (default: this operator)."""
+        self.labeller.freeze(codes, why or self.where)
+
+    def freeze_tensor(self, tensor: Tensor, why: str = "") -> None:
+        """Keep all channels of a tensor."""
+        self.labeller.freeze_tensor(tensor, why or self.where)
+
+    def mix(self, codes: Codes, why: str = "") -> None:
+        """Note that the operator mixes these channels: one that isn't zero when its class is masked can't go."""
+        self.labeller.mix(codes, why or self.where)
+
+    def fresh(self, n: int) -> Codes:
+        """Return codes of `n` new channels, each in a class of its own."""
+        return Codes.of(self.labeller.classes.fresh(n))
+
+    def count(self, size: int, codes: Codes) -> None:
+        """Note that the operator was given `size` for these channels: the attribute that holds it must follow them."""
+        self.labeller.count(size, codes)
+
+    def decide(self, choice: Choice) -> Choice:
+        """Return how to read an operator that can be read in several ways: the thin network's is read alike."""
+        return self.labeller.decide(choice)
+
+
+@cache
+def _defaults(func: OpOverload) -> dict[str, Any]:
+    return {argument.name: argument.default_value for argument in func._schema.arguments}
+
+
+def tensors_in(args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> list[Tensor]:
+    """Return the tensors among an operator's arguments, in order (they nest no deeper than a list)."""
+    found = []
+    for value in (*args, *kwargs.values()) if kwargs else args:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, (list, tuple)):
+            found += [v for v in value if isinstance(v, Tensor)]
+    return found

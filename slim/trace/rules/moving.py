@@ -1,0 +1,289 @@
+"""Operators that move channels about: views, slices, concatenations, shuffles."""
+
+from typing import Any
+
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from slim.trace.codes import Codes, TensorCodes, codes_on, is_fresh, mark_fresh, name_of, set_codes
+from slim.trace.op import Op
+from slim.trace.rules.registry import no_rule, rule
+
+
+def _blocks(old: tuple[int, ...], new: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
+    """Return the smallest runs of dimensions of two shapes that hold the same elements."""
+    blocks: list[tuple[list[int], list[int]]] = []
+    i = j = 0
+    while i < len(old) or j < len(new):
+        ins: list[int] = []
+        outs: list[int] = []
+        a = b = 1
+        while True:
+            if a <= b and i < len(old) and (not ins or a < b):
+                a *= old[i]
+                ins.append(i)
+                i += 1
+            elif j < len(new) and (not outs or b < a):
+                b *= new[j]
+                outs.append(j)
+                j += 1
+            else:
+                break
+        if not ins and not outs:
+            break
+        blocks.append((ins, outs))
+    return blocks
+
+
+@rule("view", "_unsafe_view", "reshape", "_reshape_alias", "_reshape_copy")
+def view(op: Op) -> Tensor:
+    """Split dimensions and merge them. Splitting one into parts couples the parts."""
+    x = op.input
+    out: Tensor = op.run()
+    codes = op.codes()
+    if out.dtype != x.dtype and out.shape != x.shape:
+        return no_rule(op)
+    if not codes:
+        return out
+    old, new = tuple(x.shape), tuple(out.shape)
+    if 0 in old:
+        op.freeze_tensor(x)
+        return out
+    result: TensorCodes = {}
+    for ins, outs in _blocks(old, new):
+        named = [d for d in ins if d in codes]
+        if not named:
+            continue
+        for d in named[1:]:  # two labelled dimensions in one: keep the first
+            op.freeze(codes[d], f"merged with other channels by {op.where}")
+        grid = codes[named[0]].reshape(*(-1 if d == named[0] else 1 for d in ins))
+        grid = grid.broadcast_to([old[d] for d in ins]).reshape(*(new[d] for d in outs))
+        if not outs:  # a dimension of one channel goes
+            op.freeze(grid.reshape(-1))
+            continue
+        varying = [k for k in range(len(outs)) if grid.varies_along(k)]
+        keep = op.decide(max(varying or range(len(outs)), key=lambda k: (grid.shape[k], k)))
+        rows = grid.with_last(keep)
+        result[outs[keep]] = rows[0] if len(varying) < 2 else op.couple_rows(rows)
+        op.count(new[outs[keep]], result[outs[keep]])
+    op.label(out, result)
+    return mark_fresh(out) if is_fresh(x) else out
+
+
+@rule("permute", "transpose", "t", "transpose_", "t_")
+def permute(op: Op) -> Tensor:
+    codes = op.codes()
+    n = op.input.dim()
+    order = list(range(n))
+    if op.name == "permute":
+        order = [d % n for d in op["dims"]]
+    elif n > 1:
+        i, j = op.get("dim0", 0) % n, op.get("dim1", 1) % n
+        order[i], order[j] = order[j], order[i]
+    return op.label(op.run(), {k: codes[d] for k, d in enumerate(order) if d in codes})
+
+
+@rule("unsqueeze", "unsqueeze_")
+def unsqueeze(op: Op) -> Tensor:
+    codes = op.codes()
+    at = op["dim"] % (op.input.dim() + 1)
+    return op.label(op.run(), {d + (d >= at): v for d, v in codes.items()})
+
+
+@rule("squeeze", "squeeze_")
+def squeeze(op: Op) -> Tensor:
+    codes = dict(op.codes())
+    old = tuple(op.input.shape)
+    dims = op.get("dim", range(len(old)))
+    dims = [dims] if isinstance(dims, int) else dims
+    gone = {d % len(old) for d in dims if old[d] == 1}
+    for d in gone & codes.keys():
+        op.freeze(codes.pop(d))
+    return op.label(op.run(), {d - sum(g < d for g in gone): v for d, v in codes.items()})
+
+
+@rule("expand", "broadcast_to")
+def expand(op: Op) -> Tensor:
+    out = op.run()
+    shift = out.dim() - op.input.dim()
+    result = {}
+    for d, vector in op.codes().items():
+        if out.shape[d + shift] == len(vector):
+            result[d + shift] = vector
+            op.count(len(vector), vector)
+        else:
+            op.freeze(vector)
+    return op.label(out, result)
+
+
+@rule("slice", "narrow")
+def slice_(op: Op) -> Tensor:
+    out = op.run()
+    codes = dict(op.codes())
+    d = op["dim"] % op.input.dim()
+    if d in codes and out.shape[d] != len(codes[d]):
+        vector = codes[d]
+        n, size, step = len(vector), out.shape[d], op.get("step", 1)
+        start = op["start"] or 0
+        start = max(0, min(n, start + n if start < 0 else start))
+        if op.decide(step == 1 and size and n % size == 0 and start % size == 0):  # one of equal parts
+            vector = op.couple_rows(vector.reshape(-1, size)).tile(n // size)
+        op.count(start, vector[:start])
+        op.count(start + size, vector[: start + size])
+        codes[d] = vector[start::step][:size]
+        if not size:
+            codes.pop(d)
+    return op.label(out, codes)
+
+
+@rule("split", "split_with_sizes", "chunk", "unsafe_split", "unsafe_split_with_sizes", "unsafe_chunk", "tensor_split")
+def split(op: Op) -> Any:
+    outs = op.run()
+    codes = dict(op.codes())
+    d = op["dim"] % op.input.dim()
+    vector = codes.pop(d, None)
+    if vector is None:
+        for t in outs:
+            op.label(t, codes)
+        return outs
+    if op.decide(len({t.shape[d] for t in outs}) == 1):
+        vector = op.couple_rows(vector.reshape(len(outs), -1)).tile(len(outs))
+    start = 0
+    for t in outs:
+        part = vector[start : start + t.shape[d]]
+        op.count(t.shape[d], part)
+        op.label(t, {**codes, d: part})
+        start += t.shape[d]
+    op.count(start, vector)  # the whole may be what is stored: x.split(self.channels // 2)
+    return outs
+
+
+@rule("unbind", "select")
+def select(op: Op) -> Any:
+    outs = op.run()
+    codes = dict(op.codes())
+    d = op["dim"] % op.input.dim()
+    if d in codes:
+        op.freeze(codes.pop(d), f"taken one by one by {op.where}")
+    for t in tree_leaves(outs):
+        op.label(t, {k - (k > d): v for k, v in codes.items()})
+    return outs
+
+
+@rule("cat", "concat", "stack")
+def cat(op: Op) -> Tensor:
+    out: Tensor = op.run()
+    tensors = op["tensors"]
+    parts = [t for t in tensors if t.dim() == tensors[-1].dim() and t.numel()]
+    if not any(name_of(t) is not None or codes_on(t) for t in parts):
+        return out
+    why = op.where
+    along = op["dim"] % out.dim()
+    stacked = op.name == "stack"
+    all_codes = [op.codes(t) for t in parts]
+    result: TensorCodes = {}
+    for d in range(parts[0].dim()):
+        vectors = [c.get(d) for c in all_codes]
+        named = [v for v in vectors if v is not None]
+        if not named:
+            continue
+        if d == along and not stacked:
+            result[d] = Codes.join(Codes.fixed(t.shape[d]) if v is None else v for t, v in zip(parts, vectors))
+            continue
+        for v in named[1:]:
+            op.couple(named[0], v, why)
+        if len(named) < len(vectors):
+            op.freeze(named[0], f"joined with a fixed size by {why}")
+        result[d + (stacked and d >= along)] = named[0].gated_as(*named[1:])
+    return op.label(out, result)
+
+
+@rule("repeat")
+def repeat(op: Op) -> Tensor:
+    out = op.run()
+    shift = out.dim() - op.input.dim()
+    return op.label(out, {d + shift: v.tile(op["repeats"][d + shift]) for d, v in op.codes().items()})
+
+
+@rule("constant_pad_nd")
+def pad(op: Op) -> Tensor:
+    n, widths = op.input.dim(), op["pad"]
+    added = {n - 1 - i: tuple(widths[2 * i : 2 * i + 2]) for i in range(len(widths) // 2)}
+    result = {}
+    for d, vector in op.codes().items():
+        if op["value"] != 0 and any(any(w) for k, w in added.items() if k != d):
+            vector = vector.ungated()
+        before, after = added.get(d, (0, 0))
+        if before or after:  # channels of zeros that no layer makes: their number is fixed
+            vector = Codes.join([Codes.fixed(max(before, 0)), vector, Codes.fixed(max(after, 0))])
+            vector = vector[-min(before, 0) : len(vector) + min(after, 0)]
+        result[d] = vector
+    return op.label(op.run(), result)
+
+
+@rule("flip", "roll")
+def shift(op: Op) -> Tensor:
+    """The order of channels changes: they stay where that is along them."""
+    codes = op.codes()
+    n = op.input.dim()
+    for d in {d % n for d in op["dims"] or range(n)} & codes.keys():
+        op.freeze(codes[d])
+    return op.label(op.run(), codes)
+
+
+@rule("pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle", "im2col")
+def shuffle(op: Op) -> Tensor:
+    out = op.run()
+    codes = dict(op.codes())
+    d = op.input.dim() - 3 if "pixel" in op.name else 1
+    vector = codes.pop(d, None)
+    for other in codes.values():
+        op.freeze(other)
+    if vector is None:
+        return op.label(out, {})
+    if op.name == "pixel_shuffle":
+        vector = op.couple_rows(vector.reshape(-1, op["upscale_factor"] ** 2).columns)
+    elif "channel_shuffle" in op.name:
+        vector = op.couple_rows(vector.reshape(op["groups"], -1)).repeat(op["groups"])
+    else:
+        vector = vector.repeat(out.shape[d] // len(vector))
+    return op.label(out, {d: vector})
+
+
+@rule("index_select")
+def index_select(op: Op) -> Tensor:
+    """A choice of channels. Where the index is a buffer, thinning it thins the choice; what it reads stays whole."""
+    out: Tensor = op.run()
+    x, index = op["self"], op["index"]
+    d = op["dim"] % x.dim()
+    codes = dict(op.codes())
+    if d in codes:
+        op.freeze(codes.pop(d), f"read through an index after {op.labeller.place}")
+    if name_of(index) is not None:
+        if not codes_on(index):
+            set_codes(index, {0: op.fresh(len(index))})
+        codes[d] = codes_on(index)[0]
+        mark_fresh(out)
+    return op.label(out, codes)
+
+
+@rule("copy_")
+def copy_(op: Op) -> Tensor:
+    """Written over: what is written and what it is written to have the same channels."""
+    target: Tensor = op["self"]
+    source: Tensor = op["src"]
+    if op.labelled:
+        mine, theirs = op.codes(target), op.codes(source)
+        shift = target.dim() - source.dim()
+        for d in {*mine, *(d + shift for d in theirs)}:
+            a, b = mine.get(d), theirs.get(d - shift)
+            if a is not None and b is not None and len(a) == len(b):
+                op.couple(a, b)
+                op.labeller.classes.freeze(a.lost_gate(b), op.where)
+            else:
+                for v in (a, b):
+                    if v is not None:
+                        op.freeze(v)
+    if not target.is_meta:
+        op.run()
+    return target

@@ -1,0 +1,255 @@
+"""Operators that keep each channel to itself: BatchNorm, element by element, pooling."""
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch._ops import OpOverload
+from torch.utils._pytree import tree_leaves, tree_map
+
+from slim.trace.codes import Codes, TensorCodes, codes_on, is_fresh, layer_of, mark_fresh, name_of
+from slim.trace.labeller import INDEXED
+from slim.trace.op import META, Op
+from slim.trace.rules.registry import rule, rule_where
+
+QUICK = {  # operators whose result is sure to look like their operands: no need to run them on tensors without data
+    *("relu", "relu_", "silu", "silu_", "gelu", "hardtanh", "hardtanh_", "hardswish", "hardswish_", "add", "add_"),
+    *("mul", "mul_", "sigmoid", "sigmoid_", "hardsigmoid", "hardsigmoid_", "leaky_relu", "leaky_relu_"),
+    *("sub", "sub_", "relu6", "tanh", "elu", "elu_", "mish", "softplus"),
+}
+UNTAGGED_POINTWISE = {  # element by element, although torch doesn't tag them so
+    *("hardswish", "hardswish_", "hardsigmoid_", "_prelu_kernel", "threshold_", "masked_fill_", "fill_", "zero_"),
+    *("bernoulli", "bernoulli_", "normal_", "uniform_", "exponential_", "log_sigmoid_forward", "dropout"),
+}
+
+
+@rule(
+    *("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_functional"),
+    *("_native_batch_norm_legit_no_training", "_batch_norm_with_update", "_batch_norm_no_update"),
+    *("cudnn_batch_norm", "miopen_batch_norm"),
+)
+def batch_norm(op: Op) -> Any:
+    """Pass labels through, and gate them: γ and β of a masked channel are zero."""
+    x, weight = op["input"], op["weight"]
+    own = [t for t in (weight, op["bias"], op.get("running_mean"), op.get("running_var")) if t is not None]
+    outs = _normalised(op, x, own)
+    codes = dict(op.codes(x))
+    channels = codes.pop(1, None)
+    for vector in codes.values():
+        op.freeze(vector, "a BatchNorm runs along it")
+    name = name_of(weight) if isinstance(weight, nn.Parameter) else None
+    layer = "a BatchNorm without γ" if name is None else layer_of(name)
+    if name is not None and channels is not None:
+        if not is_fresh(x):
+            op.labeller.streams.add(layer)
+        if layer in op.labeller.select:  # reads a shared stream through an index of its own
+            op.freeze(channels, f"{INDEXED} {layer}")
+            chosen = codes_on(weight).get(0)
+            channels = op.fresh(x.shape[1]) if chosen is None else chosen
+    for t in own:
+        channels = op.axis(t, 0, channels, f"{layer} has channels of fixed size")
+    if name is not None:
+        op.labeller.norms[layer] = weight
+    out = outs[0] if isinstance(outs, (list, tuple)) else outs
+    op.label(out, {} if channels is None else {1: channels.with_gate(name is not None)})
+    return tuple(outs) if isinstance(outs, list) else outs
+
+
+def _normalised(op: Op, x: Tensor, own: list[Tensor]) -> Any:
+    if not x.is_meta:
+        return op.run()
+    for t in own:
+        if t.shape[0] != x.shape[1]:
+            raise RuntimeError(f"a BatchNorm of {t.shape[0]} channels got {x.shape[1]}")
+    unused = [torch.empty(0, device=META) for _ in op.func._schema.returns[1:]]
+    return [torch.empty(x.shape, dtype=x.dtype, device=META), *unused]
+
+
+# -- does zero stay zero? ----------------------------------------------------------------------------------------------
+
+_SAMPLE = {
+    torch.bool: torch.tensor([True, False, True, True]),
+    torch.int64: torch.tensor([1, 3, 2, 7]),
+    torch.float64: torch.tensor([0.7, -1.3, 2.1, -0.4], dtype=torch.float64),
+}
+
+
+@cache
+def _kind(dtype: torch.dtype) -> torch.dtype:
+    return dtype if dtype == torch.bool else torch.float64 if dtype.is_floating_point else torch.int64
+
+
+_keeps_zero_cache: dict[Any, bool] = {}
+
+
+def keeps_zero(op: Op, zeros: tuple[bool, ...]) -> bool:
+    """Return whether a pointwise operator gives zero when the operands in `zeros` are zero, whatever the others are.
+
+    Found out by trying, once for each operator and its numbers.
+    """
+    if torch.Tag.nondeterministic_seeded in op.func.tags:
+        return False
+    kinds = tuple(_kind(t.dtype) for t in op.tensors)
+    scalars = tuple(repr(a) for a in (*op.args, *op.kwargs.values()) if not isinstance(a, Tensor))
+    key = (op.func, kinds, scalars, zeros)
+    if key not in _keeps_zero_cache:
+        turn = iter(zip(kinds, zeros))
+
+        def stand_in(leaf: Any) -> Any:
+            if not isinstance(leaf, Tensor):
+                return leaf
+            kind, zero = next(turn)
+            return torch.zeros(4, dtype=kind) if zero else _SAMPLE[kind].clone()
+
+        try:
+            result = op.func(*tree_map(stand_in, op.args), **tree_map(stand_in, op.kwargs))
+            _keeps_zero_cache[key] = bool((result == 0).all())
+        except Exception:
+            _keeps_zero_cache[key] = False
+    return _keeps_zero_cache[key]
+
+
+# -- element by element ------------------------------------------------------------------------------------------------
+
+
+def _is_pointwise(func: OpOverload) -> bool:
+    return torch.Tag.pointwise in func.tags or func.overloadpacket.__name__ in UNTAGGED_POINTWISE
+
+
+@rule_where(_is_pointwise)
+def pointwise(op: Op) -> Any:
+    operands = op.tensors
+    first = operands[0]
+    if op.name in QUICK and all(t.is_meta and t.dtype == first.dtype for t in operands):
+        shape = first.shape if len(operands) == 1 else np.broadcast_shapes(*(t.shape for t in operands))
+        if op.in_place and shape != first.shape:
+            raise RuntimeError(f"{op.func} can't write {tuple(shape)} into {tuple(first.shape)}")
+        out = first if op.in_place else torch.empty(shape, dtype=first.dtype, device=META)
+    else:
+        out = op.run()
+    if not isinstance(out, Tensor) or not op.labelled:
+        return out
+    before = codes_on(out) if out is first else {}
+    if len(operands) == 1 and name_of(first) is None:  # the same as below, and most of what networks do
+        codes = op.codes(first)
+        codes = codes if keeps_zero(op, (True,)) else {d: v.ungated() for d, v in codes.items()}
+    else:
+        codes = combine(op, out)
+    for d, was in before.items():  # a view of this tensor may still pass for gated
+        op.labeller.classes.freeze(was.lost_gate(codes.get(d)), op.where)
+    return op.label(out, codes)
+
+
+def combine(op: Op, out: Tensor) -> TensorCodes:
+    """Return the codes of what operands that broadcast give, element by element."""
+    held = [codes_on(t) if name_of(t) is not None else op.codes(t) for t in op.tensors]
+    found = {}
+    for d, size in enumerate(out.shape):
+        why = op.where
+        taking = [_along(op, t, codes, d - out.dim(), size) for t, codes in zip(op.tensors, held)]
+        combined = _combined(op, taking, size, why)
+        if combined is not None:
+            found[d] = combined
+    return found
+
+
+Taken = tuple[Tensor, int, Codes | None]  # an operand, its dimension, its codes there
+
+
+def _along(op: Op, t: Tensor, codes: TensorCodes, dim: int, size: int) -> Taken | None:
+    """Return what an operand has along a dimension of the result, counted from the end (-1 …), None where nothing."""
+    own = dim + t.dim()
+    vector = codes.get(own) if own >= 0 else None
+    if vector is not None and len(vector) != size:  # one channel spread over many: it must stay
+        op.freeze(vector)
+        vector = None
+    there = own >= 0 and t.shape[own] == size and (size > 1 or vector is not None or name_of(t) is not None)
+    return (t, own, vector) if there else None
+
+
+def _combined(op: Op, taking: list[Taken | None], size: int, why: str) -> Codes | None:
+    """Couple what operands have along a dimension."""
+    lead = next((taken[2] for taken in taking if taken and taken[2] is not None), None)
+    if lead is None:
+        if size == 1 or not any(taken and name_of(taken[0]) is not None for taken in taking):
+            return None
+        lead = op.fresh(size)
+    zeros = np.zeros(size, np.int64)  # which operands are zero, as bits
+    for place, taken in enumerate(taking):
+        if taken is None:
+            continue
+        t, own, vector = taken
+        if name_of(t) is not None:
+            op.axis(t, own, lead, why)
+        elif vector is None:
+            op.freeze(lead, f"combined with a fixed size by {why}")
+        else:
+            op.couple(lead, vector, why)
+            zeros |= vector.gated.astype(np.int64) << place
+    gate = np.zeros(size, bool)
+    for bits in np.flatnonzero(np.bincount(zeros)):
+        if bits and keeps_zero(op, tuple(bool(bits >> place & 1) for place in range(len(taking)))):
+            gate |= zeros == bits
+    return lead.with_gate(gate)
+
+
+@rule("clone", "detach", "alias", "_to_copy", "contiguous", "lift_fresh", "lift_fresh_copy", "native_dropout")
+def same(op: Op) -> Any:
+    out = op.run()
+    first = out[0] if isinstance(out, (tuple, list)) else out
+    op.label(first, dict(op.codes()))
+    if is_fresh(op.input):
+        mark_fresh(first)
+    return out
+
+
+@rule("zeros_like")
+def zeros_like(op: Op) -> Tensor:
+    """Sized after a tensor, and zero whatever is masked."""
+    return op.label(op.run(), {d: v.with_gate() for d, v in op.codes().items()})
+
+
+@rule("empty_like", "ones_like", "full_like", "rand_like", "randn_like", "randint_like")
+def like(op: Op) -> Tensor:
+    """Sized after a tensor, filled with something else."""
+    return op.label(op.run(), {d: v.ungated() for d, v in op.codes().items()})
+
+
+# -- over space --------------------------------------------------------------------------------------------------------
+
+
+def _is_roi_pooling(func: OpOverload) -> bool:
+    return func.namespace == "torchvision" and "roi_" in func.__name__
+
+
+@rule_where(_is_roi_pooling)
+@rule(
+    *("max_pool2d_with_indices", "max_pool3d_with_indices", "avg_pool1d", "avg_pool2d", "avg_pool3d"),
+    *("_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_max_pool2d", "adaptive_max_pool3d"),
+    *("upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "_upsample_nearest_exact2d"),
+    *("upsample_linear1d", "upsample_bilinear2d", "upsample_bicubic2d", "upsample_trilinear3d"),
+    *("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "reflection_pad1d", "reflection_pad2d"),
+    *("reflection_pad3d", "replication_pad1d", "replication_pad2d", "replication_pad3d", "grid_sampler_2d"),
+)
+def per_channel(op: Op) -> Any:
+    """Over space, each channel by itself."""
+    out = op.run()
+    channel = 1 if _is_roi_pooling(op.func) else op.input.dim() - 1 - _space(op.func)
+    codes = dict(op.codes())
+    keep = {d: codes.pop(d) for d in list(codes) if d <= channel}
+    for vector in codes.values():
+        op.freeze(vector, f"{op.where} runs along it")
+    for t in op.others:
+        op.freeze_tensor(t)
+    for t in tree_leaves(out):
+        if isinstance(t, Tensor):
+            op.label(t, keep)
+    return out
+
+
+@cache
+def _space(func: OpOverload) -> int:
+    """Return the number of spatial dimensions that a pooling or padding operator runs over."""
+    return next(int(n) for n in "123" if f"{n}d" in func.__name__)

@@ -1,0 +1,79 @@
+"""Which rule an operator has, and how it gets one.
+
+A rule takes an `Op`, runs the operator and labels what comes out. There are few, because they follow what an operator
+does rather than what it is called: mix channels (convolution, product), keep each to itself (pointwise, pooling,
+BatchNorm), move them about (views, cat, split), or fold a dimension (mean, softmax). An operator without a rule
+freezes what it touches.
+"""
+
+import re
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+from torch._ops import OpOverload
+
+from slim.errors import SlimError
+from slim.trace.op import Op
+
+Rule = Callable[[Op], Any]
+_rules: dict[str, Rule] = {}  # "namespace::operator" -> rule
+_kinds: list[tuple[Callable[[OpOverload], bool], Rule]] = []
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Register the decorated function as the rule of operators: how their channels follow those of their inputs.
+
+    `names`: as the dispatcher calls them, "namespace::operator"; aten's may go without the namespace. The function
+    takes a `slim.Op`, whose `run()` runs the operator, and returns its result with codes for each dimension that
+    follows channels (`op.label`). It may pass the codes of its inputs on; `ungated()` where a zero doesn't stay zero;
+    couple them (`op.couple`); or freeze them (`op.freeze`), as happens to all that an operator without a rule touches.
+    A later rule replaces an earlier one. Raises SlimError where a name can't be an operator's.
+
+        @slim.rule("mylib::swish_clip")
+        def swish_clip(op: slim.Op) -> torch.Tensor:
+            # each channel by itself, and zero stays zero: the channels of the result are those of the input
+            return op.label(op.run(), op.codes(op["x"]))
+    """
+    for name in names:
+        if not isinstance(name, str) or not re.fullmatch(r"(\w+::)?\w+", name):
+            raise SlimError(f"{name!r} can't be an operator: expected a name such as 'relu' or 'mylib::swish'")
+
+    def register(function: Rule) -> Rule:
+        for name in names:
+            _rules[name if "::" in name else f"aten::{name}"] = function
+        rule_for.cache_clear()
+        return function
+
+    return register
+
+
+def rule_where(applies: Callable[[OpOverload], bool]) -> Callable[[Rule], Rule]:
+    """Register the decorated function as the rule of all operators that `applies` to and that have none by name."""
+
+    def register(function: Rule) -> Rule:
+        _kinds.append((applies, function))
+        return function
+
+    return register
+
+
+@cache
+def rule_for(func: OpOverload) -> Rule:
+    """Return the rule of an operator."""
+    if not any("Tensor" in str(argument.type) for argument in func._schema.arguments):
+        return makes_constants
+    found = _rules.get(func._schema.name)
+    return found or next((each for applies, each in _kinds if applies(func)), no_rule)
+
+
+def makes_constants(op: Op) -> Any:
+    """Run an operator that takes no tensors, so that nothing of it follows channels."""
+    return op.func(*op.args, **op.kwargs)
+
+
+def no_rule(op: Op) -> Any:
+    """Run an operator that has no rule: nothing that it touches may change."""
+    for tensor in op.tensors:
+        op.freeze_tensor(tensor, f"no rule for {op.where}")
+    return op.run()
