@@ -9,7 +9,7 @@ from networks import cbr, difference, net, randomise
 from torch import Tensor, nn
 
 import slim
-from slim.trace.rules import registry
+from slim.trace.rules import builtin, registry
 
 X = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 
@@ -37,6 +37,7 @@ def _(x: Tensor, weight: Tensor) -> Tensor:
 @pytest.fixture
 def rules() -> Iterator[None]:
     """The rules as they were, after the test."""
+    assert builtin.rule is slim.rule  # slim's own are there, so that they are in what is put back
     before = dict(registry._rules)
     yield
     registry._rules.clear()
