@@ -14,7 +14,6 @@ the same by the processor's time, which on one thread hardly feels other work on
 JSON file beside the result, and isn't measured again when the script runs again (--fresh does).
 """
 
-import argparse
 import gc
 import json
 import math
@@ -27,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 import torchvision
-from shared import RESULTS, ran_on, table
+from shared import RESULTS, parser_of, ran_on, table
 from torch import nn
 
 import slim
@@ -145,7 +144,8 @@ def ratios(found: dict[str, Any], method: str) -> tuple[float, float, float, flo
     """Speed-up ÷ FLOP reduction: median, p10 and p90 over rounds, and the median by the processor's time."""
     reduction = found["original"]["flops"] / found[method]["flops"]
     wall, cpu = (np.array(found["original"][clock]) / found[method][clock] / reduction for clock in ("ms", "cpu_ms"))
-    return float(np.median(wall)), *(float(v) for v in np.percentile(wall, [10, 90])), float(np.median(cpu))
+    low, high = np.percentile(wall, [10, 90])
+    return float(np.median(wall)), float(low), float(high), float(np.median(cpu))
 
 
 def mean(values: list[float]) -> float:
@@ -164,8 +164,8 @@ def report(settings: dict[str, Any]) -> str:
     summary = []
     for method in METHODS:
         medians = [ratios(found, method)[0] for found in settings.values()]
-        cpu = [ratios(found, method)[3] for found in settings.values()]
-        summary.append([method, *(f"{each(values):.2f}" for values in (medians, cpu) for each in (mean, min))])
+        processor = [ratios(found, method)[3] for found in settings.values()]
+        summary.append([method, *(f"{of(values):.2f}" for values in (medians, processor) for of in (mean, min))])
     text = [
         "# Realised speed-up ÷ FLOP reduction",
         "",
@@ -184,7 +184,7 @@ def report(settings: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--networks", nargs="+", default=NETWORKS, metavar="NAME")
     parser.add_argument("--keep", nargs="+", type=float, default=[0.5, 0.3])
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 8])

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import torch
-from shared import RESULTS, ran_on, table
+from shared import RESULTS, parser_of, ran_on, table
 from torch import nn
 from torchvision import models
 
@@ -146,7 +146,7 @@ def report(rows: list[dict[str, Any]], options: argparse.Namespace, device: str)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--models", nargs="+", default=["resnet18", "resnet50", "mobilenet_v2", "efficientnet_b0"])
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--batch_size", type=int, default=64)

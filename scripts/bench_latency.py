@@ -10,7 +10,6 @@ the plan itself says it can't meet, as a single step of the network's channels t
 file beside the result keeps all figures of the day: what is measured again takes the place of what it was.
 """
 
-import argparse
 import json
 import time
 from datetime import date
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from bench_deploy import IMAGES, NETWORKS, fitted, network
-from shared import RESULTS, ran_on, table, write
+from shared import RESULTS, parser_of, ran_on, table, write
 
 import slim
 from slim.deploy.cost.measure import Network, in_turn, share_of
@@ -74,7 +73,7 @@ def report(results: list[dict[str, Any]], runtime: slim.Runtime) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--networks", nargs="+", default=NETWORKS, metavar="NAME")
     parser.add_argument("--budgets", nargs="+", type=float, default=[0.7, 0.5, 0.3], help="shares of the original's")
     parser.add_argument("--threads", type=int, default=1)

@@ -10,14 +10,12 @@ of the ratios pair by pair is what counts. Verification is timed apart. Also sho
 how much memory planning takes beside the model (at most 1.3 times its size is promised).
 """
 
-import argparse
 import copy
 import gc
 import json
 import math
 import multiprocessing as mp
 import os
-import platform
 import statistics
 import threading
 import time
@@ -27,6 +25,7 @@ from pathlib import Path
 
 import torch
 import torchvision
+from shared import RESULTS, parser_of, ran_on, table
 from torch import nn
 
 import slim
@@ -105,25 +104,17 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.processor())
-
-
 def spread(values: list[float]) -> str:
     return f"{statistics.median(values):.3f} ({min(values):.3f}–{max(values):.3f})"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--models", nargs="+", default=RIVALS)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / f"bench_plan-{date.today()}.md")
+    parser.add_argument("--out", type=Path, default=RESULTS / f"bench_plan-{date.today()}.md")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    import torch_pruning
-
     x = torch.randn(1, 3, 224, 224)
     rows, raw, medians = [], {}, []
     for name in options.models:
@@ -134,7 +125,7 @@ def main() -> None:
         ratios = [t / o for o, t in pairs]
         medians.append(statistics.median(ratios))
         raw[name] = {"ours_s": a, "torch_pruning_s": b}
-        rows.append(f"| {name} | {spread(a)} | {spread(b)} | {spread(ratios)} |")
+        rows.append((name, spread(a), spread(b), spread(ratios)))
         print(rows[-1], flush=True)
     mean = math.exp(statistics.fmean(map(math.log, medians)))
     depth_rows = []
@@ -149,7 +140,7 @@ def main() -> None:
         start = time.perf_counter()
         slim.verify(model, thin, plan, x)
         check = time.perf_counter() - start
-        depth_rows.append(f"| {name} | {layers} | {spread(times)} | {per_layer:.2f} | {check:.1f} |")
+        depth_rows.append((name, layers, spread(times), f"{per_layer:.2f}", f"{check:.1f}"))
         print(depth_rows[-1], flush=True)
     large_rows = []
     for name in LARGE if Path("/proc/self/statm").exists() else []:
@@ -159,27 +150,25 @@ def main() -> None:
         process.start()
         size, seconds, more = queue.get()
         process.join()
-        large_rows.append(f"| {name} | {size:,.0f} | {seconds:.2f} | {more:,.0f} | {more / size:.2f} |")
+        large_rows.append((name, f"{size:,.0f}", f"{seconds:.2f}", f"{more:,.0f}", f"{more / size:.2f}"))
         print(large_rows[-1], flush=True)
-    cpu = cpu_name()
     text = [
         "# Planning and rebuilding, against torch-pruning",
         "",
-        f"{date.today()}, {cpu}, one thread, torch {torch.__version__}, torch-pruning {torch_pruning.__version__}. "
-        f"Seconds, median (min–max) of {options.rounds} rounds in turn; `scripts/bench_plan.py`.",
+        ran_on("torchvision", "torch-pruning"),
         "",
-        "| network, 224×224 | slim: plan + apply | torch-pruning: graph + prune | times as fast |",
-        "|---|---|---|---|",
-        *rows,
-        f"| geometric mean | | | {mean:.2f} |",
+        f"One thread. Seconds, median (min–max) of {options.rounds} rounds in turn.",
         "",
-        "| network | convolutions | slim: plan + apply, s | ms per convolution | verification, s |",
-        "|---|---|---|---|---|",
-        *depth_rows,
+        table(
+            ("network, 224×224", "slim: plan + apply", "torch-pruning: graph + prune", "times as fast"),
+            [*rows, ("geometric mean", "", "", f"{mean:.2f}")],
+        ),
         "",
-        "| network | its size, MB | slim: plan, s | memory beside it, MB | of its size |",
-        "|---|---|---|---|---|",
-        *large_rows,
+        table(
+            ("network", "convolutions", "slim: plan + apply, s", "ms per convolution", "verification, s"), depth_rows
+        ),
+        "",
+        table(("network", "its size, MB", "slim: plan, s", "memory beside it, MB", "of its size"), large_rows),
     ]
     options.out.parent.mkdir(exist_ok=True)
     options.out.write_text("\n".join(text) + "\n")

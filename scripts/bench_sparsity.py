@@ -10,7 +10,6 @@ the paper's code and its followers do it: for each BatchNorm, weight.grad.data.a
 `statistics()`, which the training loop calls once an epoch, is timed the same way, as if called at every step.
 """
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import torchvision
-from shared import ran_on, table, write
+from shared import parser_of, ran_on, table, write
 from torch import nn
 
 from slim import L1, sparsify
@@ -103,7 +102,7 @@ def _wait(place: torch.Tensor) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)

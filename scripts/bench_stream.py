@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from shared import ran_on, table, write
+from shared import parser_of, ran_on, table, write
 from torch.utils.data import DataLoader, Subset
 from torchvision import datasets, transforms
 
@@ -103,7 +103,7 @@ def plain(folder: Path, images: int, size: int, workers: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--images", type=int, default=100_000)
     parser.add_argument("--size", type=int, default=224, help="pixels, height = width")
     parser.add_argument("--workers", default="0,1,2,4", help="numbers to compare")

@@ -34,12 +34,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from shared import RESULTS, cifar10_jpeg, mean_and_spread, ran_on, table, write
+from shared import RESULTS, Device, cifar10_jpeg, mean_and_spread, parser_of, ran_on, table, write
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision import datasets, transforms
@@ -109,7 +109,7 @@ class Material:
 
 
 def with_slim(
-    model: nn.Module, material: Material, device: str, epochs: int = 1, seed: int = 0, compile: bool = False
+    model: nn.Module, material: Material, device: Device, epochs: int = 1, seed: int = 0, compile: bool = False
 ) -> None:
     train.fit(
         model,
@@ -121,7 +121,7 @@ def with_slim(
     )
 
 
-def with_papers_loop(model: nn.Module, loader: DataLoader, device: str, epochs: int = 1) -> None:
+def with_papers_loop(model: nn.Module, loader: DataLoader, device: Device, epochs: int = 1) -> None:
     model.to(device).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=RECIPE.lr, momentum=0.9, weight_decay=RECIPE.weight_decay)
     for epoch in range(epochs):
@@ -218,7 +218,7 @@ def network_of(name: str) -> nn.Module:
     return pruned(int(name.rpartition(" of ")[2]) if "multiples" in name else 1)
 
 
-def way_of(name: str, material: Material, device: str) -> Callable[[], None]:
+def way_of(name: str, material: Material, device: Device) -> Callable[[], None]:
     """What trains an epoch, once its first steps are done."""
     model = network_of(name)
     if name == "lightning" or name.startswith("paper"):
@@ -359,11 +359,11 @@ def accuracy(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--images", type=int, help="training images: 5120, or 8192 with --accuracy")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", default="cpu", choices=get_args(Device))
     parser.add_argument("--compile", action="store_true", help="also slim with torch.compile")
     parser.add_argument("--ways", help="only these, separated by ;")
     parser.add_argument("--accuracy", action="store_true")

@@ -7,17 +7,15 @@ digits of other seeds (100 to 103). Writes scripts/results/digits_seeds-DATE.jso
 """
 
 import json
-import platform
 import tempfile
 import time
 from contextlib import chdir
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 from rich.console import Console
+from shared import parser_of, ran_on, table, write
 
 import slim.workbench.cli.command  # noqa: F401 (sets OpenMP's environment as the commands do, before torch is loaded)
 from slim.workbench import config
@@ -27,7 +25,7 @@ from slim.workbench.config import RunConfig
 SEEDS = range(5)
 HERE = Path(__file__).parent
 CONFIG = HERE.parent / "configs" / "digits.yaml"
-PACKAGES = ("slim", "torch", "onnxruntime", "scikit-learn", "numpy")
+PACKAGES = ("onnxruntime", "scikit-learn")
 
 
 def one_run(seed: int) -> dict[str, Any]:
@@ -55,63 +53,47 @@ def one_run(seed: int) -> dict[str, Any]:
     }
 
 
+HEADS = {
+    "baseline": "baseline %",
+    "sparse": "sparse %",
+    "pruned": "pruned %",
+    "recovered": "recovered %",
+    "finetuned": "fine-tuned %",
+    "change": "change, points",
+    "fewer_params": "fewer parameters %",
+    "fewer_flops": "fewer FLOPs %",
+    "speedup": "speed-up, batch 1",
+    "seconds": "seconds",
+}
+
+
 def main() -> None:
+    parser_of(__doc__).parse_args()
     runs = [one_run(seed) for seed in SEEDS]
-    keys = [key for key in runs[0] if key not in ("seed", "summary")]
-    spread = {key: {"mean": mean(r[key] for r in runs), "sd": stdev(r[key] for r in runs)} for key in keys}
-    bench = runs[0]["summary"]["onnx"]["bench"]
+    spread = {key: {"mean": mean(r[key] for r in runs), "sd": stdev(r[key] for r in runs)} for key in HEADS}
+    text = as_markdown(runs, spread)
     result = {
-        "command": "python scripts/digits_seeds.py",
-        "date": date.today().isoformat(),
-        "machine": bench["machine"],
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        "ran_on": ran_on(*PACKAGES),
         "settings": CONFIG.read_text(encoding="utf-8"),
         "spread": spread,
         "runs": runs,
     }
-    file = HERE / "results" / f"digits_seeds-{result['date']}"
-    file.parent.mkdir(exist_ok=True)
-    file.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    file.with_suffix(".md").write_text(as_markdown(result), encoding="utf-8")
-    print(as_markdown(result))
+    write("digits_seeds", text).with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(text)
 
 
-def as_markdown(result: dict[str, Any]) -> str:
-    heads = {
-        "baseline": "baseline %",
-        "sparse": "sparse %",
-        "pruned": "pruned %",
-        "recovered": "recovered %",
-        "finetuned": "fine-tuned %",
-        "change": "change, points",
-        "fewer_params": "fewer parameters %",
-        "fewer_flops": "fewer FLOPs %",
-        "speedup": "speed-up, batch 1",
-        "seconds": "seconds",
-    }
-
+def as_markdown(runs: list[dict[str, Any]], spread: dict[str, dict[str, float]]) -> str:
     def cell(key: str, value: float) -> str:
         return f"{value:.2f}" if key == "speedup" else f"{value:.0f}" if key == "seconds" else f"{100 * value:.2f}"
 
-    rows = [[str(run["seed"]), *(cell(key, run[key]) for key in heads)] for run in result["runs"]]
-    for name in ("mean", "sd"):
-        rows.append([name, *(cell(key, result["spread"][key][name]) for key in heads)])
-    table = [["seed", *heads.values()], ["---:"] * (len(heads) + 1), *rows]
-    versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
-    return "\n".join(
-        [
-            "# The digits run over 5 seeds",
-            "",
-            f"{result['date']}, `{result['command']}`, on {result['machine']}; {versions}.",
-            "",
-            "Accuracies are of held-out test digits (about 359, drawn by the seed, never used for a choice): one digit",
-            "is 0.28 points. The ONNX file's accuracy is in the JSON. Speed-up: onnxruntime, all cores, batch 1,",
-            "unpruned against pruned export, in turn. Seconds: a whole run without its page, with other work on the",
-            "machine.",
-            "",
-            *("| " + " | ".join(row) + " |" for row in table),
-            "",
-        ]
+    rows = [[run["seed"], *(cell(key, run[key]) for key in HEADS)] for run in runs]
+    rows += [[name, *(cell(key, spread[key][name]) for key in HEADS)] for name in ("mean", "sd")]
+    return (
+        f"# The digits run over {len(runs)} seeds\n\n{ran_on(*PACKAGES)}\n\n"
+        "Accuracies are of held-out test digits (about 359, drawn by the seed, never used for a choice): one digit is "
+        "0.28 points. The ONNX file's accuracy is in the JSON. Speed-up: onnxruntime, all cores, batch 1, unpruned "
+        "against pruned export, in turn. Seconds: a whole run without its page, with other work on the machine.\n\n"
+        + table(("seed", *HEADS.values()), rows)
     )
 
 

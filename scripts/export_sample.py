@@ -11,7 +11,6 @@ process an export, so that none can take the others down. Rows are appended as t
 on where it was. Detection is left out.
 """
 
-import argparse
 import itertools
 import json
 import multiprocessing as mp
@@ -27,7 +26,7 @@ from typing import Any
 
 import onnx
 import torch
-from shared import RESULTS, ran_on, table
+from shared import RESULTS, add_row, parser_of, ran_on, read_rows, table
 from torch import nn
 
 import slim
@@ -164,7 +163,7 @@ def report(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--only", nargs="+", metavar="NAME", help="networks such as timm:dla34")
     parser.add_argument("--float32_only", action="store_true", help="leave the slow comparison in float64 out")
     parser.add_argument("--limit", type=float, default=300, help="seconds for one export")
@@ -174,15 +173,14 @@ def main() -> None:
     import torchvision  # noqa: F401  (once, before forking)
 
     del timm
-    rows = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
+    rows = read_rows(options.out)
     names = options.only or [f"{library}:{arch}" for library, archs in SAMPLE.items() for arch in archs]
     for which, name in itertools.product(("whole", "pruned"), names):
         if any((row["network"], row["which"]) == (name, which) for row in rows):
             continue
         row = run(name, which, not options.float32_only, options.limit)
         rows.append(row)
-        with options.out.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        add_row(options.out, row)
         print(json.dumps(row), flush=True)
     head = f"# Exports compared with PyTorch\n\n{ran_on('onnx', 'onnxruntime')}\n\n"
     options.out.with_suffix(".md").write_text(head + report(rows) + "\n")

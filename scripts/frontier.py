@@ -33,7 +33,6 @@ training too. Recovery looks at --calibration images without labels; its fine-tu
 batches, and `images` of each result counts all.
 """
 
-import argparse
 import contextlib
 import copy
 import dataclasses
@@ -49,10 +48,10 @@ from collections.abc import Iterator, Sequence
 from datetime import date
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, get_args
 
 import torch
-from shared import RESULTS, cifar10_jpeg, mean_and_spread, ran_on, save, table, write
+from shared import RESULTS, Device, add_row, dataset, mean_and_spread, parser_of, ran_on, read_rows, save, table, write
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
@@ -61,7 +60,7 @@ from slim import checkpoint
 from slim.errors import Interrupted
 from slim.trace.size import network_size
 from slim.workbench import data, models, train
-from slim.workbench.config import ComputeConfig, DataConfig, OptimConfig, SparsityConfig
+from slim.workbench.config import ComputeConfig, OptimConfig, SparsityConfig
 
 METHODS = ("slim", "paper", "tp", "l1", "random", "scratch")
 NAMES = {
@@ -91,7 +90,7 @@ class Setting:
     paper_strength: float
     tp_strength: float
     calibration: int
-    device: str
+    device: Device
 
 
 @dataclasses.dataclass
@@ -367,33 +366,13 @@ def figures(setting: Setting, results: list[dict[str, Any]]) -> list[Any]:
     return made
 
 
-def dataset(name: str, images: int) -> data.Dataset:
-    """`images` of the training images (0: all), and a tenth of them to choose by."""
-    if name == "digits":
-        loaded = data.load(DataConfig(), 0)
-    else:
-        folder = cifar10_jpeg()
-        if folder is None:
-            raise SystemExit("CIFAR-10 (JPEG) isn't at hand: set SLIM_DATA to the folder that holds cifar10-jpeg")
-        loaded = data.load(DataConfig(name="imagefolder", root=str(folder), val_fraction=0.1), 0)
-    if images and images < len(loaded.train):
-        chosen = torch.randperm(len(loaded.train), generator=torch.Generator().manual_seed(0))[:images]
-        loaded = dataclasses.replace(loaded, train=loaded.train[chosen])
-    return loaded
-
-
 def logged(log: Path, facts: dict[str, Any]) -> list[dict[str, Any]]:
-    """The results of a setting that stand in the log. A last line that a kill cut in half goes out of it."""
-    text = log.read_text() if log.exists() else ""
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        log.write_text(whole)
-    lines = [json.loads(line) for line in whole.splitlines()]
-    return [line["result"] for line in lines if line["setting"] == facts]
+    """The results of a setting that stand in the log."""
+    return [line["result"] for line in read_rows(log) if line["setting"] == facts]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--quick", action="store_true", help="digits, 6 + 3 epochs, one seed: to see that it works")
     parser.add_argument("--data", choices=["cifar10-jpeg", "digits"], default="cifar10-jpeg")
     parser.add_argument("--arch", nargs="+", default=["slim:resnet20"])
@@ -412,7 +391,7 @@ def main() -> None:
     parser.add_argument("--paper-strength", type=float, default=1e-4, help="λ of the paper (subgradient)")
     parser.add_argument("--tp-strength", type=float, default=1e-4, help="torch-pruning's reg")
     parser.add_argument("--calibration", type=int, default=1024, help="images that recovery looks at")
-    parser.add_argument("--device", default="auto")
+    parser.add_argument("--device", default="auto", choices=get_args(Device))
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "slim-data" / "networks")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so long, in a training too")
     parser.add_argument("--name", help="of the results' files")
@@ -457,8 +436,7 @@ def main() -> None:
                     for result in results_of(bench, method, keep, missing) if missing else ():
                         results.append(result)
                         log.parent.mkdir(exist_ok=True)
-                        with log.open("a") as file:
-                            file.write(json.dumps({"setting": facts, "result": result}) + "\n")
+                        add_row(log, {"setting": facts, "result": result})
                         print({key: result.get(key) for key in SAID}, flush=True)
         except (Interrupted, KeyboardInterrupt):
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the table comes first

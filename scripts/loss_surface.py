@@ -11,7 +11,6 @@ shows the four surfaces (drag to turn, scroll to zoom) and their contours, for s
 subgradient descent, proximal gradient descent and coordinate descent; the table says which of them reach exact zeros.
 """
 
-import argparse
 import math
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +19,7 @@ import numpy as np
 import plotly.graph_objects as go
 import torch
 from plotly.subplots import make_subplots
-from shared import ran_on, save, table, write
+from shared import parser_of, ran_on, save, table, write
 from torch import Tensor
 
 import slim
@@ -170,7 +169,7 @@ def draw(p: float, x: float) -> tuple[go.Figure, go.Figure]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--p", type=float, default=0.9, help="probability of the first class, in (½, 1)")
     parser.add_argument("--x", type=float, default=1.0, help="the input, above 0")
     args = parser.parse_args()

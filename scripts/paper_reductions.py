@@ -9,12 +9,11 @@ smaller ratio is then a prediction. VGG-19 gets γ that keep the channel counts 
 70 %. Source: Network Slimming, Liu et al., ICCV 2017, Table 1 (CIFAR-10), mode "select" for pre-activation networks.
 """
 
-import argparse
 import itertools
 import math
 
 import torch
-from shared import ran_on, table, write
+from shared import parser_of, ran_on, table, write
 from torch import nn
 
 import slim
@@ -73,7 +72,7 @@ def fitted(arch: str, ratio: float) -> tuple[float, float]:
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    parser_of(__doc__).parse_args()
     torch.set_num_threads(1)
     scales = {arch: fitted(arch, ratio) for arch, ratio in (("preresnet164", 0.6), ("densenet40", 0.7))}
     rows = []
@@ -81,7 +80,8 @@ def main() -> None:
         if arch in scales:
             model = spread(arch, *scales[arch])
             which = "fitted" if ratio > 0.5 else "predicted"
-            gamma = "log-normal, stream × {:g}, each stage × {:g}: {}".format(*scales[arch], which)
+            stream, stage = scales[arch]
+            gamma = f"log-normal, stream × {stream:g}, each stage × {stage:g}: {which}"
         else:
             model, gamma = published_vgg(), "keeps the published counts"
         ours = reductions(model, ratio)

@@ -15,7 +15,6 @@ The paper's numbers: Liu et al., Learning Efficient Convolutional Networks throu
 1 (CIFAR-10), 3 (MNIST) and 4 (several passes).
 """
 
-import argparse
 import dataclasses
 import gzip
 import json
@@ -28,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from shared import cifar10_jpeg, ran_on, table, write
+from shared import cifar10_jpeg, parser_of, ran_on, table, write
 
 from slim.workbench import config
 from slim.workbench.config import RunConfig
@@ -156,7 +155,7 @@ WHERE_IMAGES_LIE = {f"data.{key}" for key in ("root", "download", "storage", "wo
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     rows = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
     parser.add_argument("--run", nargs="+", choices=rows, default=[], help="rows to run first")
     parser.add_argument("--mnist-t10k", type=Path, metavar="FOLDER", help="make do with MNIST's test set")

@@ -9,7 +9,6 @@ on the calibration images, as others do it; "recovered" is `slim.recover`, for c
 and, at the same FLOPs, by score="residual".
 """
 
-import argparse
 import dataclasses
 import hashlib
 import json
@@ -18,31 +17,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from shared import cifar10_jpeg, ran_on, table, write
+from shared import dataset, parser_of, ran_on, table, write
 from torch import nn
 
 import slim
 from slim import checkpoint
 from slim.prune.rebuild import rebuild
 from slim.workbench import data, models, train
-from slim.workbench.config import DataConfig, OptimConfig, SparsityConfig
-
-
-def dataset(name: str, images: int) -> data.Dataset:
-    if name == "digits":
-        return data.load(DataConfig(), 0)
-    folder = cifar10_jpeg()
-    if folder is None:
-        raise SystemExit("CIFAR-10 (JPEG) isn't at hand: set SLIM_DATA to the folder that holds cifar10-jpeg")
-    loaded = data.load(DataConfig(name="imagefolder", root=str(folder), val_fraction=0.1), 0)
-    chosen = torch.randperm(len(loaded.train), generator=torch.Generator().manual_seed(0))[: images or None]
-    return dataclasses.replace(loaded, train=loaded.train[chosen])
+from slim.workbench.config import OptimConfig, SparsityConfig
 
 
 def trained(loaded: data.Dataset, facts: dict[str, Any], cache: Path) -> nn.Module:
     path = cache / f"{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}.safetensors"
     if not path.exists():
-        kwargs = {"num_classes": len(loaded.classes), "in_channels": loaded.channels}
+        kwargs: dict[str, Any] = {"num_classes": len(loaded.classes), "in_channels": loaded.channels}
         torch.manual_seed(facts["seed"])
         model = models.build(facts["arch"], **kwargs)
         optim, sparsity = OptimConfig(epochs=facts["epochs"]), SparsityConfig(**facts["sparsity"])
@@ -72,7 +60,7 @@ def recalibrated(thin: nn.Module, images: torch.Tensor) -> nn.Module:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--data", choices=["digits", "cifar10-jpeg"], default="digits")
     parser.add_argument("--images", type=int, default=20000, help="of CIFAR's training images; 0: all")
     parser.add_argument("--epochs", type=int)

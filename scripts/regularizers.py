@@ -15,7 +15,7 @@ import numpy as np
 import plotly.graph_objects as go
 import torch
 from plotly.subplots import make_subplots
-from shared import ran_on, save, table, write
+from shared import parser_of, ran_on, save, table, write
 from sklearn.linear_model import ElasticNet, Lasso, Ridge
 from torch import Tensor, nn
 
@@ -126,6 +126,7 @@ def shrinkage(penalty: slim.Penalty, start: Tensor, lr: float = 0.05, steps: int
 
 
 def main() -> None:
+    parser_of(__doc__).parse_args()
     torch.set_num_threads(1)
     given = problem()
     strength, l1_ratio = 0.1, 0.5

@@ -1,5 +1,8 @@
 """What the experiments share: the line that says on what they ran, tables, and pictures."""
 
+import argparse
+import dataclasses
+import json
 import multiprocessing as mp
 import os
 import platform
@@ -14,8 +17,14 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
+import torch
+
+if TYPE_CHECKING:
+    from slim.workbench.data import Dataset
+
+Device = Literal["auto", "cpu", "cuda", "mps"]
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -38,6 +47,27 @@ def command() -> str:
 def _cpuinfo() -> list[str]:
     path = Path("/proc/cpuinfo")
     return path.read_text().splitlines() if path.exists() else []
+
+
+def parser_of(description: str | None) -> argparse.ArgumentParser:
+    """A parser whose help is the script's docstring, line by line."""
+    return argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSON-lines file. A last line that a kill cut in half goes out of it."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        path.write_text(whole, encoding="utf-8")
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+def add_row(path: Path, row: dict[str, Any]) -> None:
+    """Append a row to a JSON-lines file, so that a run that is stopped can go on."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
@@ -89,6 +119,24 @@ def cifar10_jpeg() -> Path | None:
             with tarfile.open(archive) as tar:
                 tar.extractall(folder.parent, filter="data")
     return folder
+
+
+def dataset(name: str, images: int = 0, *, val_fraction: float = 0.1, seed: int = 0) -> "Dataset":
+    """Digits (split by the seed), or CIFAR-10 (JPEG); `images` of its training images, 0: all."""
+    from slim.workbench import data
+    from slim.workbench.config import DataConfig
+
+    if name == "digits":
+        loaded = data.load(DataConfig(), seed)
+    else:
+        folder = cifar10_jpeg()
+        if folder is None:
+            raise SystemExit("CIFAR-10 (JPEG) isn't at hand: set SLIM_DATA to the folder that holds cifar10-jpeg")
+        loaded = data.load(DataConfig(name="imagefolder", root=str(folder), val_fraction=val_fraction), 0)
+    if not images or images >= len(loaded.train):
+        return loaded
+    chosen = torch.randperm(len(loaded.train), generator=torch.Generator().manual_seed(0))[:images]
+    return dataclasses.replace(loaded, train=loaded.train[chosen])
 
 
 def rows_of(examine: Callable[..., None], *arguments: Any, seconds: int) -> Iterator[dict[str, Any]]:

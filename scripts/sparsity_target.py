@@ -9,33 +9,18 @@ and runs that are in it already aren't repeated; the table is made from it. λ i
 column says what the controller found.
 """
 
-import argparse
 import dataclasses
-import json
 import time
 from datetime import date
 from typing import Any
 
 import torch
-from shared import RESULTS, cifar10_jpeg, mean_and_spread, ran_on, table, write
+from shared import RESULTS, add_row, dataset, mean_and_spread, parser_of, ran_on, read_rows, table, write
 
 from slim.workbench import data, models, train
-from slim.workbench.config import DataConfig, OptimConfig, SparsityConfig
+from slim.workbench.config import OptimConfig, SparsityConfig
 
 Runs = dict[tuple[float, int], dict[str, Any]]
-
-
-def dataset(name: str, images: int, seed: int) -> data.Dataset:
-    if name == "digits":
-        return data.load(DataConfig(), seed)
-    folder = cifar10_jpeg()
-    if folder is None:
-        raise SystemExit("CIFAR-10 (JPEG) isn't at hand: set SLIM_DATA to the folder that holds cifar10-jpeg")
-    loaded = data.load(DataConfig(name="imagefolder", root=str(folder), val_fraction=0.02), 0)
-    if not images:
-        return loaded
-    chosen = torch.randperm(len(loaded.train), generator=torch.Generator().manual_seed(0))[:images]
-    return dataclasses.replace(loaded, train=loaded.train[chosen])
 
 
 def one_run(loaded: data.Dataset, arch: str, target: float, seed: int, epochs: int, batch_size: int) -> dict[str, Any]:
@@ -65,7 +50,7 @@ def one_run(loaded: data.Dataset, arch: str, target: float, seed: int, epochs: i
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--data", choices=["digits", "cifar10-jpeg"], default="digits")
     parser.add_argument("--targets", type=float, nargs="+", help="shares of zeros; 0: no penalty")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -79,18 +64,16 @@ def main() -> None:
     name = f"sparsity_target_{args.data}"
 
     log = RESULTS / f"{name}-{date.today()}.jsonl"
-    log.parent.mkdir(exist_ok=True)
-    lines = log.read_text().splitlines() if log.exists() else []
-    done: Runs = {(run["target"], run["seed"]): run for run in map(json.loads, lines)}
+    done: Runs = {(run["target"], run["seed"]): run for run in read_rows(log)}
     loaded = None
     for target in targets:
         for seed in args.seeds:
             if (target, seed) not in done:
-                loaded = dataset(args.data, args.images, seed) if digits or loaded is None else loaded
+                if digits or loaded is None:
+                    loaded = dataset(args.data, args.images, val_fraction=0.02, seed=seed)
                 run = one_run(loaded, arch, target, seed, epochs, batch_size)
                 done[target, seed] = run
-                with log.open("a") as file:
-                    file.write(json.dumps(run) + "\n")
+                add_row(log, run)
                 print({key: run[key] for key in ("target", "seed", "zero", "accuracy", "seconds")}, flush=True)
 
     header = ["target %", "seed", "zeros %", "off by, points", "fullest layer's zeros %", "accuracy %", "λ at the end"]

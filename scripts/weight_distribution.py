@@ -9,7 +9,6 @@ epoch by epoch (slider), with accuracy and the share of near-zero weights beneat
 dense with the model stored sparse (torch's CSR, 32-bit indices, each layer in the smaller of both forms).
 """
 
-import argparse
 import gzip
 import warnings
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ import plotly.graph_objects as go
 import torch
 import torch.nn.functional as F
 from plotly.subplots import make_subplots
-from shared import mean_and_spread, ran_on, real_data, save, table, write
+from shared import mean_and_spread, parser_of, ran_on, real_data, save, table, write
 from torch import Tensor, nn
 
 import slim
@@ -68,7 +67,7 @@ def mnist(root: str) -> tuple[Dataset, str]:
     every = Split(images, labels)
     train, test = every[order[:8000]], every[order[8000:]]
     classes = [str(digit) for digit in range(10)]
-    mean, std = data.statistics(train.images)
+    mean, std = data.statistics(images[order[:8000]])
     words = "the 10,000 test images of MNIST, 8,000 to train on and 2,000 to test (its training images aren't at hand)"
     return Dataset("mnist-t10k", classes, train, train[:0], test, mean, std, "none"), words
 
@@ -182,7 +181,7 @@ def draw(courses: dict[str, Trained]) -> go.Figure:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--root", default="data", help="where torchvision keeps MNIST")

@@ -16,9 +16,7 @@ Results are appended to a file as they come, and a run that was stopped goes on 
 what ended so. The table of all that the file holds is written beside it.
 """
 
-import argparse
 import copy
-import json
 import random
 import resource
 import tempfile
@@ -33,7 +31,7 @@ from unittest import mock
 
 import numpy as np
 import torch
-from shared import RESULTS, ran_on, rows_of, table
+from shared import RESULTS, add_row, parser_of, ran_on, read_rows, rows_of, table
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 from wild_networks import NETWORKS, Network
@@ -515,7 +513,7 @@ def cells(name: str, parts: dict[str, dict[str, Row]]) -> list[Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--only", nargs="+", default=[""], help="networks, or how their names begin: timm: monai:UNet")
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
     parser.add_argument("--ratio", type=float, default=0.5)
@@ -523,7 +521,7 @@ def main() -> None:
     parser.add_argument("--again", nargs="+", default=[], choices=STATUSES, help="repeat what ended so")
     parser.add_argument("--out", type=Path, default=RESULTS / f"wild_coverage-{date.today()}.jsonl")
     options = parser.parse_args()
-    rows = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
+    rows = read_rows(options.out)
     done = {(r["network"], r["part"]): r["status"] for r in rows}
     packages = set()
     for name in (n for n in NETWORKS if n.startswith(tuple(options.only))):
@@ -534,8 +532,7 @@ def main() -> None:
                 packages.add(package)
                 import_all(name)
             row = result(name, part, options.ratio, options.seconds)
-            with options.out.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            add_row(options.out, row)
             rows.append(row)
             print(f"{part:13} {row['status']:9} {name} {row.get('ratio', '')} {row.get('says', '')}", flush=True)
     options.out.with_suffix(".md").write_text(report(rows, options.ratio))

@@ -8,25 +8,25 @@ process a network, so that none can take the others down. Results are appended a
 goes on where it was. timm is optional (`pip install timm`); from each of its families the smallest network is taken.
 """
 
-import argparse
 import importlib.util
-import json
-import multiprocessing as mp
 import platform
-import queue
 import re
 import resource
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import torch
+from shared import add_row, parser_of, read_rows, rows_of
 from torch import nn
 
 import slim
 
+Row = dict[str, Any]
+Case = tuple[float, int]  # ratio and seed
 STATUSES = ("ok", "short", "refused", "differs", "crashed", "timeout", "not built")
 NORMS = nn.modules.batchnorm._BatchNorm
 SIZES = r"(?:nano|tiny|pico|atto|femto|small|base|medium|large|xlarge|huge|giant|xxs|xs|s|m|l|xl|xxl|t|x|e|b)"
@@ -66,13 +66,14 @@ def create(name: str) -> tuple[nn.Module, object]:
         import timm
 
         model = timm.create_model(arch)
-        size = model.default_cfg.get("input_size", (3, 224, 224))
-        if not model.default_cfg.get("fixed_input_size") and size[1] <= 256:
+        facts: Any = model.default_cfg
+        size = facts.get("input_size", (3, 224, 224))
+        if not facts.get("fixed_input_size") and size[1] <= 256:
             size = (size[0], 128, 128) if _runs(model, size) else size
         return model, torch.randn(1, *size)
     from torchvision import models
 
-    kwargs: dict[str, object] = {"weights": None}
+    kwargs: Row = {"weights": None}
     if arch in ("googlenet", "inception_v3"):
         kwargs["init_weights"] = False
     module = models.get_model_builder(arch).__module__
@@ -120,37 +121,30 @@ def randomise(model: nn.Module, seed: int) -> int:
     for m in norms:
         m.weight.data.uniform_(0.01, 1, generator=g)
         m.bias.data.normal_(0, 0.1, generator=g)
-        m.running_mean.normal_(0, 0.3, generator=g)
-        m.running_var.uniform_(0.5, 2, generator=g)
+        m.get_buffer("running_mean").normal_(0, 0.3, generator=g)
+        m.get_buffer("running_var").uniform_(0.5, 2, generator=g)
     return len(norms)
 
 
-def examine(name: str, cases: list[tuple[float, int]], queue: "mp.Queue[dict[str, object] | None]") -> None:
-    """A row for each ratio and seed, then None."""
+def examine(name: str, cases: list[Case], put: Callable[[Row], None]) -> None:
+    """A row for each ratio and seed."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    if not has_norms(name):
-        for ratio, seed in cases:
-            queue.put({"network": name, "ratio": ratio, "seed": seed, "status": "no BatchNorm"})
-        return queue.put(None)
-    try:
-        model, inputs = create(name)
-    except Exception as error:
-        why = f"{type(error).__name__}: {error}"[:300]
-        for ratio, seed in cases:
-            queue.put({"network": name, "ratio": ratio, "seed": seed, "status": "not built", "why": why})
-        return queue.put(None)
+    ending = {"status": "no BatchNorm"}
+    model: nn.Module | None = None
+    if has_norms(name):
+        try:
+            model, inputs = create(name)
+        except Exception as error:
+            ending = {"status": "not built", "why": f"{type(error).__name__}: {error}"[:300]}
     for ratio, seed in cases:
-        row: dict[str, object] = {"network": name, "ratio": ratio, "seed": seed}
-        if randomise(model, seed):
+        row: Row = {"network": name, "ratio": ratio, "seed": seed}
+        if model is not None and randomise(model, seed):
             examine_one(model.eval(), inputs, ratio, row)
-        else:
-            row["status"] = "no BatchNorm"
-        queue.put(row)
-    queue.put(None)
+        put(ending | row)
 
 
-def examine_one(model: nn.Module, inputs: object, ratio: float, row: dict[str, object]) -> None:
+def examine_one(model: nn.Module, inputs: object, ratio: float, row: Row) -> None:
     try:
         start = time.perf_counter()
         plan = slim.plan(model, inputs, ratio=ratio)
@@ -175,26 +169,17 @@ def examine_one(model: nn.Module, inputs: object, ratio: float, row: dict[str, o
         row["status"], row["why"] = "crashed", f"{type(error).__name__}: {error}"[:300]
 
 
-def run(name: str, cases: list[tuple[float, int]], limit: float) -> Iterator[dict[str, object]]:
-    """The rows of one network, as they come. What takes over `limit` seconds is given up, and so is what is after."""
-    context = mp.get_context("fork")
-    rows: mp.Queue[dict[str, object] | None] = context.Queue()
-    process = context.Process(target=examine, args=(name, cases, rows))
-    process.start()
+def run(name: str, cases: list[Case], limit: float) -> Iterator[Row]:
+    """The rows of one network, as they come. What takes over `limit` seconds for each case is given up."""
     left = list(cases)
-    try:
-        while (row := rows.get(timeout=limit)) is not None:
-            left.remove((row["ratio"], row["seed"]))  # type: ignore[arg-type]
-            yield row
-    except queue.Empty:
-        for ratio, seed in left:
-            yield {"network": name, "ratio": ratio, "seed": seed, "status": "timeout", "why": f"over {limit:.0f} s"}
-    finally:
-        process.kill()
-        process.join()
+    for row in rows_of(examine, name, cases, seconds=int(limit * len(cases))):
+        left.remove((row["ratio"], row["seed"]))
+        yield row
+    for ratio, seed in left:
+        yield {"network": name, "ratio": ratio, "seed": seed, "status": "timeout", "why": f"over {limit:.0f} s"}
 
 
-def table(rows: list[dict[str, object]]) -> str:
+def table(rows: list[Row]) -> str:
     """Markdown: a summary by library and ratio, then every row."""
     rows = [r for r in rows if r["status"] != "no BatchNorm"]
     lines = [
@@ -207,11 +192,11 @@ def table(rows: list[dict[str, object]]) -> str:
         "|" + "---|" * (len(STATUSES) + 4),
     ]
     for library in ("torchvision", "timm"):
-        for ratio in sorted({r["ratio"] for r in rows}):  # type: ignore[type-var]
+        for ratio in sorted({r["ratio"] for r in rows}):
             mine = [r for r in rows if r["ratio"] == ratio and str(r["network"]).startswith(library)]
             if mine:
                 count = [sum(r["status"] == s for r in mine) for s in STATUSES]
-                worst = max((float(r["error"]) for r in mine if "error" in r), default=0.0)  # type: ignore[arg-type]
+                worst = max((float(r["error"]) for r in mine if "error" in r), default=0.0)
                 lines.append(
                     f"| {library} | {ratio} | {len(mine)} | " + " | ".join(map(str, count)) + f" | {worst:.1e} |"
                 )
@@ -220,7 +205,7 @@ def table(rows: list[dict[str, object]]) -> str:
         "| network | ratio | seed | status | achieved | params | FLOPs | frozen | error | plan s | why |",
         "|" + "---|" * 11,
     ]
-    for r in sorted(rows, key=lambda r: (str(r["network"]), r["ratio"], r["seed"])):  # type: ignore[arg-type]
+    for r in sorted(rows, key=lambda r: (str(r["network"]), r["ratio"], r["seed"])):
         error = f"{r['error']:.0e}" if "error" in r else ""
         frozen = f"{r['frozen']}/{r['channels']}" if r.get("frozen") else ""
         cells = [
@@ -238,7 +223,7 @@ def table(rows: list[dict[str, object]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.2, 0.5, 0.8])
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--only", nargs="+", default=None, help="networks such as torchvision:resnet50")
@@ -246,7 +231,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results/zoo_coverage.jsonl")
     options = parser.parse_args()
     names = options.only or [*torchvision_networks(), *timm_networks()]
-    rows = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
+    rows = read_rows(options.out)
     done = {(r["network"], r["ratio"], r["seed"]) for r in rows}
     import torchvision  # noqa: F401  (once, before forking)
 
@@ -256,8 +241,7 @@ def main() -> None:
         cases = [(r, seed) for seed in range(options.seeds) for r in options.ratios if (name, r, seed) not in done]
         for row in run(name, cases, options.limit) if cases else []:
             rows.append(row)
-            with options.out.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            add_row(options.out, row)
             why = row.get("why", "") if row["status"] != "ok" else ""
             print(f"{row['status']:12} {name} {row['ratio']} {row.get('achieved', '')} {why}", flush=True)
     options.out.with_name(f"{options.out.stem}-{date.today()}.md").write_text(table(rows))

@@ -8,7 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import frontier
+import paper_tables
 import pytest
+import shared
 import torch
 import yaml
 from PIL import Image
@@ -18,12 +21,6 @@ from slim.trace.size import network_size
 from slim.workbench import config, data, models
 from slim.workbench.config import DataConfig, RunConfig
 from slim.workbench.train import Callbacks, Progress
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
-
-import frontier
-import paper_tables
-import shared
 
 
 def bench(cache: Path) -> frontier.Bench:

@@ -4,18 +4,15 @@ import math
 import sys
 from pathlib import Path
 
+import loss_surface
 import numpy as np
 import pytest
-import torch
-
-import slim
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
-
-import loss_surface
 import regularizers
 import shared
+import torch
 import weight_distribution
+
+import slim
 
 P, X = 0.9, 1.3
 

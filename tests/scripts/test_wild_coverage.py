@@ -1,19 +1,14 @@
 """`scripts/wild_coverage.py`: a dozen of its networks, from packages that are always here, and its own check."""
 
 import copy
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
-
 import wild_coverage
+from torch import Tensor, nn
 from wild_coverage import Row, counts, difference, fit, in_float64, mask, part_slim, report, tensors
 
 DOZEN = (
