@@ -38,7 +38,8 @@ class PruningPlan:
     """What to remove from a model; plain data that goes through JSON and back.
 
     `removed` maps each BatchNorm's name to the channels that go (indices of the original model). `cuts` spells out
-    what that means for every parameter and buffer: tensor name -> dimension -> removed indices. `selects` are the
+    what that means for every parameter and buffer: tensor name -> dimension -> removed indices. (It names tensors in
+    plain attributes of modules, too; `shapes` doesn't, for a model that never ran may lack them.) `selects` are the
     BatchNorms that choose their own channels of a shared stream (mode "select"). `totals` holds (before, after) of
     channels, params and flops. `frozen` says what couldn't be touched: reason -> BatchNorm -> number of channels.
     `shortfall` is empty where the request was met to within a point, else one line on what held it back. `timing` is
@@ -76,7 +77,7 @@ class PruningPlan:
         for bn in self.selects:
             gone = set(self.removed.get(bn, []))
             chosen[bn] = [i for i in range(self.shapes[f"{bn}.weight"][0]) if i not in gone]
-        return Change(self.cuts, self.sizes, chosen)
+        return Change(self.cuts, self.sizes, chosen, self.cuts.keys() - self.shapes.keys())
 
     def prune_optimizer(self, optimizer: torch.optim.Optimizer, model: nn.Module, thin: nn.Module) -> None:
         """Hand an optimizer of `model` over to `thin`, in place: its parameters become the thinner ones, and what it

@@ -346,7 +346,7 @@ def _write(
         achieved={kind: achieved},
         removed=removed,
         cuts=cuts,
-        shapes={name: list(traced.shapes[name]) for name in cuts},
+        shapes={name: list(traced.shapes[name]) for name in cuts if name not in traced.stored},
         selects=sorted(traced.selecting & removed.keys()),
         totals=totals,
         layers=layers,

@@ -4,7 +4,7 @@ Every parameter and buffer is copied once, without its removed channels; the mod
 are, and the sizes that they store follow. The original is not touched.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from slim.errors import SlimError
-from slim.trace.copy import clone, named_modules, named_tensors
+from slim.trace.copy import all_tensors, clone, detached, named_modules
 
 Cuts = Mapping[str, Mapping[int, list[int]]]  # tensor name -> dimension -> removed indices
 
@@ -90,12 +90,13 @@ class Change:
 
     `cuts` names what each tensor loses along each dimension; `sizes` are new values of attributes
     ("module.attribute") that forward code reads; `selects` gives for BatchNorms that read a shared stream the channels
-    of it that they choose.
+    of it that they choose; what is `optional` among the cuts is left out where the model has no such tensor.
     """
 
     cuts: Cuts
     sizes: Mapping[str, Any] = field(default_factory=dict)
     selects: Mapping[str, list[int]] = field(default_factory=dict)
+    optional: Set[str] = frozenset()
 
 
 def rebuild(model: nn.Module, change: Change) -> nn.Module:
@@ -104,28 +105,33 @@ def rebuild(model: nn.Module, change: Change) -> nn.Module:
     Mode, device, dtype, memory format and `requires_grad` stay as they are. Raises SlimError where a name or a shape
     doesn't fit the model.
     """
-    named = dict(named_tensors(model))
+    named = dict(all_tensors(model))
     by_tensor: dict[int, Mapping[int, list[int]]] = {}
     for name, cut in change.cuts.items():
         tensor = named.get(name)
+        if name in change.optional and (tensor is None or not _fits(cut, tensor)):
+            continue
         if tensor is None:
             raise SlimError(f"the plan doesn't fit this model: it has no parameter or buffer {name!r}")
-        for dim, removed in cut.items():
-            if dim >= tensor.dim() or (removed and max(removed) >= tensor.shape[dim]):
-                raise SlimError(f"the plan doesn't fit this model: {name!r} has shape {tuple(tensor.shape)}")
+        if not _fits(cut, tensor):
+            raise SlimError(f"the plan doesn't fit this model: {name!r} has shape {tuple(tensor.shape)}")
         by_tensor[id(tensor)] = cut
     known: dict[tuple[int, int, torch.device], Tensor] = {}
 
     def thinner(tensor: Tensor) -> Tensor:
         cut = by_tensor.get(id(tensor))
-        data = thin_tensor(tensor, cut, known) if cut else tensor.detach().clone()
-        if isinstance(tensor, nn.Parameter):
-            return nn.Parameter(data, requires_grad=tensor.requires_grad)
-        return data
+        if not cut:
+            return detached(tensor)
+        data = thin_tensor(tensor, cut, known)
+        return nn.Parameter(data, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else data
 
-    thin = clone(model, thinner)
+    thin = clone(model, thinner, thinner)
     _adjust(thin, change, {name: tensor.shape for name, tensor in named.items()})
     return thin
+
+
+def _fits(cut: Mapping[int, list[int]], tensor: Tensor) -> bool:
+    return all(d < tensor.dim() and (not gone or max(gone) < tensor.shape[d]) for d, gone in cut.items())
 
 
 def take_over(model: nn.Module, thin: nn.Module) -> None:
@@ -138,7 +144,7 @@ def take_over(model: nn.Module, thin: nn.Module) -> None:
 def thinned(model: nn.Module, change: Change) -> Iterator[None]:
     """`model` itself, thinner for as long as the context lasts: for a network without data, of which a copy costs more
     than the change. All that its modules hold is put back after it."""
-    named = dict(named_tensors(model))
+    named = dict(all_tensors(model))
     modules = [module for _, module in named_modules(model)]
     state = [(type(m), {**m.__dict__, "_parameters": {**m._parameters}, "_buffers": {**m._buffers}}) for m in modules]
     whole = [(tensor, tensor.data, {**tensor.__dict__}) for tensor in {id(t): t for t in named.values()}.values()]

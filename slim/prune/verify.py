@@ -6,9 +6,8 @@ arbitrary statistics the outputs of many deep networks hardly depend on their in
 kept channels of what every layer gives, not only the outputs.
 """
 
-import copy
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,60 +18,136 @@ from torch.utils._pytree import tree_map_only
 from slim.errors import SlimError
 from slim.prune.plan import PruningPlan
 from slim.prune.rebuild import kept, thin_tensor
-from slim.trace.outputs import output_tensors
+from slim.trace.copy import all_tensors, clone, named_tensors, unwrapped
+from slim.trace.outputs import find_tensors, output_tensors
+from slim.trace.state import restored
 from slim.trace.tracer import call
 
 NORMS = nn.modules.batchnorm._BatchNorm
+DTYPE = ("dtype", "scalar type", "Double")  # what errors say where forward code insists on its own
+LEAST_SHARE = 0.5  # of the places that must be comparable: with fewer, nothing would be proved
+
+
+class Proof(float):
+    """The largest relative difference that `verify` found, and over how much: `layers` (outputs not counted),
+    `compared` of `places`, a place being what a layer gives in one call, or an output."""
+
+    layers: int
+    places: int
+    compared: int
+
+    def __new__(cls, worst: float, layers: int, places: int, compared: int) -> "Proof":
+        proof = super().__new__(cls, worst)
+        proof.layers, proof.places, proof.compared = layers, places, compared
+        return proof
+
+    def __str__(self) -> str:
+        return f"relative error {float(self):.1e} over {self.layers} layers, {self.compared} of {self.places} places"
 
 
 def verify(
     model: nn.Module, thin: nn.Module, plan: PruningPlan, example_inputs: Any, *, tolerance: float | None = None
-) -> float:
-    """The largest relative difference between the masked original and the thin network, over all layers.
+) -> Proof:
+    """Return the largest relative difference between the masked original and the thin network, over all layers.
 
     `example_inputs` as for `slim.plan`. They are repeated to a larger batch where the model takes one, and mixed with
     noise, so that the BatchNorm statistics have something to be fitted to. Checked in float64 to a relative error of
     1e-10 (`tolerance` overrides); where a device has no float64, or forward code insists on another dtype, in the
     model's own dtype to 1e-4.
-    What changes in the original, too, when its layers round otherwise is left out, such as the order of detections
-    with equal scores. Neither network is changed. Raises SlimError with the first layer that differs.
+    What is ill-conditioned, so that it changes in the original, too, when its layers round otherwise, is left out, such
+    as the order of detections with equal scores; the result says how many places were compared.
+
+    Neither network is changed. Raises SlimError with the first layer that differs; where weights, inputs or outputs
+    aren't finite; where less than half of all places can be compared.
+
+    >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.Conv2d(8, 2, 1))
+    >>> x = torch.randn(4, 3, 8, 8)
+    >>> plan = slim.plan(net, x, ratio=0.5)
+    >>> slim.verify(net, plan.apply(net), plan, x).compared
+    4
     """
+    model, thin = unwrapped(model), unwrapped(thin)
+    _check_finite(model, example_inputs)
     _same_weights(model, thin, plan)
-    device = next(model.parameters()).device
-    if device.type != "mps":  # which has no float64
+    attempts: list[tuple[torch.dtype | None, float]] = [(torch.float64, 1e-10), (None, 1e-4)]
+    if next(model.parameters()).device.type == "mps":  # which has no float64
+        attempts = attempts[1:]
+    for dtype, limit in attempts:
         try:
-            return _same_function(
-                model, thin, plan, example_inputs, torch.float64, 1e-10 if tolerance is None else tolerance
-            )
-        except (RuntimeError, TypeError) as error:
-            if not any(word in str(error) for word in ("dtype", "scalar type", "Double")):
-                raise
-    # forward code that insists on its own dtype
-    return _same_function(model, thin, plan, example_inputs, None, 1e-4 if tolerance is None else tolerance)
+            return _same_function(model, thin, plan, example_inputs, dtype, limit if tolerance is None else tolerance)
+        except SlimError:
+            raise
+        except Exception as error:
+            said = " ".join(str(error).split())
+            if dtype is None or not any(word in said for word in DTYPE):
+                raise SlimError(
+                    f"the network can't be run on example_inputs: {type(error).__name__}: {said}"
+                ) from error
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _check_finite(model: nn.Module, example_inputs: Any) -> None:
+    """SlimError where a weight or an input isn't a number: nothing could be compared."""
+    given = find_tensors(example_inputs, "example_inputs")
+    for name, tensor in (*named_tensors(model), *given.items()):
+        if not tensor.is_floating_point() and not tensor.is_complex():
+            continue
+        state = name not in given and not isinstance(tensor, nn.Parameter)  # masks of attention hold infinities
+        if bool(tensor.isnan().any() if state else not tensor.isfinite().all()):
+            raise SlimError(f"{name} has values that aren't finite: expected numbers")
 
 
 def _same_function(
     model: nn.Module, thin: nn.Module, plan: PruningPlan, example_inputs: Any, dtype: torch.dtype | None, limit: float
-) -> float:
+) -> Proof:
     device = next(model.parameters()).device
-    masked, thinner = copy.deepcopy(model).to(dtype=dtype).eval(), copy.deepcopy(thin).to(dtype=dtype).eval()
+    masked, thinner = clone(model).to(dtype=dtype).eval(), clone(thin).to(dtype=dtype).eval()
     mask(masked, plan)
-    larger = tree_map_only(Tensor, lambda t: t.repeat(3, *[1] * (t.dim() - 1)) if t.dim() > 1 else t, example_inputs)
     with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        for candidate in (larger, example_inputs):
-            inputs = tree_map_only(Tensor, lambda t: _lively(t, device, dtype), candidate)
-            if _fit_statistics(masked, inputs):
-                break
+        inputs = _suitable(masked, _candidates(example_inputs, device, dtype))
         _copy_statistics(masked, thinner, plan)
         expected = _activations(masked, inputs, plan)
+        for name, tensor in expected:
+            if not tensor.isfinite().all():
+                raise SlimError(f"the masked original isn't finite in {name}: expected numbers to compare")
         found = _activations(thinner, inputs, None)
+        ill_conditioned: set[int] = set()
         try:
-            return _compare(expected, found, limit)
+            worst = _compare(expected, found, limit)
         except SlimError:
-            unsteady = _differing(expected, _activations(masked, inputs, plan, torch.Generator().manual_seed(1)), limit)
-            if not unsteady:
+            perturbed = _activations(masked, inputs, plan, torch.Generator().manual_seed(1))
+            ill_conditioned = _differing(expected, perturbed, limit)
+            if not ill_conditioned:
                 raise
-            return _compare(expected, found, limit, unsteady)
+            worst = _compare(expected, found, limit, ill_conditioned)
+    places, compared = len(expected), len(expected) - len(ill_conditioned)
+    if compared < LEAST_SHARE * places:
+        raise SlimError(
+            f"the thin network can't be proved equal: {places - compared} of {places} layers and outputs hang on how "
+            "the original rounds, expected half of them at most"
+        )
+    modules = dict(masked.named_modules())
+    return Proof(worst, len({name for name, _ in expected if name in modules}), places, compared)
+
+
+def _candidates(example_inputs: Any, device: torch.device, dtype: torch.dtype | None) -> list[Any]:
+    """What to run the networks on, the best first: many samples, none like another, if the model takes such."""
+    larger = tree_map_only(Tensor, lambda t: t.repeat(3, *[1] * (t.dim() - 1)) if t.dim() > 1 else t, example_inputs)
+
+    def converted(tensor: Tensor) -> Tensor:
+        return tensor.to(device, dtype if tensor.is_floating_point() else None)
+
+    plain = [tree_map_only(Tensor, converted, candidate) for candidate in (larger, example_inputs)]
+    return [tree_map_only(Tensor, _with_noise, candidate) for candidate in plain] + plain
+
+
+def _suitable(model: nn.Module, candidates: list[Any]) -> Any:
+    """The first candidate to which BatchNorm statistics can be fitted, or else that the model can run on."""
+    for usable in (_fit_statistics, _runs):
+        for inputs in candidates:
+            if usable(model, inputs):
+                return inputs
+    return candidates[-1]
 
 
 def mask(model: nn.Module, plan: PruningPlan) -> None:
@@ -104,18 +179,16 @@ def _same_weights(model: nn.Module, thin: nn.Module, plan: PruningPlan) -> None:
             raise SlimError(f"the thin network differs from the plan: {name} holds other values than the original's")
 
 
-def _lively(tensor: Tensor, device: torch.device, dtype: torch.dtype | None) -> Tensor:
+def _with_noise(tensor: Tensor) -> Tensor:
     """The input with noise, so that no two samples are alike."""
-    tensor = tensor.to(device)
     if not tensor.is_floating_point():
         return tensor
-    tensor = tensor.to(dtype or tensor.dtype)
-    noise = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(0), dtype=tensor.dtype).to(device)
-    spread = tensor.std() if tensor.numel() > 1 and tensor.std() > 0 else torch.ones((), device=device)
+    noise = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(0), dtype=tensor.dtype).to(tensor.device)
+    spread = tensor.std() if tensor.numel() > 1 and tensor.std() > 0 else torch.ones((), device=tensor.device)
     return tensor + 0.5 * spread * noise
 
 
-def _rounded_otherwise(tensor: Tensor, noise: torch.Generator) -> Tensor:
+def _perturb_rounding(tensor: Tensor, noise: torch.Generator) -> Tensor:
     if not tensor.is_floating_point():
         return tensor
     change = torch.randn(tensor.shape, generator=noise, dtype=tensor.dtype).to(tensor.device)
@@ -148,23 +221,55 @@ def _fitting(model: nn.Module) -> Iterator[None]:
 
 def _fit_statistics(model: nn.Module, inputs: Any) -> bool:
     """Give the BatchNorms the statistics of these inputs; whether the model takes such a batch."""
-    before = {n: b.clone() for n, b in model.named_buffers()}
+    before = _statistics(model)
     try:
-        with _fitting(model):
+        with restored(model), _fitting(model):
             call(model, inputs)
-        call(model, inputs)
-        return True
-    except (ValueError, RuntimeError, AssertionError):  # a fixed batch size, or one value per channel
-        for n, b in model.named_buffers():
-            b.copy_(before[n])
+            fitted = _statistics(model)
+        _set_statistics(model, fitted)
+        if _runs(model, inputs):
+            return True
+    except (RuntimeError, TypeError) as error:
+        if any(word in str(error) for word in DTYPE):
+            raise
+    except Exception:  # a fixed batch size, one value per channel, an index out of range
+        pass
+    _set_statistics(model, before)
+    return False
+
+
+def _statistics(model: nn.Module) -> dict[str, Tensor]:
+    """The statistics of all BatchNorms, copied."""
+    return {n: b.clone() for n, b in named_tensors(model) if n.endswith(("running_mean", "running_var"))}
+
+
+def _set_statistics(model: nn.Module, statistics: dict[str, Tensor]) -> None:
+    own = dict(named_tensors(model))
+    for name, value in statistics.items():
+        own[name].copy_(value)
+
+
+def _runs(model: nn.Module, inputs: Any) -> bool:
+    """Whether the model runs on these inputs and returns numbers."""
+    try:
+        with restored(model):
+            outputs = output_tensors(call(model, inputs))
+            return all(bool(t.isfinite().all()) for t in outputs.values())
+    except Exception:
         return False
 
 
 def _copy_statistics(masked: nn.Module, thinner: nn.Module, plan: PruningPlan) -> None:
-    theirs = dict(thinner.named_buffers())
-    for name, buffer in masked.named_buffers():
+    theirs = dict(named_tensors(thinner))
+    cuts = _cuts_by_tensor(masked, plan)
+    for name, buffer in named_tensors(masked):
         if name.endswith(("running_mean", "running_var")) and name in theirs:
-            theirs[name].copy_(thin_tensor(buffer, plan.cuts.get(name, {})))
+            theirs[name].copy_(thin_tensor(buffer, cuts.get(id(buffer), {})))
+
+
+def _cuts_by_tensor(model: nn.Module, plan: PruningPlan) -> dict[int, Mapping[int, list[int]]]:
+    """What the plan cuts of each tensor, which may have several names, by its id."""
+    return {id(tensor): plan.cuts[name] for name, tensor in all_tensors(model) if name in plan.cuts}
 
 
 def _activations(
@@ -179,33 +284,26 @@ def _activations(
             if not isinstance(out, Tensor):
                 return None
             if noise is not None:
-                out = _rounded_otherwise(out, noise)
+                out = _perturb_rounding(out, noise)
             dim = out.dim() - 1 if isinstance(module, nn.Linear) else 1
             seen.append((name, out.clone() if keep is None else out.index_select(dim, keep)))
             return out if noise is not None else None
 
         return hook
 
-    hooks = []
-    for name, module in model.named_modules():
-        weight = getattr(module, "weight", None)
-        if not isinstance(module, (nn.modules.conv._ConvNd, nn.Linear, NORMS)) or weight is None:
-            continue
-        keep = None
-        if plan is not None:
+    cuts = {} if plan is None else _cuts_by_tensor(model, plan)
+    with restored(model):  # the hooks go, too
+        for name, module in model.named_modules():
+            weight = getattr(module, "weight", None)
+            if not isinstance(module, (nn.modules.conv._ConvNd, nn.Linear, NORMS)) or weight is None:
+                continue
             dim = 1 if getattr(module, "transposed", False) else 0
-            gone = plan.cuts.get(f"{name}.weight", {}).get(dim)
-            groups = module.groups if dim else 1
-            if gone and groups == 1:
-                keep = kept(weight.shape[dim], gone, weight.device)
-            elif gone or (dim and 0 in plan.cuts.get(f"{name}.weight", {}) and groups != 1):
+            cut, groups = cuts.get(id(weight), {}), module.groups if dim else 1
+            if groups != 1 and cut:
                 continue  # grouped transposed convolutions interleave their channels; what reads them is compared
-        hooks.append(module.register_forward_hook(record(name, keep)))
-    try:
+            keep = kept(weight.shape[dim], cut[dim], weight.device) if cut.get(dim) else None
+            module.register_forward_hook(record(name, keep))
         outputs = output_tensors(call(model, inputs))
-    finally:
-        for hook in hooks:
-            hook.remove()
     return seen + list(outputs.items())
 
 
@@ -213,9 +311,9 @@ def _compare(
     expected: list[tuple[str, Tensor]],
     found: list[tuple[str, Tensor]],
     limit: float,
-    unsteady: Collection[int] = (),
+    ill_conditioned: Collection[int] = (),
 ) -> float:
-    """The largest relative difference, but for the `unsteady` places. Raises at the first one over the limit."""
+    """The largest relative difference, but for the `ill_conditioned` places. Raises at the first over the limit."""
     worst = 0.0
     there: dict[str, list[Tensor]] = {}
     for name, tensor in found:
@@ -226,7 +324,7 @@ def _compare(
         b = there[name][turn] if turn < len(there.get(name, [])) else None
         if b is None:
             raise SlimError(f"the thin network differs from the masked original: {name} isn't used")
-        if place in unsteady:
+        if place in ill_conditioned:
             continue
         if a.shape != b.shape:
             raise SlimError(

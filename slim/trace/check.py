@@ -18,7 +18,7 @@ from torch._ops import OpOverload
 
 from slim.trace.classes import Classes, Ints
 from slim.trace.codes import Bools, Codes, label, name_of, set_codes
-from slim.trace.copy import clone, named_modules, named_tensors
+from slim.trace.copy import all_tensors, clone, named_modules
 from slim.trace.labeller import Choice, Executed
 from slim.trace.tracer import ForwardPass, Trace, Tracer, name_tensors, run_once, shapes_of
 
@@ -115,7 +115,7 @@ def find_misfit(
     # Forward code that looks at values takes the path that the values say: compare with the masked network's.
     runs = traced.runs if traced.inputs_are_meta else [_masked_run(traced, kept, run.training) for run in traced.runs]
     with thinned(traced.meta_copy):
-        for name, tensor in named_tensors(name_tensors(traced.meta_copy)):
+        for name, tensor in all_tensors(name_tensors(traced.meta_copy)):
             labels = traced.labels.get(name)
             if labels:
                 set_codes(tensor, {d: Codes.of(v[kept[v]]) for d, v in labels.items()})
@@ -133,8 +133,7 @@ def _follow(
     """Run the thin copy along `run`. Where there is but one, both modes take the same steps, or this finds out."""
     follower = Follower(traced, run)
     try:
-        with torch.random.fork_rng(devices=[]):
-            outputs = run_once(traced.meta_copy, traced.inputs, follower, training=training)
+        outputs = run_once(traced.meta_copy, traced.inputs, follower, training=training)
         if shapes_of(outputs) != run.shapes:
             raise Mismatch("an output changes its shape")
         return None
@@ -164,8 +163,7 @@ def _masked_run(traced: Trace, kept: Bools, training: bool) -> ForwardPass:
         return masked
 
     tracer = Tracer(traced.classes, traced.selecting, traced.whole_groups)
-    with torch.random.fork_rng(devices=[]):
-        outputs = run_once(clone(traced.meta_copy, mask), traced.inputs, tracer, training=training)
+    outputs = run_once(clone(traced.meta_copy, mask, mask), traced.inputs, tracer, training=training)
     return ForwardPass(training, tracer.executed, tracer.decisions, shapes_of(outputs))
 
 

@@ -1,24 +1,39 @@
 """Copy a network around its tensors: the same modules, with other parameters and buffers in them.
 
 `copy.deepcopy` with a memo does this too, and is what decides in doubt; but it asks the same questions of every empty
-dict of every module, which takes most of the time that planning a small network needs.
+dict of every module, which takes most of the time that planning a small network needs, and it refuses networks that
+keep what can't be copied: features of the last training step, locks, writers, open files.
 """
 
 import copy
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable
-from types import BuiltinFunctionType, FunctionType
+from types import BuiltinFunctionType, CellType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-_PLAIN = {bool, int, float, complex, str, bytes, type(None), type, FunctionType, BuiltinFunctionType, torch.dtype}
-_CONTAINERS = {dict, OrderedDict, list, set}
+from slim.errors import SlimError
+from slim.trace.outputs import find_tensors
+
+_PLAIN = {bool, int, float, complex, str, bytes, type(None), type, BuiltinFunctionType, ModuleType, torch.dtype}
+_INTERNAL = nn.Module().__dict__.keys()
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the model that a compiled or a distributed one wraps; any other as it is."""
+    while True:
+        inner = model._modules.get("_orig_mod")  # torch.compile's
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            inner = model.module
+        if inner is None:
+            return model
+        model = inner
 
 
 def named_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
-    """Every parameter and buffer under each of its names (a shared one has several)."""
+    """List every parameter and buffer under each of its names (a shared one has several)."""
     found = []
     for prefix, module in named_modules(model):
         for kind in (module._parameters, module._buffers):
@@ -28,8 +43,30 @@ def named_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
     return found
 
 
+def stored_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """List the tensors that modules hold beside their parameters and buffers, by path: constants, caches, states."""
+    registered = {id(tensor) for _, tensor in named_tensors(model)}
+    found = []
+    for prefix, module in named_modules(model):
+        for name, value in module.__dict__.items():
+            if type(value) in _PLAIN or name in _INTERNAL or _is_flat(value):
+                continue
+            inside = find_tensors(value, prefix + name, arrays=False)
+            found += [(path, tensor) for path, tensor in inside.items() if id(tensor) not in registered]
+    return found
+
+
+def all_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """List `named_tensors`, then `stored_tensors`."""
+    return named_tensors(model) + stored_tensors(model)
+
+
+def _is_flat(value: Any) -> bool:
+    return type(value) in (tuple, list, dict, set, OrderedDict) and all(type(item) in _PLAIN for item in value)
+
+
 def named_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Every module under each of its names, with a dot at the end."""
+    """List every module under each of its names, with a dot at the end."""
     found: list[tuple[str, nn.Module]] = []
 
     def visit(prefix: str, module: nn.Module) -> None:
@@ -38,32 +75,55 @@ def named_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
             if child is not None:
                 visit(f"{prefix}{name}.", child)
 
-    visit("", model)
+    visit("", unwrapped(model))
     return found
 
 
-def clone(model: nn.Module, replace: Callable[[Tensor], Tensor]) -> nn.Module:
-    """A copy of `model` that holds `replace(tensor)` for each of its tensors; shared ones stay shared."""
+def detached(tensor: Tensor) -> Tensor:
+    """Return a copy that no graph holds; of a parameter, a parameter."""
+    copied = tensor.detach().clone()
+    return nn.Parameter(copied, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copied
+
+
+def clone(
+    model: nn.Module,
+    replace: Callable[[Tensor], Tensor] = detached,
+    replace_stored: Callable[[Tensor], Tensor] = detached,
+) -> nn.Module:
+    """Copy `model` with `replace(tensor)` for each of its parameters and buffers, and `replace_stored` for the tensors
+    in other attributes; shared ones stay shared. What can't be copied is shared with the original."""
+    model = unwrapped(model)
     memo: dict[int, Any] = {}
-    for _, tensor in named_tensors(model):
-        if id(tensor) not in memo:
-            memo[id(tensor)] = replace(tensor)
+    for tensors, replaced in ((named_tensors(model), replace), (stored_tensors(model), replace_stored)):
+        for _, tensor in tensors:
+            if id(tensor) not in memo:
+                memo[id(tensor)] = replaced(tensor)
     fresh: list[tuple[nn.Module, nn.Module]] = []
-    for _, module in named_modules(model):
+    others: list[tuple[str, nn.Module]] = []
+    for name, module in named_modules(model):
         if id(module) not in memo:
             if not _is_simple(type(module)):
-                continue  # deepcopy meets it later, with the memo
+                others.append((name, module))
+                continue
             new = memo[id(module)] = type(module).__new__(type(module))
             fresh.append((module, new))
     for old, new in fresh:  # all are known by now, so attributes that refer to other modules find their copies
         copied = {k: v if type(v) in _PLAIN else _copy(v, memo) for k, v in old.__dict__.items()}
+        copied.pop("_compiled_call_impl", None)  # model.compile(): it runs the original
         object.__setattr__(new, "__dict__", copied)
-    made: nn.Module = memo.get(id(model)) or copy.deepcopy(model, memo)
+    for name, module in others:
+        try:
+            copy.deepcopy(module, memo)
+        except Exception as error:
+            raise SlimError(
+                f"module {name[:-1] or 'model'!r} can't be copied: {type(error).__name__}: {error}"
+            ) from error
+    made: nn.Module = memo[id(model)]
     return made
 
 
-def _is_simple(kind: type[nn.Module]) -> bool:
-    """Whether the module class leaves copying to its attributes."""
+def _is_simple(kind: type) -> bool:
+    """Whether the class leaves copying to its attributes."""
     return not hasattr(kind, "__deepcopy__") and kind.__reduce_ex__ is object.__reduce_ex__
 
 
@@ -71,16 +131,75 @@ def _copy(value: Any, memo: dict[int, Any]) -> Any:
     kind = type(value)
     if kind in _PLAIN:
         return value
-    if kind in _CONTAINERS and not value:
-        return kind()
-    known = memo.get(id(value))
-    if known is not None:
-        return known
-    if kind is dict:
-        copied: dict[Any, Any] = {}
-        memo[id(value)] = copied
-        copied.update((key, _copy(item, memo)) for key, item in value.items())
-        return copied
-    if kind is tuple and all(type(item) in _PLAIN for item in value):
+    if id(value) in memo:
+        return memo[id(value)]
+    if kind is FunctionType:
+        return _rebound(value, memo)
+    if kind is MethodType:
+        return MethodType(_copy(value.__func__, memo), _copy(value.__self__, memo))
+    if kind is tuple:
+        return value if _is_flat(value) else tuple(_copy(item, memo) for item in value)
+    if kind in (list, set, deque, dict, OrderedDict, defaultdict):
+        return _copied_container(value, memo)
+    known = len(memo)
+    try:
+        return copy.deepcopy(value, memo)
+    except Exception:
+        while len(memo) > known:  # what was begun
+            memo.popitem()
+    return _copied_attributes(value, memo)
+
+
+def _copied_container(value: Any, memo: dict[int, Any]) -> Any:
+    made = memo[id(value)] = copy.copy(value)
+    made.clear()
+    if isinstance(value, dict):
+        made.update((_copy(key, memo), _copy(item, memo)) for key, item in value.items())
+    elif isinstance(value, set):
+        made.update(_copy(item, memo) for item in value)
+    else:
+        made.extend(_copy(item, memo) for item in value)
+    return made
+
+
+def _copied_attributes(value: Any, memo: dict[int, Any]) -> Any:
+    """An object that deepcopy refuses, copied attribute by attribute where it is plain enough, else itself."""
+    if not isinstance(getattr(value, "__dict__", None), dict) or not _is_simple(type(value)):
         return value
-    return copy.deepcopy(value, memo)
+    try:
+        made = object.__new__(type(value))
+    except TypeError:  # a lock, a file: not made of attributes
+        return value
+    memo[id(value)] = made
+    made.__dict__.update({key: _copy(item, memo) for key, item in value.__dict__.items()})
+    return made
+
+
+def _rebound(function: FunctionType, memo: dict[int, Any]) -> FunctionType:
+    """The function with the copies of what it captured of the model: forward code in a closure runs the copy."""
+
+    def captured(value: Any) -> Any:
+        if isinstance(value, FunctionType | MethodType):
+            return _copy(value, memo)
+        return memo.get(id(value), value) if isinstance(value, Tensor | nn.Module) else value
+
+    memo[id(function)] = function  # for one that captures itself
+    cells = tuple(_recaptured(cell, captured) for cell in function.__closure__ or ())
+    defaults = tuple(captured(value) for value in function.__defaults__ or ())
+    same = zip((*cells, *defaults), (*(function.__closure__ or ()), *(function.__defaults__ or ())))
+    if all(new is old for new, old in same):
+        return function
+    made = FunctionType(function.__code__, function.__globals__, function.__name__, defaults or None, cells)
+    made.__kwdefaults__ = function.__kwdefaults__
+    made.__dict__.update(function.__dict__)
+    memo[id(function)] = made
+    return made
+
+
+def _recaptured(cell: CellType, captured: Callable[[Any], Any]) -> CellType:
+    try:
+        held = cell.cell_contents
+    except ValueError:  # empty
+        return cell
+    new = captured(held)
+    return cell if new is held else CellType(new)

@@ -20,8 +20,8 @@ _CODE = (FunctionType, BuiltinFunctionType, MethodType, nn.Module)  # what may l
 _ITERATED = (Sequence, Set, ValuesView, GeneratorType, map, filter, zip)
 
 
-def find_tensors(value: Any, name: str = "output") -> dict[str, Tensor]:
-    """Return the tensors (and numeric arrays, as tensors) in `value` by path: "output.logits", "output[0].x".
+def find_tensors(value: Any, name: str = "output", *, arrays: bool = True) -> dict[str, Tensor]:
+    """Return the tensors (and numeric `arrays`, as tensors) in `value` by path: "output.logits", "output[0].x".
 
     Looked for in sequences, mappings and sets, in attributes and slots, nested as deep as they are; a tensor that is
     there twice counts once. Modules and functions aren't entered.
@@ -39,8 +39,9 @@ def find_tensors(value: Any, name: str = "output") -> dict[str, Tensor]:
         seen[id(item)] = item
         if isinstance(item, Tensor):
             found[path] = item
-        elif isinstance(item, np.ndarray) and item.dtype.kind in "biufc":
-            found[path] = torch.from_numpy(np.ascontiguousarray(item))
+        elif isinstance(item, np.ndarray):
+            if arrays and item.dtype.kind in "biufc":
+                found[path] = torch.from_numpy(np.ascontiguousarray(item))
         else:
             pending += reversed([(path + step, child) for step, child in _children(item)])
     return found

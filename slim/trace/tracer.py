@@ -22,11 +22,12 @@ from torch.utils._pytree import tree_map_only
 from slim.errors import SlimError
 from slim.trace.classes import Classes, Ints
 from slim.trace.codes import codes_on, name_of, set_name
-from slim.trace.copy import clone, named_modules, named_tensors
+from slim.trace.copy import all_tensors, clone, named_modules, named_tensors, stored_tensors, unwrapped
 from slim.trace.labeller import INDEXED, Executed, Labeller, Product
 from slim.trace.op import META, Op
 from slim.trace.outputs import output_tensors
 from slim.trace.rules.builtin import rule_for
+from slim.trace.state import restored
 
 
 @dataclass
@@ -48,6 +49,7 @@ class Trace:
     group_counts: dict[str, Ints] = field(default_factory=dict)
     streams: set[str] = field(default_factory=set)
     products: list[Product] = field(default_factory=list)
+    stored: set[str] = field(default_factory=set)  # names in `shapes` of what lies in plain attributes of modules
     parameters: list[str] = field(default_factory=list)  # names in `shapes` that are parameters, not buffers
     runs: list["ForwardPass"] = field(default_factory=list)  # for `check`, with what it needs to run again:
     meta_copy: nn.Module = field(default_factory=nn.Module)
@@ -57,14 +59,14 @@ class Trace:
     def add_run(self, *, training: bool) -> "ForwardPass":
         """Run the meta-device copy once more, in this mode, and take in what it tells."""
         tracer = Tracer(self.classes, self.selecting, self.whole_groups)
-        with torch.random.fork_rng(devices=[]):
-            outputs = run_once(self.meta_copy, self.inputs, tracer, training=training)
+        outputs = run_once(self.meta_copy, self.inputs, tracer, training=training)
         run = ForwardPass(training, tracer.executed, tracer.decisions, shapes_of(outputs))
         self.runs.append(run)
         self.products = tracer.products
         self.group_counts |= tracer.group_counts
         self.streams |= tracer.streams
-        for name, tensor in named_tensors(self.meta_copy):
+        self.stored |= {name for name, _ in stored_tensors(self.meta_copy)}
+        for name, tensor in all_tensors(self.meta_copy):
             if name == name_of(tensor):
                 self.shapes[name] = tuple(tensor.shape)
                 if found := codes_on(tensor):
@@ -135,7 +137,7 @@ def name_tensors(copied: nn.Module) -> nn.Module:
     for _, module in named_modules(copied):
         if isinstance(module, nn.modules.batchnorm._NormBase):
             module._buffers["num_batches_tracked"] = None
-    for name, tensor in named_tensors(copied):
+    for name, tensor in all_tensors(copied):
         if name_of(tensor) is None:
             set_name(tensor, name)
     return copied
@@ -158,6 +160,7 @@ def tracing_mode(copied: nn.Module, *, training: bool) -> Iterator[None]:
 
 def call(model: nn.Module, example_inputs: Any) -> Any:
     """Return `model(example_inputs)`: a tensor, a tuple of positional arguments, or a dict of keyword arguments."""
+    model = unwrapped(model)
     if isinstance(example_inputs, dict):
         return model(**example_inputs)
     if isinstance(example_inputs, (tuple, list)):
@@ -167,11 +170,28 @@ def call(model: nn.Module, example_inputs: Any) -> Any:
 
 def run_once(copied: nn.Module, example_inputs: Any, tracer: Tracer, *, training: bool) -> dict[str, Tensor]:
     """Run a copy under the tracer and freeze what it returns; the tensors of its output."""
-    with tracing_mode(copied, training=training), tracer:
-        outputs = output_tensors(call(copied, example_inputs))
+    with restored(copied):
+        before = _states(copied)
+        with tracing_mode(copied, training=training), tracer:
+            outputs = output_tensors(call(copied, example_inputs))
+        for name, written in _states(copied).items():
+            if written is not before.get(name, written):
+                _carry_over(tracer, name, before[name], written)
     for out in outputs.values():
         tracer.freeze_tensor(out, "the model's output")
     return outputs
+
+
+def _states(copied: nn.Module) -> dict[str, Tensor]:
+    """What forward may write on its modules: buffers, and tensors in other attributes."""
+    return {name: tensor for name, tensor in all_tensors(copied) if not isinstance(tensor, nn.Parameter)}
+
+
+def _carry_over(tracer: Tracer, name: str, before: Tensor, written: Tensor) -> None:
+    """Forward put another tensor in the place of one that an earlier forward left: both have the same channels."""
+    for dim, codes in tracer.codes(written).items():
+        if before.dim() == written.dim() and before.shape[dim] == written.shape[dim]:
+            tracer.axis(before, dim, codes, f"kept in {name}")
 
 
 def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
@@ -191,6 +211,7 @@ def trace(model: nn.Module, example_inputs: Any, *, select: bool = False, whole_
     shared stream (pre-activation) chooses its own channels of it. With `whole_groups`, a grouped convolution loses
     whole groups, instead of the same places within each. Raises SlimError where the model can't be run.
     """
+    _check_kind(model)
     traced = _trace_somehow(model, example_inputs, set(), whole_groups)
     if not select:
         return traced
@@ -200,6 +221,18 @@ def trace(model: nn.Module, example_inputs: Any, *, select: bool = False, whole_
         chosen |= more
         traced = _trace_somehow(model, example_inputs, set(chosen), whole_groups)
     return traced
+
+
+def _check_kind(model: nn.Module) -> None:
+    """SlimError for a model without a forward in Python, or without shapes."""
+    if not isinstance(model, nn.Module):
+        raise SlimError(f"model is a {type(model).__name__}: expected a torch.nn.Module")
+    for name, module in named_modules(model):
+        where = name[:-1] or "the model"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise SlimError(f"{where} is a TorchScript module: expected the torch.nn.Module that it was made from")
+        if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():
+            raise SlimError(f"{where} ({type(module).__name__}) has no shape yet: run the model on a batch first")
 
 
 def _is_indexed(traced: Trace, bn: str) -> bool:

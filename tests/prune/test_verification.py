@@ -1,6 +1,7 @@
 """The check must be able to see: every fault put into a rebuilt network is caught."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -138,3 +139,124 @@ def test_neither_network_is_changed():
     slim.verify(model, thin, plan, X)
     for m, was in zip((model, thin), before):
         assert m.training and all(torch.equal(v, was[k]) for k, v in m.state_dict().items())
+
+
+def small(*more: nn.Module) -> nn.Module:
+    return randomise(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1), *more)).eval()
+
+
+def poisoned(name: str, value: float) -> tuple[nn.Module, torch.Tensor]:
+    """A network and its input, with one value somewhere that isn't a number."""
+    model, x = small(), X.clone()
+    with torch.no_grad():
+        (x if name == "example_inputs" else model.state_dict()[name]).reshape(-1)[0] = value
+    return model, x
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", ["0.weight", "3.bias", "example_inputs"])
+def test_what_is_not_finite_proves_nothing(name: str, value: float) -> None:
+    """Not even that equal networks are equal: comparisons with NaN would all be left out."""
+    sound = small()
+    plan = slim.plan(sound, X, ratio=0.5)
+    model, x = poisoned(name, value)
+    with pytest.raises(slim.SlimError, match=f"{name} has values that aren't finite"):
+        slim.verify(model, plan.apply(model), plan, x)
+
+
+class Log(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.log()
+
+
+def test_outputs_that_are_not_finite_prove_nothing() -> None:
+    model = small(Log())
+    plan = slim.plan(model, X, ratio=0.5)
+    with pytest.raises(slim.SlimError, match="the masked original isn't finite in output"):
+        slim.verify(model, plan.apply(model), plan, X)
+
+
+def test_infinities_in_a_mask_are_fine() -> None:
+    """Attention's: a buffer of -inf above the diagonal."""
+
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = small()
+            self.register_buffer("mask", torch.full((30, 30), -math.inf).triu(1))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (self.body(x) + self.mask).softmax(-1)
+
+    model = Masked().eval()
+    plan = slim.plan(model, X, ratio=0.5)
+    assert slim.verify(model, plan.apply(model), plan, X) < 1e-10
+
+
+def test_it_says_how_much_it_compared() -> None:
+    model = small()
+    plan = slim.plan(model, X, ratio=0.5)
+    proof = slim.verify(model, plan.apply(model), plan, X)
+    assert (proof.layers, proof.places, proof.compared) == (3, 4, 4)
+    assert "3 layers, 4 of 4 places" in str(proof)
+
+
+def test_too_little_to_compare_is_no_proof() -> None:
+    """Most of what this network gives is rounding."""
+
+    class Mostly(Rounded):
+        def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+            y = self.body(x)
+            return [y, *((y * n * 1e20).sin() for n in range(1, 9))]
+
+    model = randomise(Mostly()).eval()
+    plan = slim.plan(model, X, ratio=0.5)
+    thin = plan.apply(model)
+    thin.body.register_forward_hook(lambda module, args, out: out * (1 + 3e-16))  # another machine's rounding
+    with pytest.raises(slim.SlimError, match=r"can't be proved equal: 8 of 12 layers and outputs"):
+        slim.verify(model, thin, plan, X)
+
+
+class Table(nn.Module):
+    """Floats that are numbers of rows: noise, or a statistic of them, would lead out of the table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows, self.first = nn.Embedding(10, 4), nn.Linear(5, 32)
+        self.norm, self.last = nn.BatchNorm1d(32), nn.Linear(32, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = self.rows(x[:, 0].long())
+        return self.last(self.norm(self.first(torch.cat([rows, x[:, 1:]], 1))).relu())
+
+
+class Positive(nn.Module):
+    """Takes the logarithm of its input, as networks for sound do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = small()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not bool((x > 0).all()):
+            raise KeyError("x")
+        return self.body(x.log())
+
+
+@pytest.mark.parametrize(
+    "model, x",
+    [(Table(), torch.cat([torch.full((8, 1), 9.0), torch.randn(8, 1)], 1)), (Positive(), X.abs() + 0.1)],
+    ids=["indices among floats", "positive numbers only"],
+)
+def test_inputs_that_take_no_noise_are_taken_as_they_are(model: nn.Module, x: torch.Tensor) -> None:
+    model = randomise(model).eval()
+    plan = slim.plan(model, x, ratio=0.5)
+    assert slim.verify(model, plan.apply(model), plan, x) < 1e-10
+
+
+def test_inputs_that_the_network_can_not_take_are_one_line() -> None:
+    model = small()
+    plan = slim.plan(model, X, ratio=0.5)
+    with pytest.raises(slim.SlimError, match=r"can't be run on example_inputs: RuntimeError: .*3 channels") as caught:
+        slim.verify(model, plan.apply(model), plan, torch.randn(2, 5, 8, 8))
+    assert "\n" not in str(caught.value)

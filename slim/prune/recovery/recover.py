@@ -26,7 +26,7 @@ from slim.prune.plan import PruningPlan
 from slim.prune.rebuild import kept
 from slim.prune.recovery.lockstep import OutOfStep, side_by_side
 from slim.prune.recovery.regression import fit, fits
-from slim.trace.copy import clone, named_tensors
+from slim.trace.copy import clone, named_tensors, unwrapped
 from slim.trace.intercept import TRANSPOSED, Intercept, LayerCall, evaluating
 from slim.trace.outputs import output_tensors
 from slim.trace.tracer import call
@@ -93,19 +93,20 @@ def recover(model: nn.Module, thin: nn.Module, plan: PruningPlan, images: Any, *
     started = time.perf_counter()
     if isinstance(held_out, bool) or not isinstance(held_out, int | float) or not 0 < held_out < 1:
         raise SlimError(f"held_out {held_out!r} is out of range: expected a share between 0 and 1")
+    model, thin = unwrapped(model), unwrapped(thin)
     _check_shapes(model, thin, plan)
     images, count = drawn(images, LEAST_IMAGES, "recovery")
     fitted = min(count - 2, max(4, round(count * (1 - held_out))))
     device = next(model.parameters()).device
     calibration, test = (part(images, some, device) for some in (slice(fitted), slice(fitted, None)))
-    candidates = {"none": clone(thin, _copied).eval()}
+    candidates = {"none": clone(thin).eval()}
     told: dict[str, Any] = {}
     with evaluating(model):
         try:
             with running("the networks"):
                 uses = _uses(candidates["none"], part(calibration, slice(2)))
                 for kind in ("recalibration", "regression"):
-                    candidates[kind] = clone(thin, _copied).eval()
+                    candidates[kind] = clone(thin).eval()
                     work = _Work(model, candidates[kind], plan, uses, regress=kind == "regression")
                     side_by_side(model, candidates[kind], calibration, work.visit)
             told = {"missed": work.missed, "folded": work.folded, "at_borders": work.at_borders, "left": work.left}
@@ -136,12 +137,6 @@ def _check_shapes(model: nn.Module, thin: nn.Module, plan: PruningPlan) -> None:
         found = list(has[name].shape) if name in has else "missing"
         if found != expected:
             raise SlimError(f"thin isn't what the plan makes of the model: {name} is {found}: expected {expected}")
-
-
-def _copied(tensor: Tensor) -> Tensor:
-    if isinstance(tensor, nn.Parameter):
-        return nn.Parameter(tensor.detach().clone(), requires_grad=tensor.requires_grad)
-    return tensor.detach().clone()
 
 
 # -- one pass ----------------------------------------------------------------------------------------------------------

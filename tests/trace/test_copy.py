@@ -1,0 +1,162 @@
+"""Models that keep what deepcopy refuses are copied, planned and proved all the same."""
+
+import functools
+import threading
+import types
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+import slim
+from slim.trace.copy import clone, stored_tensors
+
+X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def body() -> nn.Sequential:
+    torch.manual_seed(0)
+    made = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 2, 1))
+    nn.init.uniform_(made[1].weight, 0.1, 1)  # type: ignore[arg-type]
+    return made
+
+
+def keeps_features() -> nn.Module:
+    model = body()
+    model[2].register_forward_hook(lambda module, args, out: setattr(module, "last", out))
+    return model
+
+
+def keeps_features_in_a_list() -> nn.Module:
+    model = body()
+    model[2].seen = []
+    model[2].register_forward_hook(lambda module, args, out: module.seen.append({"out": out}))  # type: ignore
+    return model
+
+
+def keeps_features_outside() -> nn.Module:
+    model, features = body(), {}
+    model[2].register_forward_hook(lambda module, args, out: features.update(last=out))
+    return model
+
+
+def holds_a_lock() -> nn.Module:
+    model = body()
+    model.lock = threading.Lock()  # type: ignore[assignment]
+    model.worker = types.SimpleNamespace(lock=threading.Lock(), owner=model)  # type: ignore[assignment]
+    model.library = torch  # type: ignore[assignment]
+    return model
+
+
+def forward_in_a_closure() -> nn.Module:
+    model = body()
+    inner = model.forward
+    model.forward = lambda x: 2 * inner(x)  # type: ignore[method-assign, assignment]
+    return model
+
+
+def forward_in_a_partial() -> nn.Module:
+    model = body()
+
+    def forward(inner: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        return 2 * inner(x)
+
+    model.forward = functools.partial(forward, model.forward)  # type: ignore[method-assign, assignment]
+    return model
+
+
+def forward_of_a_layer_replaced() -> nn.Module:
+    model = body()
+    norm = model[1]
+    model[1].forward = lambda x, after=torch.relu: after(nn.BatchNorm2d.forward(norm, x))  # type: ignore
+    return model
+
+
+def masked_weights() -> nn.Module:
+    model = body()
+    prune.random_unstructured(model[0], "weight", amount=0.3)
+    return model
+
+
+def compiled_in_place() -> nn.Module:
+    model = body()
+    model.compile(backend="eager")
+    return model
+
+
+MODELS = [
+    *(keeps_features, keeps_features_in_a_list, keeps_features_outside, holds_a_lock, forward_in_a_closure),
+    *(forward_in_a_partial, forward_of_a_layer_replaced),
+    *(masked_weights, compiled_in_place),
+]
+
+
+@torch.no_grad()
+def difference(model: nn.Module, thin: nn.Module, removed: dict[str, list[int]]) -> float:
+    """Between the thin network and the model, which is masked in place: no copy of slim's has a part in this truth."""
+    norm = model.get_submodule("1")
+    for parameter in (norm.weight, norm.bias):
+        parameter[removed["1"]] = 0  # type: ignore[index]
+    expected, found = model.double().eval()(X.double()), thin.double().eval()(X.double())
+    return float((expected - found).abs().max() / expected.abs().max())
+
+
+@pytest.mark.parametrize("trained", [False, True], ids=["new", "after a training step"])
+@pytest.mark.parametrize("make", MODELS)
+def test_it_is_planned_and_proved(make: Callable[[], nn.Module], trained: bool) -> None:
+    model = make()
+    if trained and make is not compiled_in_place:
+        model(X).square().sum().backward()
+    plan = slim.plan(model, X, ratio=0.5)
+    assert plan.ratio_achieved == 0.5
+    thin = plan.apply(model)
+    assert slim.verify(model, thin, plan, X) < 1e-10
+    assert {module for module in thin.modules()}.isdisjoint(model.modules())
+    assert difference(model, thin, plan.removed) < 1e-10
+
+
+@pytest.mark.parametrize("make", [keeps_features])
+def test_nothing_cached_keeps_its_old_width(make: Callable[[], nn.Module]) -> None:
+    model = make()
+    model(X).sum().backward()
+    plan = slim.plan(model, X, ratio=0.5)
+    thin = plan.apply(model)
+    had, has = dict(stored_tensors(model)), dict(stored_tensors(thin))
+    assert had.keys() == has.keys() and had
+    for path, tensor in has.items():
+        assert 8 in had[path].shape and 8 not in tensor.shape, path
+        assert not tensor.requires_grad or tensor.is_leaf
+    fresh = make()  # one that never ran has none of it to thin
+    assert not any(8 in t.shape for _, t in stored_tensors(plan.apply(fresh)))
+
+
+def test_planning_leaves_what_hooks_kept() -> None:
+    model, features = body(), {}
+    model[2].register_forward_hook(lambda module, args, out: features.update(last=out))
+    model(X)
+    before = features["last"]
+    slim.plan(model, X, ratio=0.5)
+    assert features.keys() == {"last"} and features["last"] is before
+
+
+def test_what_can_not_be_copied_at_all_is_named() -> None:
+    class Stubborn(nn.ReLU):
+        def __deepcopy__(self, memo: object) -> nn.Module:
+            raise TypeError("one of a kind")
+
+    with pytest.raises(slim.SlimError, match=r"module '2' can't be copied: TypeError: one of a kind"):
+        model = body()
+        model[2] = Stubborn()
+        slim.plan(model, X)
+
+
+def test_a_copy_shares_what_the_original_shares() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].weight = model[0].weight
+    model.same = [model[0].weight, model[1], {"again": model[0]}]  # type: ignore[assignment]
+    copied = clone(model)
+    assert copied[1].weight is copied[0].weight is copied.same[0]  # type: ignore[index]
+    assert copied.same[1] is copied[1] and copied.same[2]["again"] is copied[0]  # type: ignore[index]
+    assert copied[0].weight is not model[0].weight

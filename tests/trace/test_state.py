@@ -1,0 +1,179 @@
+"""Each run of a trace begins from the same state of the modules, and leaves the model alone."""
+
+import random
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import slim
+from slim.trace.state import restored
+
+X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+class Stateful(nn.Module):
+    """Eight channels in the body, two in the head; what forward does between is a case's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.norm, self.head = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 2, 1)
+        nn.init.uniform_(self.norm.weight, 0.1, 1)
+        self.prepare()
+
+    def prepare(self) -> None: ...
+
+    def between(self, x: Tensor) -> Tensor:
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.between(self.norm(self.conv(x)).relu()))
+
+
+class Grid(Stateful):
+    """A grid that is built when the input has another shape, in inference only."""
+
+    shape: torch.Size | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        if self.training:
+            return y
+        if self.shape != y.shape:
+            self.shape, self.grid = y.shape, torch.arange(y.shape[-1]) + 0.5
+        return y.sigmoid() + self.grid
+
+
+class GridsBySize(Stateful):
+    """The same in a dict, by size."""
+
+    def prepare(self) -> None:
+        self.grids: dict[tuple[int, ...], Tensor] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        size = tuple(y.shape[-2:])
+        if size not in self.grids:
+            self.grids[size] = torch.ones(size).cumsum(0)
+        return y + self.grids[size]
+
+
+class PositionTable(Stateful):
+    """A buffer that grows to what is needed."""
+
+    def prepare(self) -> None:
+        self.register_buffer("table", torch.zeros(0), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        if self.table.shape[-1] < y.shape[-1]:
+            self.table = torch.linspace(0, 1, y.shape[-1], dtype=y.dtype)
+        return y * (1 + self.table[: y.shape[-1]])
+
+
+class Membrane(Stateful):
+    """A spiking neuron's potential: made in the first forward, carried to the next."""
+
+    def prepare(self) -> None:
+        self.potential: Tensor | None = None
+
+    def between(self, x: Tensor) -> Tensor:
+        if self.potential is None:
+            self.potential = torch.zeros_like(x)
+        self.potential = 0.9 * self.potential + x
+        return self.potential
+
+
+class MembraneBuffer(Membrane):
+    def prepare(self) -> None:
+        self.register_buffer("potential", torch.zeros(()))
+
+    def between(self, x: Tensor) -> Tensor:
+        if self.potential.shape != x.shape:
+            self.potential = torch.zeros_like(x)
+        self.potential = 0.9 * self.potential + x
+        return self.potential
+
+
+class Counter(Stateful):
+    """A buffer that forward replaces, a list that it fills, and another path from the third forward on."""
+
+    def prepare(self) -> None:
+        self.register_buffer("seen", torch.zeros(()))
+        self.calls: list[int] = []
+
+    def between(self, x: Tensor) -> Tensor:
+        self.seen = self.seen + 1
+        self.calls.append(len(self.calls))
+        return x if len(self.calls) < 3 else x + 0 * x.square()
+
+
+CASES = [Grid, GridsBySize, PositionTable, Membrane, MembraneBuffer, Counter]
+
+
+@torch.no_grad()
+def difference(kind: type[Stateful], thin: nn.Module, removed: dict[str, list[int]]) -> float:
+    masked = kind()
+    for name, gone in removed.items():
+        norm = masked.get_submodule(name)
+        norm.weight[gone], norm.bias[gone] = 0, 0  # type: ignore[index, operator]
+    expected, found = masked.double().eval()(X.double()), thin.double().eval()(X.double())
+    return float((expected - found).abs().max() / expected.abs().max())
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_state_that_forward_writes_freezes_nothing(kind: type[Stateful]) -> None:
+    model = kind()
+    plan = slim.plan(model, X, ratio=0.5)
+    assert plan.ratio_achieved == 0.5 and not plan.frozen
+    thin = plan.apply(model)
+    assert slim.verify(model, thin, plan, X) < 1e-10
+    assert difference(kind, thin, plan.removed) < 1e-10
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_a_plan_leaves_the_model_and_the_generators_alone(kind: type[Stateful]) -> None:
+    model = kind()
+    random.seed(0), np.random.seed(0), torch.manual_seed(0)
+    draws = random.getstate(), torch.get_rng_state(), np.random.get_state()[1].tolist()  # type: ignore[union-attr]
+    held = {name: str(value) for name, value in vars(model).items()}
+    slim.plan(model, X, ratio=0.5)
+    assert held == {name: str(value) for name, value in vars(model).items()}
+    assert draws[0] == random.getstate() and torch.equal(draws[1], torch.get_rng_state())
+    assert draws[2] == np.random.get_state()[1].tolist()  # type: ignore[union-attr]
+
+
+def changed(change: Callable[[nn.Module], object]) -> tuple[nn.Module, dict[str, object]]:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    model.cache, model.names, model.table = {"a": [1, 2]}, {"x"}, torch.arange(3)  # type: ignore[assignment]
+    before = dict(vars(model)), {n: b.clone() for n, b in model.named_buffers()}, list(model.children())
+    with restored(model):
+        change(model)
+    assert dict(vars(model)).keys() == before[0].keys()
+    assert all(torch.equal(b, before[1][n]) for n, b in model.named_buffers()) and list(model.children()) == before[2]
+    return model, vars(model)
+
+
+CHANGES: dict[str, Callable[[nn.Module], object]] = {
+    "an attribute": lambda m: setattr(m, "new", 1),
+    "an item in a dict in place": lambda m: m.cache.update(b=1),  # type: ignore
+    "an item in a list in a dict": lambda m: m.cache["a"].append(3),  # type: ignore
+    "a set": lambda m: m.names.clear(),  # type: ignore
+    "a tensor in place": lambda m: m.table.add_(1),  # type: ignore
+    "a buffer in place": lambda m: m[1].running_mean.add_(1),  # type: ignore
+    "a buffer replaced": lambda m: setattr(m[1], "running_var", torch.zeros(4)),  # type: ignore
+    "a buffer more": lambda m: m.register_buffer("more", torch.zeros(1)),
+    "a module": lambda m: setattr(m, "0", nn.Identity()),
+    "a class": lambda m: setattr(m[1], "__class__", nn.BatchNorm3d),  # type: ignore
+    "the mode": lambda m: m.eval(),
+}
+
+
+@pytest.mark.parametrize("case", CHANGES)
+def test_whatever_changes_is_put_back(case: str) -> None:
+    model, held = changed(CHANGES[case])
+    assert held["cache"] == {"a": [1, 2]} and held["names"] == {"x"} and model.table.tolist() == [0, 1, 2]  # type: ignore
+    assert type(model[1]) is nn.BatchNorm2d and model[1].training  # type: ignore[index]
