@@ -20,6 +20,7 @@ from slim.sparsity.penalties import METHODS, Penalty
 from slim.sparsity.steps import StepSizes
 from slim.sparsity.targets import Targets, Types, chosen
 
+PATIENCE = 5  # updates of γ without a step of the optimizer before a warning
 NEAR_ZERO = 1e-2
 """A γ below this counts as near zero. It is absolute, as the threshold that prunes compares γ across layers, and so
 that the share doesn't move when only the largest γ does. It is 2 % of the paper's first value 0.5, and above the band
@@ -67,10 +68,13 @@ def sparsify(
     has computed the gradients. Clipping gradients before the step doesn't see the penalty; adaptive optimizers such
     as Adam rescale a subgradient with the rest of the gradient, and not a proximal step.
 
-    Warns where the optimizer also decays what is penalised (`slim.parameter_groups` keeps the two apart). Raises
+    Warns where the optimizer also decays what is penalised (`slim.parameter_groups` keeps the two apart), and where the
+    parameters change while this optimizer takes no step: then another optimizer inside it does (SAM's). Raises
     `SlimError` when nothing matches, when the optimizer lacks what does, for an unknown method or one that the penalty
     hasn't got, and for values out of range.
     """
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise SlimError(f"{type(optimizer).__name__} is no optimizer: expected one of torch.optim, then a penalty")
     if method not in METHODS:
         raise unknown("sparsity method", method, METHODS)
     if method not in penalty.methods:
@@ -170,6 +174,8 @@ class Sparsity:
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
         ]
+        self._unseen = 0  # updates of the parameters since a step of the optimizer was seen
+        self._watch()
 
     @property
     def strength(self) -> float:
@@ -189,6 +195,26 @@ class Sparsity:
         for hook in self._hooks:
             hook.remove()
 
+    def _watch(self) -> None:
+        """Warn, once, if the parameters are updated again and again and the optimizer's `step` is never called."""
+        parameter = next(iter(self.parameters.values()))
+        version = parameter._version
+
+        def seen(parameter: Tensor) -> None:
+            nonlocal version
+            self._unseen += parameter._version != version
+            version = parameter._version
+            if self._unseen == PATIENCE:
+                self._unseen += 1
+                warnings.warn(
+                    f"the penalised parameters changed {PATIENCE} times, and the optimizer given to sparsify took no "
+                    "step: the penalty doesn't act. Give it the one whose step() is called",
+                    stacklevel=2,
+                )
+
+        if self.method != "loss":  # which needs no step
+            self._hooks.append(parameter.register_post_accumulate_grad_hook(seen))
+
     @torch.no_grad()
     def follow(self, heir: Callable[[nn.Parameter], tuple[nn.Parameter, Tensor]]) -> None:
         """Go on with a thinner network: for each penalised parameter `heir` gives its successor, and which of its own
@@ -201,6 +227,7 @@ class Sparsity:
         left = torch.cat(all_stay)
         self.parameters = dict(zip(self.parameters, (p for part in self._parts for p in part.parameters)))
         self._layers = self._layers.to(left.device)[left]
+        self._watch()
         if self._target is not None:
             self._target.follow(self._layers)
 
@@ -285,6 +312,7 @@ class Sparsity:
 
     @torch.no_grad()
     def _before_step(self, optimizer: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        self._unseen = -(10**9)  # LBFGS changes the parameters many times in one step
         self._schedule()
         for part in self._parts:
             if part.steps is not None:
@@ -319,6 +347,7 @@ class Sparsity:
 
     @torch.no_grad()
     def _after_step(self, optimizer: Any, args: tuple, kwargs: dict) -> None:
+        self._unseen = 0
         if self.method == "proximal":
             waiting = self._target is not None and not self._target.acts(self.step)
             for part in self._parts:
