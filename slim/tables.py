@@ -10,41 +10,47 @@ from rich import box
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
+
+
+def number(value: float) -> str:
+    """Return 12345678 as "12,345,678"."""
+    return f"{value:,}"
 
 
 def count(number: float) -> str:
-    """12,345,678 as "12.3 M"."""
+    """Return 12,345,678 as "12.3 M"."""
     return _scaled(number, ("", " k", " M", " G", " T"))
 
 
 def size(number: float) -> str:
-    """A number of bytes, such as "1.2 MB" (10⁶)."""
+    """Return a number of bytes, such as "1.2 MB" (10⁶)."""
     return _scaled(number, (" B", " kB", " MB", " GB", " TB"))
 
 
 def milliseconds(number: float) -> str:
-    """A latency to three significant digits: "0.0812 ms", "1.56 ms", "143 ms"."""
+    """Return a latency to three significant digits: "0.0812 ms", "1.56 ms", "143 ms"."""
     decimals = 4 if number < 0.0995 else 3 if number < 0.995 else 2 if number < 9.95 else 1 if number < 99.5 else 0
     return f"{number:,.{decimals}f} ms"
 
 
 def percent(share: float, decimals: int = 1) -> str:
-    """0.6 as "60.0%"."""
+    """Return 0.6 as "60.0%"."""
     return f"{share:.{decimals}%}"
 
 
 def change(before: float, after: float) -> str:
-    """How a size changed: "−84.6%", "+3.0%"; "" where there was nothing before."""
+    """Return how a size changed: "−84.6%", "+3.0%"; "" where there was nothing before."""
     return f"{after / before - 1:+.1%}".replace("-", "−") if before else ""
 
 
 def points(before: float, after: float) -> str:
-    """How a share changed, in percentage points: "−0.28 points"."""
+    """Return how a share changed, in percentage points: "−0.28 points"."""
     return f"{100 * (after - before):+.2f} points".replace("-", "−")
 
 
 def duration(seconds: float) -> str:
-    """ "8 s", "3 min 05 s", "2 h 10 min"."""
+    """Return a time such as "8 s", "3 min 05 s", "2 h 10 min"."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -53,16 +59,32 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02} min"
 
 
+def printable(text: str) -> str:
+    """Return text on one line in which control characters are shown as escapes and do nothing.
+
+    >>> printable("a\\x1b[31m\\n")
+    'a\\\\x1b[31m\\\\n'
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class FittingTable(Table):
-    """A rich table that leaves out columns where it has too little room: those in `drops`, the first one first."""
+    """A rich table that leaves out columns where it has too little room: those in `drops`, the first one first.
+
+    Cells are shown as they are: names of files and classes hold no markup and no control characters.
+    """
 
     def __init__(self, title: str = "", drops: Sequence[str] = (), **kwargs: Any) -> None:
         style = {"title_justify": "left", "title_style": "bold", "box": box.SIMPLE_HEAD, "padding": (0, 1)}
-        super().__init__(title=title or None, **{**style, "pad_edge": False, **kwargs})
+        super().__init__(title=Text(printable(title)) if title else None, **{**style, "pad_edge": False, **kwargs})
         self.drops = drops
 
+    def add_row(self, *cells: RenderableType | None, **kwargs: Any) -> None:
+        """Add a row of texts."""
+        super().add_row(*(Text(printable(cell)) if isinstance(cell, str) else cell for cell in cells), **kwargs)
+
     def fitted(self, console: Console, options: ConsoleOptions) -> Table:
-        """The table with as many columns as fit."""
+        """Return the table with as many columns as fit."""
         table = Table.__new__(Table)
         table.__dict__ = copy.copy(self.__dict__)
         unbounded = options.update(width=10_000)
@@ -81,7 +103,7 @@ class FittingTable(Table):
 
 
 def render(table: RenderableType, width: int = 80) -> str:
-    """A table as plain text."""
+    """Return a table as plain text."""
     console = Console(file=io.StringIO(), width=width, color_system=None)
     with console.capture() as captured:
         console.print(table)

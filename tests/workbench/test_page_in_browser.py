@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from slim.workbench.report import page
-from slim.workbench.report.collect import Run
+from slim.workbench.report.collect import RunRecords
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 CHROMIUM = next((found for name in BROWSERS if (found := shutil.which(name))), None)
@@ -20,7 +20,7 @@ playwright = pytest.importorskip("playwright.sync_api", reason="Playwright isn't
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=f"no browser: none of {', '.join(BROWSERS)} is installed")
 
 
-def run(name: str = "seen", epochs: int = 4) -> Run:
+def run(name: str = "seen", epochs: int = 4) -> RunRecords:
     """A run's records, small and with everything in them."""
     lines = []
     for stage in ("baseline", "sparse", "finetuned"):
@@ -70,7 +70,7 @@ def run(name: str = "seen", epochs: int = 4) -> Run:
     }
     settings = {"name": name, "seed": 0, "model": {"arch": "slim:vgg7"}, "data": {"name": "digits"}}
     stages = {"baseline": full, "sparse": full, "pruned": less, "finetuned": less, "onnx": less | {"speedup": 3.0}}
-    return Run(Path("checkpoints") / name, settings, stages, lines, {}, evidence)
+    return RunRecords(Path("checkpoints") / name, settings, stages, lines, evidence)
 
 
 @pytest.fixture(scope="module")

@@ -23,8 +23,9 @@ from slim.workbench import config, data, models
 from slim.workbench import run as pipeline
 from slim.workbench.cli import report as command
 from slim.workbench.config import RunConfig
-from slim.workbench.report import card, collect, figures, markdown, page, words
-from slim.workbench.report.collect import Run, find
+from slim.workbench.report import card, collect, markdown, page, words
+from slim.workbench.report.collect import RunRecords, find
+from slim.workbench.report.figures import gamma, layers, results, training
 from slim.workbench.run import evidence
 from slim.workbench.run.evidence.latency import _layer_of
 
@@ -54,7 +55,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(whole: Path) -> Run:
+def run(whole: Path) -> RunRecords:
     return collect(whole)
 
 
@@ -71,7 +72,7 @@ def pixels(url: str) -> np.ndarray:
 # -- evidence --------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_leaves_its_page_and_all_its_evidence(whole: Path, run: Run) -> None:
+def test_a_run_leaves_its_page_and_all_its_evidence(whole: Path, run: RunRecords) -> None:
     assert run.evidence["missing"] == {}
     assert run.command == "slim-run short.yaml"
     assert run.made["versions"]["torch"] == torch.__version__.partition("+")[0]
@@ -80,7 +81,7 @@ def test_a_run_leaves_its_page_and_all_its_evidence(whole: Path, run: Run) -> No
     assert html.count("<section") == html.count("<h2") == 8
 
 
-def test_layers_add_up_to_the_whole_network(run: Run) -> None:
+def test_layers_add_up_to_the_whole_network(run: RunRecords) -> None:
     rows = run.evidence["layers"]
     for side, stage in (("before", "sparse"), ("after", "finetuned")):
         for key in ("params", "flops"):
@@ -90,7 +91,7 @@ def test_layers_add_up_to_the_whole_network(run: Run) -> None:
     assert rows[1]["inputs_after"] == rows[0]["after"] and rows[0]["shape_after"] == [rows[0]["after"], 8, 8]
 
 
-def test_gammas_are_those_of_the_sparse_network_and_the_threshold_parts_them(whole: Path, run: Run) -> None:
+def test_gammas_are_those_of_the_sparse_network_and_the_threshold_parts_them(whole: Path, run: RunRecords) -> None:
     model, plan = slim.load(whole / "sparse.safetensors"), PruningPlan.load(whole / "plan.json")
     found = run.evidence["gamma"]
     for name, values in found["layers"].items():
@@ -110,7 +111,7 @@ def accuracy(model: torch.nn.Module, split: data.Split, dataset: data.Dataset) -
     return float(sum(right)) / len(split)
 
 
-def test_the_sweep_starts_at_the_sparse_network_and_passes_through_the_pruned_one(whole: Path, run: Run) -> None:
+def test_the_sweep_starts_at_the_sparse_network_and_passes_through_the_pruned_one(whole: Path, run: RunRecords) -> None:
     sweep, dataset = run.evidence["tradeoff"], data.load(settings().data, 0)
     assert sweep["split"] == "validation" and sweep["images"] == len(dataset.val)
     first, own = sweep["points"][0], next(p for p in sweep["points"] if p["ratio"] == sweep["chosen"])
@@ -123,7 +124,7 @@ def test_the_sweep_starts_at_the_sparse_network_and_passes_through_the_pruned_on
     assert own["flops"] == run.summary["pruned"]["flops"] / run.summary["sparse"]["flops"]
 
 
-def test_examples_are_all_the_disagreements(whole: Path, run: Run) -> None:
+def test_examples_are_all_the_disagreements(whole: Path, run: RunRecords) -> None:
     dataset = data.load(settings().data, 0)
     found = run.evidence["examples"]
     [(images, labels)] = data.batches(dataset.test, dataset, 1000)
@@ -140,7 +141,7 @@ def test_examples_are_all_the_disagreements(whole: Path, run: Run) -> None:
         assert sample["before"]["says"] == sample["truth"] != sample["after"]["says"]
 
 
-def test_kernels_show_what_was_removed_in_grey(whole: Path, run: Run) -> None:
+def test_kernels_show_what_was_removed_in_grey(whole: Path, run: RunRecords) -> None:
     plan = PruningPlan.load(whole / "plan.json")
     first, *others = run.evidence["weights"]
     assert first["filters"] and first["layer"] == "conv1"
@@ -158,7 +159,7 @@ def test_kernels_show_what_was_removed_in_grey(whole: Path, run: Run) -> None:
         assert pixels(pair["after"]).shape[:2] == tuple(pair["shape_after"][:2])
 
 
-def test_latency_has_every_run_and_every_layer(whole: Path, run: Run) -> None:
+def test_latency_has_every_run_and_every_layer(whole: Path, run: RunRecords) -> None:
     found = run.evidence["latency"]
     assert [case["batch_size"] for case in found["times"]][::2] == [1, 32]
     for case in found["times"]:
@@ -211,7 +212,7 @@ def test_residual_networks_show_their_ties(tmp_path: Path) -> None:
     assert "wasn't trained by slim" in found["missing"]["examples"]
     (tmp_path / "summary.json").write_text("{}")
     (tmp_path / "metrics.jsonl").write_text('{"stage": "sparse", "epoch": 1}')
-    figure = figures.layers(collect(tmp_path))
+    figure = layers.layers(collect(tmp_path))
     assert figure is not None
     lanes = [trace for trace in figure.traces if trace.get("yaxis") == "y2"]
     assert len(lanes) == len(ties) == 3 and all(len(trace["x"]) >= 4 for trace in lanes)
@@ -222,7 +223,9 @@ def test_residual_networks_show_their_ties(tmp_path: Path) -> None:
 
 def checked(html: str) -> str:
     """The page's text without its scripts, after checking that every figure is one that plotly takes."""
-    for figure in json.loads(re.search(r'id="figures">(.*?)</script>', html, re.S)[1]).values():  # type: ignore[index]
+    drawn = json.loads(re.search(r'id="figures">(.*?)</script>', html, re.S)[1])  # type: ignore[index]
+    go.layout.Template(**_plain(drawn["template"]))
+    for figure in drawn["figures"].values():
         for trace in figure["traces"]:
             getattr(go, trace["type"].title())(**{k: v for k, v in _plain(trace).items() if k != "type"})
         go.Layout(**_plain(figure["layout"]))
@@ -242,7 +245,7 @@ def _plain(value: Any) -> Any:
     return {k: _plain(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
-def test_the_page_of_a_whole_run(run: Run) -> None:
+def test_the_page_of_a_whole_run(run: RunRecords) -> None:
     text = checked(page.html([run]))
     assert 'class="missing"' not in text.replace(
         "<noscript>" + text.partition("<noscript>")[2].partition("</noscript>")[0], ""
@@ -303,9 +306,9 @@ def test_a_comparison_of_four_runs(whole: Path, tmp_path: Path) -> None:
         (folder / "config.yaml").write_text(text.replace("ratio: 0.4", f"ratio: 0.{i + 2}"))
     runs = [collect(folder) for folder in folders]
     text = checked(page.html(runs))
-    assert "d is the most accurate with 93.00%" in text
+    assert "d has the best accuracy: 93.00%" in text
     assert text.count("<code>prune.ratio</code>") == 1 and "<code>seed</code>" not in text
-    frontier = figures.frontier(runs, "flops", "FLOPs")
+    frontier = results.frontier(runs, "flops")
     assert frontier is not None  # a: (1000, .90), b: (4000, .91), c: (3000, .92), d: (2000, .93)
     assert frontier.traces[0]["x"] == [1000, 2000] and frontier.traces[0]["y"] == [0.90, 0.93]
     table = markdown.of(runs)
@@ -328,17 +331,17 @@ def test_several_passes_are_one_course(whole: Path, tmp_path: Path) -> None:
         *(("baseline", 2), ("sparse, pass 1", 2), ("fine-tuned, pass 1", 1)),
         *(("sparse, pass 2", 2), ("fine-tuned, pass 2", 1)),
     ]
-    figure = figures.training(run)
+    figure = training.training(run)
     assert max(max(trace["x"]) for trace in figure.traces) == 8
     text = checked(page.html([run]))
     assert "sparse, pass 1" in text
 
 
-def test_channels_that_fall_within_a_training_are_drawn(run: Run) -> None:
-    assert "channels" not in {trace["name"] for trace in figures.training(run).traces}
+def test_channels_that_fall_within_a_training_are_drawn(run: RunRecords) -> None:
+    assert "channels" not in {trace["name"] for trace in training.training(run).traces}
     counts = iter([100, 60, 40])
     epochs = [{"stage": "sparse", "epoch": n, "train_loss": 1.0, "channels": next(counts)} for n in (1, 2, 3)]
-    figure = figures.training(Run(Path("x"), {}, {}, epochs, {}, {}))
+    figure = training.training(RunRecords(Path("x"), epochs=epochs))
     assert [trace["y"] for trace in figure.traces if trace["name"] == "channels"] == [[100, 60, 40]]
     assert "pruned on its way" in figure.caption and "channels" in figure.title
 
@@ -348,7 +351,7 @@ def test_channels_that_fall_within_a_training_are_drawn(run: Run) -> None:
 
 def test_text_from_the_outside_stays_text() -> None:
     evil = "</script><script>alert(1)</script>"
-    run = Run(Path("x"), {"name": evil, "model": {"arch": evil}, "data": {"name": evil}}, {}, [], {}, {})
+    run = RunRecords(Path("x"), {"name": evil, "model": {"arch": evil}, "data": {"name": evil}})
     run.epochs.append({"stage": evil, "epoch": 1, "train_loss": 1.0})
     html = page.html([run])
     assert "<script>alert" not in html
@@ -357,12 +360,12 @@ def test_text_from_the_outside_stays_text() -> None:
 def test_histograms_keep_their_mass_in_other_bins() -> None:
     counts = [10.0, 0, 5, 1]
     edges = np.linspace(0, 3, 31)
-    out = figures._rebinned(counts, 2.0, edges)
+    out = gamma.rebinned(counts, 2.0, edges)
     assert out.sum() == pytest.approx(16) and out[:5].sum() == pytest.approx(10) and out[20:].sum() == 0
-    assert figures._rebinned([7.0, 0], 0.0, edges)[0] == 7
+    assert gamma.rebinned([7.0, 0], 0.0, edges)[0] == 7
 
 
-def test_markdown_and_card_say_what_the_files_say(whole: Path, run: Run) -> None:
+def test_markdown_and_card_say_what_the_files_say(whole: Path, run: RunRecords) -> None:
     text = markdown.of([run])
     rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")]
     assert [row[0] for row in rows[2:]] == ["| " + words.stage(stage) for stage in run.summary]

@@ -9,32 +9,49 @@ from typing import Any
 from slim.errors import SlimError
 from slim.workbench import config
 from slim.workbench.report import words
-from slim.workbench.report.words import Record
+from slim.workbench.report.columns import Record
+from slim.workbench.tasks.metric import Metric
 
 EVIDENCE = "evidence.json"
 
 
 @dataclass
-class Run:
-    """A run's records. A part that the run doesn't have is empty."""
+class RunRecords:
+    """A run's records. A part that the run doesn't have is empty.
+
+    sizes: bytes of each ONNX file
+    passes: the records of all passes but the last, in multi-pass slimming
+    """
 
     folder: Path
-    settings: dict[str, Any]  # config.yaml
-    summary: dict[str, Any]  # summary.json
-    epochs: list[dict[str, Any]]  # metrics.jsonl
-    plan: dict[str, Any]  # plan.json
-    evidence: dict[str, Any]  # evidence.json
-    sizes: dict[str, int] = field(default_factory=dict)  # ONNX file -> bytes
-    passes: list["Run"] = field(default_factory=list)  # all but the last, in multi-pass slimming
+    settings: dict[str, Any] = field(default_factory=dict)  # config.yaml
+    summary: dict[str, Any] = field(default_factory=dict)  # summary.json
+    epochs: list[dict[str, Any]] = field(default_factory=list)  # metrics.jsonl
+    evidence: dict[str, Any] = field(default_factory=dict)  # evidence.json
+    sizes: dict[str, int] = field(default_factory=dict)
+    passes: list["RunRecords"] = field(default_factory=list)
 
     @property
     def name(self) -> str:
         return str(self.settings.get("name") or self.folder.resolve().name)
 
+    @property
+    def arch(self) -> str | None:
+        return (self.settings.get("model") or {}).get("arch")
+
+    @property
+    def data(self) -> str | None:
+        return (self.settings.get("data") or {}).get("name")
+
     @cached_property
     def stages(self) -> dict[str, Record]:
-        """Stage -> its record, in order; only what has an accuracy or a size."""
+        """Stage -> its record, in order; only what has a size."""
         return {key: value for key, value in self.summary.items() if isinstance(value, dict) and "params" in value}
+
+    @property
+    def metric(self) -> Metric:
+        """The metric of the run's task."""
+        return Metric.of(next(reversed(self.stages.values()), {}))
 
     @property
     def before(self) -> Record:
@@ -44,8 +61,13 @@ class Run:
     @property
     def after(self) -> Record:
         """The last pruned network; empty before there is one. An INT8 file is a variant, not the result."""
-        found = [r for key, r in self.stages.items() if key not in ("baseline", "sparse", "int8")]
+        found = [record for key, record in self.stages.items() if key not in ("baseline", "sparse", "int8")]
         return found[-1] if found else {}
+
+    @property
+    def bench(self) -> dict[str, Any]:
+        """The run's benchmark, as BenchReport.to_dict() gives it."""
+        return (self.stages.get("onnx") or {}).get("bench") or {}
 
     @property
     def rows(self) -> list[tuple[str, Record]]:
@@ -53,11 +75,10 @@ class Run:
         rows = [(words.stage(key), record) for key, record in self.stages.items() if key == "baseline"]
         for number, each in enumerate(self.passes, 1):
             rows += [(f"{words.stage(key)}, pass {number}", record) for key, record in each.stages.items()]
-        last = f", pass {len(self.passes) + 1}" if self.passes else ""
-        for key, record in self.stages.items():
-            if key != "baseline":
-                rows.append((words.stage(key) + (last if key not in ("onnx", "int8") else ""), record))
-        return rows
+        last = {"onnx": "", "int8": ""} if self.passes else {key: "" for key in self.stages}
+        end = f", pass {len(self.passes) + 1}"
+        own = self.stages.items()
+        return rows + [(words.stage(key) + last.get(key, end), record) for key, record in own if key != "baseline"]
 
     @property
     def parts(self) -> list[tuple[str, list[dict[str, Any]]]]:
@@ -65,11 +86,11 @@ class Run:
         own: dict[str, list[dict[str, Any]]] = {}
         for record in self.epochs:
             own.setdefault(str(record.get("stage")), []).append(record)
-        parts = [(words.stage(stage), records) for stage, records in own.items() if stage == "baseline"]
+        parts = [("baseline", own.pop("baseline"))] if "baseline" in own else []
         for number, each in enumerate(self.passes, 1):
             parts += [(f"{name}, pass {number}", records) for name, records in each.parts]
         last = f", pass {len(self.passes) + 1}" if self.passes else ""
-        return parts + [(words.stage(stage) + last, records) for stage, records in own.items() if stage != "baseline"]
+        return parts + [(words.stage(stage) + last, records) for stage, records in own.items()]
 
     @property
     def course(self) -> list[dict[str, Any]]:
@@ -87,11 +108,11 @@ class Run:
         return str(self.evidence.get("command") or f"slim-run {self.folder / 'config.yaml'}")
 
     def missing(self, part: str) -> str:
-        """Why a part of the evidence isn't there."""
+        """Return why a part of the evidence isn't there."""
         return str((self.evidence.get("missing") or {}).get(part) or "it wasn't measured")
 
 
-def collect(folder: str | Path) -> Run:
+def collect(folder: str | Path) -> RunRecords:
     """Read a run. Raises SlimError where the folder isn't one, or its records are broken."""
     folder = Path(folder)
     if not folder.is_dir():
@@ -106,21 +127,20 @@ def collect(folder: str | Path) -> Run:
     return run
 
 
-def _read(folder: Path) -> Run:
-    return Run(
+def _read(folder: Path) -> RunRecords:
+    return RunRecords(
         folder=folder,
         settings=config.read(folder / "config.yaml") if (folder / "config.yaml").is_file() else {},
         summary=_object(folder / "summary.json"),
         epochs=_lines(folder / "metrics.jsonl"),
-        plan=_object(folder / "plan.json"),
         evidence=_object(folder / EVIDENCE),
         sizes={path.name: path.stat().st_size for path in sorted(folder.glob("*.onnx"))},
     )
 
 
 def find(names: list[str], root: Path = Path("checkpoints")) -> list[Path]:
-    """The folders of runs given by path or by name; without any, the run that was written to last. A folder that holds
-    no run, such as one of data with the run's name, doesn't hide the run."""
+    """Return the folders of runs given by path or by name; without any, the run that was written to last. A folder
+    that holds no run, such as one of data with the run's name, doesn't hide the run."""
     if names:
         return [root / name if not _is_run(Path(name)) and _is_run(root / name) else Path(name) for name in names]
     records = [*root.glob("*/summary.json"), *root.glob("*/metrics.jsonl")]
@@ -134,12 +154,7 @@ def _is_run(folder: Path) -> bool:
 
 
 def _object(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        raise SlimError(f"{str(path)!r} is broken: expected what slim wrote there") from None
+    value = _json(path.read_text(encoding="utf-8")) if path.is_file() else {}
     if not isinstance(value, dict):
         raise SlimError(f"{str(path)!r} is broken: expected what slim wrote there")
     return value
@@ -147,14 +162,13 @@ def _object(path: Path) -> dict[str, Any]:
 
 def _lines(path: Path) -> list[dict[str, Any]]:
     """A line for each epoch; a training that was cut off in the middle of a line loses that line only."""
-    if not path.is_file():
-        return []
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict) and "epoch" in record:
-            records.append(record)
-    return records
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return [record for record in map(_json, lines) if isinstance(record, dict) and "epoch" in record]
+
+
+def _json(text: str) -> Any:
+    """A value in which NaN and infinity are missing; None for text that is no JSON."""
+    try:
+        return json.loads(text, parse_constant=lambda _: None)
+    except ValueError:
+        return None

@@ -6,139 +6,169 @@ compressed: it takes 2 MB instead of 5. A content security policy forbids every 
 
 import base64
 import gzip
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from slim import tables
 from slim.files import replacing
 from slim.version import __version__
-from slim.workbench.report import comparison, sections
-from slim.workbench.report.collect import Run
-from slim.workbench.report.figures import Figure
-from slim.workbench.report.html import escape, tag
+from slim.workbench.report import words
+from slim.workbench.report.collect import RunRecords
+from slim.workbench.report.columns import columns, every_column
+from slim.workbench.report.figures import gamma, latency, layers, results, training
+from slim.workbench.report.figures.base import TEMPLATE, Figure
+from slim.workbench.report.rendering import environment
 
-POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 
-
-def write(runs: Sequence[Run], path: Path) -> Path:
+def write(runs: Sequence[RunRecords], path: Path) -> Path:
     """Write the page of one run, or the comparison of several, whole or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(html(runs), encoding="utf-8")
     return path
 
 
-def html(runs: Sequence[Run]) -> str:
-    """The page of one run, or the comparison of several."""
-    page = Page()
-    if len(runs) == 1:
-        [run] = runs
-        page.title, page.heading, page.lede = f"{run.name}: slim report", run.name, sections.lede(run)
-        page.opening = sections.headline(run) + sections.facts(run)
-        sections.add_to(page, run)
-    else:
-        page.title, page.heading, page.lede = "slim: runs compared", "Runs compared", comparison.lede(runs)
-        comparison.add_to(page, runs)
-    return page.html(max(str(run.made.get("date", "")) for run in runs))
-
-
-class Page:
-    """Collects sections and figures, and puts them together."""
-
-    def __init__(self) -> None:
-        self.title = self.heading = self.lede = self.opening = ""
-        self._sections: list[tuple[str, str, str]] = []
-        self._figures: dict[str, Figure] = {}
-
-    def section(self, name: str, title: str, *parts: str) -> None:
-        self._sections.append((name, title, "".join(parts)))
-
-    def figure(self, figure: Figure | None) -> str:
-        """The place of a figure, with its title and caption; nothing for None."""
-        if figure is None:
-            return ""
-        self._figures[figure.name] = figure
-        name = figure.name
-        plot = tag(
-            *("div", ""),
-            **{"class": "plot waiting", "id": f"plot-{name}", "role": "img", "aria-label": figure.title},
-            style=f"height:{figure.height}px",
+def html(runs: Sequence[RunRecords]) -> str:
+    """Return the page of one run, or the comparison of several."""
+    drawn = _figures_of_one(runs[0]) if len(runs) == 1 else _figures_of_several(runs)
+    figures = {figure.name: figure for figure in drawn if figure is not None}
+    data = {
+        name: {key: getattr(f, key) for key in ("traces", "layout", "height", "frames")} for name, f in figures.items()
+    }
+    alone = len(runs) == 1
+    return (
+        environment("html")
+        .get_template("run.html" if alone else "comparison.html")
+        .render(
+            run=runs[0],
+            lede=lede(runs[0]) if alone else comparison_lede(runs),
+            cards=_cards(runs[0]),
+            facts=_facts(runs[0]),
+            runs=runs,
+            figures=figures,
+            data={"template": TEMPLATE, "figures": data},
+            plotly=_plotly() if data else "",
+            columns=columns([record for run in runs for record in (*run.stages.values(), *(r for _, r in run.rows))]),
+            settings=yaml.safe_dump(runs[0].settings, sort_keys=False, allow_unicode=True),
+            differences=_differences(runs),
+            date=max(str(run.made.get("date", "")) for run in runs),
+            version=__version__,
         )
-        parts = [tag("p", escape(figure.title), class_="title", id=f"title-{name}")]
-        parts += [_slider(figure)] if figure.frames else []
-        parts += [plot, tag("figcaption", escape(figure.caption))]
-        return tag("figure", "".join(parts), aria_labelledby=f"title-{name}")
-
-    def html(self, date: str) -> str:
-        links = "".join(tag("a", escape(title), href=f"#{name}") for name, title, _ in self._sections)
-        body = "\n".join(
-            tag(
-                "section",
-                tag("h2", escape(title), id=f"head-{name}") + content,
-                id=name,
-                aria_labelledby=f"head-{name}",
-            )
-            for name, title, content in self._sections
-        )
-        data = {
-            name: {"traces": f.traces, "layout": f.layout, "height": f.height, "frames": f.frames}
-            for name, f in self._figures.items()
-        }
-        made = f" on {escape(date[:10])}" if date else ""
-        no_script = "The figures need JavaScript; text, tables and images are all here without it."
-        return f"""<!doctype html>
-<html lang="en" data-theme="light">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<meta name="description" content="{escape(self.lede)}">
-<title>{escape(self.title)}</title>
-<link rel="icon" href="data:,">
-<style>
-{_text("page.css")}</style>
-</head>
-<body>
-<a class="skip" href="#main">Skip to content</a>
-<nav aria-label="Sections"><div>
-<div class="links">{links}</div><button type="button" id="theme">Dark</button>
-</div></nav>
-<header class="top"><h1>{escape(self.heading)}</h1><p class="lede">{escape(self.lede)}</p>{self.opening}</header>
-<main id="main">
-<noscript><p class="missing">{no_script}</p></noscript>
-{body}
-</main>
-<footer>Made by slim {__version__}{made}. This page holds everything that it shows and makes no request.</footer>
-<script type="application/json" id="figures">{_json(data)}</script>
-<script type="text/plain" id="plotly">{_plotly() if data else ""}</script>
-<script>
-{_text("page.js")}</script>
-</body>
-</html>
-"""
+    )
 
 
-def _slider(figure: Figure) -> str:
-    last = len(figure.frames) - 1
-    steps = tag("input", type="range", min=0, max=last, value=last, aria_label="epoch", disabled=last == 0)
-    parts = [
-        tag("button", "Play", type="button", disabled=last == 0),
-        steps,
-        tag("label", tag("input", type="checkbox") + "logarithmic"),
-        tag("output", escape(figure.frames[last]["label"]), aria_live="polite"),
+def _figures_of_one(run: RunRecords) -> list[Figure | None]:
+    return [
+        training.training(run) if run.course else None,
+        gamma.by_epoch(run),
+        gamma.by_layer(run),
+        layers.layers(run),
+        results.tradeoff([run]),
+        latency.times(run),
+        latency.operators(run),
     ]
-    return tag("div", "".join(parts), class_="slider", id=f"slider-{figure.name}")
 
 
-def _text(name: str) -> str:
-    return files("slim.workbench.report").joinpath(name).read_text(encoding="utf-8")
+def _figures_of_several(runs: Sequence[RunRecords]) -> list[Figure | None]:
+    frontiers = [results.frontier(runs, key) for key in ("flops", "params", "latency_ms")]
+    return [*frontiers, results.tradeoff(runs), training.progress(runs)]
 
 
-def _json(value: Any) -> str:
-    """JSON that may stand inside a script element."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+def lede(run: RunRecords) -> str:
+    """Return what the run did, in two or three sentences."""
+    what = f"{run.arch} on {run.data}. " if run.arch and run.data else ""
+    before, after, metric = run.before, run.after, run.metric
+    if not after:
+        return f"{what}This run has not been pruned yet; the page shows what there is."
+    if not before:
+        return f"{what}The network before pruning left no record, so there is nothing to compare with."
+    said = "Pruning"
+    if before.get("channels") and after.get("channels"):
+        said = f"Removing {1 - after['channels'] / before['channels']:.0%} of the channels"
+    params, flops = (1 - after[key] / before[key] for key in ("params", "flops"))
+    said += f" took {params:.1%} of the parameters and {flops:.1%} of the FLOPs"
+    was, now = before.get(metric.name), after.get(metric.name)
+    if was is not None and now is not None:
+        by = metric.format_change(was, now).lstrip("+-−")
+        unchanged = by == metric.format_change(was, was).lstrip("+-−")
+        moved = f"{'rose' if now > was else 'fell'} by {by}"
+        said += f"; {metric.title} {'did not change' if unchanged else moved}"
+    return f"{what}{said}. {_speed(run)}".strip()
+
+
+def _speed(run: RunRecords) -> str:
+    """The speed-up in a sentence; one within its own spread is none."""
+    fast = run.after.get("speedup")
+    if not fast:
+        return ""
+    mine = next((row for row in run.bench.get("rows") or [] if row.get("speedup") == fast), {})
+    if mine.get("differs") is False:
+        return f"Its latency is the same within what the measurement can tell ({fast:.2f}× as fast)."
+    return f"It runs {fast:.2f}× as fast." if fast > 1 else f"It isn't faster: it takes {1 / fast:.2f}× as long."
+
+
+def comparison_lede(runs: Sequence[RunRecords]) -> str:
+    """Return which runs there are, and the best of them, in one sentence each."""
+    said = f"{len(runs)} runs side by side: {', '.join(run.name for run in runs)}."
+    metric = runs[0].metric
+    pruned = [run for run in runs if run.after.get(metric.name) is not None]
+    if not pruned:
+        return said
+    best = pruned[0]
+    for run in pruned:
+        best = run if metric.is_better(run.after[metric.name], best.after[metric.name]) else best
+    return f"{said} After pruning, {best.name} has the best {metric.title}: {metric.format(best.after[metric.name])}."
+
+
+def _cards(run: RunRecords) -> list[dict[str, str]]:
+    """The large figures: each value of the result, and what it was."""
+    before, after = dict(run.before), run.after or run.before
+    before["file_size"] = run.sizes.get("baseline.onnx") or before.get("file_size")
+    names = {"flops": "FLOPs of one image", "file_size": "ONNX file" if "onnx" in run.stages else "File"}
+    cards = []
+    for column in every_column(run.metric):
+        if column.key != "channels" and after:
+            show = column.brief or column.format
+            was, now = before.get(column.key), after.get(column.key)
+            card = {"label": names.get(column.key, column.heading.capitalize()), "was": "", "by": ""}
+            card["now"] = "" if now is None else show(now).replace("%", " %")
+            if now is not None and was is not None and run.after:
+                card |= {"was": show(was), "by": column.change(was, now)}
+            cards.append(card)
+    return cards
+
+
+def _facts(run: RunRecords) -> dict[str, str]:
+    """When, where, with which versions and seed the run was made."""
+    made, seconds = run.made, sum(epoch.get("seconds") or 0 for epoch in run.course)
+    epochs = f"{len(run.course)} epoch{'s' * (len(run.course) > 1)} in {tables.duration(seconds)}"
+    return {
+        "Date": str(made.get("date", "")).replace("T", " ").replace("+00:00", " UTC"),
+        "Machine": str(made.get("machine", "")),
+        "Versions": ", ".join(f"{name} {version}" for name, version in (made.get("versions") or {}).items()),
+        "Seed": str(run.settings.get("seed", "")),
+        "Latency": words.conditions(run.bench),
+        "Training": epochs if seconds else "",
+    }
+
+
+def _differences(runs: Sequence[RunRecords]) -> dict[str, list[Any]]:
+    """The settings in which runs differ: name -> the value of each."""
+    flat = [dict(_flat(run.settings)) for run in runs]
+    keys = [key for key in dict.fromkeys(key for each in flat for key in each) if key != "name"]
+    found = {key: [each.get(key, "") for each in flat] for key in keys}
+    return {key: values for key, values in found.items() if len({str(value) for value in values}) > 1}
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
 
 
 @cache

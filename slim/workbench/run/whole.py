@@ -110,5 +110,7 @@ def _export_and_measure(
     card.write(onnx[0])
     summary, _ = read_records(baseline.parent)
     console.print(report.stage_table(summary, f"{settings.name}, seed {settings.seed}"))
-    console.print(f"{report.headline(summary['baseline'], summary['onnx'])} (latency: {report.conditions(made)})")
+    console.print(
+        f"{report.headline(summary['baseline'], summary['onnx'])} (latency: {report.conditions(made.to_dict())})"
+    )
     return [*onnx, summary_path]

@@ -2,7 +2,7 @@
 "use strict";
 (() => {
   const root = document.documentElement;
-  const figures = JSON.parse(document.getElementById("figures").textContent);
+  const { template, figures } = JSON.parse(document.getElementById("figures").textContent);
   const drawn = new Set();
 
   // -- light and dark -------------------------------------------------------------------------------------------------
@@ -31,30 +31,17 @@
   };
 
   // -- figures --------------------------------------------------------------------------------------------------------
-  const layoutOf = (figure, style, width) => {
-    const colour = (name) => style.getPropertyValue(name).trim();
-    const axis = { gridcolor: colour("--grid"), linecolor: colour("--rule"), zerolinecolor: colour("--rule"),
-      tickcolor: colour("--rule"), automargin: true, ticks: "", fixedrange: width < 560,
-      title: { font: { size: 13, color: colour("--soft") }, standoff: 8 }, tickfont: { size: 12, color: colour("--soft") } };
-    const layout = coloured(figure.layout, style);
-    for (const key of Object.keys(layout).filter((name) => /^[xy]axis/.test(name)))
-      layout[key] = { ...axis, ...layout[key], title: { ...axis.title, ...layout[key].title } };
-    const top = layout.legend && layout.legend.y >= 1 ? 44 : 24;
-    return {
-      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", height: figure.height,
-      font: { family: getComputedStyle(document.body).fontFamily, size: 13, color: colour("--ink") },
-      hoverlabel: { bgcolor: colour("--raised"), bordercolor: colour("--faint"), align: "left",
-        font: { family: getComputedStyle(document.body).fontFamily, size: 13, color: colour("--ink") } },
-      margin: { l: width < 560 ? 48 : 64, r: 14, t: top, b: 44 }, dragmode: width < 560 ? false : "zoom", ...layout,
-    };
-  };
   const draw = (name) => {
     const place = document.getElementById(`plot-${name}`);
     const style = getComputedStyle(root);
-    const figure = figures[name];
+    const { traces, layout, height } = figures[name];
+    const narrow = place.clientWidth < 560;
+    const look = coloured(template, style);
+    if (narrow) for (const axis of [look.layout.xaxis, look.layout.yaxis]) axis.fixedrange = true;
+    if (narrow) Object.assign(look.layout, { dragmode: false, margin: { ...look.layout.margin, l: 48 } });
     place.classList.remove("waiting");
     drawn.add(name);
-    return Plotly.react(place, coloured(figure.traces, style), layoutOf(figure, style, place.clientWidth), {
+    return Plotly.react(place, coloured(traces, style), { height, ...coloured(layout, style), template: look }, {
       responsive: true, displaylogo: false, displayModeBar: "hover",
       modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"], toImageButtonOptions: { filename: name, scale: 2 },
     });

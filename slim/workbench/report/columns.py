@@ -1,0 +1,77 @@
+"""What a stage's record says of its network, column by column: one table for terminal, page, Markdown and card."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from slim import tables
+from slim.workbench.tasks.metric import Metric
+
+Record = Mapping[str, Any]  # what summary.json holds for a stage
+
+
+@dataclass(frozen=True)
+class Column:
+    """How one value of a stage is shown.
+
+    key: where it is in the stage's record
+    brief: the value where there is little room, by default as everywhere
+    change: how it changed from the network before pruning, as text
+    """
+
+    key: str
+    heading: str
+    format: Callable[[Any], str]
+    brief: Callable[[Any], str] | None = None
+    change: Callable[[Any, Any], str] = tables.change
+
+    def text(self, record: Record) -> str:
+        """Return the value as text; "" where there is none."""
+        return "" if record.get(self.key) is None else self.format(record[self.key])
+
+    def change_text(self, before: Record, after: Record) -> str:
+        """Return how the value changed; "" where it didn't, or isn't known on both sides."""
+        was, now = before.get(self.key), after.get(self.key)
+        return "" if not was or now is None or now == was else self.change(was, now)
+
+
+COLUMNS = {
+    column.key: column
+    for column in (
+        Column("params", "parameters", "{:,}".format, tables.count),
+        Column("flops", "FLOPs", tables.count),
+        Column("channels", "channels", "{:,}".format),
+        Column("file_size", "file", tables.size),
+        Column("latency_ms", "latency", tables.milliseconds),
+    )
+}
+
+
+def every_column(metric: Metric) -> list[Column]:
+    """Return all columns, that of the task's metric first."""
+
+    def change(before: float, after: float) -> str:
+        return metric.format_change(before, after).replace("-", "−")
+
+    return [Column(metric.name, metric.title, metric.format, change=change), *COLUMNS.values()]
+
+
+def columns(records: Iterable[Record]) -> list[Column]:
+    """Return the columns for which any record has a value."""
+    known = list(records)
+    metric = Metric.of(known[-1] if known else {})
+    return [column for column in every_column(metric) if any(r.get(column.key) is not None for r in known)]
+
+
+def headline(before: Record, after: Record) -> str:
+    """Return what pruning gave and took, in one line."""
+    metric = Metric.of(after)
+    parts = []
+    if metric.name in before and metric.name in after:
+        parts.append(f"{metric.title} {metric.format_change(before[metric.name], after[metric.name])}")
+    for key, name in (("params", "parameters"), ("flops", "FLOPs")):
+        if before.get(key) and key in after:
+            parts.append(f"{after[key] / before[key] - 1:+.0%} {name}")
+    if "speedup" in after:
+        parts.append(f"{after['speedup']:.2f}× as fast")
+    return ", ".join(parts)

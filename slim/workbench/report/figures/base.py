@@ -1,0 +1,112 @@
+"""What all figures of the page have in common: plain data for plotly.js, and one template for how they look.
+
+A colour is a name such as "--before": the page looks it up in its style sheet, once for light and once for dark.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+Trace = dict[str, Any]
+RUN_COLOURS = ["--run-1", "--run-2", "--run-3", "--run-4", "--run-5", "--run-6"]
+RUN_DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot"]
+RUN_SYMBOLS = ["circle", "square", "diamond", "cross", "triangle-up", "star"]
+SIDES = {"before": "original", "after": "pruned", "int8": "INT8"}
+
+
+@dataclass
+class Figure:
+    """A figure of the page.
+
+    name: its part of the page's ids
+    caption: what to see in it
+    frames: for a figure with a slider, what each position shows: a label, a detail, the heights of the bars
+    """
+
+    name: str
+    title: str
+    caption: str
+    traces: list[Trace]
+    layout: dict[str, Any] = field(default_factory=dict)
+    height: int = 380
+    frames: list[dict[str, Any]] = field(default_factory=list)
+
+
+def nested(**flat: Any) -> dict[str, Any]:
+    """Return nested dictionaries from names with underscores, as plotly writes them.
+
+    >>> nested(line_color="--plain", line_width=2, x=[1])
+    {'line': {'color': '--plain', 'width': 2}, 'x': [1]}
+    """
+    out: dict[str, Any] = {}
+    for name, value in flat.items():
+        *path, last = name.split("_")
+        place = out
+        for key in path:
+            place = place.setdefault(key, {})
+        place[last] = value
+    return out
+
+
+def trace(kind: str, x: Sequence[Any], y: Sequence[Any], name: str, hover: str = "", **look: Any) -> Trace:
+    """Return a trace of plotly's type `kind`; `hover` is what hovering says, `look` goes through `nested`."""
+    about = {"hovertemplate": f"{hover}<extra></extra>"} if hover else {"hoverinfo": "skip"}
+    return {"type": kind, "x": list(x), "y": list(y), "name": name, **about, **nested(**look)}
+
+
+def axes(x: str, y: str, **more: Any) -> dict[str, Any]:
+    """Return a layout with titles on its two axes; `more` goes through `nested`."""
+    return nested(xaxis_title_text=x, yaxis_title_text=y, **more)
+
+
+def axis(letter: str, index: int) -> str:
+    """Return the layout's name of an axis, the first being 0: "xaxis", "xaxis2"."""
+    return f"{letter}axis" if index == 0 else f"{letter}axis{index + 1}"
+
+
+def anchor(letter: str, index: int) -> str:
+    """Return the name by which traces and other axes refer to an axis: "x", "x2"."""
+    return axis(letter, index).replace("axis", "")
+
+
+def note(text: str, x: float, y: float = 1, **more: Any) -> dict[str, Any]:
+    """Return a text at `x` on the axis and `y` as a share of the plot's height, standing on that."""
+    return nested(text=text, x=x, y=y, yref="paper", yanchor="bottom", **more)
+
+
+def mark(x: float, text: str = "", *, width: int = 2, right: bool = False) -> dict[str, Any]:
+    """Return layout with a dashed upright line at `x` and a text above it, to its left where `right` has no room."""
+    line = nested(x0=x, x1=x, y0=0, y1=1, line_color="--threshold", line_width=width)
+    above = note(text, x, font_color="--threshold", xanchor="right" if right else "left", xshift=4 if right else -4)
+    return {"shapes": [line], "annotations": [above] if text else []}
+
+
+def run_look(index: int, **more: Any) -> dict[str, Any]:
+    """Return colour, dash and symbol of a run in a comparison, as `trace` takes them."""
+    colour = RUN_COLOURS[index % len(RUN_COLOURS)]
+    look = {"line_color": colour, "marker_color": colour, "marker_symbol": RUN_SYMBOLS[index % len(RUN_SYMBOLS)]}
+    return {**look, "line_dash": RUN_DASHES[index % len(RUN_DASHES)], **more}
+
+
+def shape_text(shape: Sequence[int]) -> str:
+    """Return a shape as people read it, such as "64×8×8"."""
+    return "×".join(map(str, shape))
+
+
+_FONT = {"family": "--font", "size": 13, "color": "--ink"}
+_AXIS = nested(
+    **{f"{part}color": "--rule" for part in ("line", "zeroline", "tick")},
+    **{"title_font_size": 13, "title_font_color": "--soft", "title_standoff": 8},
+    **{"tickfont_size": 12, "tickfont_color": "--soft", "gridcolor": "--grid", "automargin": True, "ticks": ""},
+)
+TEMPLATE: dict[str, Any] = {
+    "layout": {
+        **{"paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)", "font": _FONT, "hovermode": "closest"},
+        "hoverlabel": {"bgcolor": "--raised", "bordercolor": "--faint", "align": "left", "font": _FONT},
+        "legend": {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "traceorder": "normal"},
+        "margin": {"l": 64, "r": 14, "t": 44, "b": 44},
+        **{"xaxis": _AXIS, "yaxis": _AXIS, "annotationdefaults": {"showarrow": False}},
+        "shapedefaults": nested(type="line", yref="paper", layer="below", line_dash="dash"),
+    },
+    "data": {"bar": [nested(marker_line_width=0)], "scatter": [nested(line_width=2, marker_size=7)]},
+}

@@ -1,0 +1,134 @@
+"""Figures of |γ|: all channels by epoch, and each layer's when the channels were chosen."""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from slim.workbench.report.collect import RunRecords
+from slim.workbench.report.figures.base import Figure, Trace, axes, mark, nested, trace
+
+BINS = 48  # of the animated histogram
+RIDGES = 60  # layers in the ridge plot, at most
+TICKS = (0, 0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10)
+
+
+def by_epoch(run: RunRecords) -> Figure | None:
+    """Return the histogram of all |γ| by epoch, with a slider; None for a run that recorded none."""
+    found = [
+        (f"{part}, epoch {record['epoch']} of {len(records)}", record, record["gamma"]["histogram"])
+        for part, records in run.parts
+        for record in records
+        if (record.get("gamma") or {}).get("histogram")
+    ]
+    if not found:
+        return None
+    threshold = (run.evidence.get("gamma") or {}).get("threshold")
+    top = max([histogram["max"] for *_, histogram in found] + [threshold or 0.0]) or 1.0
+    edges = np.linspace(0, top, BINS + 1)
+    frames = [
+        {
+            "label": label,
+            "detail": f"{record['near_zero']:.1%} of γ below 0.01, λ {record.get('strength') or 0:.2g}"
+            if record.get("near_zero") is not None
+            else "",
+            "y": rebinned(histogram["counts"], histogram["max"], edges).round(2).tolist(),
+        }
+        for label, record, histogram in found
+    ]
+    bars = trace(
+        *("bar", ((edges[1:] + edges[:-1]) / 2).round(6).tolist(), frames[-1]["y"], "|γ|"),
+        "|γ| %{customdata[0]} to %{customdata[1]}: %{y:,.0f} channels",
+        width=float(edges[1]),
+        marker_color="--after",
+        customdata=[[float(f"{a:.3g}"), float(f"{b:.3g}")] for a, b in pairwise(edges)],
+    )
+    highest = max(max(frame["y"]) for frame in frames)
+    layout = axes("|γ|", "channels", xaxis_range=[-0.01 * top, 1.01 * top], yaxis_range=[0, 1.05 * highest], bargap=0)
+    layout["xaxis"]["zeroline"] = False
+    ending = ""
+    if threshold is not None:
+        layout |= _threshold(threshold, threshold, top)
+        ending = " The line is the threshold below which channels were removed in the end."
+    caption = (
+        "Move the slider, or press play: L1 pulls the scales of channels that the network can do without to zero, and "
+        f"leaves the others. The further apart the two are, the less pruning costs.{ending}"
+    )
+    return Figure("gamma", "All |γ|, epoch by epoch", caption, [bars], layout, 360, frames)
+
+
+def by_layer(run: RunRecords) -> Figure | None:
+    """Return a ridge plot of |γ| when the channels were chosen, layer by layer; None where it isn't known."""
+    evidence = run.evidence.get("gamma") or {}
+    layers: Mapping[str, Mapping[str, list[float]]] = evidence.get("layers") or {}
+    names = [name for name, values in layers.items() if values["kept"] or values["removed"]]
+    if not names:
+        return None
+    left_out = len(names) - RIDGES
+    if left_out > 0:
+        names = [names[round(i * (len(names) - 1) / (RIDGES - 1))] for i in range(RIDGES)]
+    # On an axis of √|γ|: that is where the small ones, between which the choice falls, lie apart
+    top = float(np.sqrt(max(max(values, default=0) for name in names for values in layers[name].values()))) or 1.0
+    traces: list[Trace] = []
+    for base, name in enumerate(reversed(names)):
+        traces += _ridge(name, layers[name], base, top)
+    for key in ("removed", "kept"):  # the legend, whichever layers have what
+        look = {"mode": "markers", "marker_color": f"--{key}", "marker_size": 11, "marker_symbol": "square"}
+        traces.append(trace("scatter", [None], [None], key, **look))
+    layout = nested(
+        xaxis_title_text="|γ|, stretched near zero",
+        xaxis_range=[-0.05 * top, 1.02 * top],
+        xaxis_zeroline=False,
+        xaxis_tickvals=[value**0.5 for value in TICKS],
+        xaxis_ticktext=[f"{value:g}" for value in TICKS],
+        yaxis_tickvals=list(range(len(names))),
+        yaxis_ticktext=names[::-1],
+        yaxis_range=[-0.1, len(names) + 0.05],
+        yaxis_zeroline=False,
+        **{"legend_x": 1, "legend_xanchor": "right"},
+    )
+    if evidence.get("threshold") is not None:
+        layout |= _threshold(evidence["threshold"], evidence["threshold"] ** 0.5, top)
+    coupled = any(row.get("tie") is not None for row in run.evidence.get("layers") or [])
+    ties = " Coupled channels are judged by their group, so single γ may lie across the line." if coupled else ""
+    some = f" Of {left_out + RIDGES} layers, {RIDGES} are shown." if left_out > 0 else ""
+    caption = (
+        "Each ridge is one layer's |γ| at the moment of pruning, the first layer on top, every ridge scaled to its own "
+        f"height. Layers with most of their mass at zero lose most of their channels.{ties}{some}"
+    )
+    return Figure("ridges", "|γ| layer by layer", caption, traces, layout, max(300, 110 + 30 * len(names)))
+
+
+def _ridge(name: str, values: Mapping[str, list[float]], base: int, top: float) -> list[Trace]:
+    """The densities of a layer's removed and kept channels, standing on `base`."""
+    grid = np.linspace(-0.05 * top, 1.02 * top, 200)
+    curves = {key: _density(np.sqrt(values[key]), grid, 0.015 * top) for key in ("removed", "kept") if values[key]}
+    tallest = max(float(curve.max()) for curve in curves.values()) or 1.0
+    look = {"mode": "lines", "line_width": 1.2, "fill": "toself", "showlegend": False, "hoveron": "fills"}
+    traces = []
+    for key, curve in curves.items():
+        x = np.concatenate([grid, grid[::-1]]).round(5).tolist()
+        y = np.concatenate([base + 0.92 * curve / tallest, np.full(len(grid), base)]).round(3).tolist()
+        about = f"{name}: {len(values[key]):,} {key}, |γ| {min(values[key]):.3g} to {max(values[key]):.3g}"
+        colours = {"line_color": f"--{key}", "fillcolor": f"--{key}-fill"}
+        traces.append(trace("scatter", x, y, key, text=about, **colours, **look) | {"hoverinfo": "text"})
+    return traces
+
+
+def _density(values: np.ndarray, grid: np.ndarray, width: float) -> np.ndarray:
+    """A Gaussian kernel density times the number of values."""
+    density: np.ndarray = np.exp(-0.5 * ((grid[:, None] - values[None]) / width) ** 2).sum(1)
+    return density
+
+
+def _threshold(threshold: float, x: float, top: float) -> dict[str, Any]:
+    text = f"threshold {threshold:.3g}" if threshold >= 1e-3 else f"threshold, close to 0 ({threshold:.0e})"
+    return mark(x, text, right=x > 0.7 * top)
+
+
+def rebinned(counts: Sequence[float], top: float, edges: np.ndarray) -> np.ndarray:
+    """Return a histogram over equal bins from 0 to `top` in other bins: each old bin is spread evenly."""
+    old = np.linspace(0, top or edges[1] * 1e-6, len(counts) + 1)
+    below = np.concatenate([[0.0], np.cumsum(counts)])
+    return np.diff(np.interp(edges, old, below))

@@ -1,0 +1,106 @@
+"""The figure of all layers: channels kept and removed, and which layers are coupled."""
+
+from collections.abc import Mapping, Sequence
+
+from slim import tables
+from slim.workbench.report.collect import RunRecords
+from slim.workbench.report.columns import Record
+from slim.workbench.report.figures.base import Figure, Trace, nested, shape_text, trace
+
+NAMED = 44  # layers with their names under the bars, at most
+HATCH = {"shape": "/", "fillmode": "overlay", "fgcolor": "--hatch", "fgopacity": 0.55, "size": 7, "solidity": 0.2}
+
+
+def layers(run: RunRecords) -> Figure | None:
+    """Return every layer as a bar of channels kept and removed, joined beneath where channels are coupled."""
+    rows: list[Record] = run.evidence.get("layers") or []
+    if not rows:
+        return None
+    shares = (run.evidence.get("latency") or {}).get("layers") or {}
+    places, many = list(range(1, len(rows) + 1)), len(rows) > 12
+    prunable = [bool(row["norm"]) or row["after"] != row["before"] for row in rows]
+    heights = {
+        "kept": [row["after"] if yes else 0 for row, yes in zip(rows, prunable)],
+        "removed": [row["before"] - row["after"] for row in rows],
+        "fixed": [0 if yes else row["after"] for row, yes in zip(rows, prunable)],
+    }
+    text = [layer_text(row, shares) for row in rows]
+    traces = [
+        trace("bar", places, heights[key], label, "%{text}", text=text, textposition="none", marker_color=f"--{key}")
+        for key, label in (("kept", "kept"), ("removed", "removed"), ("fixed", "not prunable"))
+        if any(heights[key])
+    ]
+    for each in traces:
+        each["marker"] |= {"pattern": HATCH} if each["name"] == "removed" else {}
+    lanes = _lanes(rows)
+    deepest = max(lanes.values(), default=0)
+    bottom = min(0.4, 0.035 * (1 + deepest)) + 0.02 if lanes else 0.0
+    named = places if len(rows) <= NAMED else places[:: -(-len(rows) // NAMED)]
+    layout = nested(
+        **{"barmode": "stack", "bargap": 0.4 if len(rows) < 12 else 0.15},
+        xaxis_range=[0.4, len(rows) + 0.6],
+        xaxis_tickvals=named,
+        xaxis_ticktext=[_short(rows[place - 1]["name"]) for place in named],
+        **{"xaxis_tickangle": -90 if many else 0, "xaxis_showgrid": False, "xaxis_anchor": "y2" if lanes else "y"},
+        **{"yaxis_title_text": "channels", "yaxis_domain": [bottom, 1], "yaxis_rangemode": "tozero"},
+    )
+    if lanes:
+        traces += [_lane(rows, tie, -lane) for tie, lane in lanes.items()]
+        layout["yaxis2"] = {"domain": [0, bottom - 0.02], "range": [-deepest - 0.6, 0.6], "visible": False}
+    gone = sum(heights["removed"])
+    ties = " Dots on one line beneath are coupled layers: their channels go together or not at all." if lanes else ""
+    caption = (
+        f"{gone:,} of {sum(heights['kept']) + gone:,} prunable output channels went, layers in the order of execution. "
+        "The full height is the original width, the hatched part is what was removed. Hover for shapes, FLOPs and "
+        f"time.{ties}"
+    )
+    return Figure("layers", "Channels of every layer", caption, traces, layout, 460 if many else 400)
+
+
+def layer_text(row: Record, shares: Mapping[str, Mapping[str, float]]) -> str:
+    """Return what hovering over a layer says. `shares`: side -> layer -> share of the time."""
+    before, after = shape_text(row["shape_before"]), shape_text(row["shape_after"])
+    times = [(shares.get(side) or {}).get(row["name"]) for side in ("before", "after")]
+    lines = [
+        f"<b>{row['name']}</b>  {row['kind']}",
+        f"channels {row['before']:,} → {row['after']:,} (inputs {row['inputs_before']:,} → {row['inputs_after']:,})",
+        f"output {before} → {after}" if before != after else f"output {before}",
+        f"FLOPs {tables.count(row['flops_before'])} → {tables.count(row['flops_after'])}",
+        f"parameters {tables.count(row['params_before'])} → {tables.count(row['params_after'])}",
+    ]
+    if any(time is not None for time in times):
+        lines.append(f"share of the time {' → '.join('–' if t is None else f'{t:.1%}' for t in times)}")
+    lines += [f"γ in {row['norm']}"] if row["norm"] else []
+    lines += [f"{row['floor']:,} kept by the floor"] if row["floor"] else []
+    lines += [f"{row['frozen']:,} frozen: {row['reason']}"] if row["frozen"] else []
+    lines += [f"coupled with others (group {row['tie'] + 1})"] if row.get("tie") is not None else []
+    return "<br>".join(lines)
+
+
+def _lane(rows: Sequence[Record], tie: int, height: int) -> Trace:
+    """A line beneath the bars that joins coupled layers."""
+    members = [place for place, row in enumerate(rows, 1) if row.get("tie") == tie]
+    names = ", ".join(rows[place - 1]["name"] for place in members[:6])
+    more = f" and {len(members) - 6} more" if len(members) > 6 else ""
+    look = {"line_color": "--plain", "line_width": 1.5, "marker_color": "--plain", "marker_size": 6}
+    look |= {"mode": "lines+markers", "yaxis": "y2", "showlegend": False}
+    return trace("scatter", members, [height] * len(members), "coupled", f"coupled: {names}{more}", **look)
+
+
+def _lanes(rows: Sequence[Record]) -> dict[int, int]:
+    """For each group of coupled layers the lane to draw it in: the first that is free over its whole extent."""
+    extent: dict[int, list[int]] = {}
+    for place, row in enumerate(rows):
+        if row.get("tie") is not None:
+            extent.setdefault(row["tie"], []).append(place)
+    busy: list[int] = []  # where each lane is free again
+    lanes: dict[int, int] = {}
+    for tie, places in sorted(extent.items(), key=lambda item: item[1][0]):
+        if len(places) > 1:
+            lanes[tie] = next((i for i, end in enumerate(busy) if end < places[0]), len(busy))
+            busy[lanes[tie] : lanes[tie] + 1] = [places[-1]]
+    return lanes
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 22 else "…" + name[-21:]

@@ -1,0 +1,49 @@
+"""Templates for the page (HTML) and for Markdown; what comes from outside is escaped as its medium needs it."""
+
+import json
+import re
+from functools import cache
+from typing import Any, Literal
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from slim import tables
+from slim.workbench.report import words
+from slim.workbench.report.columns import headline
+from slim.workbench.report.figures.base import shape_text
+
+
+@cache
+def environment(medium: Literal["html", "md"]) -> Environment:
+    """Return the templates of a medium."""
+    made = Environment(
+        loader=PackageLoader("slim.workbench.report"),
+        autoescape=medium == "html",
+        finalize=markdown if medium == "md" else None,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":")}
+    for function in (tables.count, tables.milliseconds, tables.change, tables.duration, tables.percent, tables.number):
+        made.filters[function.__name__] = function
+    made.filters |= {"shape": shape_text, "code": code, "json": json.dumps}
+    made.globals |= {"stage": words.stage, "conditions": words.conditions, "headline": headline}
+    return made
+
+
+def markdown(value: Any) -> str:
+    """Return text that Markdown shows as it is: no formatting, no HTML, on one line."""
+    if isinstance(value, Markup):
+        return value
+    text = tables.printable(str(value)).replace("&", "&amp;").replace("<", "&lt;")
+    return re.sub(r"([\\`*\[\]|#~])", r"\\\1", text)
+
+
+def code(value: Any) -> Markup:
+    """Return text as a code span of Markdown, whatever backticks are in it."""
+    text = tables.printable(str(value))
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    space = " " if "`" in text else ""
+    return Markup(f"{fence}{space}{text}{space}{fence}")
