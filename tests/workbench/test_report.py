@@ -19,6 +19,7 @@ from rich.console import Console
 import slim
 from slim import checkpoint
 from slim.prune.plan import PruningPlan
+from slim.tables import render
 from slim.workbench import config, data, models
 from slim.workbench import run as pipeline
 from slim.workbench.cli import report as command
@@ -26,6 +27,7 @@ from slim.workbench.config import RunConfig
 from slim.workbench.report import card, collect, markdown, page, words
 from slim.workbench.report.collect import RunRecords, find
 from slim.workbench.report.figures import gamma, layers, results, training
+from slim.workbench.report.terminal import stage_table
 from slim.workbench.run import evidence
 from slim.workbench.run.evidence.latency import _layer_of
 
@@ -355,6 +357,26 @@ def test_text_from_the_outside_stays_text() -> None:
     run.epochs.append({"stage": evil, "epoch": 1, "train_loss": 1.0})
     html = page.html([run])
     assert "<script>alert" not in html
+
+
+EVIL = "a|b\x1b[31m`c`\n# <b>[x](y)</b>\x07"
+
+
+def test_names_are_escaped_for_markdown() -> None:
+    record = {"params": 1, "flops": 1, "accuracy": 0.5}
+    run = RunRecords(Path("x"), {"name": EVIL, "model": {"arch": EVIL}, "data": {"name": EVIL}}, {EVIL: record})
+    run.evidence["command"] = EVIL
+    said = card.card(run, {"classes": [EVIL, "plain"]})
+    for text in (markdown.of([run]), markdown.of([run, run]), said):
+        assert not {"\x1b", "\x07"} & set(text)
+        outside = re.sub(r"(`+).*?\1", "", text.replace("\\`", ""))  # nothing acts within a code span
+        assert "<b>" not in outside and "[x](" not in outside and "\n# <" not in text
+    assert sum(line.startswith("# ") for line in re.sub(r"(?s)```.*?```", "", said).splitlines()) == 1
+
+
+def test_names_are_escaped_for_the_terminal() -> None:
+    text = render(stage_table({EVIL: {"accuracy": 0.5}}, f"[red]{EVIL}"), 200)
+    assert "\\x1b[31m" in text and "\\x07" in text and "[red]" in text and not {"\x1b", "\x07"} & set(text)
 
 
 def test_histograms_keep_their_mass_in_other_bins() -> None:

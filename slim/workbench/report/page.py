@@ -18,7 +18,7 @@ from slim.files import replacing
 from slim.version import __version__
 from slim.workbench.report import words
 from slim.workbench.report.collect import RunRecords
-from slim.workbench.report.columns import columns, every_column
+from slim.workbench.report.columns import Record, columns, every_column
 from slim.workbench.report.figures import gamma, latency, layers, results, training
 from slim.workbench.report.figures.base import TEMPLATE, Figure
 from slim.workbench.report.rendering import environment
@@ -104,7 +104,7 @@ def _speed(run: RunRecords) -> str:
     fast = run.after.get("speedup")
     if not fast:
         return ""
-    mine = next((row for row in run.bench.get("rows") or [] if row.get("speedup") == fast), {})
+    mine: Record = next((row for row in run.bench.get("rows") or [] if row.get("speedup") == fast), {})
     if mine.get("differs") is False:
         return f"Its latency is the same within what the measurement can tell ({fast:.2f}× as fast)."
     return f"It runs {fast:.2f}× as fast." if fast > 1 else f"It isn't faster: it takes {1 / fast:.2f}× as long."

@@ -74,8 +74,8 @@ def by_layer(run: RunRecords) -> Figure | None:
     for base, name in enumerate(reversed(names)):
         traces += _ridge(name, layers[name], base, top)
     for key in ("removed", "kept"):  # the legend, whichever layers have what
-        look = {"mode": "markers", "marker_color": f"--{key}", "marker_size": 11, "marker_symbol": "square"}
-        traces.append(trace("scatter", [None], [None], key, **look))
+        look: dict[str, Any] = {"mode": "markers", "marker_size": 11, "marker_symbol": "square"}
+        traces.append(trace("scatter", [None], [None], key, marker_color=f"--{key}", **look))
     layout = nested(
         xaxis_title_text="|γ|, stretched near zero",
         xaxis_range=[-0.05 * top, 1.02 * top],
@@ -105,7 +105,13 @@ def _ridge(name: str, values: Mapping[str, list[float]], base: int, top: float) 
     grid = np.linspace(-0.05 * top, 1.02 * top, 200)
     curves = {key: _density(np.sqrt(values[key]), grid, 0.015 * top) for key in ("removed", "kept") if values[key]}
     tallest = max(float(curve.max()) for curve in curves.values()) or 1.0
-    look = {"mode": "lines", "line_width": 1.2, "fill": "toself", "showlegend": False, "hoveron": "fills"}
+    look: dict[str, Any] = {
+        "mode": "lines",
+        "line_width": 1.2,
+        "fill": "toself",
+        "showlegend": False,
+        "hoveron": "fills",
+    }
     traces = []
     for key, curve in curves.items():
         x = np.concatenate([grid, grid[::-1]]).round(5).tolist()

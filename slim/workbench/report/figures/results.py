@@ -79,8 +79,9 @@ def frontier(runs: Sequence[RunRecords], key: str) -> Figure | None:
         return p[:2] != q[:2] and p[0] <= q[0] and not metric.is_better(q[1], p[1])
 
     best = sorted(p[:2] for p in points if not any(beats(q, p) for q in points))
-    line = {"mode": "lines", "line_color": "--plain", "line_width": 1.5, "line_dash": "dash", "line_shape": "hv"}
-    traces = [trace("scatter", *zip(*best), "frontier", **line)]
+    line: dict[str, Any] = {"mode": "lines", "line_color": "--plain", "line_width": 1.5, "line_dash": "dash"}
+    sizes, heights = zip(*best)
+    traces = [trace("scatter", sizes, heights, "frontier", line_shape="hv", **line)]
     for size, value, i, run in points:
         share = f"{column.heading} {column.format(size)}, {size / run.before[key]:.1%} of the original"
         look = {"mode": "markers+text", "text": [run.name], "textposition": "top center", "cliponaxis": False}

@@ -55,7 +55,13 @@ def training(run: RunRecords) -> Figure:
 def _curve(run: RunRecords, line: tuple[str, str, str, str], yaxis: str, *, in_legend: bool) -> list[Trace]:
     """One trace for each training, so that the line breaks between them."""
     key, label, colour, form = line
-    look = {"line_color": colour, "marker_color": colour, "marker_size": 5, "yaxis": yaxis, "legendgroup": label}
+    look: dict[str, Any] = {
+        "line_color": colour,
+        "marker_color": colour,
+        "marker_size": 5,
+        "yaxis": yaxis,
+        "legendgroup": label,
+    }
     look |= {"line_dash": "dot"} if key.startswith("val_") or key == "zero" else {}
     look |= {"line_shape": "hvh"} if key == "channels" else {}
     traces: list[Trace] = []
