@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-import pytest
-
 SLIM = Path(__file__).parents[1] / "slim"
 ROOMS = [  # in the order in which the data flows
     *("errors", "version", "files", "images", "tables"),
@@ -62,7 +60,6 @@ def test_rooms_import_from_rooms_before_them() -> None:
     assert wrong >= TO_MEND, f"mended, take them off the list: {TO_MEND - wrong}"
 
 
-@pytest.mark.xfail(reason="the last circles are being mended", strict=True)
 def test_nothing_imports_in_circles() -> None:
     done: set[str] = set()
 
