@@ -1,5 +1,23 @@
-"""What every test file needs: this folder on the path, and one thread, so that small tests don't fight over cores."""
+"""What every test file needs: one thread, so that small tests don't fight over cores, and the digits to train on."""
 
+from dataclasses import replace
+
+import pytest
 import torch
 
+from slim.workbench.config import DataConfig
+from slim.workbench.data import Dataset, load
+
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def all_digits() -> Dataset:
+    """UCI digits, split by seed 0."""
+    return load(DataConfig(), seed=0)
+
+
+@pytest.fixture(scope="session")
+def digits(all_digits: Dataset) -> Dataset:
+    """The first 512 of their training images, for a training of seconds."""
+    return replace(all_digits, train=all_digits.train[:512])

@@ -2,6 +2,8 @@
 
 import copy
 import random
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +19,8 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
         if isinstance(m, NORMS) and m.affine:
             m.weight.data.uniform_(0.01, 1, generator=g)
             m.bias.data.normal_(0, 0.1, generator=g)
-            m.running_mean.normal_(0, 0.3, generator=g)
-            m.running_var.uniform_(0.5, 2, generator=g)
+            m.get_buffer("running_mean").normal_(0, 0.3, generator=g)
+            m.get_buffer("running_var").uniform_(0.5, 2, generator=g)
     return model
 
 
@@ -26,10 +28,8 @@ def masked(model: nn.Module, removed: dict[str, list[int]]) -> nn.Module:
     """The definition: the original with γ = β = 0 on what goes."""
     model = copy.deepcopy(model)
     for name, channels in removed.items():
-        bn = model.get_submodule(name)
-        for c in channels:
-            bn.weight.data[c] = 0
-            bn.bias.data[c] = 0
+        for parameter in model.get_submodule(name).parameters():
+            parameter.data[channels] = 0
     return model
 
 
@@ -56,8 +56,13 @@ class Head(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
+Body = Callable[[Any, Tensor], Tensor]
+
+
 class Net(nn.Module):
     """stem -> body (as a subclass says) -> head"""
+
+    body: Callable[[Tensor], Tensor]
 
     def __init__(self, **parts: nn.Module) -> None:
         super().__init__()
@@ -70,7 +75,7 @@ class Net(nn.Module):
         return self.head(self.body(self.stem(x)))
 
 
-def net(body, **parts) -> nn.Module:
+def net(body: Body, **parts: nn.Module) -> Any:
     """A network whose body is the function `body(self, x)`."""
     return type("Made", (Net,), {"body": body})(**parts)
 
@@ -143,7 +148,7 @@ class Aux(nn.Module):
         super().__init__()
         self.stem, self.body, self.head, self.aux = cbr(3, 16), cbr(16, 16), Head(16), Head(16)
 
-    def forward(self, x: Tensor):
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         x = self.stem(x)
         out = self.head(self.body(x))
         return (out, self.aux(x)) if self.training else out
@@ -164,7 +169,7 @@ class Shuffle(nn.Module):
         return x.view(b, 2, c // 2, h, w).transpose(1, 2).reshape(b, c, h, w)
 
 
-def shift_buffer(n: Net, x: Tensor) -> Tensor:
+def shift_buffer(n: Any, x: Tensor) -> Tensor:
     return F.conv2d(x, n.kernel, padding=1, groups=x.shape[1])
 
 
@@ -174,17 +179,17 @@ def _with_buffer() -> nn.Module:
     return n
 
 
-def _with_parameter(op) -> nn.Module:
+def _with_parameter(op: Body) -> nn.Module:
     n = net(op, after=cbr(16, 16))
     n.scale = nn.Parameter(torch.rand(16, 1, 1) + 0.5)
     return n
 
 
-def _twice(s, x):
+def _twice(s: Any, x: Tensor) -> Tensor:
     return s.again(s.again(x))
 
 
-def _partial(s, x):
+def _partial(s: Any, x: Tensor) -> Tensor:
     y = s.small(x)
     x = x.clone()
     x[:, :4] += y
@@ -290,7 +295,8 @@ class RandomNet(nn.Module):
         r = random.Random(seed)
         c = r.choice([8, 12, 16])
         self.stem = cbr(3, c)
-        self.kinds, self.blocks = [], nn.ModuleList()
+        self.kinds: list[str] = []
+        self.blocks = nn.ModuleList()
         for _ in range(r.randint(2, 5)):
             kind = r.choice(self.KINDS)
             c = self._add(kind, c, r)
@@ -336,6 +342,7 @@ class RandomNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
+        p: Any
         for kind, p in zip(self.kinds, self.blocks):
             if kind in ("plain", "grouped", "depthwise"):
                 x = p[0](x)
@@ -366,11 +373,11 @@ def digits_network() -> tuple[nn.Module, float, float]:
     mean, std = grey[:1500].mean().item(), grey[:1500].std().item()
     images = (grey - mean) / std
     torch.manual_seed(0)
-    body = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten())
+    norm = nn.BatchNorm2d(16, momentum=None)
+    body = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), norm, nn.ReLU(), nn.MaxPool2d(2), nn.Flatten())
     head = nn.Linear(256, 10)
     net = nn.Sequential(body, head)
     with torch.no_grad():
-        body[1].momentum = None
         body(images[:1500])
         features = torch.cat([body.eval()(images), torch.ones(len(images), 1)], 1)
         targets = nn.functional.one_hot(labels[:1500]).float()

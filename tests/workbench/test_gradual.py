@@ -20,20 +20,14 @@ from slim.prune.plan import PruningPlan
 from slim.trace.size import network_size
 from slim.workbench import config, models, train
 from slim.workbench import run as pipeline
-from slim.workbench.config import ComputeConfig, DataConfig, OptimConfig, PruneConfig, RunConfig, SparsityConfig
-from slim.workbench.data import Dataset, batches, load
+from slim.workbench.config import ComputeConfig, OptimConfig, PruneConfig, RunConfig, SparsityConfig
+from slim.workbench.data import Dataset, batches
 from slim.workbench.run import whole
 from slim.workbench.train import Callbacks, Snapshots, fit
 from slim.workbench.train.state import mixed
 
 ON_CPU = ComputeConfig(device="cpu", precision="32-true")
 IMAGE = torch.zeros(1, 1, 8, 8)
-
-
-@pytest.fixture(scope="module")
-def digits() -> Dataset:
-    every = load(DataConfig(), seed=0)
-    return replace(every, train=every.train[:512])
 
 
 def network(seed: int = 0, widths: tuple[int, int] = (12, 20)) -> nn.Sequential:

@@ -10,20 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slim.errors import SlimError
-from slim.workbench.config import ComputeConfig, DataConfig, OptimConfig, SparsityConfig
-from slim.workbench.data import Dataset, load
+from slim.workbench.config import ComputeConfig, OptimConfig, SparsityConfig
+from slim.workbench.data import Dataset
 from slim.workbench.tasks.classification import Classification, distillation
 from slim.workbench.train import Callbacks, Distillation, fit, learning_rate
 from slim.workbench.train.average import Average
 from slim.workbench.train.recipe import Objective, optimizer_of
 
 ON_CPU = ComputeConfig(device="cpu")
-
-
-@pytest.fixture(scope="module")
-def digits() -> Dataset:
-    whole = load(DataConfig(), seed=0)
-    return replace(whole, train=whole.train[:512])
 
 
 def network() -> nn.Sequential:

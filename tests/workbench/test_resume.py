@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from slim.errors import Interrupted, SlimError
 from slim.workbench import run as pipeline
-from slim.workbench.config import ComputeConfig, DataConfig, OptimConfig, RunConfig, SparsityConfig, updated
-from slim.workbench.data import Dataset, load
+from slim.workbench.config import ComputeConfig, OptimConfig, RunConfig, SparsityConfig, updated
+from slim.workbench.data import Dataset
 from slim.workbench.run import pruning, whole
 from slim.workbench.train import Callbacks, Distillation, Snapshots, fit
 from slim.workbench.train.guard import out_of_memory
@@ -33,12 +33,6 @@ from slim.workbench.train.guard import out_of_memory
 CHILDREN = multiprocessing.get_context("forkserver")
 CHILDREN.set_forkserver_preload(["torch", "slim.workbench.train.loop"])
 ON_CPU = ComputeConfig(device="cpu")
-
-
-@pytest.fixture(scope="module")
-def digits() -> Dataset:
-    whole = load(DataConfig(), seed=0)
-    return replace(whole, train=whole.train[:512])
 
 
 def network(seed: int = 1) -> nn.Module:
