@@ -83,12 +83,10 @@ class Material:
         nothing = whole.train[:0]
         self.dataset = data.Dataset(
             "CIFAR-10 (JPEG)",
-            whole.classes,
+            whole.spec,
             whole.train[chosen],
             nothing,
             whole.test,
-            whole.mean,
-            whole.std,
             "crop+flip",
         )
         self.transform = transforms.Compose(
@@ -97,7 +95,7 @@ class Material:
                 transforms.RandomCrop(32),
                 transforms.RandomHorizontalFlip(),
                 transforms.ToTensor(),
-                transforms.Normalize(whole.mean, whole.std),
+                transforms.Normalize(whole.spec.mean, whole.spec.std),
             ]
         )
         files = datasets.ImageFolder(str(root / "train"), self.transform)

@@ -67,9 +67,8 @@ def mnist(root: str) -> tuple[Dataset, str]:
     every = Split(images, labels)
     train, test = every[order[:8000]], every[order[8000:]]
     classes = [str(digit) for digit in range(10)]
-    mean, std = data.statistics(images[order[:8000]])
     words = "the 10,000 test images of MNIST, 8,000 to train on and 2,000 to test (its training images aren't at hand)"
-    return Dataset("mnist-t10k", classes, train, train[:0], test, mean, std, "none"), words
+    return Dataset("mnist-t10k", data.spec_of(train, classes, len(train)), train, train[:0], test), words
 
 
 def network(size: int) -> nn.Sequential:

@@ -1,6 +1,10 @@
-"""Images as networks take them: whole, upright, in the colours and the size asked for. The only reader of images."""
+"""Images as networks take them: whole, upright, in the colours and the size asked for; and what is said of them.
+
+This is the only reader of images."""
 
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -94,3 +98,33 @@ def _describe(image: Any) -> str:
     if getattr(image, "filename", ""):  # Pillow's, of a file
         return f"image {image.filename!r}"
     return f"image of type {type(image).__name__}"
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """What the images of a network are, for those who put it to use: the same in data, checkpoints and ONNX files.
+
+    shape: [C, H, W] of one image, as the network takes it
+    classes: what the outputs stand for, in their order
+    mean, std: per channel, where black is 0 and white is 1, that images were normalised by
+    Each may be None: nothing is known of it.
+
+    >>> ImageSpec((3, 32, 32), ("cat", "dog")).to_dict()["input_shape"]
+    [3, 32, 32]
+    """
+
+    shape: tuple[int, ...] | None = None
+    classes: tuple[str, ...] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as it is written into files: `input_shape`, `classes`, `mean`, `std`."""
+        named = {"input_shape": self.shape, "classes": self.classes, "mean": self.mean, "std": self.std}
+        return {key: None if value is None else list(value) for key, value in named.items()}
+
+    @classmethod
+    def of(cls, about: Mapping[str, Any]) -> "ImageSpec":
+        """Read what a file says."""
+        values = [about.get(key) for key in ("input_shape", "classes", "mean", "std")]
+        return cls(*(None if value is None else tuple(value) for value in values))

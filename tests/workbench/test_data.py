@@ -15,6 +15,7 @@ from PIL import ExifTags, Image
 from sklearn.datasets import load_digits
 
 from slim.errors import SlimError
+from slim.images import ImageSpec
 from slim.workbench.config import DataConfig
 from slim.workbench.data import Dataset, Split, batches, load, statistics
 from slim.workbench.data.files import WORTHWHILE, ImageFiles
@@ -26,7 +27,8 @@ def dataset_of(images: torch.Tensor, augment: str = "none") -> Dataset:
     """A data set whose normalised images are the grey levels themselves: mean 0, deviation 1/255."""
     split = Split(images, torch.arange(len(images)))
     channels = images.shape[1]
-    return Dataset("made up", ["a"], split, split, split, (0.0,) * channels, (1 / 255,) * channels, augment)
+    spec = ImageSpec(tuple(images.shape[1:]), ("a",), (0.0,) * channels, (1 / 255,) * channels)
+    return Dataset("made up", spec, split, split, split, augment)
 
 
 def random_images(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -114,8 +116,8 @@ def test_statistics_against_numpy() -> None:
 def test_statistics_come_from_the_training_images_alone() -> None:
     data = load(DataConfig(), seed=1)
     values = data.train.images.numpy() / 255
-    assert data.mean == pytest.approx([values.mean()], rel=1e-12)
-    assert data.std == pytest.approx([values.std()], rel=1e-10)
+    assert data.spec.mean == pytest.approx([values.mean()], rel=1e-12)
+    assert data.spec.std == pytest.approx([values.std()], rel=1e-10)
 
 
 def test_a_constant_channel_normalises_to_finite_values() -> None:
@@ -131,7 +133,7 @@ def test_batches_in_order_are_the_normalised_images() -> None:
     data = load(DataConfig(), seed=0)
     got = list(batches(data.val, data, 50))
     assert [len(labels) for _, labels in got] == [50, 50, len(data.val) - 100]
-    expected = (data.val.images.numpy() / 255 - data.mean[0]) / data.std[0]
+    expected = (data.val.images.numpy() / 255 - data.spec.mean[0]) / data.spec.std[0]
     images = torch.cat([images for images, _ in got])
     assert images.dtype == torch.float32
     np.testing.assert_allclose(images.numpy(), expected, atol=2e-6)
@@ -141,8 +143,8 @@ def test_batches_in_order_are_the_normalised_images() -> None:
 def test_channels_are_normalised_each_by_its_own() -> None:
     images = random_images(9, 3, 4, 4)
     split = Split(images, torch.zeros(9, dtype=torch.int64))
-    data = Dataset("made up", ["a"], split, split, split, (0.1, 0.5, 0.7), (0.2, 0.3, 0.4), "none")
-    mean, std = np.array(data.mean)[:, None, None], np.array(data.std)[:, None, None]
+    data = Dataset("made up", ImageSpec(mean=(0.1, 0.5, 0.7), std=(0.2, 0.3, 0.4)), split, split, split)
+    mean, std = np.array(data.spec.mean)[:, None, None], np.array(data.spec.std)[:, None, None]
     ((got, _),) = batches(split, data, 9)
     np.testing.assert_allclose(got.numpy(), (images.numpy() / 255 - mean) / std, atol=2e-6)
 
@@ -475,9 +477,9 @@ def test_cutout_sets_a_square_around_a_uniform_centre_to_the_mean() -> None:
     height, width, size = 8, 12, 4000
     images = torch.full((size, 2, height, width), 200, dtype=torch.uint8)
     split = Split(images, torch.arange(size))
-    data = Dataset("made up", ["a"], split, split, split, (0.1, 0.2), (0.5, 0.25), "cutout")
+    data = Dataset("made up", ImageSpec(mean=(0.1, 0.2), std=(0.5, 0.25)), split, split, split, "cutout")
     ((got, _),) = batches(split, data, size, shuffle_seed=3, augment=True)
-    value = (200 / 255 - np.array(data.mean)) / np.array(data.std)
+    value = (200 / 255 - np.array(data.spec.mean)) / np.array(data.spec.std)
     cut = (got == 0).numpy()
     np.testing.assert_allclose(
         np.where(cut, value[:, None, None], got.numpy()), value[None, :, None, None] + 0 * cut, rtol=1e-5
@@ -541,7 +543,7 @@ def test_streamed_batches_are_those_from_memory_bit_for_bit(tmp_path: Path) -> N
     memory = folder(tmp_path, storage="host", cache=False, augment="crop+flip+randaugment+cutout")
     streamed = folder(tmp_path, storage="stream", workers=2, augment="crop+flip+randaugment+cutout")
     assert len(streamed.train) > WORTHWHILE  # so that processes do the work
-    assert (streamed.mean, streamed.std) == (memory.mean, memory.std)
+    assert streamed.spec == memory.spec
     assert streamed.train.images.shape == memory.train.images.shape
     assert not list(tmp_path.glob(".slim*"))
     state = torch.get_rng_state()

@@ -332,7 +332,7 @@ def test_out_of_memory(digits: Dataset) -> None:
     assert all(torch.equal(a, b) for a, b in zip(found.state_dict().values(), told.state_dict().values()))
     with pytest.raises(SlimError, match=r"64 images in 64 parts: try data.batch_size 32$"):
         fit(Greedy(0), digits, OptimConfig(epochs=1), compute=replace(ON_CPU, accumulate="auto"))
-    with pytest.raises(SlimError, match=r"out of memory on 256 images at a time, without training: expected a smaller"):
+    with pytest.raises(SlimError, match=r"out of memory on 143 images at a time, without training: expected a smaller"):
         fit(nn.Sequential(network(), Hungry()), digits, OptimConfig(epochs=1), compute=ON_CPU)
 
 

@@ -323,7 +323,7 @@ def test_evaluate_against_a_loop_over_single_images(digits: Dataset) -> None:
     hits, losses = 0, []
     with torch.no_grad():
         for image, label in zip(digits.test.images, digits.test.labels):
-            logits = model((image[None] / 255 - digits.mean[0]) / digits.std[0])[0]
+            logits = model((image[None] / 255 - digits.spec.mean[0]) / digits.spec.std[0])[0]
             hits += int(logits.argmax() == label)
             losses.append(-logits.log_softmax(0)[label].item())
     assert result["accuracy"] == hits / len(digits.test)

@@ -10,8 +10,8 @@ from slim.workbench.data.augment import crop
 from slim.workbench.data.epoch import batches, steps_per_epoch
 from slim.workbench.data.feed import Batch, Feed, feed, ordered
 from slim.workbench.data.loaders import Loaders
-from slim.workbench.data.sources import SOURCES, load
-from slim.workbench.data.splits import Dataset, Split, statistics
+from slim.workbench.data.sources import SOURCES, load, load_any
+from slim.workbench.data.splits import Dataset, Split, spec_of, statistics
 
 __all__ = [
     "SOURCES",
@@ -24,7 +24,9 @@ __all__ = [
     "crop",
     "feed",
     "load",
+    "load_any",
     "ordered",
+    "spec_of",
     "statistics",
     "steps_per_epoch",
 ]

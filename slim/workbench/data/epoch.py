@@ -20,7 +20,7 @@ def batches(
     start: int = 0,
     shard: tuple[int, int] = (0, 1),
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """One pass over a split: normalised float32 images [B, C, H, W] and labels [B], on `device`.
+    """Go through a split once: normalised float32 images [B, C, H, W] and labels [B], on `device`.
 
     Without `shuffle_seed` the order is the split's own and the last batch may be smaller. With it the order
     is random and all batches have the same size: the images left over, fewer than a batch and others in each
@@ -47,9 +47,9 @@ def batches(
         bounds = [(step * whole, (step + 1) * whole) for step in range(steps_per_epoch(size, batch_size))]
     parts = [slice(first + shard[0], end, shard[1]) for first, end in bounds[start:] if first + shard[0] < end]
 
-    std = torch.tensor(dataset.std)
+    std = torch.tensor(dataset.spec.std)
     scale, shift = (
-        values.reshape(1, -1, 1, 1).to(device) for values in (1 / (255 * std), -torch.tensor(dataset.mean) / std)
+        values.reshape(1, -1, 1, 1).to(device) for values in (1 / (255 * std), -torch.tensor(dataset.spec.mean) / std)
     )
     if shuffle_seed is None:
         for images, labels in split.take(parts, device):
@@ -66,5 +66,5 @@ def batches(
 
 
 def steps_per_epoch(size: int, batch_size: int) -> int:
-    """The number of shuffled batches that `batches` cuts from `size` images."""
+    """Return the number of shuffled batches that `batches` cuts from `size` images."""
     return max(1, size // batch_size)

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from slim.images import ImageSpec
 from slim.workbench.tasks import Classification, Task
 
 Batches = Iterable[tuple[Any, Any]]  # of (inputs, targets), as the network and the task take them
@@ -16,6 +17,7 @@ class Loaders:
     train, val, test: a DataLoader, a list, or any iterable; `val` and `test` may be missing
     steps_per_epoch: batches of `train` in an epoch; None: all of them, which needs a length
     task: what the targets are
+    spec: what is known of the inputs
 
     Batches come as the network takes them, normalised. Several processes share each batch: every one must get the
     same ones, and takes every n-th sample.
@@ -30,3 +32,4 @@ class Loaders:
     steps_per_epoch: int | None = None
     task: Task = field(default_factory=Classification)
     name: str = "the data"
+    spec: ImageSpec = field(default_factory=ImageSpec)

@@ -12,14 +12,26 @@ from PIL import Image
 from slim.errors import SlimError, unknown
 from slim.images import resized
 from slim.workbench import tasks
-from slim.workbench.code import Allowed
+from slim.workbench.code import Allowed, names_code
 from slim.workbench.config import DataConfig
 from slim.workbench.data import folder
 from slim.workbench.data.augment import operations
-from slim.workbench.data.splits import Dataset, Split, hold_out, statistics
+from slim.workbench.data.factory import from_factory
+from slim.workbench.data.loaders import Loaders
+from slim.workbench.data.splits import Dataset, Split, hold_out, spec_of
 
 TEST_FRACTION = 0.2  # held out for testing where the source has no test set of its own
 STATISTICS_FROM = 4096  # training images that give mean and deviation, where they are still in their files
+
+
+def load_any(
+    cfg: DataConfig, seed: int, *, task: str = "classification", allow_code: Allowed = ()
+) -> Dataset | Loaders:
+    """Return the data that `cfg` names for a task: a data set of slim's, see `load`, or what the user's own
+    `package.module:factory` or `file.py:factory` gives, see `slim.workbench.data.factory`."""
+    if names_code(cfg.name):
+        return from_factory(cfg, seed, task, allow_code)
+    return load(cfg, seed, task=task, allow_code=allow_code)
 
 
 def load(cfg: DataConfig, seed: int, *, task: str = "classification", allow_code: Allowed = ()) -> Dataset:
@@ -41,7 +53,14 @@ def load(cfg: DataConfig, seed: int, *, task: str = "classification", allow_code
     augment = source.augment if cfg.augment == "auto" else cfg.augment
     operations(augment)  # a mistake shows before any work
     classes, parts = source.read(cfg)
-    generator = torch.Generator().manual_seed(seed)
+    train, val, test = _three(parts, cfg, torch.Generator().manual_seed(seed))
+    made = tasks.build(task, classes=len(classes), allow_code=allow_code)
+    spec = spec_of(train, classes, STATISTICS_FROM)
+    return Dataset(name, spec, train, val, test, augment, cfg.storage, cfg.batch_size, made)
+
+
+def _three(parts: "Parts", cfg: DataConfig, generator: torch.Generator) -> tuple[Split, Split, Split]:
+    """Training, validation and test split; those that the source doesn't have are held out."""
     if "test" not in parts:
         parts["train"], parts["test"] = hold_out(parts["train"], TEST_FRACTION, generator)
     if "val" not in parts:
@@ -49,10 +68,7 @@ def load(cfg: DataConfig, seed: int, *, task: str = "classification", allow_code
     for part in ("train", "test"):
         if not len(parts[part]):
             raise SlimError(f"{cfg.name} has too few images: none is left for the {part} split")
-    mean, std = statistics(parts["train"].sample(STATISTICS_FROM))
-    made = tasks.build(task, classes=len(classes), allow_code=allow_code)
-    splits = parts["train"], parts["val"], parts["test"]
-    return Dataset(name, classes, *splits, mean, std, augment, cfg.storage, cfg.batch_size, made)
+    return parts["train"], parts["val"], parts["test"]
 
 
 Parts = dict[str, Split]  # split name -> split: at least train

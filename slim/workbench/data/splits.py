@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from slim.images import ImageSpec
 from slim.workbench.data.files import ImageFiles
 from slim.workbench.tasks import Classification, Task
 
 
 @dataclass(frozen=True)
 class Split:
-    """Images, uint8 [N, C, H, W] in memory or in files, and their class numbers, int64 [N]."""
+    """Images, uint8 [N, C, H, W] in memory or in files, and their targets, such as class numbers int64 [N]."""
 
     images: Tensor | ImageFiles
     labels: Tensor
@@ -26,25 +27,25 @@ class Split:
 
     @property
     def nbytes(self) -> int:
-        """What the images take in memory, or would take."""
+        """Return what the images take in memory, or would take."""
         return math.prod(self.images.shape)
 
     def to(self, device: torch.device | str) -> "Split":
-        """The same split on a device; no copy where it is there already. Files stay files."""
+        """Return the same split on a device; no copy where it is there already. Files stay files."""
         return Split(self.images.to(device), self.labels.to(device))
 
     def decoded(self) -> Tensor:
-        """All images as a tensor."""
+        """Return all images as a tensor."""
         return self.images if isinstance(self.images, Tensor) else self.images.decoded()
 
     def sample(self, count: int) -> Tensor:
-        """The images, or of those in files `count` at even distances: the classes follow one another."""
+        """Return the images, or of those in files `count` at even distances: the classes follow one another."""
         if isinstance(self.images, Tensor) or len(self) <= count:
             return self.decoded()
         return self[torch.arange(count) * len(self) // count].decoded()
 
     def take(self, indices: Sequence[Tensor | slice], device: torch.device | str) -> Iterator[tuple[Tensor, Tensor]]:
-        """For each index of a batch its images, uint8 [B, C, H, W], and labels, on `device`."""
+        """Yield for each index of a batch its images, uint8 [B, C, H, W], and labels, on `device`."""
         if isinstance(self.images, ImageFiles):
             brought = self.images.stream(indices, device)
         else:
@@ -63,43 +64,50 @@ def _bring(images: Tensor, index: Tensor | slice, device: torch.device) -> Tenso
 
 @dataclass(frozen=True)
 class Dataset:
-    """Three disjoint splits, with the statistics that normalise them.
+    """Three disjoint splits, with what normalises them.
 
-    `mean` and `std` hold one number per channel, in units where black is 0 and white is 1, from the training
-    images alone (from a sample of them where they stay in files). `augment` names what is done to training images: see
-    `slim.workbench.data.augment`. `storage` says where images live, and `batch_size` how many make a training step, as
-    DataConfig has it. `task` is what the labels are for; None: the classification of `classes`.
+    spec: the shape of an image, class names, and one mean and std per channel, from the training images alone (from a
+        sample of them where they stay in files)
+    augment: what is done to training images: see `slim.workbench.data.augment`
+    storage: where images live, as DataConfig has it
+    batch_size: images in a training step
+    task: what the labels are for; None: the classification of `spec.classes`
     """
 
     name: str
-    classes: list[str]
+    spec: ImageSpec
     train: Split
     val: Split
     test: Split
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    augment: str
+    augment: str = "none"
     storage: str = "auto"
     batch_size: int = 64
     task: Task = None  # type: ignore[assignment]  # filled in below
 
     def __post_init__(self) -> None:
         if self.task is None:
-            object.__setattr__(self, "task", Classification(len(self.classes)))
+            object.__setattr__(self, "task", Classification(len(self.classes) or None))
+
+    @property
+    def classes(self) -> list[str]:
+        """Return the names of the classes, where there are any."""
+        return list(self.spec.classes or ())
 
     @property
     def channels(self) -> int:
+        """Return the channels of an image."""
         return self.train.images.shape[1]
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """Height and width in pixels."""
+        """Return height and width in pixels."""
         return self.train.images.shape[2], self.train.images.shape[3]
 
     def to(self, device: torch.device | str) -> "Dataset":
-        """The data set with training and validation on the device that trains. Images stay in host memory, and are
-        brought there batch by batch, where they would take more than half of what is free on the device (`storage`
-        "auto"), or if `storage` is "host"."""
+        """Return the data set with training and validation on the device that trains.
+
+        Images stay in host memory, and are brought there batch by batch, where they would take more than half of what
+        is free on the device (`storage` "auto"), or if `storage` is "host"."""
         device = torch.device(device)
         size = self.train.nbytes + self.val.nbytes
         fits = self.storage != "host" and (self.storage == "device" or size <= 0.5 * _free_on(device))
@@ -119,7 +127,7 @@ def _free_on(device: torch.device) -> float:
 
 
 def statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and (population) standard deviation per channel of uint8 images [N, C, H, W], where white is 1.
+    """Return mean and (population) standard deviation per channel of uint8 images [N, C, H, W], where white is 1.
 
     The sums are whole numbers, so the result doesn't depend on their order. A constant channel gets the
     deviation of one grey level, 1/255, so that normalising it stays finite.
@@ -136,11 +144,19 @@ def statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return tuple((mean / 255).tolist()), tuple((std / 255).tolist())
 
 
+def spec_of(train: Split, classes: Sequence[str] | None, sample: int) -> ImageSpec:
+    """Return what is said of a data set's images, with the statistics of its training images."""
+    mean, std = statistics(train.sample(sample))
+    return ImageSpec(tuple(train.images.shape[1:]), tuple(classes) if classes else None, mean, std)
+
+
 def hold_out(split: Split, fraction: float, generator: torch.Generator) -> tuple[Split, Split]:
-    """What stays and what is held out. Walking through the shuffled images class by class and taking one
+    """Return what stays and what is held out. Walking through the shuffled images class by class and taking one
     whenever the running share passes a whole number gives every class its share to within one image."""
     shuffled = torch.randperm(len(split), generator=generator)
-    by_class = shuffled[split.labels[shuffled].argsort(stable=True)]
+    by_class = shuffled
+    if split.labels.ndim == 1 and not split.labels.is_floating_point():
+        by_class = shuffled[split.labels[shuffled].argsort(stable=True)]
     offset = torch.rand((), generator=generator, dtype=torch.float64)  # else the last classes give more
     share = (torch.arange(len(split) + 1, dtype=torch.float64) * fraction + offset).floor()
     held = torch.zeros(len(split), dtype=torch.bool)

@@ -234,5 +234,5 @@ def _as_taken(net: "export.OnnxModel", images: Tensor, dataset: Dataset) -> Tens
     """Normalised images [N, C, H, W] as they are, or as the pixels that they were where the file normalises."""
     if not net.raw:
         return images
-    mean, std = (torch.tensor(values).reshape(-1, 1, 1) for values in (dataset.mean, dataset.std))
+    mean, std = (torch.tensor(values).reshape(-1, 1, 1) for values in (dataset.spec.mean, dataset.spec.std))
     return ((images * std + mean) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)

@@ -100,7 +100,10 @@ def save_network(
 
 def load_data(settings: RunConfig, *, allow_code: Allowed) -> Dataset:
     """Return the data set of a run."""
-    return data.load(settings.data, settings.seed, task=settings.task, allow_code=allow_code)
+    found = data.load_any(settings.data, settings.seed, task=settings.task, allow_code=allow_code)
+    if not isinstance(found, Dataset):
+        raise SlimError(f"{found.name} gives batches: a run needs a slim.workbench.data.Dataset")
+    return found
 
 
 def unpruned_beside(source: Path) -> Path:
@@ -114,12 +117,12 @@ def unpruned_beside(source: Path) -> Path:
 
 def normalised_as(facts: dict[str, Any], dataset: Dataset) -> Dataset:
     """The data set normalised by the mean and std that a network's file names, or by its own where it names none."""
-    return replace(dataset, mean=tuple(facts["mean"] or dataset.mean), std=tuple(facts["std"] or dataset.std))
+    mean, std = (tuple(facts[key] or getattr(dataset.spec, key)) for key in ("mean", "std"))
+    return replace(dataset, spec=replace(dataset.spec, mean=mean, std=std))
 
 
 def facts_of(dataset: Dataset) -> dict[str, Any]:
-    shape = list(dataset.test.images.shape[1:])
-    return {"classes": dataset.classes, "mean": dataset.mean, "std": dataset.std, "input_shape": shape}
+    return dataset.spec.to_dict()
 
 
 def example_images(shape: Sequence[int]) -> Tensor:

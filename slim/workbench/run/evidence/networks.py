@@ -90,7 +90,11 @@ class Networks:
     def dataset(self) -> Dataset:
         if self.about["config"] is None:
             raise SlimError("the network wasn't trained by slim, so its data aren't known")
-        return data.load(self.settings.data, self.settings.seed, task=self.settings.task, allow_code=self.allow_code)
+        settings = self.settings
+        found = data.load_any(settings.data, settings.seed, task=settings.task, allow_code=self.allow_code)
+        if not isinstance(found, Dataset):
+            raise SlimError(f"{found.name} comes in batches: the page looks into data sets of images")
+        return found
 
     @property
     def example(self) -> Tensor:

@@ -1,0 +1,135 @@
+"""Data of the user's own, named as `package.module:factory` or `file.py:factory`."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from slim.errors import SlimError
+from slim.workbench import data
+from slim.workbench.config import ComputeConfig, DataConfig, OptimConfig
+from slim.workbench.data import Dataset, Loaders
+from slim.workbench.tasks import Classification
+from slim.workbench.train import evaluate, fit
+
+FILE = """
+import torch
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from slim.images import ImageSpec
+from slim.workbench.data import Dataset, Split
+
+def samples(count):
+    labels = torch.arange(count) % 3
+    made = TensorDataset(torch.randn(count, 1, 6, 6) + labels[:, None, None, None], labels)
+    made.classes = ["low", "middle", "high"]
+    return made
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(samples(40))
+
+def maps(): return samples(100), None, samples(20)
+def named(): return {"train": samples(60), "val": samples(20), "test": samples(20)}
+def loaders(batch_size): return tuple(DataLoader(samples(60), batch_size) for _ in range(3))
+def lists(): return tuple(list(DataLoader(samples(60), 20)) for _ in range(3))
+def told(root, seed, image_size, batch_size): return ValueError((root, seed, image_size, batch_size))
+
+def images():
+    split = Split(torch.randint(256, (40, 1, 6, 6), dtype=torch.uint8), torch.arange(40) % 3)
+    spec = ImageSpec((1, 6, 6), ("low", "middle", "high"), (0.5,), (0.3,))
+    return Dataset("made", spec, split, split, split)
+
+def three(): return 3
+def pair(): return samples(20), samples(20)
+def no_test(): return samples(20), samples(20), None
+def number(): return samples(20), None, 7
+def empty(): return [], None, []
+def once(): return iter(lists()[0]), None, lists()[2]
+def fails(): raise FileNotFoundError("no images\\nhere")
+def streams(): return Stream(), None, samples(20)
+"""
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mydata.py").write_text(FILE)
+
+
+def load(factory: str, **settings: Any) -> Dataset | Loaders:
+    name = f"mydata.py:{factory}"
+    return data.load_any(DataConfig(name=name, **settings), 3, allow_code=[name])
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(36, 3))
+
+
+@pytest.mark.parametrize("factory", ["maps", "named", "loaders", "images"])
+def test_every_kind_trains_and_is_evaluated(factory: str) -> None:
+    loaded = load(factory, batch_size=20)
+    assert loaded.spec.shape == (1, 6, 6) and loaded.spec.classes == ("low", "middle", "high")
+    assert loaded.task == Classification(3)
+    compute = ComputeConfig(device="cpu")
+    model = network()
+    records = fit(model, loaded, OptimConfig(epochs=3, lr=0.01, warmup=0), compute=compute, seed=3)
+    assert records[-1]["val_accuracy"] is not None and records[0]["images"] in (40, 60, 80, 100)
+    assert records[-1]["train_loss"] < records[0]["train_loss"]
+    assert loaded.test is not None
+    assert 0 <= evaluate(model, loaded.test, loaded, compute=compute)["accuracy"] <= 1
+
+
+def test_the_same_seed_gives_the_same_weights() -> None:
+    found = []
+    for _ in range(2):
+        model = network()
+        fit(model, load("maps", batch_size=20), OptimConfig(epochs=2), compute=ComputeConfig(device="cpu"), seed=3)
+        found.append(model[1].weight)  # type: ignore[index]
+    assert torch.equal(*found)
+
+
+def test_validation_samples_are_held_out() -> None:
+    loaded = load("maps", batch_size=30, val_fraction=0.2)
+    assert isinstance(loaded, Loaders) and loaded.val is not None
+    train, val = (torch.cat([images for images, _ in part]) for part in (loaded.train, loaded.val))
+    assert len(train) == 60 and len(val) == 20  # of 80, in batches of 30
+    assert not {tuple(image.flatten().tolist()) for image in train} & {tuple(i.flatten().tolist()) for i in val}
+    assert load("maps", val_fraction=0).val is None
+
+
+def test_a_factory_gets_what_it_has_parameters_for() -> None:
+    with pytest.raises(SlimError, match=r"mydata.py:told' gave an object of type ValueError"):
+        load("told", root="there", image_size=7, batch_size=9)
+
+
+@pytest.mark.parametrize(
+    ("factory", "message"),
+    [
+        ("three", r"gave an object of type int: expected a Dataset, or \(train, val, test\)"),
+        ("pair", r"gave 2 parts: expected a Dataset, or \(train, val, test\)"),
+        ("no_test", "gave no test data: expected samples or batches"),
+        ("number", "the test data of 'mydata.py:number' are of type int: expected samples or batches"),
+        ("empty", "gave no training batch: expected at least one"),
+        ("once", "can be had once only: expected an iterable, such as a list"),
+        ("fails", r"the data factory 'mydata.py:fails' failed \(FileNotFoundError: no images here\)"),
+        ("mapz", "unknown data in mydata.py 'mapz': did you mean 'maps'"),
+    ],
+)
+def test_mistakes(factory: str, message: str) -> None:
+    with pytest.raises(SlimError, match=message) as error:
+        load(factory)
+    assert "\n" not in str(error.value)
+
+
+def test_only_what_the_user_named_is_run() -> None:
+    with pytest.raises(SlimError, match=r"data 'mydata.py:maps' would run 'mydata.py'.*--allow-code mydata.py:maps"):
+        data.load_any(DataConfig(name="mydata.py:maps"), 0, allow_code=["other:thing"])
+
+
+def test_a_stream_of_samples_needs_no_length_to_be_loaded() -> None:
+    loaded = load("streams", batch_size=20)
+    with pytest.raises(SlimError, match=r"mydata\.py:streams has no length"):
+        fit(network(), loaded, OptimConfig(epochs=1))
