@@ -18,6 +18,7 @@ from torch._ops import OpOverload
 
 from slim.trace.classes import Classes, Ints
 from slim.trace.codes import Bools, Codes, label, name_of, set_codes
+from slim.trace.constants import same
 from slim.trace.copy import all_tensors, clone, named_modules
 from slim.trace.labeller import Choice, Executed
 from slim.trace.tracer import ForwardPass, Trace, Tracer, name_tensors, run_once, shapes_of
@@ -72,7 +73,7 @@ class Follower(Tracer):
     """A tracer that must take the same steps as an earlier run."""
 
     def __init__(self, traced: Trace, run: ForwardPass) -> None:
-        super().__init__(Settled(traced.classes), traced.selecting, traced.whole_groups)
+        super().__init__(Settled(traced.classes), traced)
         self.run_before = run
         self.readings = iter(run.decisions)
         self.names = traced.shapes.keys()
@@ -83,7 +84,7 @@ class Follower(Tracer):
         before = earlier[n - 1] if n <= len(earlier) else None
         if before is None or before.func is not executed.func:
             raise Mismatch("forward takes another path")
-        if before.constants != executed.constants:
+        if not same(before.constants, executed.constants):
             name = executed.func.overloadpacket.__name__
             raise Mismatch(f"a constant that follows a size, in {name} after {self.place}")
 
@@ -162,7 +163,7 @@ def _masked_run(traced: Trace, kept: Bools, training: bool) -> ForwardPass:
         masked.__dict__.update(tensor.__dict__)
         return masked
 
-    tracer = Tracer(traced.classes, traced.selecting, traced.whole_groups)
+    tracer = Tracer(traced.classes, traced)
     outputs = run_once(clone(traced.meta_copy, mask, mask), traced.inputs, tracer, training=training)
     return ForwardPass(training, tracer.executed, tracer.decisions, shapes_of(outputs))
 

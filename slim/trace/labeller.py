@@ -1,6 +1,6 @@
 """What one run of a network has told so far: codes of its tensors, coupled labels, and what else follows channels."""
 
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -25,11 +25,11 @@ class Product:
 
 @dataclass
 class Executed:
-    """One operator of a run: what it was, its fractional constants, the codes of what it took, and the sizes that it
-    was given for what follows channels (the size, and the labels that it counts)."""
+    """One operator of a run: what it was, the numbers that it was given (see `constants`), the codes of what it took,
+    and the sizes that it was given for what follows channels (the size, and the labels that it counts)."""
 
     func: OpOverload
-    constants: list[float]
+    constants: Sequence[object]
     codes: list[Codes]
     sizes: list[tuple[int, Ints]] = field(default_factory=list)
 

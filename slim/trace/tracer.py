@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_map_only
 from slim.errors import SlimError
 from slim.trace.classes import Classes, Ints
 from slim.trace.codes import codes_on, name_of, set_name
+from slim.trace.constants import KeepValues, constants_of, mark_result
 from slim.trace.copy import all_tensors, clone, named_modules, named_tensors, stored_tensors, unwrapped
 from slim.trace.labeller import INDEXED, Executed, Labeller, Product
 from slim.trace.op import META, Op
@@ -58,7 +59,7 @@ class Trace:
 
     def add_run(self, *, training: bool) -> "ForwardPass":
         """Run the meta-device copy once more, in this mode, and take in what it tells."""
-        tracer = Tracer(self.classes, self.selecting, self.whole_groups)
+        tracer = Tracer(self.classes, self)
         outputs = run_once(self.meta_copy, self.inputs, tracer, training=training)
         run = ForwardPass(training, tracer.executed, tracer.decisions, shapes_of(outputs))
         self.runs.append(run)
@@ -95,6 +96,10 @@ class ForwardPass:
 class Tracer(Labeller, TorchDispatchMode):
     """The dispatch mode that carries codes from tensor to tensor; `rules` does the reasoning."""
 
+    def __init__(self, classes: Classes, traced: "Trace") -> None:
+        super().__init__(classes, traced.selecting, traced.whole_groups)
+        self.meta = traced.inputs_are_meta
+
     @classmethod
     def _should_skip_dynamo(cls) -> bool:  # nothing is compiled here, and the guard against it costs a quarter
         return False
@@ -102,8 +107,10 @@ class Tracer(Labeller, TorchDispatchMode):
     def __torch_dispatch__(self, func: OpOverload, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         op = Op(func, args, kwargs or {}, self)
         taken = [codes for tensor in op.tensors for codes in codes_on(tensor).values()]
-        self.note(Executed(func, [a for a in args if isinstance(a, float)], taken))
-        return rule_for(func)(op)
+        self.note(Executed(func, constants_of(op, meta=self.meta), taken))
+        result = rule_for(func)(op)
+        mark_result(op, result, meta=self.meta)
+        return result
 
     def note(self, executed: Executed) -> None:
         self.executed.append(executed)
@@ -172,7 +179,7 @@ def run_once(copied: nn.Module, example_inputs: Any, tracer: Tracer, *, training
     """Run a copy under the tracer and freeze what it returns; the tensors of its output."""
     with restored(copied):
         before = _states(copied)
-        with tracing_mode(copied, training=training), tracer:
+        with tracing_mode(copied, training=training), KeepValues(), tracer:
             outputs = output_tensors(call(copied, example_inputs))
         for name, written in _states(copied).items():
             if written is not before.get(name, written):

@@ -120,7 +120,7 @@ class Recorder(Tracer):
     """A tracer that notes operators."""
 
     def __init__(self, traced: Trace, batch_size: int) -> None:
-        super().__init__(traced.classes, traced.selecting, traced.whole_groups)
+        super().__init__(traced.classes, traced)
         example = next(leaf for leaf in tree_leaves(traced.inputs) if isinstance(leaf, Tensor))
         self.images, self.batch_size = max(1, example.shape[0]) if example.dim() else 1, batch_size
         self.found: list[Operator] = []

@@ -205,18 +205,6 @@ def same(op: Op) -> Any:
     return out
 
 
-@rule("zeros_like")
-def zeros_like(op: Op) -> Tensor:
-    """Sized after a tensor, and zero whatever is masked."""
-    return op.label(op.run(), {d: v.with_gate() for d, v in op.codes().items()})
-
-
-@rule("empty_like", "ones_like", "full_like", "rand_like", "randn_like", "randint_like")
-def like(op: Op) -> Tensor:
-    """Sized after a tensor, filled with something else."""
-    return op.label(op.run(), {d: v.ungated() for d, v in op.codes().items()})
-
-
 # -- over space --------------------------------------------------------------------------------------------------------
 
 

@@ -61,9 +61,9 @@ def rule_where(applies: Callable[[OpOverload], bool]) -> Callable[[Rule], Rule]:
 @cache
 def rule_for(func: OpOverload) -> Rule:
     """Return the rule of an operator."""
-    if not any("Tensor" in str(argument.type) for argument in func._schema.arguments):
-        return makes_constants
     found = _rules.get(func._schema.name)
+    if found is None and not any("Tensor" in str(argument.type) for argument in func._schema.arguments):
+        return makes_constants
     return found or next((each for applies, each in _kinds if applies(func)), no_rule)
 
 

@@ -1,0 +1,39 @@
+"""Operators that make a new tensor: of a size that may follow another's, filled with something of its own."""
+
+from torch import Tensor
+
+from slim.trace.codes import TensorCodes
+from slim.trace.op import Op
+from slim.trace.rules.registry import rule
+
+
+@rule("scalar_tensor")
+def scalar_tensor(op: Op) -> Tensor:
+    """A number: it keeps its value where the network runs without data."""
+    made: Tensor = op.func(*op.args, **{**op.kwargs, "device": "cpu"})
+    return made
+
+
+@rule("zeros_like", "empty_like", "new_zeros", "new_empty", "new_empty_strided")
+def nothing(op: Op) -> Tensor:
+    """Zero whatever is masked. Memory that isn't set counts as zero, too: what is read of it has been written before,
+    and a zero that is written over by something else is noticed there."""
+    return op.label(op.run(), {d: codes.with_gate() for d, codes in _sized_after(op).items()})
+
+
+@rule("ones_like", "full_like", "rand_like", "randn_like", "randint_like", "new_ones", "new_full")
+def something(op: Op) -> Tensor:
+    return op.label(op.run(), {d: codes.ungated() for d, codes in _sized_after(op).items()})
+
+
+def _sized_after(op: Op) -> TensorCodes:
+    """The codes of the dimensions that have the size of the tensor that the new one is made after."""
+    after = op.input
+    size = tuple(op.get("size", after.shape))
+    if len(size) != after.dim():
+        return {}
+    found = {d: codes for d, codes in op.codes().items() if size[d] == after.shape[d]}
+    if "size" in op.arguments:
+        for d, codes in found.items():
+            op.count(size[d], codes)
+    return found

@@ -1,0 +1,111 @@
+"""Numbers that forward computes from a number of channels: the channels stay, whatever form the number has."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import slim
+
+X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+Operation = Callable[[Tensor], Tensor]
+
+
+class Scaled(nn.Module):
+    """Two layers of eight channels; an operation on what the second one gives."""
+
+    def __init__(self, operation: Operation) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+        self.second = nn.Sequential(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), nn.ReLU())
+        self.head = nn.Conv2d(8, 2, 1, bias=False)
+        self.operation = operation
+        for norm in (self.first[1], self.second[1]):
+            nn.init.uniform_(norm.weight, 0.1, 1)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.operation(self.second(self.first(x))))
+
+
+class LooksAtValues(Scaled):
+    """The same, with forward code that needs data."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if float(x.sum()) < 1e9 else x
+
+
+FOLLOW: dict[str, Operation] = {
+    "divided": lambda x: x / x.shape[1],
+    "times": lambda x: x * x.shape[1],
+    "times, from the left": lambda x: x.shape[1] * x,
+    "divided in place": lambda x: x.div_(x.shape[1]),
+    "a root": lambda x: x * x.shape[1] ** -0.5,
+    "a numpy number": lambda x: x / np.sqrt(x.shape[1]),
+    "a numpy integer": lambda x: x / np.int64(x.shape[1]),
+    "elements of a sample": lambda x: x / x[0].numel(),
+    "a mean by hand": lambda x: x * (x.sum(1, keepdim=True) / x.shape[1]).sigmoid(),
+    "a power": lambda x: (x + 1).pow(x.shape[1] / 8) * x,
+    "alpha": lambda x: torch.add(x, x, alpha=x.shape[1]),
+    "value": lambda x: torch.addcmul(x, x, x, value=x.shape[1]),
+    "a divisor of a pool": lambda x: F.avg_pool2d(x, 2, divisor_override=x.shape[1]),
+    "a slope": lambda x: F.leaky_relu(x - x.amax((2, 3), keepdim=True), 1 / x.shape[1]),
+    "a bound": lambda x: x.clamp(max=x.shape[1] / 10),
+    "a scalar tensor": lambda x: x / torch.tensor(x.shape[1]),
+    "the root of one": lambda x: x / torch.sqrt(torch.tensor(float(x.shape[1]))),
+    "one on the device": lambda x: x / torch.tensor(x.shape[1], device=x.device),
+    "new_tensor": lambda x: x * x.new_tensor(x.shape[1]),
+    "new_tensor of a list": lambda x: x * x.new_tensor([x.shape[1]]).rsqrt(),
+    "as_tensor": lambda x: x * torch.as_tensor(1 / x.shape[1]),
+    "full": lambda x: x * torch.full((1,), x.shape[1]).log(),
+    "full on the device": lambda x: x * torch.full((1,), 1.0 * x.shape[1], device=x.device).log(),
+    "new_full": lambda x: x * x.new_full((1, 1, 1, 1), x.shape[1]),
+    "where": lambda x: torch.where(x > 0, x, x.shape[1]) * x,
+    "one filled in": lambda x: x * torch.zeros(()).fill_(x.shape[1]),
+    "a sum of two": lambda x: x * (torch.tensor(1.0) + x.shape[1]),
+}
+CONSTANT: dict[str, Operation] = {
+    "divided": lambda x: x / 8,
+    "by the size of the map": lambda x: x / x.shape[2],
+    "a scalar tensor": lambda x: x / torch.tensor(8),
+    "new_tensor": lambda x: x * x.new_tensor([0.1, 0.2]).sum(),
+    "ones": lambda x: x * torch.ones((), device=x.device),
+    "a value that isn't a number": lambda x: torch.where(x > math.inf, torch.tensor(math.nan), x),
+    "channels elsewhere": lambda x: x * torch.tensor([1, 2, 3]).float().mean(),
+}
+
+
+@torch.no_grad()
+def difference(model: nn.Module, thin: nn.Module, removed: dict[str, list[int]]) -> float:
+    for name, gone in removed.items():
+        norm = model.get_submodule(name)
+        norm.weight[gone], norm.bias[gone] = 0, 0  # type: ignore[index, operator]
+    expected, found = model.double().eval()(X.double()), thin.double().eval()(X.double())
+    return float((expected - found).abs().max() / expected.abs().max())
+
+
+@pytest.mark.parametrize("kind", [Scaled, LooksAtValues])
+@pytest.mark.parametrize("case", FOLLOW)
+def test_what_a_number_counts_stays(case: str, kind: type[Scaled]) -> None:
+    model = kind(FOLLOW[case]).eval()
+    plan = slim.plan(model, X, ratio=0.25)
+    assert set(plan.removed) == {"first.1"}
+    assert any("a constant that follows a size" in reason for reason in plan.frozen), plan.frozen
+    thin = plan.apply(model)
+    assert slim.verify(model, thin, plan, X) < 1e-10
+    assert difference(model, thin, plan.removed) < 1e-10
+
+
+@pytest.mark.parametrize("kind", [Scaled, LooksAtValues])
+@pytest.mark.parametrize("case", CONSTANT)
+def test_a_number_that_stays_holds_nothing(case: str, kind: type[Scaled]) -> None:
+    model = kind(CONSTANT[case]).eval()
+    plan = slim.plan(model, X, ratio=0.5)
+    assert plan.ratio_achieved == 0.5 and not plan.frozen
+    thin = plan.apply(model)
+    assert slim.verify(model, thin, plan, X) < 1e-10
+    assert difference(model, thin, plan.removed) < 1e-10

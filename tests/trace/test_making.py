@@ -1,0 +1,64 @@
+"""Tensors that forward makes after another's size or type, and fills: they hold nothing that needn't be held."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_constants import Scaled, X, difference
+from torch import Tensor
+
+import slim
+
+Operation = Callable[[Tensor], Tensor]
+
+
+def filled(x: Tensor) -> Tensor:
+    """The same, written into memory that wasn't set."""
+    out = torch.empty_like(x)
+    out[:, :, ::2] = x[:, :, ::2]
+    out[:, :, 1::2] = 2 * x[:, :, 1::2]
+    return out
+
+
+def shifted(x: Tensor) -> Tensor:
+    out = x.new_zeros(x.shape)
+    out[:, :, 1:] = x[:, :, :-1]
+    return out
+
+
+FREE: dict[str, Operation] = {
+    "a number of its type": lambda x: x * (1 + x.new_zeros(1)),
+    "ones of its type": lambda x: x * x.new_ones(1),
+    "its shape": shifted,
+    "memory filled": filled,
+    "circular padding": lambda x: F.pad(x, (1, 1, 2, 0), mode="circular"),
+    "zeros like it": lambda x: x + torch.zeros_like(x),
+    "noise of its size, times": lambda x: x * torch.ones_like(x),
+}
+HELD: dict[str, Operation] = {
+    "ones added": lambda x: x + torch.ones_like(x),
+    "new_ones added": lambda x: x + x.new_ones(x.shape),
+    "ones written": lambda x: shifted(x).index_fill_(2, torch.tensor([0]), 1.0),
+    "a fixed number of channels": lambda x: x + x.new_zeros(4, 8, 1, 1),
+}
+
+
+@pytest.mark.parametrize("case", FREE)
+def test_free(case: str) -> None:
+    model = Scaled(FREE[case]).eval()
+    plan = slim.plan(model, X, ratio=0.5)
+    assert plan.ratio_achieved == 0.5 and not plan.frozen
+    thin = plan.apply(model)
+    assert slim.verify(model, thin, plan, X) < 1e-10
+    assert difference(model, thin, plan.removed) < 1e-10
+
+
+@pytest.mark.parametrize("case", HELD)
+def test_held(case: str) -> None:
+    model = Scaled(HELD[case]).eval()
+    plan = slim.plan(model, X, ratio=0.25)
+    assert set(plan.removed) == {"first.1"} and plan.frozen
+    thin = plan.apply(model)
+    assert slim.verify(model, thin, plan, X) < 1e-10
+    assert difference(model, thin, plan.removed) < 1e-10
