@@ -63,11 +63,11 @@ def fitted(model: nn.Module) -> nn.Module:
 
 
 def auto(model: nn.Module, x: torch.Tensor, keep: float, runtime: slim.Runtime) -> nn.Module:
-    return slim.plan(model, x, flops=keep, round_to="auto", runtime=runtime).apply(model)
+    return slim.plan(model, x, slim.Flops(keep), round_to=runtime).apply(model)
 
 
 def unrounded(model: nn.Module, x: torch.Tensor, keep: float, runtime: slim.Runtime) -> nn.Module:
-    return slim.plan(model, x, flops=keep).apply(model)
+    return slim.plan(model, x, slim.Flops(keep)).apply(model)
 
 
 def torch_pruning(model: nn.Module, x: torch.Tensor, keep: float, runtime: slim.Runtime) -> nn.Module:

@@ -47,7 +47,7 @@ def widths(name: str, keep: float, side: int) -> dict[str, nn.Module]:
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.01, 1)
     example = torch.randn(1, 3, side, side)
-    plans = {1: slim.plan(model, example, flops=keep), 8: slim.plan(model, example, flops=keep, round_to=8)}
+    plans = {1: slim.plan(model, example, slim.Flops(keep)), 8: slim.plan(model, example, slim.Flops(keep), round_to=8)}
     return dict(zip(WIDTHS, [model, plans[1].apply(model), plans[8].apply(model)]))
 
 

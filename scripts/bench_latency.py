@@ -3,7 +3,7 @@
     python scripts/bench_latency.py [--networks NAME …] [--budgets 0.7 0.5 0.3] [--threads 1] [--batch-size 1]
 
 The networks are those of bench_deploy.py: torchvision's, 224×224, random weights and γ, BatchNorm statistics fitted to
-random images. `slim.plan(latency=…)` times operators (those that no earlier plan on this machine has timed), chooses
+random images. A plan for `slim.Latency` times operators (those that no earlier plan on this machine has timed), chooses
 channels by value for time, and corrects until the exported network keeps the budget within 3 %. Then original and thin
 network are exported again, and timed in turn in sessions of their own: that share is what counts here. A budget that
 the plan itself says it can't meet, as a single step of the network's channels takes more than 3 %, is marked. A JSON
@@ -29,7 +29,7 @@ def kept(name: str, budget: float, runtime: slim.Runtime) -> dict[str, Any]:
     """One budget: what the plan says, what a second measurement says, and how long planning took."""
     model, x = network(name), IMAGES[:1]
     started = time.perf_counter()
-    plan = slim.plan(model, x, latency=budget, runtime=runtime)
+    plan = slim.plan(model, x, slim.Latency(budget, runtime))
     seconds = time.perf_counter() - started
     thin = fitted(plan.apply(model))
     again = in_turn([Network(model, x, runtime), Network(thin, x, runtime)])
@@ -38,7 +38,7 @@ def kept(name: str, budget: float, runtime: slim.Runtime) -> dict[str, Any]:
         "network": name,
         "budget": budget,
         "seconds": seconds,
-        "foretold": plan.timing["foretold_share"],
+        "predicted": plan.timing["predicted_share"],
         "measured": plan.timing["share"],
         "again": share_of(again),
         "spread": [float(v) for v in np.percentile(shares, [10, 90])],
@@ -52,7 +52,7 @@ def report(results: list[dict[str, Any]], runtime: slim.Runtime) -> str:
         [
             r["network"],
             f"{r['budget']:.1%}",
-            f"{r['foretold']:.1%}",
+            f"{r['predicted']:.1%}",
             f"{r['measured']:.1%}{' (coarse steps)' if r['too_coarse'] else ''}",
             f"{r['again']:.1%} ({r['spread'][0]:.1%}–{r['spread'][1]:.1%})",
             f"{r['again'] / r['budget'] - 1:+.1%}",
@@ -63,7 +63,7 @@ def report(results: list[dict[str, Any]], runtime: slim.Runtime) -> str:
     ]
     off = [abs(r["again"] / r["budget"] - 1) for r in results]
     within = sum(each <= 0.03 for each in off)
-    header = ["network", "budget", "foretold", "measured by the plan", "measured again", "off by", "FLOPs left", "s"]
+    header = ["network", "budget", "predicted", "measured by the plan", "measured again", "off by", "FLOPs left", "s"]
     return (
         f"# Latency budgets\n\n{ran_on('onnxruntime', 'torchvision')}\n\n{runtime}; shares of the "
         "original's time, medians (10th–90th percentile) over calls in turn; off by: the second measurement against "

@@ -194,7 +194,7 @@ def pruned(round_to: int) -> nn.Module:
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight)
     example = torch.zeros(1, 3, 32, 32)
-    return slim.plan(model, example, flops=0.5, round_to=round_to).apply(model)
+    return slim.plan(model, example, slim.Flops(0.5), round_to=round_to).apply(model)
 
 
 WAYS = [

@@ -8,7 +8,7 @@
 For each seed networks are trained once for all budgets; then each method brings them to a share of the FLOPs, and
 fine-tunes. What is trained on the way:
 
-    slim      proximal L1; channels by `score="residual"`; `slim.recover`; fine-tuning that may learn from the unpruned
+    slim      proximal L1; channels by `slim.Residual`; `slim.recover`; fine-tuning that may learn from the unpruned
               network, too
     paper     Network Slimming as published: L1 by subgradient, one threshold for |γ|, channel selection before
               pre-activation blocks, fine-tuning (Liu et al., 2017); but no layer is emptied
@@ -234,7 +234,7 @@ def results_of(bench: Bench, method: str, keep: float, ways: Sequence[Way]) -> I
     pruned: dict[str, Any] = {"method": method, "keep": keep, "seed": bench.seed}
     if method in ("slim", "scratch"):
         images = bench.images()
-        plan = slim.plan(whole, bench.example, flops=keep, score="residual", images=images)
+        plan = slim.plan(whole, bench.example, slim.Flops(keep), score=slim.Residual(images))
         thin = plan.apply(bench.new() if method == "scratch" else whole)
         if method == "slim":
             extra = CALIBRATION_PASSES * len(images)
@@ -242,7 +242,7 @@ def results_of(bench: Bench, method: str, keep: float, ways: Sequence[Way]) -> I
             recovered = slim.recover(whole, thin, plan, images)
             thin, pruned["recovery_seconds"] = recovered.model, recovered.seconds
     elif method == "paper":
-        thin = slim.plan(whole, bench.example, flops=keep, floor=0, mode="select").apply(whole)
+        thin = slim.plan(whole, bench.example, slim.Flops(keep), floor=0, mode="select").apply(whole)
     else:
         thin = by_torch_pruning(whole, bench.example, keep, method, bench.seed)
     before, after = network_size(whole, bench.example), network_size(thin, bench.example)

@@ -6,7 +6,7 @@
 ResNet-20 is trained with a penalty on γ in two ways, pruned by several shares of its channels, and measured on the test
 images. The networks are kept under --cache and trained once. "recalibrated" means BatchNorm statistics estimated anew
 on the calibration images, as others do it; "recovered" is `slim.recover`, for channels chosen by |γ| as in the paper
-and, at the same FLOPs, by score="residual".
+and, at the same FLOPs, by score=slim.Residual(images).
 """
 
 import dataclasses
@@ -97,7 +97,7 @@ def main() -> None:
         for ratio in args.ratios:
             by_gamma = slim.plan(model, example, ratio=ratio)
             kept = by_gamma.totals["flops"][1]  # the same FLOPs for both
-            by_residual = slim.plan(model, example, flops=kept, score="residual", images=images)
+            by_residual = slim.plan(model, example, slim.Flops(kept), score=slim.Residual(images))
             thin = by_gamma.apply(model)
             cells = [f"{accuracy(thin):.1f}", f"{accuracy(recalibrated(thin, images)):.1f}"]
             for plan in (by_gamma, by_residual):

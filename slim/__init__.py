@@ -25,6 +25,16 @@ _HOME = {  # public name -> the room it lives in
     "coupled": "sparsity",
     "parameter_groups": "sparsity",
     "Runtime": "deploy.cost.runtime",
+    "Latency": "deploy.cost.latency",
+    "Budget": "prune.budgets",
+    "Channels": "prune.budgets",
+    "Flops": "prune.budgets",
+    "Params": "prune.budgets",
+    "Score": "prune.scores",
+    "Gamma": "prune.scores",
+    "Magnitude": "prune.scores",
+    "Random": "prune.scores",
+    "Residual": "prune.residual",
     "plan": "prune.planner",
     "PruningPlan": "prune.plan",
     "explain": "prune.planner",
@@ -58,16 +68,26 @@ def __dir__() -> list[str]:
 if TYPE_CHECKING:  # what type checkers and editors see
     from slim.checkpoint import save as save
     from slim.deploy.bench.benchmark import benchmark as benchmark
+    from slim.deploy.cost.latency import Latency as Latency
     from slim.deploy.cost.runtime import Runtime as Runtime
     from slim.deploy.onnx.predict import OnnxModel as OnnxModel
     from slim.deploy.onnx.quantize import quantize_onnx as quantize_onnx
     from slim.deploy.onnx.write import export_onnx as export_onnx
     from slim.errors import SlimError as SlimError
+    from slim.prune.budgets import Budget as Budget
+    from slim.prune.budgets import Channels as Channels
+    from slim.prune.budgets import Flops as Flops
+    from slim.prune.budgets import Params as Params
     from slim.prune.plan import PruningPlan as PruningPlan
     from slim.prune.planner import explain as explain
     from slim.prune.planner import plan as plan
     from slim.prune.recovery.recover import Recovery as Recovery
     from slim.prune.recovery.recover import recover as recover
+    from slim.prune.residual import Residual as Residual
+    from slim.prune.scores import Gamma as Gamma
+    from slim.prune.scores import Magnitude as Magnitude
+    from slim.prune.scores import Random as Random
+    from slim.prune.scores import Score as Score
     from slim.prune.verify import verify as verify
     from slim.sparsity import L0 as L0
     from slim.sparsity import L1 as L1

@@ -5,90 +5,83 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from heapq import heapify, heappop, heappush
-from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from slim.errors import SlimError
-from slim.prune.budgets import Costs
+from slim.prune.budgets import BoundBudget, Chosen
 from slim.prune.groups import Bools, Floats, Groups
+from slim.prune.knapsack import CostModel, by_value_for_cost, sizes_after, terms_of, within
+from slim.prune.rules import Rules, number
 
-if TYPE_CHECKING:
-    from slim.deploy.cost.model import LatencyModel
-
-
-@dataclass
-class Rules:
-    """How channels are chosen, apart from how many."""
-
-    floor: float = 0.1
-    floor_count: int = 1
-    round_to: int = 1  # or, with a cost model, whole steps of what it measured
-    scope: Literal["global", "layer"] = "global"
-    latency: "LatencyModel | None" = None
-    by_flops: bool = False  # with a cost model: a budget of FLOPs, whose time is to shrink as they do
+Ints = NDArray[np.int64]
 
 
 @dataclass
-class Chosen:
-    """The groups that go for a budget."""
+class Choice:
+    """What there is to choose from: ranked groups, those that are `safe`, and for each pattern the number of groups to
+    keep that the user has `fixed` for its layers, or -1."""
 
-    out: Bools
-    exhausted: bool  # whether nothing more may go
-    next_step: float = 0.0  # with a cost model: cost of the smallest step that the budget has no room for
+    groups: Groups
+    safe: Bools
+    rules: Rules
+    fixed: Ints
+    budget: BoundBudget
 
-
-def choose(
-    groups: Groups, safe: Bools, rules: Rules, fixed: NDArray[np.int64], budget: float, kind: str, costs: "Costs"
-) -> Chosen:
-    """The groups that go for a budget: a ratio's number of channels to remove, or what may stay of another `kind`.
-
-    `fixed[pattern]` is a number of groups to keep that the user set for the pattern's layers, or -1.
-    """
-
-    def gone(keep: NDArray[np.int64]) -> Bools:
-        """Of each pattern all but the best `keep`."""
-        out: Bools = (groups.rank >= keep[groups.pattern]) & ~safe
+    def pruned(self, keep: Ints) -> Bools:
+        """Return the groups that go where the best `keep` of each pattern stay."""
+        out: Bools = (self.groups.rank >= keep[self.groups.pattern]) & ~self.safe
         return out
 
-    if rules.latency is not None:
-        return _by_value_for_cost(groups, safe, rules, fixed, budget, kind, costs, gone)
-    steps, sizes = _below_threshold(groups, safe, rules, fixed)
+    def cost(self, keep: Ints) -> float:
+        """Return what the network costs then."""
+        return self.budget.cost(self.groups.kept(self.pruned(keep)))
 
-    taken = _steps_within(budget, kind, steps, lambda k: gone(sizes(k)), costs)
+    @property
+    def least(self) -> Ints:
+        """The number of groups of each pattern that are safe."""
+        return np.bincount(self.groups.pattern, weights=self.safe).astype(np.int64)
+
+    @property
+    def scores(self) -> Floats:
+        """What groups are compared by across the network."""
+        if self.rules.scope == "global":
+            return self.groups.score
+        # every layer loses the same share, earlier plans included
+        size = self.groups.pattern_size_before[self.groups.pattern]
+        share: Floats = (size - self.groups.rank) / size
+        return share
+
+    @property
+    def units(self) -> Ints:
+        """How many groups of each pattern make a whole step of rounding."""
+        unit = self.rules.unit
+        return np.array([unit // math.gcd(unit, int(m)) for m in self.groups.multiple])
+
+
+def by_threshold(choice: Choice) -> Chosen:
+    """Return the groups that go below one threshold for all."""
+    steps, sizes = _thresholds(choice)
+    taken = _steps_within(choice.budget, steps, lambda k: choice.cost(sizes(k)))
     keep = sizes(taken)
-    if kind != "ratio":
-        _fill(keep, groups, rules, fixed, lambda keep: costs.of(kind, gone(keep)) <= budget)
-    return Chosen(gone(keep), taken == steps)
+    if not choice.budget.stops_short:
+        _fill(keep, choice)
+    return Chosen(choice.pruned(keep), taken == steps)
 
 
-def _scores(groups: Groups, rules: Rules) -> Floats:
-    if rules.scope == "global":
-        return groups.score
-    # every layer loses the same share, earlier plans included
-    size = groups.pattern_size_before[groups.pattern]
-    share: Floats = (size - groups.rank) / size
-    return share
-
-
-def _below_threshold(
-    groups: Groups, safe: Bools, rules: Rules, fixed: NDArray[np.int64]
-) -> tuple[int, Callable[[int], NDArray[np.int64]]]:
-    """How many steps there are, and for a number of steps how many groups of each pattern stay: in each step, one more
-    falls below the threshold."""
-    score = _scores(groups, rules)
-    free = ~safe & (fixed[groups.pattern] < 0)
-    order = np.flatnonzero(free)
+def _thresholds(choice: Choice) -> tuple[int, Callable[[int], Ints]]:
+    """Return how many thresholds there are, and a function that says how many groups of each pattern stay at each: with
+    each threshold, one group more falls below it."""
+    groups, score, unit, least, fixed = choice.groups, choice.scores, choice.units, choice.least, choice.fixed
+    order = np.flatnonzero(~choice.safe & (fixed[groups.pattern] < 0))
     order = order[np.lexsort((groups.roots[order], score[order]))]
-    unit = _units(groups, rules)
-    least = np.bincount(groups.pattern, weights=safe).astype(np.int64)
 
-    def sizes(steps: int) -> NDArray[np.int64]:
+    def sizes(steps: int) -> Ints:
         taken = np.bincount(groups.pattern[order[:steps]], minlength=len(groups.pattern_size))
         keep = groups.pattern_size - taken
         keep = np.where(fixed >= 0, np.maximum(fixed, least), keep)
-        if rules.round_to > 1:
+        if choice.rules.unit > 1:
             down = keep // unit * unit
             up = np.minimum(down + unit, groups.pattern_size)
             nearest = np.where((keep - down <= up - keep) & (down >= np.maximum(least, 1)), down, up)
@@ -98,78 +91,56 @@ def _below_threshold(
     return len(order), sizes
 
 
-def _units(groups: Groups, rules: Rules) -> NDArray[np.int64]:
-    """How many groups of each pattern make a whole step of rounding."""
-    return np.array([rules.round_to // math.gcd(rules.round_to, int(m)) for m in groups.multiple])
-
-
-def _fill(
-    keep: NDArray[np.int64],
-    groups: Groups,
-    rules: Rules,
-    fixed: NDArray[np.int64],
-    fits: Callable[[NDArray[np.int64]], bool],
-) -> None:
-    """The last group below the threshold may have been a large one. The best of the others come back as far as the
-    budget has room for them."""
-    score = _scores(groups, rules)
+def _fill(keep: Ints, choice: Choice) -> None:
+    """Bring the best groups back, in place, as far as the budget has room: the last one to go may have been large."""
+    groups, score, unit = choice.groups, choice.scores, choice.units
     best_first = np.split(np.lexsort((groups.rank, groups.pattern)), np.cumsum(groups.pattern_size)[:-1])
-    unit = _units(groups, rules)
-    open_ = [(-score[best_first[p][keep[p]]], p) for p in np.flatnonzero((keep < groups.pattern_size) & (fixed < 0))]
+    open_ = [
+        (-score[best_first[p][keep[p]]], p) for p in np.flatnonzero((keep < groups.pattern_size) & (choice.fixed < 0))
+    ]
     heapify(open_)
     while open_:
         _, p = heappop(open_)
         had = keep[p]
         keep[p] = min(had + unit[p], groups.pattern_size[p])
-        if not fits(keep):
+        if choice.cost(keep) > choice.budget.limit:
             keep[p] = had  # and its others, which cost the same, don't fit either
         elif keep[p] < groups.pattern_size[p]:
             heappush(open_, (-score[best_first[p][keep[p]]], p))
 
 
-def _by_value_for_cost(
-    groups: Groups,
-    safe: Bools,
-    rules: Rules,
-    fixed: NDArray[np.int64],
-    budget: float,
-    kind: str,
-    costs: "Costs",
-    gone: Callable[[NDArray[np.int64]], Bools],
-) -> Chosen:
-    """As `choose`, by whole steps of the staircase of a pattern, in the order of value lost for time saved."""
-    from slim.prune.knapsack import by_value_for_cost, sizes_after, terms_of, within
+def by_cost(choice: Choice, model: CostModel, by_flops: bool) -> Chosen:
+    """Return the groups that go by whole steps of the cost of a pattern, in the order of value lost for cost saved.
 
-    assert rules.latency is not None
-    least = np.bincount(groups.pattern, weights=safe).astype(np.int64)
-    start = np.where(fixed >= 0, np.maximum(fixed, least), groups.pattern_size)
+    With `by_flops`, for a budget of FLOPs, time is to shrink as they do.
+    """
+    groups, budget, fixed = choice.groups, choice.budget, choice.fixed
+    start = np.where(fixed >= 0, np.maximum(fixed, choice.least), groups.pattern_size)
     best_first = np.lexsort((groups.rank, groups.pattern))
-    score = _scores(groups, rules)
-    value = score if rules.by_flops else score * groups.size
+    value = choice.scores if by_flops else choice.scores * groups.size
     values = np.split(value[best_first], np.cumsum(groups.pattern_size)[:-1])
     worth = [np.r_[0.0, np.cumsum(each)] for each in values]
-    terms, steps = terms_of(rules.latency, groups.traced.classes, groups.roots, groups.pattern, groups.pattern_size)
-    order = by_value_for_cost(
-        worth, start.tolist(), np.where(fixed >= 0, start, least).tolist(), steps, terms, rules.by_flops
-    )
+    terms, steps = terms_of(model, groups.traced.classes, groups.roots, groups.pattern, groups.pattern_size)
+    least = np.where(fixed >= 0, start, choice.least)
+    order = by_value_for_cost(worth, start.tolist(), least.tolist(), steps, terms, by_flops)
 
-    if kind == "ratio":
-        taken = _steps_within(budget, kind, len(order), lambda k: gone(sizes_after(order[:k], start)), costs)
-        return Chosen(gone(sizes_after(order[:taken], start)), taken == len(order))
-    found = within(budget, order, start, worth, lambda keep: costs.of(kind, gone(keep)))
-    return Chosen(gone(found.keep), found.exhausted, found.next_step)
+    if budget.stops_short:
+        taken = _steps_within(budget, len(order), lambda k: choice.cost(sizes_after(order[:k], start)))
+        return Chosen(choice.pruned(sizes_after(order[:taken], start)), taken == len(order))
+    found = within(budget.limit, order, start, worth, choice.cost)
+    return Chosen(choice.pruned(found.keep), found.exhausted, found.next_step / budget.whole)
 
 
-def _steps_within(budget: float, kind: str, steps: int, gone: Callable[[int], Bools], costs: "Costs") -> int:
-    """How many steps to take: as many as the ratio allows, or as few as bring the cost within the budget."""
-    if kind == "ratio":
-        return _last(steps, lambda k: costs.channels(gone(k)) <= budget + 1e-9)
-    over = _last(steps, lambda k: costs.of(kind, gone(k)) > budget)
-    return min(steps, over + 1) if costs.of(kind, gone(over)) > budget else over
+def _steps_within(budget: BoundBudget, steps: int, cost: Callable[[int], float]) -> int:
+    """Return how many steps to take: as few as bring the cost within the budget, or as many as stop short of it."""
+    if budget.stops_short:
+        return _last(steps, lambda k: cost(k) >= budget.limit - 1e-9)
+    over = _last(steps, lambda k: cost(k) > budget.limit)
+    return min(steps, over + 1) if cost(over) > budget.limit else over
 
 
 def _last(steps: int, holds: Callable[[int], bool]) -> int:
-    """The largest number of steps at which `holds`, which is true up to there and false after."""
+    """Return the largest number of steps at which `holds`, which is true up to there and false after."""
     low, high = 0, steps
     while low < high:
         middle = (low + high + 1) // 2
@@ -177,8 +148,8 @@ def _last(steps: int, holds: Callable[[int], bool]) -> int:
     return low
 
 
-def fixed_sizes(groups: Groups, layer_ratios: Mapping[str, float]) -> NDArray[np.int64]:
-    """For each pattern the number of groups to keep that `layer_ratios` sets, or -1."""
+def fixed_sizes(groups: Groups, layer_ratios: Mapping[str, float]) -> Ints:
+    """Return for each pattern the number of groups to keep that `layer_ratios` sets, or -1."""
     fixed = np.full(len(groups.pattern_size), -1, np.int64)
     for pattern, share in layer_ratios.items():
         layers = [groups.names.index(name) for name in matching(groups.names, pattern, "layer_ratios")]
@@ -190,14 +161,8 @@ def fixed_sizes(groups: Groups, layer_ratios: Mapping[str, float]) -> NDArray[np
 
 
 def matching(names: Sequence[str], pattern: str, setting: str) -> list[str]:
-    """The BatchNorms that a shell pattern of a setting means."""
+    """Return the layers that a shell pattern of a setting means. Raises SlimError where there are none."""
     found = [name for name in names if fnmatch(name, pattern)]
     if not found:
         raise SlimError(f"{setting} {pattern!r} matches no BatchNorm: expected a name such as {names[0]!r}")
     return found
-
-
-def number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise SlimError(f"{name} {value!r} is not a number: expected one")
-    return value

@@ -1,16 +1,24 @@
-"""The groups of a traced network: channels that stand or fall together, with their scores, as arrays."""
+"""The groups of a traced network: coupled channels, as arrays."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
+from slim.errors import SlimError
+from slim.trace.copy import named_tensors
 from slim.trace.tracer import Trace
 
-Score = Literal["mean", "max", "sum", "residual"]
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
+Reduce = Literal["mean", "max", "sum"]
+
+
+def as_array(values: Any) -> Floats:
+    """Return numbers, in a tensor or whatever numpy takes, as an array of float64."""
+    return np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values, np.float64)
 
 
 class Vectors:
@@ -24,54 +32,52 @@ class Vectors:
         return self.all[self.starts[index] : self.starts[index + 1]]
 
     def where(self, true: Bools) -> Iterator[NDArray[np.int64]]:
-        """In each vector, the places of the labels for which `true` (over all labels) holds."""
+        """Yield, for each vector, the places of the labels for which `true` (over all labels) holds."""
         found = np.flatnonzero(true[self.all])
         ends = np.searchsorted(found, self.starts)
         for start, low, high in zip(self.starts, ends, ends[1:]):
             yield found[low:high] - start
 
     def count(self, true: Bools) -> NDArray[np.int64]:
-        """In each vector, the number of labels for which `true` (over all labels) holds."""
+        """Return, for each vector, the number of labels for which `true` (over all labels) holds."""
         return np.diff(np.r_[0, np.cumsum(true[self.all])][self.starts])
 
 
 class Groups:
-    """The groups of a traced model that hold a γ, in arrays: one entry per group.
+    """The channel groups of a traced model, in arrays with one entry for each group.
 
-    `roots` are their labels, `score` and `size` (number of γ) follow; `member` and `layer` list which group sits in
-    which BatchNorm, once for each channel. A *pattern* is a set of layers that groups share: groups of one pattern are
-    interchangeable but for their score. `before` gives the layers' widths before earlier plans, if there were any.
+    `labels` maps the layers whose channels are counted to the labels of these. `roots` are the groups' labels, and
+    `size` is the number of channels that a group holds. `member` and `layer` list which group sits in which layer, once
+    for each channel. A *pattern* is a set of layers that groups share: groups of one pattern are interchangeable but
+    for their score. `before` gives the layers' widths before earlier plans, if there were any.
+
+    `model` is the network itself, for scores that look at its tensors, and `savings` what a group's removal saves of
+    the budget. `score` and `rank`, the place within the pattern from the best, are there after `rank_by`.
     """
 
-    def __init__(
-        self, traced: Trace, gammas: Mapping[str, Floats], score: Score, before: Mapping[str, int] | None = None
-    ) -> None:
-        self.traced = traced
-        self.names = list(traced.norms)
+    score: Floats
+    rank: NDArray[np.int64]
+    savings: Floats
+
+    def __init__(self, traced: Trace, model: nn.Module, before: Mapping[str, int] | None = None) -> None:
+        self.traced, self.model = traced, model
+        self.labels = traced.norms
+        self.names = list(self.labels)
         classes = traced.classes
         self.root_of = classes.roots(np.arange(len(classes)))
         self.vectors = Vectors([labels for dims in traced.labels.values() for labels in dims.values()])
-        labels = np.concatenate([traced.norms[n] for n in self.names])
-        self.layer = np.repeat(np.arange(len(self.names)), [len(traced.norms[n]) for n in self.names])
+        labels = np.concatenate([*self.labels.values(), np.zeros(0, np.int64)])
+        self.layer = np.repeat(np.arange(len(self.names)), [len(labels) for labels in self.labels.values()])
         self.widths = np.bincount(self.layer)
-        gamma = np.concatenate([gammas[n] for n in self.names])
         self.roots, self.member = np.unique(classes.roots(labels), return_inverse=True)
         self.size = np.bincount(self.member)
-        total = np.bincount(self.member, weights=gamma)
-        self.score: Floats = (total if score == "sum" else total / self.size).astype(np.float64)
-        if score == "max":
-            np.maximum.at(self.score, self.member, gamma)
+        self.savings = self.size.astype(np.float64)
         self.frozen = classes.frozen(self.roots)
         salt = np.random.default_rng(0).integers(1, 2**62, len(self.names))
         signature = np.zeros(len(self.roots), np.int64)
         np.add.at(signature, self.member, salt[self.layer])
         signature[self.frozen] = 0
         _, self.pattern = np.unique(signature, return_inverse=True)
-        # rank of each group within its pattern, best first; equal scores by label, so that plans don't depend on luck
-        order = np.lexsort((self.roots, -self.score, self.pattern))
-        self.rank = np.empty(len(order), np.int64)
-        starts = np.r_[0, np.cumsum(np.bincount(self.pattern))]
-        self.rank[order] = np.arange(len(order)) - starts[self.pattern[order]]
         self.pattern_size = np.bincount(self.pattern)
         grown = np.array([(before or {}).get(name, width) / width for name, width in zip(self.names, self.widths)])
         self.pattern_size_before = np.zeros(len(self.pattern_size))
@@ -82,8 +88,51 @@ class Groups:
         self.multiple = np.ones(len(self.pattern_size), np.int64)
         np.maximum.at(self.multiple, self.pattern[pairs // len(self.names)], count)
 
+    def reduce(self, values: Mapping[str, Any], how: Reduce = "mean") -> Floats:
+        """Return for each group the mean, largest or sum of `values`, which holds one for each channel of each layer.
+
+        Raises SlimError where a layer's values are missing, aren't one for each channel, or aren't finite.
+        """
+        each = []
+        for name, width in zip(self.names, self.widths):
+            given = as_array(values.get(name, ()))
+            if given.shape != (width,):
+                raise SlimError(
+                    f"scores of shape {list(given.shape)} for {name}: expected one for each of its {width} channels"
+                )
+            if not np.isfinite(given).all():
+                raise SlimError(f"scores that aren't finite for {name}: expected numbers")
+            each.append(given)
+        flat = np.concatenate(each)
+        total = np.bincount(self.member, weights=flat)
+        out: Floats = (total if how == "sum" else total / self.size).astype(np.float64)
+        if how == "max":
+            np.maximum.at(out, self.member, flat)
+        return out
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the model's parameters and buffers by name."""
+        return dict(named_tensors(self.model))
+
+    def rank_by(self, score: Floats) -> None:
+        """Rank by `score`, one number for each group; equal ones by label, so that plans don't depend on luck."""
+        self.score = score
+        order = np.lexsort((self.roots, -score, self.pattern))
+        self.rank = np.empty(len(order), np.int64)
+        starts = np.r_[0, np.cumsum(self.pattern_size)]
+        self.rank[order] = np.arange(len(order)) - starts[self.pattern[order]]
+
+    def kept(self, pruned: Bools | None = None) -> Bools:
+        """Return for every label of the trace whether it is kept when the `pruned` groups go (default: none)."""
+        lost = np.zeros(len(self.root_of), bool)
+        if pruned is not None:
+            lost[self.roots[pruned]] = True
+        out: Bools = ~lost[self.root_of]
+        return out
+
     def protected(self, floors: Sequence[int], members: Sequence[NDArray[np.int64]] = ()) -> Bools:
-        """The groups that stay whatever the budget: each layer's best, the floor's worth, and the best of `members`."""
+        """Return the groups that stay whatever the budget: each layer's best, as many as `floors` says, and the best of
+        `members`."""
         safe = self.frozen.copy()
         order = np.lexsort((self.roots[self.member], -self.score[self.member], self.layer))
         place = np.arange(len(order)) - np.r_[0, np.cumsum(self.widths)][self.layer[order]]
@@ -92,10 +141,10 @@ class Groups:
             safe[some[np.lexsort((self.roots[some], -self.score[some]))[:1]]] = True
         return safe
 
-    def emptied(self, gone: Bools) -> list[NDArray[np.int64]]:
-        """Dimensions of tensors (part of a layer, say) that would lose all of their channels: the groups in each."""
+    def emptied(self, pruned: Bools) -> list[NDArray[np.int64]]:
+        """Return, for each dimension of a tensor (part of a layer, say) that would lose all channels, its groups."""
         lost = np.full(len(self.traced.classes), -1)
-        lost[self.roots[gone]] = np.flatnonzero(gone)
+        lost[self.roots[pruned]] = np.flatnonzero(pruned)
         found = {}
         for index in np.flatnonzero(self.vectors.count(lost[self.root_of] < 0) == 0):
             groups = lost[self.root_of[self.vectors[index]]]

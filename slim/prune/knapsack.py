@@ -8,19 +8,52 @@ Source: HALP (Shen et al., NeurIPS 2022) states pruning under a latency budget a
 import bisect
 import heapq
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from slim.deploy.cost.model import LatencyModel
+from slim.prune.groups import Bools, Floats
 from slim.trace.classes import Classes
+from slim.trace.tracer import Trace
 
 Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
+Surface = Callable[[ArrayLike, ArrayLike], Floats]  # of the numbers of channels read and made
 SPARE = 0.01  # of a budget that may be left before another way is looked for
 WAYS = 8
+
+
+@dataclass(frozen=True)
+class CostPart:
+    """One operator of a cost model: its `cost` over the channels that it `reads` and `makes` (a number, or labels).
+
+    The cost climbs in steps of `widths` channels along the two; `flops` is what the operator computes for them.
+    """
+
+    reads: int | Ints
+    makes: int | Ints
+    widths: tuple[int, int]
+    cost: Surface
+    flops: Surface
+
+
+class CostModel(Protocol):
+    """What a traced network costs where it will run, for any choice of channels."""
+
+    def of(self, kept: Bools) -> float:
+        """Return the cost where only `kept` labels of the trace stay."""
+
+    def parts(self) -> Iterable[CostPart]:
+        """Return the operators whose costs add up to it."""
+
+
+class MeasuresCost(Protocol):
+    """A place where networks run, such as `slim.Runtime`, that knows what they cost there."""
+
+    def cost_model(self, traced: Trace) -> CostModel:
+        """Return the cost model of a traced network."""
 
 
 @dataclass
@@ -40,10 +73,10 @@ class Extent:
 class Term:
     """A part of the cost: `surface` over the numbers of channels read and made; and the FLOPs that it pays for."""
 
-    surface: Callable[[ArrayLike, ArrayLike], Floats]
+    surface: Surface
     reads: Extent
     makes: Extent
-    flops: Callable[[ArrayLike, ArrayLike], Floats] | None = None
+    flops: Surface | None = None
 
     @property
     def items(self) -> set[int]:
@@ -91,8 +124,8 @@ def by_value_for_cost(
         saved, lost = costs[0] - costs[1:], worth[item][counts[0]] - worth[item][stops]
         if by_flops:
             lost = lost / (counts[0] - stops) * (flops[0] - flops[1:])
-        dearest = np.inf if not (saved > 0).any() else (lost[saved > 0] / saved[saved > 0]).min()
-        return float(dearest), float(lost[0] / (counts[0] - stops[0]))
+        cheapest = np.inf if not (saved > 0).any() else (lost[saved > 0] / saved[saved > 0]).min()
+        return float(cheapest), float(lost[0] / (counts[0] - stops[0]))
 
     order: list[tuple[int, int]] = []
     turn = np.zeros(len(keep), np.int64)
@@ -126,7 +159,7 @@ def sizes_after(order: Sequence[tuple[int, int]], start: Ints) -> Ints:
 
 
 @dataclass
-class Fit:
+class Sizes:
     """Numbers of groups to keep that a budget has room for."""
 
     keep: Ints
@@ -142,7 +175,7 @@ def within(
     start: Ints,
     worth: Sequence[Floats],
     cost: Callable[[Ints], float],
-) -> Fit:
+) -> Sizes:
     """The numbers of groups to keep of each item that fit in a budget; all steps of the order where none do.
 
     `order`, `start` and `worth` are those of `by_value_for_cost`, and `cost` is for numbers of groups.
@@ -152,7 +185,7 @@ def within(
     place; of a few such ways, the one that keeps the most value. So a budget is left in part only where using it would
     cost value.
     """
-    found: list[Fit] = []
+    found: list[Sizes] = []
     steps = list(order)
     for _ in range(WAYS):
         taken = bisect.bisect_left(
@@ -166,9 +199,9 @@ def within(
         large = steps[taken - 1][0]
         steps = steps[: taken - 1] + [step for step in steps[taken:] if step[0] != large]
     if found:
-        return max(found, key=lambda fit: fit.value)
+        return max(found, key=lambda sizes: sizes.value)
     keep = sizes_after(order, start)
-    return Fit(keep, cost(keep), _value(keep, worth), 0.0, exhausted=True)
+    return Sizes(keep, cost(keep), _value(keep, worth), 0.0, exhausted=True)
 
 
 def _put_back(
@@ -177,9 +210,9 @@ def _put_back(
     start: Ints,
     worth: Sequence[Floats],
     cost: Callable[[Ints], float],
-) -> Fit:
-    """Numbers of groups after `steps`, less those that come back: the latest first, which is the dearest, as long as
-    the budget has room. An item with no room for its next step is done, as the others' steps don't make it cheaper."""
+) -> Sizes:
+    """Return the numbers of groups after `steps`, with those that the budget has room for put back: the latest first,
+    which is the most expensive. An item with no room for its next step is done: other items don't make it cheaper."""
     keep = start.copy()
     taken: dict[int, list[int]] = {}  # item -> how many of it there were before each of its steps
     for item, left in steps:
@@ -201,18 +234,19 @@ def _put_back(
             full.add(item)
     now = cost(keep)
     next_step = min((cost(with_step_back(item)) for item in full), default=now) - now
-    return Fit(keep, now, _value(keep, worth), next_step)
+    return Sizes(keep, now, _value(keep, worth), next_step)
 
 
 def _value(keep: Ints, worth: Sequence[Floats]) -> float:
     return float(sum(each[n] for each, n in zip(worth, keep)))
 
 
-def terms_of(
-    model: LatencyModel, classes: Classes, roots: Ints, item: Ints, size: Ints
-) -> tuple[list[Term], list[int]]:
-    """The terms of a cost model, and the step of each item in groups, where `roots` are the labels of the groups,
-    `item` says which item each belongs to, and `size` is the number of groups of each item."""
+def terms_of(model: CostModel, classes: Classes, roots: Ints, item: Ints, size: Ints) -> tuple[list[Term], list[int]]:
+    """Return the terms of a cost model, and the step of each item in groups.
+
+    `roots` are the labels of the groups, `item` says which item each belongs to, and `size` is the number of groups of
+    each item.
+    """
     group_of = np.full(len(classes), -1)
     group_of[roots] = np.arange(len(roots))
     steps = np.ones(len(size), np.int64)
@@ -228,7 +262,7 @@ def terms_of(
         return Extent(float((groups < 0).sum()), shares)
 
     terms = []
-    for operator, surface in zip(model.operators, model.surfaces):
-        reads, makes = (extent(*each) for each in zip((operator.reads, operator.makes), surface.widths))
-        terms.append(Term(surface, reads, makes, operator.kernel.flops))
+    for part in model.parts():
+        reads, makes = (extent(*each) for each in zip((part.reads, part.makes), part.widths))
+        terms.append(Term(part.cost, reads, makes, part.flops))
     return terms, steps.tolist()

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from slim.errors import SlimError
 from slim.files import replacing
-from slim.prune.rebuild import Change, rebuild, thin_tensor
-from slim.sparsity import Sparsity
+from slim.prune.migrate import migrate_optimizer, replacements
+from slim.prune.rebuild import Change, rebuild
 from slim.tables import FittingTable, render
 from slim.trace.copy import named_tensors
 
@@ -23,8 +23,8 @@ VERSION = 1
 
 
 @dataclass
-class Layer:
-    """One BatchNorm of the plan: its channels before and after, and how many the floor or a tie held back."""
+class PlannedLayer:
+    """One layer of the plan: its channels before and after, and how many the floor kept or couldn't be pruned."""
 
     name: str
     before: int
@@ -54,7 +54,7 @@ class PruningPlan:
     selects: list[str] = field(default_factory=list)
     sizes: dict[str, Any] = field(default_factory=dict)
     totals: dict[str, tuple[int, int]] = field(default_factory=dict)
-    layers: list[Layer] = field(default_factory=list)
+    layers: list[PlannedLayer] = field(default_factory=list)
     frozen: dict[str, dict[str, int]] = field(default_factory=dict)
     shortfall: str = ""
     timing: dict[str, Any] = field(default_factory=dict)
@@ -81,45 +81,11 @@ class PruningPlan:
 
     def prune_optimizer(self, optimizer: torch.optim.Optimizer, model: nn.Module, thin: nn.Module) -> None:
         """Hand an optimizer of `model` over to `thin`, in place: its parameters become the thinner ones, and what it
-        keeps for each (momentum, Adam's moments) loses the removed channels. Parameters of neither stay.
+        keeps for each (momentum, Adam's moments) loses the pruned channels. Parameters of neither stay.
+
+        Raises SlimError where `thin` doesn't come from `model`.
         """
-        successor = self._successors(model, thin)
-        for group in optimizer.param_groups:
-            group["params"] = [successor[id(p)][0] if id(p) in successor else p for p in group["params"]]
-        for parameter in list(optimizer.state):
-            if id(parameter) in successor:
-                heir, cuts = successor[id(parameter)]
-                state = optimizer.state.pop(parameter)
-                optimizer.state[heir] = {
-                    key: thin_tensor(v, cuts) if isinstance(v, Tensor) and v.shape == parameter.shape else v
-                    for key, v in state.items()
-                }
-
-    def prune_sparsity(self, sparsity: Sparsity, model: nn.Module, thin: nn.Module) -> None:
-        """Hand a penalty on γ of `model` over to `thin`, in place; call `prune_optimizer` for its optimizer too. λ, its
-        schedule and what a proximal step knows go on; for a target share of zeros, what is gone counts as zero.
-        """
-        successor = self._successors(model, thin)
-
-        def heir(parameter: nn.Parameter) -> tuple[nn.Parameter, Tensor]:
-            new, cuts = successor[id(parameter)]
-            stays = torch.ones(parameter.shape, dtype=torch.bool, device=parameter.device)
-            for dim, removed in cuts.items():
-                stays.index_fill_(dim, torch.tensor(removed, device=parameter.device), False)
-            return new, stays  # type: ignore[return-value]
-
-        sparsity.follow(heir)
-
-    def _successors(self, model: nn.Module, thin: nn.Module) -> dict[int, tuple[Tensor, dict[int, list[int]]]]:
-        """For each tensor of `model`, by its id, the one of `thin` that takes its place, and what that one lacks."""
-        thinner = dict(named_tensors(thin))
-        successor: dict[int, tuple[Tensor, dict[int, list[int]]]] = {}
-        for name, tensor in named_tensors(model):
-            if id(tensor) not in successor or name in self.cuts:
-                if name not in thinner:
-                    raise SlimError(f"the thin network doesn't come from this model: it has no {name}")
-                successor[id(tensor)] = thinner[name], self.cuts.get(name, {})
-        return successor
+        migrate_optimizer(optimizer, replacements(self.cuts, model, thin))
 
     @property
     def ratio_requested(self) -> float | None:
@@ -179,7 +145,7 @@ class PruningPlan:
                 selects=list(d["selects"]),
                 sizes=dict(d["sizes"]),
                 totals={k: (int(v[0]), int(v[1])) for k, v in d["totals"].items()},
-                layers=[Layer(**layer) for layer in d["layers"]],
+                layers=[PlannedLayer(**layer) for layer in d["layers"]],
                 frozen={reason: dict(where) for reason, where in d["frozen"].items()},
                 shortfall=str(d["shortfall"]),
                 timing=dict(d.get("timing", {})),

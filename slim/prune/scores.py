@@ -1,194 +1,120 @@
-"""What it costs to remove a channel that others can stand in for: `score="residual"` of `slim.plan`.
+"""How important a channel group is: the door for importance scores, and the plain ones.
 
-The paper ranks channels by |γ|. But a channel with a large γ is cheap to remove where the others of its layer predict
-it well, because `slim.recover` folds that prediction into the layers that read them. So a channel is scored by what
-those layers miss once its part is folded into the others: its residual variance given them, times the squared weights
-that read it (the saliency of Optimal Brain Surgeon, Hassibi & Stork, NIPS 1992, for whole columns of a layer), as a
-share of the layer's variance, for each unit of what the budget counts (channels, FLOPs, parameters) that goes with it.
-Channels predict each other, so they are taken away one by one, the cheapest first, and after each the others' costs
-follow.
+A score is any function of the groups that returns one number for each, larger where the group is more important:
+
+    def largest_bias(groups):
+        tensors = groups.tensors()
+        return groups.reduce({name: tensors[f"{name}.bias"].abs() for name in groups.names}, "max")
+
+    slim.plan(model, x, ratio=0.5, score=largest_bias)
+
+Values that lie ready need no function: a mapping from layer names to one value for each channel is a score, too.
 """
 
-import math
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, get_args
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
-from slim.prune.calibration import drawn, part, running
-from slim.trace.intercept import TRANSPOSED, Intercept, LayerCall, evaluating
-from slim.trace.tracer import Trace, call
-
-PLACES = 16_384  # pixels of all images that second moments are taken over
-GATHERED = 64  # removals that are applied to matrices together: one product of matrices, not many of vectors
-RIDGE = 1e-4  # of the mean variance: what regression may rely on
-
-Floats = NDArray[np.float64]
+from slim.errors import SlimError
+from slim.prune.groups import Floats, Groups, Reduce, as_array
 
 
-class Reader:
-    """One group of a layer: what its input channels carry, and how they are read.
+class Score(Protocol):
+    """Says how important each group is: one number for each, larger for what should stay."""
 
-    `labels` are the roots of the channels' classes. `precision` is the inverse of the covariance of the channels that
-    are left, and `gram` holds the products of the weights that read two channels, summed over kernel positions and
-    outputs; both [channels, channels]. `total` is the variance of what the layer gives, taking the pixels of a kernel
-    as independent. Removing a channel changes both matrices by few vectors, which are gathered and applied together.
+    def __call__(self, groups: Groups) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Gamma:
+    """|γ| of the BatchNorms, the score of Network Slimming (Liu et al., ICCV 2017, section 3).
+
+    `reduce`: over the channels of a group, "mean" (default), "max" or "sum".
     """
 
-    def __init__(self, labels: NDArray[np.int64], precision: Floats, gram: Floats, total: float) -> None:
-        self.labels, self.total = labels, total
-        self._precision, self._gram = precision, gram
-        self._left, self._weight = np.diagonal(precision).copy(), np.diagonal(gram).copy()
-        self._waiting = 0
-        self._rows, self._shares, self._reads = np.zeros((3, GATHERED, len(labels)))
+    reduce: Reduce = "mean"
 
-    def costs(self) -> Floats:
-        """Share of the layer's variance that is missed for good when a channel goes; 0 for one that has gone."""
-        out = np.zeros(len(self.labels))
-        np.divide(self._weight.clip(0), self._left * self.total, out=out, where=self._left > 0)
-        return out
+    def __post_init__(self) -> None:
+        if self.reduce not in get_args(Reduce):
+            raise SlimError(f"unknown reduce {self.reduce!r} of Gamma: expected one of {', '.join(get_args(Reduce))}")
 
-    def remove(self, channel: int) -> None:
-        """Fold the channel into the others: each weight that read it goes to them in the shares that predict it."""
-        if self._left[channel] <= 0:
-            return
-        rows, shares, reads = (v[: self._waiting] for v in (self._rows, self._shares, self._reads))
-        row = self._precision[channel] - rows[:, channel] @ rows
-        read = self._gram[channel] - reads[:, channel] @ shares - shares[:, channel] @ reads
-        share = row / row[channel]
-        read = read - 0.5 * read[channel] * share
-        row = row / np.sqrt(row[channel])
-        self._left -= row**2
-        self._weight -= 2 * read * share
-        self._left[channel] = self._weight[channel] = 0
-        self._rows[self._waiting], self._shares[self._waiting], self._reads[self._waiting] = row, share, read
-        self._waiting += 1
-        if self._waiting == GATHERED:
-            crossed = self._reads.T @ self._shares
-            self._precision -= self._rows.T @ self._rows
-            self._gram -= crossed + crossed.T
-            self._waiting = 0
+    def __call__(self, groups: Groups) -> Floats:
+        tensors = groups.tensors()
+        gammas = {}
+        for name in groups.names:
+            gamma = tensors[f"{name}.weight"].detach().abs().double().cpu().numpy()
+            if not np.isfinite(gamma).all():
+                raise SlimError(f"γ of {name} has values that aren't finite: expected numbers")
+            gammas[name] = gamma
+        return groups.reduce(gammas, self.reduce)
 
 
-def residual_scores(model: nn.Module, traced: Trace, images: Any, budget: str = "ratio") -> dict[str, Floats]:
-    """For each BatchNorm of a trace of `model` the cost of each of its channels: non-negative, the same for all
-    channels of a group, and ordered as they are best removed. `images` as `slim.recover` takes them; `budget` is what
-    is to be saved: "flops", "params", or BatchNorm channels ("ratio")."""
-    readers = _readers(model, traced, images)
-    roots = {bn: traced.classes.roots(labels) for bn, labels in traced.norms.items()}
-    every = np.unique(np.concatenate(list(roots.values())))
-    free = every[~traced.classes.frozen(every)]
-    saved = _savings(traced, budget)[free]
-    places: dict[int, list[tuple[int, int]]] = {root: [] for root in free.tolist()}
-    missed = np.zeros(len(traced.classes))  # by root
-    for number, reader in enumerate(readers):
-        np.add.at(missed, reader.labels, reader.costs())
-        for channel, root in enumerate(reader.labels.tolist()):
-            if root in places:
-                places[root].append((number, channel))
-    order: list[tuple[int, float]] = []
-    left = np.ones(len(free), bool)
-    while left.any():
-        cost = np.where(left, missed[free] / saved, np.inf)
-        cheapest = int(cost.argmin())
-        left[cheapest] = False
-        order.append((int(free[cheapest]), max(float(cost[cheapest]), 0.0)))
-        for number in {number for number, _ in places[order[-1][0]]}:
-            reader = readers[number]
-            np.subtract.at(missed, reader.labels, reader.costs())
-            for where, channel in places[order[-1][0]]:
-                if where == number:
-                    reader.remove(channel)
-            np.add.at(missed, reader.labels, reader.costs())
-    # what goes later never scores less, and equal costs keep their order
-    climbing = np.maximum.accumulate(np.array([c for _, c in order] or [0.0]))
-    climbing += np.arange(len(climbing)) * 1e-12 * max(climbing[-1], 1e-12)
-    score = dict(zip((root for root, _ in order), climbing.tolist()))
-    worst = 2 * float(climbing[-1]) + 1.0
-    return {bn: np.array([score.get(root, worst) for root in own.tolist()]) for bn, own in roots.items()}
+@dataclass(frozen=True)
+class Magnitude:
+    """The size of the weights that make a channel: the p-norm of its filter in every convolution or linear layer.
+
+    Each norm is divided by the mean over the layer's filters, so that layers of different scales compare; a group has
+    the mean over all filters that make its channels, and the mean importance, 1, where nothing but a BatchNorm does.
+    Source: Li et al., Pruning Filters for Efficient ConvNets, ICLR 2017, with p = 1.
+    """
+
+    p: float = 2
+
+    def __post_init__(self) -> None:
+        if isinstance(self.p, bool) or not isinstance(self.p, (int, float)) or not self.p > 0:
+            raise SlimError(f"p {self.p!r} of Magnitude: expected a number above 0")
+
+    def __call__(self, groups: Groups) -> Floats:
+        modules = dict(groups.model.named_modules(remove_duplicate=False))
+        total, filters = np.zeros((2, len(groups.root_of)))
+        for name, tensor in groups.tensors().items():
+            module = modules.get(name.rpartition(".")[0])
+            if tensor.dim() < 2 or not isinstance(tensor, nn.Parameter):
+                continue
+            dim = 1 if getattr(module, "transposed", False) else 0
+            labels = groups.traced.labels.get(name, {}).get(dim)
+            if labels is None or len(labels) != tensor.shape[dim]:
+                continue
+            rows = tensor.detach().double().movedim(dim, 0).flatten(1).norm(self.p, dim=1).cpu().numpy()
+            np.add.at(total, groups.root_of[labels], rows / max(rows.mean(), 1e-30))
+            np.add.at(filters, groups.root_of[labels], 1)
+        total, filters = total[groups.roots], filters[groups.roots]
+        return np.where(filters > 0, total / np.maximum(filters, 1), 1.0)
 
 
-def _savings(traced: Trace, budget: str) -> Floats:
-    """For each root what goes with its class: BatchNorm channels, FLOPs (for latency too) or parameters."""
-    spans: list[tuple[NDArray[np.int64], float]] = []  # labels along one dimension, and what they carry in all
-    if budget in ("flops", "latency"):
-        for product in traced.products:
-            widths = [dim if isinstance(dim, int) else len(dim) for dim in product.dims]
-            flops = 2.0 * product.positions * math.prod(widths)
-            spans += [(dim >> 1, flops) for dim in product.dims if not isinstance(dim, int)]
-    elif budget == "params":
-        for name in traced.parameters:
-            size = float(math.prod(traced.shapes[name]))
-            spans += [(labels, size) for labels in traced.labels.get(name, {}).values()]
-    else:
-        spans = [(labels, len(labels)) for labels in traced.norms.values()]
-    out = np.zeros(len(traced.classes))
-    for labels, carried in spans:
-        np.add.at(out, traced.classes.roots(labels), carried / len(labels))
-    return np.maximum(out, 1e-12)
+@dataclass(frozen=True)
+class Random:
+    """A random number for each group, the same for the same `seed`: what any score must beat."""
+
+    seed: int = 0
+
+    def __call__(self, groups: Groups) -> Floats:
+        return np.random.default_rng(self.seed).random(len(groups.roots))
 
 
-def _readers(model: nn.Module, traced: Trace, images: Any) -> list[Reader]:
-    """The layers that read free channels, with second moments of their input over `images`."""
-    found: dict[str, list[Reader]] = {}
-
-    def visit(layer: LayerCall) -> Tensor:
-        dim = 0 if layer.func in TRANSPOSED else 1
-        labels = traced.labels.get(layer.name, {}).get(dim) if layer.kind == "product" else None
-        if labels is not None and layer.name not in found and not traced.classes.frozen(labels).all():
-            found[layer.name] = _split(layer, traced.classes.roots(labels))
-        return layer.run()
-
-    device = next(model.parameters()).device
-    images = part(drawn(images, 1, "scores")[0], slice(None), device)
-    with running("the network"), evaluating(model), Intercept(model, visit):
-        call(model, images)
-    return [reader for readers in found.values() for reader in readers]
+def as_score(given: Any) -> Score:
+    """Return a score: the one that was given, one that looks up the values of a mapping, or `Gamma()` for None."""
+    if given is None:
+        return Gamma()
+    if isinstance(given, Mapping):
+        return lambda groups: groups.reduce(given)
+    if not callable(given) or isinstance(given, type):
+        raise SlimError(
+            f"score {given!r}: expected slim.Gamma(), slim.Magnitude(), slim.Residual(images), slim.Random(), a "
+            "function of the groups, or a mapping from layer names to values"
+        )
+    return given
 
 
-def _places(labels: NDArray[np.int64]) -> int:
-    """How many features of a linear layer each channel of the map before it fills, where it reads a flattened map: then
-    it is a convolution whose kernel is as large as the map. 1 where it doesn't."""
-    ends = np.flatnonzero(np.diff(labels))
-    size = int(ends[0]) + 1 if len(ends) else 1
-    even = len(labels) % size == 0 and (labels.reshape(-1, size) == labels[::size, None]).all()
-    return size if even else 1
-
-
-def _split(layer: LayerCall, labels: NDArray[np.int64]) -> list[Reader]:
-    """A layer's groups. A depthwise layer reads each channel alone and passes it on: it has none."""
-    x, weight = layer.input, layer.arguments["weight"].detach()
-    groups = layer.arguments.get("groups", 1)
-    if groups > 1 and groups == x.shape[1]:
-        return []
-    rows = x.reshape(-1, x.shape[-1]) if layer.func is F.linear else x.movedim(1, -1).reshape(-1, x.shape[1])
-    places = _places(labels) if layer.func is F.linear else 1
-    if places > 1:
-        rows = rows.unflatten(1, (-1, places)).movedim(1, -1).flatten(0, 1)
-        weight = weight.unflatten(1, (-1, places))
-        labels = labels[::places]
-    if len(rows) > PLACES:
-        drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:PLACES]
-        rows = rows[drawn.to(rows.device)]
-    columns = weight.movedim(0 if layer.func in TRANSPOSED else 1, -1).double().cpu().numpy()
-    values = rows.double() if rows.device.type != "mps" else rows.cpu().double()
-    readers = []
-    for number, read in enumerate(values.chunk(groups, 1)):
-        covariance = torch.cov(read.T, correction=0).cpu().numpy().reshape(read.shape[1], read.shape[1])
-        if layer.func in TRANSPOSED:  # the input channels of a group are its slice of the weight
-            own = columns[..., number * read.shape[1] : (number + 1) * read.shape[1]]
-        else:
-            outputs = len(columns) // groups
-            own = columns[number * outputs : (number + 1) * outputs]
-        flat = own.reshape(-1, read.shape[1])
-        total = float(((flat @ covariance) * flat).sum())
-        ridge = RIDGE * max(float(np.trace(covariance)) / len(covariance), 1e-30)
-        precision = np.linalg.inv(covariance + ridge * np.eye(len(covariance))).astype(np.float64)
-        if total > 0:
-            n = read.shape[1]
-            own_labels = labels if len(labels) == n else labels[number * n : (number + 1) * n]
-            readers.append(Reader(own_labels, precision, flat.T @ flat, total))
-    return readers
+def scored(score: Score, groups: Groups) -> Floats:
+    """Return what a score gives. Raises SlimError where that isn't one finite number for each group."""
+    given = as_array(score(groups))
+    if given.shape != groups.roots.shape or not np.isfinite(given).all():
+        raise SlimError(
+            f"score {score!r} gave an array of shape {list(given.shape)}: expected a finite number for each of "
+            f"{len(groups.roots)} groups"
+        )
+    return given

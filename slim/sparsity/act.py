@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from slim.errors import SlimError, unknown
+from slim.prune.migrate import Replacement, replacements
+from slim.prune.plan import PruningPlan
 from slim.sparsity.control import SCHEDULES, Target, scheduled
 from slim.sparsity.penalties import METHODS, Penalty
 from slim.sparsity.steps import StepSizes
@@ -125,14 +127,17 @@ class _Part:
     def flat(self) -> Tensor:
         return torch.cat([parameter.detach().reshape(-1) for parameter in self.parameters])
 
-    def follow(self, parameters: list[nn.Parameter], stays: Tensor) -> None:
-        """Go on with thinner parameters, of which the values that `stays` (bool [P]) are left."""
-        self.parameters = parameters
-        self.sizes = [parameter.numel() for parameter in parameters]
+    def prune(self, found: Mapping[int, Replacement]) -> Tensor:
+        """Go on with thinner parameters; return which of the values so far are left (bool [P])."""
+        replaced = [found[id(parameter)] for parameter in self.parameters]
+        stays = torch.cat([new.stays(old).reshape(-1) for new, old in zip(replaced, self.parameters)])
+        self.parameters = [new.tensor for new in replaced]  # type: ignore[misc]
+        self.sizes = [parameter.numel() for parameter in self.parameters]
         self.penalty.thin(stays)
         self.pushed = None if self.pushed is None else self.pushed[stays]
         if self.steps is not None:
-            self.steps.follow(parameters)
+            self.steps.follow(self.parameters)
+        return stays
 
     def pieces(self, flat: Tensor) -> list[Tensor]:
         """What belongs to each parameter, in its shape."""
@@ -216,15 +221,14 @@ class Sparsity:
             self._hooks.append(parameter.register_post_accumulate_grad_hook(seen))
 
     @torch.no_grad()
-    def follow(self, heir: Callable[[nn.Parameter], tuple[nn.Parameter, Tensor]]) -> None:
-        """Go on with a thinner network: for each penalised parameter `heir` gives its successor, and which of its own
-        values stay (bool, in its shape). See `PruningPlan.prune_sparsity`, which knows that of a plan."""
-        all_stay = []
-        for part in self._parts:
-            parameters, stays = zip(*(heir(parameter) for parameter in part.parameters))
-            all_stay.append(torch.cat([each.reshape(-1) for each in stays]))
-            part.follow(list(parameters), all_stay[-1])
-        left = torch.cat(all_stay)
+    def prune(self, plan: PruningPlan, model: nn.Module, thin: nn.Module) -> None:
+        """Go on with `thin`, which `plan` made of `model`, in place; call `plan.prune_optimizer` for the optimizer too.
+
+        λ, its schedule and what a proximal step knows go on; for a target share of zeros, what was pruned counts as
+        zero. Raises SlimError where `thin` doesn't come from `model`.
+        """
+        found = replacements(plan.cuts, model, thin)
+        left = torch.cat([part.prune(found) for part in self._parts])
         self.parameters = dict(zip(self.parameters, (p for part in self._parts for p in part.parameters)))
         self._layers = self._layers.to(left.device)[left]
         self._watch()

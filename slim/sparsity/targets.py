@@ -9,6 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from slim.errors import SlimError, unknown
+from slim.trace.tracer import trace
 
 KINDS: dict[str, type[nn.Module]] = {"batchnorm": _BatchNorm, "conv": _ConvNd, "linear": nn.Linear}
 
@@ -99,8 +100,6 @@ def coupled(model: nn.Module, example_inputs: Any) -> dict[str, list[int]]:
 
     The model is traced as `slim.plan` does it. Raises SlimError where it can't be run on `example_inputs`.
     """
-    from slim.trace.tracer import trace  # a later room, which needs nothing of this one
-
     traced = trace(model, example_inputs)
     rows = {name: traced.labels.get(name, {}).get(0) for name in traced.parameters}
     return {name: traced.classes.roots(labels).tolist() for name, labels in rows.items() if labels is not None}

@@ -140,10 +140,13 @@ class PruneConfig:
         "budget: share of the original's that may stay, or a time such as 4.0ms; on bench.provider, with bench.threads "
         "and the first of bench.batch_sizes",
     )
-    floor: float = setting(0.1, "share of each layer's channels that always stays (at least one does)", "[0, 1]")
-    floor_count: int = setting(1, "number of each layer's channels that always stays", "[1, inf)")
-    score: Literal["mean", "max", "sum", "residual"] = setting(
-        "mean", "how a coupled group's score follows from its |γ|; residual: from what others can't stand in for"
+    floor: float = setting(
+        0.1, "what always stays of each layer: a share below 1, or a number of channels; at least one does", "[0, inf)"
+    )
+    score: Literal["mean", "max", "sum", "residual", "magnitude", "random"] = setting(
+        "mean",
+        "how important coupled channels are: mean, max or sum of their |γ|; residual: what others can't stand in for; "
+        "magnitude: the size of their filters; random",
     )
     scope: Literal["global", "layer"] = setting("global", "layer: the same share of every layer")
     mode: Literal["couple", "select"] = setting("couple", "for BatchNorm before convolution: see slim.plan")

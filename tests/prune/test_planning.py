@@ -45,8 +45,8 @@ def test_group_scores():
         "sum": stem.weight + last.weight,
         "max": torch.maximum(stem.weight, last.weight),
     }
-    for score, value in expected.items():
-        plan = slim.plan(model, X, ratio=8 / 48, score=score)
+    for how, value in expected.items():
+        plan = slim.plan(model, X, ratio=8 / 48, score=slim.Gamma(how))
         assert plan.removed["stem.1"] == plan.removed["a.1.1"] == sorted(value.argsort()[:4].tolist())
 
 
@@ -56,14 +56,14 @@ def test_equal_gammas_are_broken_the_same_way_each_time():
     assert plans[0] == plans[1]
 
 
-@pytest.mark.parametrize("floor, count", [(0.1, 1), (0.3, 1), (0.0, 5)])
-def test_floor_holds_and_is_told(floor, count):
+@pytest.mark.parametrize("floor", [0.1, 0.3, 5, 5.0])
+def test_floor_holds_and_is_told(floor):
     model = vgg()
     weak = model.get_submodule(next(iter(gammas(model))))
     weak.weight.data *= 1e-6
-    plan = slim.plan(model, X, ratio=0.6, floor=floor, floor_count=count)
+    plan = slim.plan(model, X, ratio=0.6, floor=floor)
     first = plan.layers[0]
-    assert first.after == max(int(np.ceil(floor * first.before)), count)
+    assert first.after == (floor if floor >= 1 else int(np.ceil(floor * first.before)))
     assert first.floor == first.after
     kept = set(range(first.before)) - set(plan.removed[first.name])
     assert kept == set(weak.weight.argsort()[-first.after :].tolist())  # the best ones
@@ -82,27 +82,28 @@ def test_no_layer_empties_when_everything_is_zero():
 def test_short_of_the_request_says_so():
     plan = slim.plan(vgg(), X, ratio=0.95, floor=0.2)
     assert plan.ratio_achieved < 0.85
-    assert "asked for ratio 0.95" in plan.shortfall and "floors and ties hold" in plan.shortfall
+    assert "asked for ratio 0.95" in plan.shortfall and "floors keep" in plan.shortfall
     assert plan.shortfall in str(plan)
 
 
-@pytest.mark.parametrize("kind", ["flops", "params"])
+@pytest.mark.parametrize("budget", [slim.Flops, slim.Params, slim.Channels])
 @pytest.mark.parametrize("share", [0.7, 0.4, 0.2])
-def test_budgets_are_met_from_below(kind, share):
+def test_budgets_are_met_from_below(budget, share):
     model = randomise(torchvision.models.resnet18())
     x = torch.randn(1, 3, 64, 64)
-    plan = slim.plan(model, x, **{kind: share})
+    plan = slim.plan(model, x, budget(share))
+    kind = budget.name
     whole, thin = getattr(network_size(model, x), kind), getattr(network_size(plan.apply(model), x), kind)
-    assert plan.totals[kind] == (whole, thin)  # foretold exactly
+    assert plan.totals[kind] == (whole, thin)  # predicted exactly
     assert share - 0.01 < thin / whole <= share
-    absolute = slim.plan(model, x, **{kind: int(share * whole)})
+    absolute = slim.plan(model, x, budget(int(share * whole)))
     assert absolute.removed == plan.removed
 
 
 @pytest.mark.parametrize("round_to", [1, 8])
 def test_budgets_leave_no_room_for_another_channel(round_to):
     model = vgg()
-    plan = slim.plan(model, X, flops=0.45, round_to=round_to)
+    plan = slim.plan(model, X, slim.Flops(0.45), round_to=round_to)
     whole, kept = plan.totals["flops"]
     assert kept <= 0.45 * whole
     for layer in plan.layers:
@@ -173,17 +174,20 @@ def test_a_plan_for_another_model_is_refused(tmp_path):
     [
         ({"ratio": 1.0}, "ratio 1.0 is out of range"),
         ({"ratio": -0.1}, "ratio -0.1 is out of range"),
-        ({"flops": 0}, "flops 0 is out of range"),
-        ({"ratio": 0.5, "flops": 0.5}, "one budget at a time"),
-        ({"floor": 1.5}, "floor 1.5 is out of range"),
-        ({"score": "min"}, "unknown score 'min'"),
+        ({"ratio": 0.5, "budget": slim.Flops(0.5)}, "one budget at a time: got ratio 0.5 and Flops"),
+        ({"budget": 0.5}, "budget 0.5: expected one such as slim.Flops"),
+        ({"floor": 1.5}, "floor 1.5: expected a share from 0 to below 1, or a whole number"),
+        ({"floor": -0.1}, "floor -0.1: expected a share from 0 to below 1, or a whole number"),
+        ({"score": "mean"}, "score 'mean': expected slim.Gamma"),
+        ({"round_to": "even"}, "round_to 'even': expected a whole number"),
+        ({"round_to": 0}, "round_to 0: expected a whole number"),
+        ({"round_to": True}, "round_to True: expected a whole number"),
         ({"mode": "both"}, "unknown mode 'both'"),
         ({"ratio": "half"}, "ratio 'half' is not a number"),
         ({"floor": None}, "floor None is not a number"),
         ({"layer_ratios": {"*": "a"}}, "layer_ratios '\\*' 'a' is not a number"),
         ({"scope": "all"}, "unknown scope 'all'"),
         ({"grouped": "some"}, "unknown grouped 'some'"),
-        ({"floor_count": 0}, "floor_count 0 is out of range"),
         ({"keep": ["nothing.*"]}, "matches no BatchNorm"),
         ({"layer_ratios": {"*": 2}}, "out of range"),
     ],

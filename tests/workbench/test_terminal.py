@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from slim import tables
-from slim.prune.plan import Layer, PruningPlan
+from slim.prune.plan import PlannedLayer, PruningPlan
 from slim.tables import render
 from slim.workbench import report
 from slim.workbench.cli import bench, finetune, prune, train
@@ -33,7 +33,7 @@ def stages() -> dict[str, dict[str, Any]]:
 
 
 def plan() -> PruningPlan:
-    layers = [Layer(f"layer{i}.0.downsample.1", 1024, 512, floor=i, frozen=0) for i in range(4)]
+    layers = [PlannedLayer(f"layer{i}.0.downsample.1", 1024, 512, floor=i, frozen=0) for i in range(4)]
     return PruningPlan({"ratio": 0.5}, {"ratio": 0.5}, {}, {}, {}, layers=layers, totals={"channels": (4096, 2048)})
 
 

@@ -22,7 +22,7 @@ import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 from slim.deploy.cost.operators import Kernel
-from slim.deploy.cost.runtime import Runtime
+from slim.deploy.cost.settings import Settings
 from slim.deploy.onnx.session import CPU, open_session, ready_call
 
 Sized = tuple[Kernel, int, int]  # with the channels that it reads (of each group) and makes
@@ -33,7 +33,7 @@ BATCH_OF_KERNELS = 64
 BATCH_BYTES = 256 << 20
 
 
-def time_kernels(sized: Sequence[Sized], runtime: Runtime) -> Iterator[list[tuple[Sized, float]]]:
+def time_kernels(sized: Sequence[Sized], runtime: Settings) -> Iterator[list[tuple[Sized, float]]]:
     """Milliseconds of each kernel (the fastest of several runs), in lots, so that a caller can save what it has.
 
     Raises SlimError where onnxruntime can't run a kernel.
@@ -206,7 +206,7 @@ class Graph:
 # -- clocks ------------------------------------------------------------------------------------------------------------
 
 
-def _session(graph: Graph, runtime: Runtime, profile: Path | None = None) -> onnxruntime.InferenceSession:
+def _session(graph: Graph, runtime: Settings, profile: Path | None = None) -> onnxruntime.InferenceSession:
     return open_session(graph.serialized(), runtime.provider, runtime.threads, profile=profile)
 
 
@@ -214,7 +214,7 @@ def _feed(session: onnxruntime.InferenceSession) -> dict[str, Any]:
     return {entry.name: np.full(entry.shape, 0.5, np.float32) for entry in session.get_inputs()}
 
 
-def _profiled(lot: Sequence[Sized], runtime: Runtime) -> list[float]:
+def _profiled(lot: Sequence[Sized], runtime: Settings) -> list[float]:
     """Milliseconds of each kernel by onnxruntime's profiler: for every node its fastest run, summed by kernel."""
     graph = Graph()
     for index, sized in enumerate(lot):
@@ -240,7 +240,7 @@ def _profiled(lot: Sequence[Sized], runtime: Runtime) -> list[float]:
     return totals
 
 
-def _clocked(lot: Sequence[Sized], runtime: Runtime, idle: int = 1) -> float:
+def _clocked(lot: Sequence[Sized], runtime: Settings, idle: int = 1) -> float:
     """Milliseconds of a session that runs `lot`, or `idle` nodes that do next to nothing: the median of runs."""
     graph = Graph()
     for index, sized in enumerate(lot):

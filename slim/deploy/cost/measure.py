@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -16,10 +16,6 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from slim.deploy.cost.runtime import Runtime
-from slim.errors import SlimError
-
-if TYPE_CHECKING:
-    from slim.prune.plan import PruningPlan
 
 TOLERANCE = 0.03  # of the budget
 AIM = 0.02  # of the budget: as measured once, so that it is within the tolerance when measured again
@@ -121,72 +117,15 @@ def _half_interval(times: NDArray[np.float64]) -> float:
     return float((high - low) / 2 / np.median(shares))
 
 
-class LatencyBudget:
-    """A budget that `read_latency` gave, for a model on a runtime, where the original is measured at once.
-
-    Raises SlimError for a time that the original keeps already.
-    """
-
-    def __init__(self, model: nn.Module, example_inputs: Any, requested: dict[str, float], runtime: Runtime) -> None:
-        self.model, self.example_inputs, self.requested, self.runtime = model, example_inputs, requested, runtime
-        self.kind, self.asked = next(iter(requested.items()))
-        self.original = Network(model, example_inputs, runtime)
-        self.first = share_of(in_turn([self.original]))  # ms
-        if self.kind == "latency_ms" and self.asked >= self.first:
-            raise SlimError(
-                f"latency {self.asked:.8g}ms: the network takes {self.first:.4g} ms as it is ({runtime}): "
-                "expected less than that"
-            )
-
-    def kept(self, planned: Callable[[float], "PruningPlan"]) -> "PruningPlan":
-        """The plan among `planned(share of the original's latency, as the model foretells it)` that keeps the budget.
-
-        The plan says what was measured: the original's time, and the share of it in calls in turn. A budget in
-        milliseconds is the share that it is of the original's time when that was first measured, since a busy machine
-        has no speed that lasts. The network that the plan makes is checked in onnxruntime.
-        """
-        kind, asked = self.kind, self.asked
-        shares: dict[str, float] = {}  # digest of a plan -> what was measured
-        latest: dict[str, Network] = {}  # the last network measured, which is nearly always the one that is kept
-
-        def measured(plan: "PruningPlan") -> float:
-            thin = Network(plan.apply(self.model), self.example_inputs, self.runtime)
-            shares[plan.digest] = share_of(in_turn([self.original, thin]))
-            latest.clear()
-            latest[plan.digest] = thin
-            return shares[plan.digest]
-
-        def foretold(share: float) -> tuple["PruningPlan", float]:
-            plan = planned(min(share, 1.0))
-            return plan, plan.achieved["latency"]
-
-        best = correct(foretold, measured, asked if kind == "latency" else asked / self.first)
-        plan = best.plan
-        network = latest.get(plan.digest) or Network(plan.apply(self.model), self.example_inputs, self.runtime)
-        network.check()
-        share = shares[plan.digest]
-        foretold_share = plan.achieved["latency"]
-        next_step = plan.timing["next_step"] / foretold_share * best.took
-        ms = share * self.first
-        plan.timing = {"runtime": str(self.runtime), "original_ms": self.first, "ms": ms, "share": share}
-        plan.timing["foretold_share"] = foretold_share
-        if best.took < 1 - TOLERANCE:
-            plan.timing |= {"unused": 1 - best.took, "next_step": next_step}
-        plan.requested, plan.achieved = self.requested, {kind: share if kind == "latency" else ms}
-        missed = f"asked for {kind} {asked:g}, measured {plan.achieved[kind]:.4g}: floors, ties and steps allow no less"
-        plan.shortfall = missed if best.took > 1 + TOLERANCE else ""
-        return plan
-
-
 Plan = TypeVar("Plan")
 
 
 @dataclass(frozen=True)
 class Attempt(Generic[Plan]):
-    """A plan with what the model foretold and the runtime took, as shares of the budget."""
+    """A plan with what the model predicted and the runtime took, as shares of the budget."""
 
     plan: Plan
-    foretold: float
+    predicted: float
     took: float
 
     @property
@@ -213,22 +152,22 @@ def correct(
     slow, fast = np.inf, 0.0  # targets whose plans were too slow, and faster than need be
     target = budget
     for _ in range(ATTEMPTS):
-        plan, foretold = planned(target)
-        if any(math.isclose(foretold, attempt.foretold * budget) for attempt in tried):
+        plan, predicted = planned(target)
+        if any(math.isclose(predicted, attempt.predicted * budget) for attempt in tried):
             middle = (fast + slow) / 2
             if target == middle or not fast < slow < np.inf:
                 break  # nothing lies in between
             target = middle
             continue
         took = measured(plan)
-        tried.append(Attempt(plan, foretold / budget, took / budget))
+        tried.append(Attempt(plan, predicted / budget, took / budget))
         if tried[-1].meets:
             return tried[-1]
         if took > budget:
-            slow = min(slow, foretold)
+            slow = min(slow, predicted)
         else:
             fast = max(fast, target)
-        target = foretold * budget / took
+        target = predicted * budget / took
         if not fast < target < slow:
             target = (fast + slow) / 2 if fast < slow < np.inf else target
         if fast >= slow:  # noise: what was too slow is below what was fast enough

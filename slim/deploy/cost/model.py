@@ -17,13 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slim.deploy.cost.operators import Kernel, Operator, operators
-from slim.deploy.cost.runtime import Runtime
+from slim.deploy.cost.settings import Settings
 from slim.deploy.cost.staircase import Surface, levels, quantum
 from slim.files import replacing
+from slim.prune.knapsack import CostPart
 from slim.trace.tracer import Trace
 
 Sized = tuple[Kernel, int, int]
-Clock = Callable[[Sequence[Sized], Runtime], Iterable[Iterable[tuple[Sized, float]]]]
+Clock = Callable[[Sequence[Sized], Settings], Iterable[Iterable[tuple[Sized, float]]]]
 
 # Where steps are looked for: a count of 33 to 97 channels on one side, 64 on the other, on a small image
 PROBED = range(33, 98)
@@ -38,9 +39,14 @@ class LatencyModel:
     `operators` are what the network runs, `surfaces` what each of them costs, in the same order.
     """
 
-    runtime: Runtime
+    runtime: Settings
     operators: list[Operator]
     surfaces: list[Surface]
+
+    def parts(self) -> Iterator[CostPart]:
+        """Yield what each operator costs."""
+        for operator, surface in zip(self.operators, self.surfaces):
+            yield CostPart(operator.reads, operator.makes, surface.widths, surface, operator.kernel.flops)
 
     def of(self, kept: NDArray[np.bool_]) -> float:
         """Milliseconds where `kept` says of every label of the trace whether it stays."""
@@ -48,7 +54,7 @@ class LatencyModel:
         return float(sum(surface(*operator.counts(kept)) for operator, surface in pairs))
 
 
-def latency_model(traced: Trace, runtime: Runtime, clock: Clock | None = None) -> LatencyModel:
+def latency_model(traced: Trace, runtime: Settings, clock: Clock | None = None) -> LatencyModel:
     """The cost model of a traced model on a runtime: what isn't in the cache is measured by `clock`.
 
     Without a clock, onnxruntime is measured (`slim.deploy.cost.kernels`), under a minute for ResNet-50 at batch 1.
@@ -71,7 +77,7 @@ def latency_model(traced: Trace, runtime: Runtime, clock: Clock | None = None) -
     return LatencyModel(runtime, found, surfaces)
 
 
-def _onnxruntime(sized: Sequence[Sized], runtime: Runtime) -> Iterable[Iterable[tuple[Sized, float]]]:
+def _onnxruntime(sized: Sequence[Sized], runtime: Settings) -> Iterable[Iterable[tuple[Sized, float]]]:
     from slim.deploy.cost.kernels import time_kernels  # imports onnx
 
     return time_kernels(sized, runtime)
@@ -121,13 +127,13 @@ def _points(grid: Grid) -> Iterator[tuple[int, int]]:
         yield from row
 
 
-def _probes(runtime: Runtime) -> Iterator[Sized]:
+def _probes(runtime: Settings) -> Iterator[Sized]:
     for kernel, reads, makes in _lines(runtime).values():
         for count in PROBED:
             yield kernel, reads or count, makes or count
 
 
-def _lines(runtime: Runtime) -> dict[tuple[str, int], tuple[Kernel, int, int]]:
+def _lines(runtime: Settings) -> dict[tuple[str, int], tuple[Kernel, int, int]]:
     """What is measured to find steps: kind and axis -> kernel, reads, makes; 0 stands for the count that varies."""
     shape = (runtime.batch_size, SPACE, SPACE)
     window = ((3, 3), (1, 1), (1, 1), (1, 1))
@@ -135,7 +141,7 @@ def _lines(runtime: Runtime) -> dict[tuple[str, int], tuple[Kernel, int, int]]:
     return {("conv", 0): (dense, 0, OTHER), ("conv", 1): (dense, OTHER, 0), ("depthwise", 1): (by_channel, 0, 0)}
 
 
-def _widths(table: "Times", runtime: Runtime) -> dict[str, tuple[int, int]]:
+def _widths(table: "Times", runtime: Settings) -> dict[str, tuple[int, int]]:
     """The widths of the steps in which each kind of kernel climbs, in channels read and made."""
     found = {
         place: quantum(PROBED, [table[kernel, reads or count, makes or count] for count in PROBED])
@@ -163,7 +169,7 @@ def cache_folder() -> Path:
 class Times:
     """Milliseconds of kernels on a runtime, kept in a file; one that can't be read is measured anew."""
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: Settings) -> None:
         self.runtime = runtime
         self.identity = runtime.identity
         name = hashlib.sha256(self.identity.encode()).hexdigest()[:16]

@@ -1,13 +1,14 @@
 """Where a network is to run: onnxruntime's provider, its threads, the size of a batch."""
 
-import math
 import os
 import platform
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from slim.deploy.cost.model import LatencyModel, latency_model
 from slim.errors import SlimError
+from slim.trace.tracer import Trace
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,10 @@ class Runtime:
         # so that no time of the CPU passes for one of a GPU that doesn't start
         object.__setattr__(self, "provider", start_provider(self.provider))
 
+    def cost_model(self, traced: Trace) -> LatencyModel:
+        """Return what a traced network costs here, measured where it isn't known from an earlier time."""
+        return latency_model(traced, self)
+
     @property
     def identity(self) -> str:
         """All that a measured time depends on, apart from the operator and its batch: one line."""
@@ -55,16 +60,3 @@ def machine() -> str:
         named = re.search(r"^model name\s*:\s*(.*)$", cpuinfo.read_text(), re.MULTILINE)
         processor = named[1] if named else processor
     return f"{processor}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}"
-
-
-def read_latency(latency: float | str) -> dict[str, float]:
-    """A latency budget: {"latency": share of the original's} or {"latency_ms": milliseconds of one call}.
-
-    A number, or text that is one, in (0, 1] is a share; text with a unit, such as "4.0ms" or "0.1 s", a time. Raises
-    SlimError for anything else.
-    """
-    found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*(ms|s|us|µs|)\s*", str(latency).lower())
-    value, unit = (float(found[1]), found[2]) if found else (0.0, "")
-    if not 0 < value < math.inf or (not unit and value > 1):
-        raise SlimError(f"latency {latency!r}: expected a share of the original's such as 0.5, or a time such as 4.0ms")
-    return {"latency_ms": value * {"s": 1e3, "ms": 1.0}.get(unit, 1e-3)} if unit else {"latency": value}

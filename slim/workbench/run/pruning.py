@@ -1,9 +1,8 @@
 """The stage that prunes, verifies and recovers."""
 
-from collections.abc import Collection
-from dataclasses import asdict
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -11,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from slim.checkpoint import STAGES
-from slim.deploy.cost.runtime import Runtime, read_latency
 from slim.prune.calibration import fitting
 from slim.prune.plan import PruningPlan
 from slim.prune.planner import plan
@@ -21,8 +19,10 @@ from slim.tables import render
 from slim.workbench import data, models, report, train
 from slim.workbench.config import RunConfig
 from slim.workbench.data import Dataset
+from slim.workbench.run import asked
 from slim.workbench.run.networks import Trained, example_images, image_size, open_network, save_network
 from slim.workbench.run.records import read_records
+from slim.workbench.train.gradual import Pruning
 
 
 def prune_stage(
@@ -102,34 +102,31 @@ def _planned(
     return before, images, made
 
 
-def gradual_rules(dataset: Dataset, settings: RunConfig) -> dict[str, Any]:
+def gradual_pruning(dataset: Dataset, settings: RunConfig) -> Pruning:
     """What `slim.plan` is asked for by a training that prunes."""
     needed = settings.prune.score == "residual"
-    return rules(settings) | {"images": _calibration_images(dataset, settings) if needed else None}
+    return asked.pruning(settings, _calibration_images(dataset, settings) if needed else None)
 
 
-def rules(settings: RunConfig) -> dict[str, Any]:
-    """How `slim.plan` is to choose. Latency is that of the benchmark's first batch size. Raises SlimError for a latency
-    or a runtime that can't be."""
-    recovery = ("recover", "calibration_images")
-    chosen = {key: value for key, value in asdict(settings.prune).items() if key not in recovery}
-    latency, bench = settings.prune.latency, settings.bench
-    if latency is not None:
-        read_latency(latency)
-    if latency is not None or settings.prune.round_to == "auto":
-        chosen["runtime"] = Runtime(bench.provider, bench.threads, bench.batch_sizes[0])
-    return chosen
-
-
-def _made(model: nn.Module, example: Tensor, settings: RunConfig, console: Console, **more: Any) -> PruningPlan:
+def _made(
+    model: nn.Module,
+    example: Tensor,
+    settings: RunConfig,
+    console: Console,
+    *,
+    images: Tensor | None = None,
+    after: Sequence[PruningPlan] = (),
+) -> PruningPlan:
     """The plan by the rules of the settings. Where times are measured for it, it says so while that lasts."""
-    chosen = rules(settings)
-    if "runtime" not in chosen:
-        return plan(model, example, **chosen, **more)
-    what = "operators" if chosen["latency"] is None else "operators, then whole networks"
-    console.print(f"timing {what} in {chosen['runtime']}: new operators take up to a minute")
+    pruning = asked.pruning(settings, images)
+    wanted = partial(plan, model, example, pruning.budget, **pruning.rules, after=after)
+    whole = settings.prune.latency is not None
+    if not whole and settings.prune.round_to != "auto":
+        return wanted()
+    what = "operators, then whole networks" if whole else "operators"
+    console.print(f"timing {what} in {asked.runtime(settings)}: new operators take up to a minute")
     with console.status("timing"):
-        return plan(model, example, **chosen, **more)
+        return wanted()
 
 
 def _calibration_images(dataset: Dataset, settings: RunConfig) -> Tensor:

@@ -17,7 +17,7 @@ from slim.workbench import models, report, train
 from slim.workbench.config import OptimConfig, RunConfig, SparsityConfig
 from slim.workbench.data import Dataset
 from slim.workbench.run.networks import facts_of, image_size, load_data, open_network, save_network
-from slim.workbench.run.pruning import gradual_rules
+from slim.workbench.run.pruning import gradual_pruning
 from slim.workbench.run.records import ROOT, enter_epochs, read_records, states_of
 from slim.workbench.run.resuming import check_same, is_done, times_pruned
 
@@ -200,7 +200,7 @@ def _fit(
             compute=settings.compute,
             seed=settings.seed,
             sparsity=sparsity,
-            pruning=gradual_rules(dataset, settings) if prunes else None,
+            pruning=gradual_pruning(dataset, settings) if prunes else None,
             distillation=taught,
             snapshots=states,
             callbacks=train.Callbacks(on_step, on_epoch, on_prune),

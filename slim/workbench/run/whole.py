@@ -13,9 +13,10 @@ from slim.errors import SlimError
 from slim.workbench import report, train
 from slim.workbench.config import RunConfig
 from slim.workbench.report import card
+from slim.workbench.run import asked
 from slim.workbench.run.deploying import bench_files, export_stage, int8_stage, report_stage, write_onnx
 from slim.workbench.run.networks import open_network
-from slim.workbench.run.pruning import prune_stage, rules
+from slim.workbench.run.pruning import prune_stage
 from slim.workbench.run.records import ROOT, enter_latency, forget, read_records
 from slim.workbench.run.resuming import is_done, times_pruned
 from slim.workbench.run.training import finetune_stage, train_new, train_sparse
@@ -39,11 +40,11 @@ def run(
     have a folder of their own in the run's, pass-1 and so on, with the same files.
     """
     console = console or Console()
-    rules(settings)  # a mistake there would show only after training
+    asked.check(settings)  # a mistake there would show only after training
     folders = [ROOT / settings.name / f"pass-{number}" for number in range(1, settings.passes)]
     folders.append(ROOT / settings.name)
     if settings.passes > 1:
-        floor = max(settings.prune.floor, FLOOR_OF_A_PASS)
+        floor = max(settings.prune.floor if settings.prune.floor < 1 else 0.0, FLOOR_OF_A_PASS)
         settings = replace(settings, prune=replace(settings.prune, floor=floor))
     with train.distributed_session(settings.compute):
         if train.is_rank_zero() and not resume:

@@ -1,11 +1,13 @@
 """Pruning within a training: many small steps, after each of which the network trains on."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
 from slim.errors import NothingToPrune, SlimError
+from slim.prune.budgets import Budget, Ratio
 from slim.prune.plan import PruningPlan
 from slim.prune.planner import plan
 from slim.trace.intercept import evaluating
@@ -13,12 +15,20 @@ from slim.workbench.config import SparsityConfig
 from slim.workbench.train.state import TrainingState
 
 
+@dataclass(frozen=True)
+class Pruning:
+    """What `slim.plan` is asked for: a budget, and its other keywords."""
+
+    budget: Budget = field(default_factory=lambda: Ratio(0.5))
+    rules: Mapping[str, Any] = field(default_factory=dict)
+
+
 class Gradual:
     """When a training prunes, and how much.
 
     `sparsity.gradual` = n prunes are at equal distances between two shares of its T steps: the i-th of them, from 1,
-    after step round(T·(start + (end − start)·i/n)). By then the share s·(1 − (1 − i/n)³) of all that `rules`, the
-    arguments of `slim.plan`, ask to remove is gone, as in Zhu and Gupta (https://arxiv.org/abs/1710.01878, equation
+    after step round(T·(start + (end − start)·i/n)). By then the share 1 − (1 − i/n)³ of all that `pruning` asks to
+    remove is gone, as in Zhu and Gupta (https://arxiv.org/abs/1710.01878, equation
     1): much at first, when many channels do little, and less and less. Shares, budgets and floors are those of the
     network before the first of them.
 
@@ -26,7 +36,7 @@ class Gradual:
     """
 
     def __init__(
-        self, sparsity: SparsityConfig, rules: Mapping[str, Any], model: nn.Module, example: Tensor, steps: int
+        self, sparsity: SparsityConfig, pruning: Pruning, model: nn.Module, example: Tensor, steps: int
     ) -> None:
         count, start, end = sparsity.gradual, sparsity.gradual_start, sparsity.gradual_end
         if start >= end:
@@ -36,38 +46,33 @@ class Gradual:
                 f"sparsity.gradual is {count}: expected at most {round((end - start) * steps)}, as this training has "
                 f"{steps} steps"
             )
-        for name in ("latency", "layer_ratios"):
-            if rules.get(name):
-                raise SlimError(
-                    f"prune.{name} is {rules[name]!r}, which gradual pruning can't reach: expected ratio, flops or "
-                    "params, or sparsity.gradual 0"
-                )
-        if rules.get("images") is not None:
-            rules = {**rules, "images": rules["images"].to(example.device)}
-        budgets: dict[str, float] = {
-            kind: rules[kind] for kind in ("ratio", "flops", "params") if rules.get(kind) is not None
-        }
-        self.kind, self.asked = next(iter(budgets.items()), ("ratio", 0.5))
-        self.rules: dict[str, Any] = {key: value for key, value in rules.items() if key not in budgets}
-        self.example = example
+        if pruning.rules.get("layer_ratios"):
+            raise _unreachable("layer_ratios", pruning.rules["layer_ratios"])
+        if not pruning.budget.total:
+            raise _unreachable(pruning.budget.name, pruning.budget.asked)
+        self.budget, self.rules, self.example = pruning.budget, pruning.rules, example
         self.shares = {round(steps * (start + (end - start) * i / count)): i / count for i in range(1, count + 1)}
-        last = self._plan(model, self.asked)
-        if self.kind != "ratio" and self.asked > 1:  # an absolute number: as a share of the model's own
-            self.asked = min(1.0, self.asked / last.totals[self.kind][0])
+        self.whole = self._plan(model, self.budget).totals[self.budget.total][0]
 
-    def budget(self, step: int) -> float:
-        """Return what to ask for after `step`, one of `shares`: the share to remove, or that may stay."""
-        done = 1 - (1 - self.shares[step]) ** 3
-        return self.asked * done if self.kind == "ratio" else (1 - done) + self.asked * done
+    def budget_after(self, step: int) -> Budget:
+        """Return what to ask for after `step`, one of `shares`."""
+        return self.budget.part(1 - (1 - self.shares[step]) ** 3, self.whole)
 
     def plan_of(self, state: TrainingState) -> PruningPlan | None:
         """Plan for a training at one of these steps, on its present weights; None where nothing can go yet."""
         try:
-            made = self._plan(state.model, self.budget(state.step), after=[plan for _, plan in state.prunes])
+            made = self._plan(state.model, self.budget_after(state.step), after=[plan for _, plan in state.prunes])
         except NothingToPrune:
             return None
         return made if made.removed else None
 
-    def _plan(self, model: nn.Module, asked: float, **more: Any) -> PruningPlan:
+    def _plan(self, model: nn.Module, budget: Budget, **more: Any) -> PruningPlan:
         with evaluating(model):
-            return plan(model, self.example, **(self.rules | {self.kind: asked} | more))
+            return plan(model, self.example, budget, **self.rules, **more)
+
+
+def _unreachable(name: str, value: Any) -> SlimError:
+    return SlimError(
+        f"prune.{name} is {value!r}, which gradual pruning can't reach: expected ratio, flops or params, or "
+        "sparsity.gradual 0"
+    )

@@ -3,7 +3,6 @@
 import math
 import time
 import warnings
-from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,7 @@ from slim.workbench.train.average import Average
 from slim.workbench.train.callbacks import Callbacks, Progress
 from slim.workbench.train.devices import connect, deterministic_cudnn, layout_of, moved_to
 from slim.workbench.train.evaluation import score
-from slim.workbench.train.gradual import Gradual
+from slim.workbench.train.gradual import Gradual, Pruning
 from slim.workbench.train.guard import Stop, check_finite, diverged, stoppable
 from slim.workbench.train.norm import synchronised
 from slim.workbench.train.recipe import Distillation, Objective, learning_rate, optimizer_of
@@ -44,7 +43,7 @@ def fit(
     compute: ComputeConfig | None = None,
     seed: int = 0,
     sparsity: SparsityConfig | None = None,
-    pruning: Mapping[str, Any] | None = None,
+    pruning: Pruning | None = None,
     distillation: Distillation | None = None,
     snapshots: Snapshots | None = None,
     callbacks: Callbacks | None = None,
@@ -65,7 +64,7 @@ def fit(
     - `sparsity`: penalise γ, see `slim.sparsify`; its schedule or target counts the steps of this training. With
       `sparsity.gradual` the model also loses channels on the way, see `Gradual`; it stays the same object, with other
       modules inside.
-    - `pruning`: what `slim.plan` is asked for at the end of that, such as {"ratio": 0.6}.
+    - `pruning`: what `slim.plan` is asked for at the end of that.
     - `distillation`: learn from the outputs of another network, too. It is moved to the device.
     - `snapshots`: where to save states to resume from. SIGINT and SIGTERM then save one and raise `Interrupted`. The
       weights of a training that was resumed become bit for bit those of one that was never interrupted.
@@ -103,7 +102,7 @@ def fit(
         gradual = None
         if sparsity is not None and sparsity.gradual:
             gradual = Gradual(
-                sparsity, pruning or {}, model, part(few[0], slice(1)), optim.epochs * source.steps_per_epoch
+                sparsity, pruning or Pruning(), model, part(few[0], slice(1)), optim.epochs * source.steps_per_epoch
             )
         loop = Loop(state, source, optim, compute, seed, gradual, snapshots, callbacks or Callbacks(), stop)
         loop.resume()

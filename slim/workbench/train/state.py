@@ -67,7 +67,7 @@ class TrainingState:
         thin = plan.apply(self.model)
         plan.prune_optimizer(self.optimizer, self.model, thin)
         if self.sparsity:
-            plan.prune_sparsity(self.sparsity, self.model, thin)
+            self.sparsity.prune(plan, self.model, thin)
         take_over(self.model, thin)
         if self.average:
             self.average.follow(self.model, averaged)

@@ -5,7 +5,9 @@ from typing import Any
 import numpy as np
 
 from slim.prune.groups import Groups
+from slim.prune.scores import scored
 from slim.trace.copy import named_tensors
+from slim.workbench.run import asked
 from slim.workbench.run.evidence.networks import Networks
 
 CLEAN = 0.95  # the share of channels that lie on the right side of what may be called a threshold
@@ -25,8 +27,11 @@ def gamma(networks: Networks) -> dict[str, Any]:
         name: {"kept": _rounded(size[~gone[name]]), "removed": _rounded(size[gone[name]])}
         for name, size in sizes.items()
     }
-    score = networks.settings.prune.score
-    threshold = None if plan is None or score == "residual" else _threshold(Groups(traced, sizes, score), gone)
+    threshold = None
+    if plan is not None and networks.settings.prune.score in ("mean", "max", "sum"):
+        groups = Groups(traced, model)
+        groups.rank_by(scored(asked.score(networks.settings.prune), groups))
+        threshold = _threshold(groups, gone)
     return {"layers": layers, "threshold": threshold}
 
 

@@ -46,7 +46,7 @@ def layers(networks: Networks) -> list[dict[str, Any]]:
     whole = _walk(networks.unpruned, networks.example)
     thin = _walk(networks.after, networks.example)
     traced = networks.trace(networks.unpruned)
-    ties = tied(Groups(traced, {name: np.ones(len(labels)) for name, labels in traced.norms.items()}, "mean"))
+    ties = tied(Groups(traced, networks.unpruned))
     held = _held(networks.plans)
     rows = []
     for name, row in whole.items():

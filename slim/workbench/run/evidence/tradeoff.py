@@ -1,8 +1,6 @@
 """Accuracy against ratio: a sweep of plans for the network that was pruned, without any training."""
 
-import inspect
 import time
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -13,8 +11,8 @@ from slim.prune.calibration import fitting
 from slim.prune.planner import plan
 from slim.prune.recovery.recover import recover
 from slim.workbench import data, train
-from slim.workbench.config import PruneConfig
 from slim.workbench.data import Split
+from slim.workbench.run import asked
 from slim.workbench.run.evidence.networks import Networks
 
 RATIOS = (0.5, 0.7, 0.3, 0.9, 0.1, 0.6, 0.4, 0.8, 0.2)  # the coarse picture first, in case the time runs out
@@ -35,7 +33,8 @@ def tradeoff(networks: Networks, seconds: float | None) -> dict[str, Any]:
         split = split[torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[:IMAGES]]
     chosen = networks.plans[-1].ratio_achieved if networks.plans else None
     own = [chosen] if chosen else []
-    rules, images = _rules(settings.prune), _calibration_images(networks)
+    images = _calibration_images(networks)
+    rules = asked.rules(settings, images)
     points: list[dict[str, Any]] = []
     skipped: list[float] = []
     started = time.perf_counter()
@@ -44,7 +43,7 @@ def tradeoff(networks: Networks, seconds: float | None) -> dict[str, Any]:
             skipped.append(ratio)
             continue
         try:
-            made = plan(networks.decided_on, networks.example, ratio=ratio, images=images, **rules)
+            made = plan(networks.decided_on, networks.example, ratio=ratio, **rules)
         except SlimError:  # nothing can go, or too much
             skipped.append(ratio)
             continue
@@ -69,12 +68,6 @@ def tradeoff(networks: Networks, seconds: float | None) -> dict[str, Any]:
         "split": name,
         "images": len(split),
     }
-
-
-def _rules(prune: PruneConfig) -> dict[str, Any]:
-    """How `slim.plan` chose in the run, apart from how much."""
-    known = inspect.signature(plan).parameters
-    return {key: value for key, value in asdict(prune).items() if key in known and key not in prune.ONE_OF}
 
 
 def _calibration_images(networks: Networks) -> Tensor:

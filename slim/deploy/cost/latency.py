@@ -1,0 +1,155 @@
+"""A budget of latency: planned by a cost model, then measured, and corrected until it is kept."""
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from slim.deploy.cost import measure
+from slim.deploy.cost.model import LatencyModel
+from slim.deploy.cost.runtime import Runtime
+from slim.errors import SlimError
+from slim.prune.budgets import BoundBudget, Budget, Cost, Costs, Plans
+from slim.prune.plan import PruningPlan
+
+
+@dataclass(frozen=True)
+class Latency(Budget):
+    """A budget of time: `Latency(0.5)`, a share of the original's latency, or `Latency("4.0ms")`, that of one call.
+
+    `runtime`: where it is measured (default: the best provider of onnxruntime, all cores, batch 1). Channels go by the
+    importance that is lost for the time saved, in whole steps of what numbers of channels cost there; the thin network
+    is exported, measured against the original, and the plan corrected until it meets the budget within 3 %.
+
+    Raises SlimError for what is neither a share nor a time, and while planning for a time that the original keeps.
+    """
+
+    asked: float | str  # type: ignore[assignment]
+    runtime: Runtime = field(default_factory=Runtime)
+    name = "latency"
+
+    def __post_init__(self) -> None:
+        read_latency(self.asked)
+
+    @property
+    def requested(self) -> dict[str, float]:
+        return read_latency(self.asked)
+
+    def cost(self, costs: Costs) -> Cost:
+        return self.runtime.cost_model(costs.traced).of
+
+    def bind(self, costs: Costs) -> BoundBudget:
+        cost, [(kind, asked)] = self.cost(costs), self.requested.items()
+        whole = costs.whole(self, cost)
+        return BoundBudget(cost, asked * whole if kind == self.name else asked, whole)
+
+    def meet(self, planner: Plans) -> PruningPlan:
+        if planner.after:
+            raise SlimError("latency can't be planned after other plans: expected ratio, Channels, Flops or Params")
+        if planner.rules.round_to != 1:
+            raise SlimError(
+                f"round_to {planner.rules.round_to!r}: expected 1 with a latency, which chooses sizes by their cost"
+            )
+        correction = Correction(planner.model, planner.example_inputs, self)
+        planner.cost_model = model = self.runtime.cost_model(planner.traced)
+
+        def predicted(share: float) -> PruningPlan:
+            plan, chosen = planner.within(Predicted(share, model))
+            plan.timing = {"next_step": chosen.next_step}
+            return plan
+
+        return correction.kept(predicted)
+
+
+@dataclass(frozen=True)
+class Predicted(Budget):
+    """A share of the original's latency, as a cost model predicts it."""
+
+    model: LatencyModel
+    name = "latency"
+
+    def cost(self, costs: Costs) -> Cost:
+        return self.model.of
+
+    def savings(self, costs: Costs) -> Any:
+        return costs.flops.shares()
+
+
+class Correction:
+    """Plans for a budget, measured and corrected, where the original is measured at once.
+
+    Raises SlimError for a time that the original keeps already.
+    """
+
+    def __init__(self, model: nn.Module, example_inputs: Any, budget: Latency) -> None:
+        self.model, self.example_inputs, self.runtime = model, example_inputs, budget.runtime
+        self.requested = budget.requested
+        self.kind, self.asked = next(iter(self.requested.items()))
+        self.original = measure.Network(model, example_inputs, self.runtime)
+        self.first = measure.share_of(measure.in_turn([self.original]))  # ms
+        if self.kind == "latency_ms" and self.asked >= self.first:
+            raise SlimError(
+                f"latency {self.asked:.8g}ms: the network takes {self.first:.4g} ms as it is ({self.runtime}): "
+                "expected less than that"
+            )
+
+    def kept(self, planned: Callable[[float], PruningPlan]) -> PruningPlan:
+        """Return the plan among `planned(share of the original's predicted latency)` that keeps the budget.
+
+        The plan says what was measured: the original's time, and the share of it in calls in turn. A budget in
+        milliseconds is the share that it is of the original's time when that was first measured, since a busy machine
+        has no speed that lasts. The network that the plan makes is checked in onnxruntime.
+        """
+        shares: dict[str, float] = {}  # digest of a plan -> what was measured
+        latest: dict[str, measure.Network] = {}  # the last one measured, which is nearly always the one that is kept
+
+        def measured(plan: PruningPlan) -> float:
+            latest.clear()
+            latest[plan.digest] = thin = self._network(plan)
+            shares[plan.digest] = measure.share_of(measure.in_turn([self.original, thin]))
+            return shares[plan.digest]
+
+        def predicted(share: float) -> tuple[PruningPlan, float]:
+            plan = planned(min(share, 1.0))
+            return plan, plan.achieved["latency"]
+
+        budget = self.asked if self.kind == "latency" else self.asked / self.first
+        best = measure.correct(predicted, measured, budget)
+        network = latest.get(best.plan.digest) or self._network(best.plan)
+        network.check()
+        return self._told(best, shares[best.plan.digest])
+
+    def _network(self, plan: PruningPlan) -> measure.Network:
+        return measure.Network(plan.apply(self.model), self.example_inputs, self.runtime)
+
+    def _told(self, best: measure.Attempt[PruningPlan], share: float) -> PruningPlan:
+        """Return the plan with what was measured in place of what was predicted."""
+        plan, predicted, ms = best.plan, best.plan.achieved["latency"], share * self.first
+        next_step = plan.timing["next_step"] / predicted * best.took
+        plan.timing = {"runtime": str(self.runtime), "original_ms": self.first, "ms": ms, "share": share}
+        plan.timing["predicted_share"] = predicted
+        if best.took < 1 - measure.TOLERANCE:
+            plan.timing |= {"unused": 1 - best.took, "next_step": next_step}
+        plan.requested, plan.achieved = self.requested, {self.kind: share if self.kind == "latency" else ms}
+        missed = (
+            f"asked for {self.kind} {self.asked:g}, measured {plan.achieved[self.kind]:.4g}: floors, coupled channels "
+            "and steps allow no less"
+        )
+        plan.shortfall = missed if best.took > 1 + measure.TOLERANCE else ""
+        return plan
+
+
+def read_latency(latency: float | str) -> dict[str, float]:
+    """Return a latency budget: {"latency": share of the original's} or {"latency_ms": milliseconds of one call}.
+
+    A number, or text that is one, in (0, 1] is a share; text with a unit, such as "4.0ms" or "0.1 s", a time. Raises
+    SlimError for anything else.
+    """
+    found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*(ms|s|us|µs|)\s*", str(latency).lower())
+    value, unit = (float(found[1]), found[2]) if found else (0.0, "")
+    if not 0 < value < math.inf or (not unit and value > 1):
+        raise SlimError(f"latency {latency!r}: expected a share of the original's such as 0.5, or a time such as 4.0ms")
+    return {"latency_ms": value * {"s": 1e3, "ms": 1.0}.get(unit, 1e-3)} if unit else {"latency": value}

@@ -1,0 +1,102 @@
+"""The plan written out: what a choice of groups means for every tensor, and what the plan says of itself."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from slim.errors import NothingToPrune
+from slim.prune.budgets import BoundBudget, Budget, Chosen, Costs
+from slim.prune.groups import Bools, Groups
+from slim.prune.plan import PlannedLayer, PruningPlan
+
+
+def draft(costs: Costs, budget: Budget, bound: BoundBudget, chosen: Chosen, safe: Bools) -> PruningPlan:
+    """Return the plan that prunes what was chosen for a budget, where `safe` groups were kept whatever it said."""
+    groups, kept = costs.groups, costs.groups.kept(chosen.pruned)
+    everything = groups.kept()
+    cuts = _cuts(groups, kept)
+    layers, frozen = _layers(groups, chosen.pruned, safe), _frozen(groups)
+    removed = {name: np.flatnonzero(~kept[labels]).tolist() for name, labels in groups.labels.items()}
+    removed = {name: indices for name, indices in removed.items() if indices}
+    achieved = budget.achieved(bound.cost(kept), bound.whole)
+    sums = {"channels": costs.channels, "params": costs.params, "flops": costs.flops}
+    return PruningPlan(
+        requested=budget.requested,
+        achieved={budget.name: achieved},
+        removed=removed,
+        cuts=cuts,
+        shapes={name: list(groups.traced.shapes[name]) for name in cuts if name not in groups.traced.stored},
+        selects=sorted(groups.traced.selecting & removed.keys()),
+        totals={kind: (total(everything), total(kept)) for kind, total in sums.items()},
+        layers=layers,
+        frozen=frozen,
+        shortfall=_shortfall(budget, achieved, layers, frozen, chosen.exhausted),
+    )
+
+
+def _cuts(groups: Groups, kept: Bools) -> dict[str, dict[int, list[int]]]:
+    """Return what every parameter and buffer loses: name -> dimension -> indices."""
+    cuts: dict[str, dict[int, list[int]]] = {}
+    known: dict[bytes, list[int]] = {}  # many tensors lose the same channels: one list for all of them
+    places = ((name, dim) for name, dims in groups.traced.labels.items() for dim in dims)
+    for (name, dim), pruned in zip(places, groups.vectors.where(~kept)):
+        if len(pruned):
+            cuts.setdefault(name, {})[dim] = known.setdefault(pruned.tobytes(), pruned.tolist())
+    return cuts
+
+
+def _layers(groups: Groups, pruned: Bools, safe: Bools) -> list[PlannedLayer]:
+    threshold = groups.score[pruned].max() if pruned.any() else -np.inf
+    held = safe & ~groups.frozen & (groups.score <= threshold)
+    return [
+        PlannedLayer(
+            name,
+            len(members),
+            int((~pruned[members]).sum()),
+            int(held[members].sum()),
+            int(groups.frozen[members].sum()),
+        )
+        for name, members in zip(groups.names, np.split(groups.member, np.cumsum(groups.widths)[:-1]))
+    ]
+
+
+def _frozen(groups: Groups) -> dict[str, dict[str, int]]:
+    """Return what can't be pruned: reason -> layer -> number of channels."""
+    found: dict[str, dict[str, int]] = {}
+    for name, members in zip(groups.names, np.split(groups.member, np.cumsum(groups.widths)[:-1])):
+        for group in np.unique(members[groups.frozen[members]]):
+            reason = groups.traced.classes.reason(int(groups.roots[group])) or "fixed size"
+            where = found.setdefault(reason, {})
+            where[name] = where.get(name, 0) + int((members == group).sum())
+    return found
+
+
+def _shortfall(
+    budget: Budget,
+    achieved: float,
+    layers: list[PlannedLayer],
+    frozen: Mapping[str, Mapping[str, int]],
+    exhausted: bool,
+) -> str:
+    """Return one line on what held the plan back, or nothing where it meets the budget to within a point."""
+    if budget.missed(achieved) <= 0.01:
+        return ""
+    floors = sum(layer.floor for layer in layers)
+    why = [] if exhausted else ["the next group of channels is too large"]
+    why += [f"floors keep {floors} channels"] if floors and exhausted else []
+    why += [f"{sum(where.values())} channels are frozen ({reason})" for reason, where in frozen.items()]
+    return f"asked for {budget.name} {budget.asked:g}, reached {achieved:.4g}: {'; '.join(why)}"
+
+
+def nothing_to_prune(groups: Groups, budget: Budget, safe: Bools, no_steps: bool) -> NothingToPrune:
+    """Return the error for a plan that would remove nothing, with the reason."""
+    free = ~groups.frozen
+    why = "every group of channels would empty a layer" if free.any() else "all channels are frozen"
+    if (~safe).any():
+        smallest = int(groups.size[~safe].min())
+        why = f"the smallest group that may go holds {smallest} of {len(groups.member)} BatchNorm channels"
+        why = "no layer has a whole step of channels to spare on this runtime" if no_steps else why
+    elif not free.any():
+        reasons = {groups.traced.classes.reason(int(r)) for r in groups.roots}
+        why += f" ({'; '.join(sorted(r for r in reasons if r)[:3])})"
+    return NothingToPrune(f"{budget.name} {budget.asked:g} would remove nothing: {why}")

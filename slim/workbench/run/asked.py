@@ -1,0 +1,79 @@
+"""What settings ask `slim.plan` for: the only place where their words become budgets, scores and runtimes."""
+
+from typing import Any
+
+from torch import Tensor
+
+from slim.deploy.cost.latency import Latency
+from slim.deploy.cost.runtime import Runtime
+from slim.errors import SlimError
+from slim.prune.budgets import Budget, Flops, Params, Ratio
+from slim.prune.residual import Residual
+from slim.prune.scores import Gamma, Magnitude, Random, Score
+from slim.workbench.config import PruneConfig, RunConfig
+from slim.workbench.train.gradual import Pruning
+
+
+def pruning(settings: RunConfig, images: Tensor | None = None) -> Pruning:
+    """Return what the settings ask for; `images` are what the score "residual" looks at.
+
+    Raises SlimError for a latency or a runtime that can't be, and where images are needed and there are none.
+    """
+    return Pruning(budget(settings), rules(settings, images))
+
+
+def check(settings: RunConfig) -> None:
+    """Raise SlimError for a latency or a runtime that can't be, before any work."""
+    budget(settings)
+    if settings.prune.round_to == "auto":
+        runtime(settings)
+
+
+def budget(settings: RunConfig) -> Budget:
+    """Return the budget that the settings name. Latency is that of the benchmark's first batch size."""
+    prune = settings.prune
+    if prune.latency is not None:
+        return Latency(prune.latency, runtime(settings))
+    if prune.flops is not None:
+        return Flops(prune.flops)
+    if prune.params is not None:
+        return Params(prune.params)
+    return Ratio(0.5 if prune.ratio is None else prune.ratio)
+
+
+def rules(settings: RunConfig, images: Tensor | None = None) -> dict[str, Any]:
+    """Return the keywords of `slim.plan` apart from the budget."""
+    prune = settings.prune
+    round_to: int | Runtime = 1 if prune.round_to == "auto" else prune.round_to
+    if prune.round_to == "auto" and prune.latency is None:
+        round_to = runtime(settings)
+    return {
+        "score": score(prune, settings.seed, images),
+        "floor": prune.floor,
+        "scope": prune.scope,
+        "mode": prune.mode,
+        "grouped": prune.grouped,
+        "round_to": round_to,
+        "keep": prune.keep or (),
+        "layer_ratios": prune.layer_ratios,
+    }
+
+
+def score(prune: PruneConfig, seed: int = 0, images: Tensor | None = None) -> Score:
+    """Return the score that the settings name."""
+    match prune.score:
+        case "residual":
+            if images is None:
+                raise SlimError("prune.score residual needs training images: there are none here, expected mean")
+            return Residual(images)
+        case "magnitude":
+            return Magnitude()
+        case "random":
+            return Random(seed)
+    return Gamma(prune.score)
+
+
+def runtime(settings: RunConfig) -> Runtime:
+    """Return where the benchmark measures first."""
+    bench = settings.bench
+    return Runtime(bench.provider, bench.threads, bench.batch_sizes[0])
