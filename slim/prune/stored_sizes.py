@@ -20,6 +20,9 @@ class StoredSizes:
     followed: dict[str, Counted] = field(default_factory=dict)
     refused: set[str] = field(default_factory=set)
 
+    def __post_init__(self) -> None:
+        self.followed |= self.traced.group_counts
+
     def follow(self, plan: PruningPlan, kept: Bools) -> Misfit | None:
         """Return what keeps the thin network from running once stored sizes follow; they are noted in `plan.sizes`.
 

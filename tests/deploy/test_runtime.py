@@ -1,4 +1,4 @@
-"""Latency: what is measured, what is foretold, which channels go for it, and whether the budget is kept."""
+"""Latency: what is measured, what is predicted, which channels go for it, and whether the budget is kept."""
 
 import copy
 import itertools
@@ -15,10 +15,11 @@ from torch import nn
 
 import slim
 from slim.deploy.cost import measure, model
+from slim.deploy.cost.latency import read_latency
 from slim.deploy.cost.operators import Kernel, operators
-from slim.deploy.cost.runtime import read_latency
 from slim.deploy.cost.staircase import Surface, levels, quantum
 from slim.prune import knapsack
+from slim.prune.budgets import Ratio
 from slim.trace.size import network_size as size_of
 from slim.trace.tracer import trace
 from slim.workbench.models import build
@@ -79,7 +80,7 @@ def test_latency_is_a_share_or_a_time(given, meant):
 @pytest.mark.parametrize("given", [0, -1, 1.5, "4", "fast", "4 parsecs", "", "ms", float("nan"), float("inf"), "-3ms"])
 def test_a_latency_that_is_neither(given):
     with pytest.raises(slim.SlimError, match="expected a share of the original's"):
-        slim.plan(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)), X, latency=given)
+        slim.Latency(given)
 
 
 @pytest.mark.parametrize(
@@ -149,9 +150,9 @@ def test_on_a_gpu_everything_is_timed_in_its_memory(monkeypatch, tmp_path):
 
 def test_budgets_that_do_not_go_together():
     with pytest.raises(slim.SlimError, match="one budget at a time"):
-        slim.plan(build("slim:vgg7", num_classes=10), X, latency=0.5, flops=0.5)
+        slim.plan(build("slim:vgg7", num_classes=10), X, slim.Latency(0.5), ratio=0.5)
     with pytest.raises(slim.SlimError, match="round_to 16"):
-        slim.plan(build("slim:vgg7", num_classes=10), X, latency=0.5, round_to=16)
+        slim.plan(build("slim:vgg7", num_classes=10), X, slim.Latency(0.5), round_to=16)
     with pytest.raises(slim.SlimError, match="round_to 'even'"):
         slim.plan(build("slim:vgg7", num_classes=10), X, round_to="even")
 
@@ -503,21 +504,20 @@ def made_up(monkeypatch):
     return clock
 
 
-@pytest.mark.parametrize("budget", [{"flops": 0.4}, {"params": 0.4}, {"ratio": 0.3}])
+@pytest.mark.parametrize("budget", [slim.Flops(0.4), slim.Params(0.4), slim.Channels(0.7), Ratio(0.3)])
 @pytest.mark.parametrize("name", ["resnet18", "shufflenet_v2_x1_0"])
 def test_auto_keeps_whole_steps(made_up, name, budget):
     net = randomise(torchvision.models.get_model(name))
     x = torch.randn(1, 3, 64, 64)
-    plan = slim.plan(net, x, round_to="auto", runtime=slim.Runtime("cpu", 1), **budget)
+    plan = slim.plan(net, x, budget, round_to=slim.Runtime("cpu", 1))
     assert not plan.shortfall
     assert all(layer.after % 8 == 0 or layer.after == layer.before for layer in plan.layers)
     assert slim.verify(net, plan.apply(net), plan, x) < 1e-10
-    [(kind, share)] = budget.items()
-    assert abs(plan.achieved[kind] - share) < 0.03
+    assert abs(plan.achieved[budget.name] - budget.asked) < 0.03
 
 
 def test_auto_gives_more_value_for_the_time(made_up):
-    """With the same time foretold, the channels that stay are worth more than with one threshold for all."""
+    """With the same time predicted, the channels that stay are worth more than with one threshold for all."""
     net = randomise(torchvision.models.resnet18())
     x = torch.randn(1, 3, 64, 64)
     runtime = slim.Runtime("cpu", 1)
@@ -531,8 +531,8 @@ def test_auto_gives_more_value_for_the_time(made_up):
     def latency(plan):
         return model.latency_model(trace(plan.apply(net), x), runtime).of(whole) / before
 
-    plain = slim.plan(net, x, flops=0.4, round_to=16)
-    auto = [slim.plan(net, x, flops=share, round_to="auto", runtime=runtime) for share in (0.5, 0.6, 0.7, 0.8)]
+    plain = slim.plan(net, x, slim.Flops(0.4), round_to=16)
+    auto = [slim.plan(net, x, slim.Flops(share), round_to=runtime) for share in (0.5, 0.6, 0.7, 0.8)]
     faster = max((plan for plan in auto if latency(plan) <= latency(plain)), key=latency)
     assert value(faster) > 1.05 * value(plain)
 
@@ -559,7 +559,7 @@ def test_a_latency_budget_is_kept(made_up, monkeypatch, latency, tmp_path):
     runtime = slim.Runtime("cpu", 1, 2)
     before = FakeNetwork(net, x, runtime).ms
     latency = f"{0.5 * before:.3f}ms" if latency == "ms" else latency
-    plan = slim.plan(net, x, latency=latency, runtime=runtime)
+    plan = slim.plan(net, x, slim.Latency(latency, runtime))
     after = FakeNetwork(plan.apply(net), x, runtime).ms
     share = float(latency) if "ms" not in str(latency) else float(latency[:-2]) / before
     assert abs(after / before / share - 1) <= 0.03 and not plan.shortfall
@@ -575,7 +575,7 @@ def test_a_budget_that_steps_are_too_coarse_for(made_up, monkeypatch):
     monkeypatch.setattr(measure, "in_turn", lambda nets: np.array([[n.ms for n in nets]] * 3))
     net = randomise(torchvision.models.resnet18())
     x, runtime = torch.randn(1, 3, 64, 64), slim.Runtime("cpu", 1)
-    plan = slim.plan(net, x, latency=0.9, runtime=runtime)
+    plan = slim.plan(net, x, slim.Latency(0.9, runtime))
     share = FakeNetwork(plan.apply(net), x, runtime).ms / FakeNetwork(net, x, runtime).ms
     assert share < 0.97 * 0.9 and not plan.shortfall
     assert plan.timing["unused"] == pytest.approx(1 - share / 0.9) and plan.timing["next_step"] > plan.timing["unused"]
@@ -588,7 +588,7 @@ def test_a_time_that_the_network_keeps_as_it_is(made_up, monkeypatch):
     net, runtime = randomise(build("slim:vgg7", num_classes=10)), slim.Runtime("cpu", 1)
     ms = FakeNetwork(net, X, runtime).ms
     with pytest.raises(slim.SlimError, match=f"latency {ms + 1:.8g}ms: the network takes {ms:.4g} ms as it is"):
-        slim.plan(net, X, latency=f"{ms + 1}ms", runtime=runtime)
+        slim.plan(net, X, slim.Latency(f"{ms + 1}ms", runtime))
     assert not made_up.asked  # told before a minute of measuring
 
 
@@ -601,7 +601,7 @@ def test_only_the_network_that_is_kept_is_checked(made_up, monkeypatch):
     monkeypatch.setattr(write.Draft, "check", lambda self, *a: (checked.append(self), check(self, *a))[1])
     monkeypatch.setattr(measure, "in_turn", lambda nets: np.array([[1.0, next(shares)][-len(nets) :]] * 3))
     net, runtime = middle(nn.Conv2d(16, 128, 3), 128), slim.Runtime("cpu", 1)
-    plan = slim.plan(randomise(net), X, latency=0.5, runtime=runtime)
+    plan = slim.plan(randomise(net), X, slim.Latency(0.5, runtime))
     assert next(shares, None) is None and plan.timing["ms"] == 0.5
     assert [len(draft.content) for draft in checked] == [
         len(measure.Network(plan.apply(net), X, runtime).draft.content)
@@ -621,7 +621,7 @@ def test_a_latency_budget_of_whole_groups(made_up, monkeypatch):
     net = middle(nn.Conv2d(64, 64, 3, groups=16, bias=False), 64)
     net[0], net[1] = nn.Conv2d(3, 64, 3, bias=False), nn.BatchNorm2d(64)
     runtime = slim.Runtime("cpu", 1)
-    plan = slim.plan(randomise(net), X, latency=0.6, grouped="whole", runtime=runtime)
+    plan = slim.plan(randomise(net), X, slim.Latency(0.6, runtime), grouped="whole")
     thin = plan.apply(net)
     assert slim.verify(net, thin, plan, X) < 1e-10
     assert abs(FakeNetwork(thin, X, runtime).ms / FakeNetwork(net, X, runtime).ms / 0.6 - 1) <= 0.03
@@ -632,10 +632,10 @@ def test_a_latency_that_cannot_be_reached(made_up, monkeypatch):
     monkeypatch.setattr(measure, "Network", FakeNetwork)
     monkeypatch.setattr(measure, "in_turn", lambda nets: np.array([[n.ms for n in nets]] * 3))
     net = randomise(build("slim:vgg11", num_classes=10))
-    plan = slim.plan(net, X, latency=0.01, floor=0.8, runtime=slim.Runtime("cpu", 1))
+    plan = slim.plan(net, X, slim.Latency(0.01, slim.Runtime("cpu", 1)), floor=0.8)
     assert "asked for latency 0.01, measured" in plan.shortfall
     with pytest.raises(slim.SlimError, match="whole step"):  # 16 channels are a single block
-        slim.plan(randomise(ZOO["residual"]()), X, latency=0.5, runtime=slim.Runtime("cpu", 1))
+        slim.plan(randomise(ZOO["residual"]()), X, slim.Latency(0.5, slim.Runtime("cpu", 1)))
 
 
 class Waiting:
@@ -666,8 +666,8 @@ def test_correction_meets_the_budget(budget, bias, floor, noise):
     steps = np.linspace(0.02, 1, 200)  # what the model says of the plans that there are
 
     def planned(target):
-        foretold = steps[steps <= target].max(initial=steps[0])
-        return foretold, foretold
+        predicted = steps[steps <= target].max(initial=steps[0])
+        return predicted, predicted
 
     def truth(plan):
         return floor + (bias - floor) * plan**1.2 / bias
@@ -681,8 +681,8 @@ def test_correction_looks_between_what_was_too_fast_and_too_slow():
     took = {0.6: 0.5692, 0.63: 0.5732, 0.645: 0.6, 0.658: 0.624}
 
     def planned(target):
-        foretold = max(step for step in took if step <= target + 1e-3)
-        return foretold, foretold
+        predicted = max(step for step in took if step <= target + 1e-3)
+        return predicted, predicted
 
     assert measure.correct(planned, took.get, 0.6).plan == 0.645
 
@@ -691,8 +691,8 @@ def test_correction_with_coarse_steps_keeps_below():
     steps = np.array([0.1, 0.3, 0.6, 1.0])
 
     def planned(target):
-        foretold = steps[steps <= target].max(initial=steps[0])
-        return foretold, foretold
+        predicted = steps[steps <= target].max(initial=steps[0])
+        return predicted, predicted
 
     assert measure.correct(planned, lambda plan: 1.1 * plan, 0.5).plan == 0.3
     assert measure.correct(planned, lambda plan: 0.8 * plan, 0.5).plan == 0.6  # 0.48: more than 3 % off, but below
@@ -766,7 +766,7 @@ def test_a_real_budget():
     net = randomise(torchvision.models.resnet18())
     x = torch.randn(1, 3, 96, 96)
     runtime = slim.Runtime("cpu", 1)
-    plan = slim.plan(net, x, latency=0.5, runtime=runtime)
+    plan = slim.plan(net, x, slim.Latency(0.5, runtime))
     assert abs(plan.timing["share"] - 0.5) < 0.03 and not plan.shortfall
     times = measure.in_turn([measure.Network(each, x, runtime) for each in (net, plan.apply(net))])
     assert abs(measure.share_of(times) - 0.5) < 0.1

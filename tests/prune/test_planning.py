@@ -2,6 +2,9 @@
 
 import copy
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from networks import ZOO, randomise
 from torch import nn
 
 import slim
+from slim.prune.budgets import Cost, Costs
 from slim.trace.size import network_size
 from slim.workbench.models import build
 
@@ -232,3 +236,106 @@ def test_measure_is_the_flop_counter_on_real_tensors():
 def test_print():
     text = str(slim.plan(vgg(), X, ratio=0.5))
     assert "50.0%" in text and "channels 2,752 → 1,376" in text
+
+
+# -- scores and budgets of one's own -----------------------------------------------------------------------------------
+
+
+SCORES: dict[str, Callable[[nn.Module], Any]] = {
+    "function": lambda model: lambda groups: groups.reduce({n: -g for n, g in gammas(model).items()}),
+    "mapping of tensors": lambda model: {n: -g for n, g in gammas(model).items()},
+    "mapping of lists": lambda model: {n: (-g).tolist() for n, g in gammas(model).items()},
+}
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_a_score_of_ones_own_decides(name: str) -> None:
+    """The negative of |γ|: the channels with the largest go."""
+    model = vgg()
+    every = torch.cat(list(gammas(model).values())).sort(descending=True).values
+    threshold = every[len(every) // 4 - 1]
+    plan = slim.plan(model, X, ratio=0.25, floor=0, score=SCORES[name](model))
+    expected = {n: torch.nonzero(g >= threshold).flatten().tolist() for n, g in gammas(model).items()}
+    assert plan.removed == {n: gone for n, gone in expected.items() if gone}
+
+
+@pytest.mark.parametrize("p", [1, 2])
+def test_magnitude_is_the_norm_of_filters_within_their_layer(p: int) -> None:
+    model = vgg()
+    for scale, conv in enumerate(m for m in model.modules() if isinstance(m, nn.Conv2d)):
+        conv.weight.data *= 10.0**scale  # which must not matter
+    pairs = [
+        (conv, name) for conv, name in zip((m for m in model.modules() if isinstance(m, nn.Conv2d)), gammas(model))
+    ]
+    norms = {name: conv.weight.detach().double().flatten(1).abs().pow(p).sum(1).pow(1 / p) for conv, name in pairs}
+    norms = {name: norm / norm.mean() for name, norm in norms.items()}
+    ordered = torch.cat(list(norms.values())).sort().values
+    threshold = ordered[len(ordered) // 2 - 1]
+    plan = slim.plan(model, X, ratio=0.5, floor=0, score=slim.Magnitude(p))
+    assert plan.removed == {n: torch.nonzero(norm <= threshold).flatten().tolist() for n, norm in norms.items()}
+
+
+def test_magnitude_of_coupled_channels_is_the_mean_over_all_that_make_them() -> None:
+    model = randomise(ZOO["residual"]())
+    norms = [conv.weight.detach().double().flatten(1).norm(dim=1) for conv in (model.stem[0], model.a[1][0])]
+    expected = sum(norm / norm.mean() for norm in norms).argsort()[:4]
+    plan = slim.plan(model, X, ratio=8 / 48, score=slim.Magnitude(), keep=["a.0.1"])
+    assert plan.removed["stem.1"] == plan.removed["a.1.1"] == sorted(expected.tolist())
+
+
+def test_random_follows_its_seed_alone() -> None:
+    plans = [slim.plan(vgg(weights), X, score=slim.Random(seed)).removed for weights, seed in ((0, 1), (5, 1), (0, 2))]
+    assert plans[0] == plans[1] != plans[2]
+
+
+@dataclass(frozen=True)
+class Widest(slim.Budget):
+    """A budget of one's own: the channels of the widest layer."""
+
+    name = "widest"
+
+    def cost(self, costs: Costs) -> Cost:
+        norms = [f"{name}.weight" for name in costs.groups.names]
+        return lambda kept: max(costs.shape(name, kept)[0] for name in norms)
+
+
+@pytest.mark.parametrize("asked, most", [(0.25, 128), (100, 100)])
+def test_a_budget_of_ones_own(asked: float, most: int) -> None:
+    model = vgg()
+    plan = slim.plan(model, X, Widest(asked))
+    widths = [m.num_features for m in plan.apply(model).modules() if isinstance(m, nn.BatchNorm2d)]
+    assert max(widths) == most and plan.requested == {"widest": asked}
+    assert plan.achieved["widest"] == (most / 512 if asked < 1 else most)
+    with pytest.raises(slim.SlimError, match="widest can't be planned after other plans"):
+        slim.plan(plan.apply(model), X, Widest(0.1), after=[plan])
+
+
+@pytest.mark.parametrize(
+    "score, words",
+    [
+        (lambda groups: [1.0, 2.0], r"gave an array of shape \[2\]: expected a finite number for each of 2752 groups"),
+        (lambda groups: np.full(len(groups.roots), np.nan), "expected a finite number"),
+        ({}, r"scores of shape \[0\] for bn1: expected one for each of its 64 channels"),
+        (slim.Gamma, "score .*Gamma.*: expected slim.Gamma"),
+    ],
+)
+def test_scores_that_are_none(score: Any, words: str) -> None:
+    with pytest.raises(slim.SlimError, match=words) as error:
+        slim.plan(vgg(), X, score=score)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("budget", [slim.Flops, slim.Params, slim.Channels])
+@pytest.mark.parametrize(
+    "asked, words", [(0, "out of range"), (-1, "out of range"), ("half", "not a number"), (True, "not a number")]
+)
+def test_budgets_that_are_none(budget: type[slim.Budget], asked: Any, words: str) -> None:
+    with pytest.raises(slim.SlimError, match=words):
+        budget(asked)
+
+
+def test_what_scores_and_budgets_refuse() -> None:
+    with pytest.raises(slim.SlimError, match="unknown reduce 'min'"):
+        slim.Gamma("min")  # type: ignore[arg-type]
+    with pytest.raises(slim.SlimError, match="p 0 of Magnitude"):
+        slim.Magnitude(0)

@@ -1,14 +1,16 @@
-"""score="residual" against least squares: what is missed for good when channels go and the others stand in for them."""
+"""The score `Residual` against least squares: what is missed for good when others stand in for channels that go."""
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import slim
 from slim.errors import SlimError
-from slim.prune import scores as scoring
-from slim.prune.scores import residual_scores
+from slim.prune import residual as scoring
+from slim.prune.budgets import Budget, Costs
+from slim.prune.groups import Groups
 from slim.trace.tracer import trace
 
 C = 7
@@ -34,13 +36,31 @@ def missed(model: nn.Module, images: Tensor, gone: list[int]) -> float:
     return float(left.square().sum() / y.square().sum())
 
 
+def by_layer(model: nn.Module, images: Tensor, budget: Budget | None = None) -> dict[str, NDArray[np.float64]]:
+    """The residual score of each channel of each BatchNorm."""
+    groups = Groups(trace(model, images[:1]), model)
+    if budget is not None:
+        groups.savings = budget.savings(Costs(groups))
+    scores = slim.Residual(images)(groups)
+    return dict(zip(groups.names, np.split(scores[groups.member], np.cumsum(groups.widths)[:-1])))
+
+
+def by_layer(model: nn.Module, images: Tensor, budget: Budget | None = None) -> dict[str, NDArray[np.float64]]:
+    """The residual score of each channel of each BatchNorm."""
+    groups = Groups(trace(model, images[:1]), model)
+    if budget is not None:
+        groups.savings = budget.savings(Costs(groups))
+    scores = slim.Residual(images)(groups)
+    return dict(zip(groups.names, np.split(scores[groups.member], np.cumsum(groups.widths)[:-1])))
+
+
 @pytest.mark.parametrize("gathered", [2, 64])
 def test_costs_add_up_to_the_error_of_least_squares(gathered: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scoring, "GATHERED", gathered)
     monkeypatch.setattr(scoring, "RIDGE", 1e-12)
     model = correlated([nn.Conv2d(C, 5, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()])
     images = torch.randn(30, 3, 6, 6, dtype=torch.float64)
-    scores = residual_scores(model, trace(model, images[:1]), images)["1"]
+    scores = by_layer(model, images)["1"]
     order = np.argsort(scores)
     # the first is the cheapest of all, and so on; what has been missed so far is the sum of the scores
     so_far = 0.0
@@ -73,10 +93,10 @@ def test_one_of_two_twins_goes(reader: list[nn.Module]) -> None:
         model[0].weight[5] = model[0].weight[2]
         model[0].bias[5] = model[0].bias[2]
     images, other = torch.randn(2, 40, 3, 8, 8, dtype=torch.float64)
-    plan = slim.plan(model, images[:1], ratio=1 / C, score="residual", images=images)
+    plan = slim.plan(model, images[:1], ratio=1 / C, score=slim.Residual(images))
     assert plan.removed in ({"1": [2]}, {"1": [5]})
     assert set(slim.plan(model, images[:1], ratio=1 / C).removed["1"]).isdisjoint({2, 5})
-    two = slim.plan(model, images[:1], ratio=2 / C, score="residual", images=images)
+    two = slim.plan(model, images[:1], ratio=2 / C, score=slim.Residual(images))
     assert not {2, 5} <= set(two.removed["1"])
     recovered = slim.recover(model, plan.apply(model), plan, images).model
     with torch.no_grad():
@@ -101,7 +121,7 @@ def test_groups_share_a_score_and_nothing_changes() -> None:
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     images = torch.randn(20, 3, 8, 8)
     traced = trace(model, images[:1])
-    scores = residual_scores(model, traced, images)
+    scores = by_layer(model, images)
     assert scores.keys() == traced.norms.keys()
     by_class: dict[int, set[float]] = {}
     for bn, values in scores.items():
@@ -124,7 +144,7 @@ def test_a_flattened_map_is_read_like_a_large_kernel() -> None:
     images = torch.randn(40, 3, 8, 8, dtype=torch.float64)
     with torch.no_grad():
         assert torch.allclose(linear(images), conv(images))
-    scores = [residual_scores(model, trace(model, images[:1]), images)["1"] for model in (linear, conv)]
+    scores = [by_layer(model, images)["1"] for model in (linear, conv)]
     assert scores[0] == pytest.approx(scores[1], rel=1e-9)
 
 
@@ -139,19 +159,13 @@ def test_a_flattened_map_is_read_like_a_large_kernel() -> None:
 def test_mistakes_in_one_line(images: Tensor, said: str) -> None:
     model = correlated([nn.Conv2d(C, 5, 3)]).float()
     with pytest.raises(SlimError, match=said) as error:
-        slim.plan(model, torch.randn(1, 3, 8, 8), score="residual", images=images)
+        slim.plan(model, torch.randn(1, 3, 8, 8), score=slim.Residual(images))
     assert "\n" not in str(error.value)
 
 
-def test_it_needs_images() -> None:
-    model = correlated([nn.Flatten(), nn.Linear(C * 4, 2)])
-    with pytest.raises(SlimError, match="needs images"):
-        slim.plan(model, torch.randn(1, 3, 2, 2, dtype=torch.float64), score="residual")
-
-
-@pytest.mark.parametrize("budget", ["flops", "params"])
-def test_what_costs_more_is_worth_more(budget: str) -> None:
-    """Two branches of which one does the same work twice over: a channel there is dearer to keep."""
+@pytest.mark.parametrize("budget", [slim.Flops(0.5), slim.Params(0.5)])
+def test_what_costs_more_is_worth_more(budget: Budget) -> None:
+    """Two branches of which one does the same work twice over: a channel there is more expensive to keep."""
 
     class Net(nn.Module):
         def __init__(self) -> None:
@@ -165,14 +179,13 @@ def test_what_costs_more_is_worth_more(budget: str) -> None:
 
     torch.manual_seed(0)
     model, images = Net(), torch.randn(64, 3, 8, 8)
-    traced = trace(model, images[:1])
-    by_channel = residual_scores(model, traced, images)
-    by_cost = residual_scores(model, traced, images, budget)
-    saved = scoring._savings(traced, budget)
+    by_channel, by_cost = by_layer(model, images), by_layer(model, images, budget)
+    groups = Groups(trace(model, images[:1]), model)
+    saved = dict(zip(groups.roots.tolist(), budget.savings(Costs(groups))))
     for bn in ("small.1", "large.1"):  # removing one channel, measured on the thin network
         plan = slim.plan(model, images[:1], layer_ratios={bn: 1 / 6}, ratio=0.0, keep=())
-        before, after = plan.totals[budget]
+        before, after = plan.totals[budget.total]
         expected = before - after
-        assert saved[traced.classes.roots(traced.norms[bn])[0]] == pytest.approx(expected, rel=1e-6)
+        assert saved[int(groups.labels[bn][0])] == pytest.approx(expected, rel=1e-6)
     ratio = {bn: by_channel[bn].min() / by_cost[bn].min() for bn in by_cost}
     assert ratio["large.1"] > 5 * ratio["small.1"]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import slim
 from slim import checkpoint
 from slim.errors import SlimError
+from slim.prune.budgets import Ratio
 from slim.prune.plan import PruningPlan
 from slim.trace.size import network_size
 from slim.workbench import config, models, train
@@ -24,6 +25,7 @@ from slim.workbench.config import ComputeConfig, OptimConfig, PruneConfig, RunCo
 from slim.workbench.data import Dataset, batches
 from slim.workbench.run import whole
 from slim.workbench.train import Callbacks, Snapshots, fit
+from slim.workbench.train.gradual import Pruning
 from slim.workbench.train.state import mixed
 
 ON_CPU = ComputeConfig(device="cpu", precision="32-true")
@@ -64,7 +66,7 @@ def test_the_budget_follows_the_cubic(digits: Dataset) -> None:
         optim,
         compute=ON_CPU,
         sparsity=how,
-        pruning={"ratio": 0.7, "floor": 0},
+        pruning=Pruning(Ratio(0.7), {"floor": 0}),
         callbacks=Callbacks(on_prune=prunes),
     )
     assert [step for step, _ in prunes] == [17, 23, 30]  # 10 + 20·i/3
@@ -89,7 +91,7 @@ def test_fit_is_a_plain_loop_that_prunes(optimizer: str, digits: Dataset) -> Non
         compute=replace(ON_CPU, channels_last=False),
         seed=7,
         sparsity=sparsity,
-        pruning={"flops": 0.3},
+        pruning=Pruning(slim.Flops(0.3)),
     )
 
     plain: nn.Module = network()
@@ -123,7 +125,7 @@ def test_fit_is_a_plain_loop_that_prunes(optimizer: str, digits: Dataset) -> Non
                     average[name].lerp_(tensor, 1 - decay)
             if step in due:
                 share = (1 - due[step]) ** 3
-                plan = slim.plan(plain.eval(), IMAGE, flops=share + 0.3 * (1 - share), after=plans)
+                plan = slim.plan(plain.eval(), IMAGE, slim.Flops(share + 0.3 * (1 - share)), after=plans)
                 thin = plan.apply(plain).train()
                 plan.prune_optimizer(stepper, plain, thin)
                 plain = thin
@@ -145,30 +147,31 @@ def widths(model: nn.Module) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize(
-    "asked, rules",
+    "budget, rules",
     [
-        ("ratio", {}),
-        ("flops", {}),
-        ("params", {"score": "max"}),
-        ("ratio", {"floor": 0.4}),
-        ("flops", {"floor_count": 5, "round_to": 2}),
+        (Ratio, {}),
+        (slim.Flops, {}),
+        (slim.Channels, {}),
+        (slim.Params, {"score": slim.Gamma("max")}),
+        (Ratio, {"floor": 0.4}),
+        (slim.Flops, {"floor": 5, "round_to": 2}),
     ],
 )
-def test_small_steps_end_where_a_large_one_does(asked: str, rules: dict[str, Any]) -> None:
+def test_small_steps_end_where_a_large_one_does(budget: type[slim.Budget], rules: dict[str, Any]) -> None:
     model = randomise(ZOO["residual"]()).eval()
     x = torch.randn(1, 3, 32, 32)
-    once = slim.plan(model, x, **{asked: 0.5}, **rules).apply(model)
+    once = slim.plan(model, x, budget(0.5), **rules).apply(model)
     thin, plans = model, []
     for share in (0.15, 0.3, 0.45, 0.5):
-        plan = slim.plan(thin, x, **{asked: share if asked == "ratio" else 1 - share}, **rules, after=plans)
+        plan = slim.plan(thin, x, budget(share if budget is Ratio else 1 - share), **rules, after=plans)
         thin = plan.apply(thin)
         plans.append(plan)
     expected, found = widths(once), widths(thin)
     assert all(torch.equal(found[name], gamma) for name, gamma in expected.items())
     assert sum(map(len, found.values())) < sum(map(len, widths(model).values()))
-    whole, left = plans[0].totals[key := "channels" if asked == "ratio" else asked][0], plan.totals[key][1]
-    assert plan.achieved[asked] == pytest.approx(1 - left / whole if asked == "ratio" else left / whole)
-    again = slim.plan(thin, x, **{asked: 0.5}, **rules, after=plans)
+    whole, left = plans[0].totals[key := budget.total][0], plan.totals[key][1]
+    assert plan.achieved[budget.name] == pytest.approx(1 - left / whole if budget is Ratio else left / whole)
+    again = slim.plan(thin, x, budget(0.5), **rules, after=plans)
     assert not again.removed and again.apply(thin)(x).equal(thin(x))
 
 
@@ -177,9 +180,9 @@ def test_plans_after_others_are_checked() -> None:
     plan = slim.plan(model, IMAGE, ratio=0.3)
     with pytest.raises(SlimError, match="has 32 BatchNorm channels: expected the 23 that"):
         slim.plan(model, IMAGE, after=[plan])
-    for budget in ({"latency": 0.5}, {"ratio": 0.5, "layer_ratios": {"1": 0.5}}):
+    for rules in ({"budget": slim.Latency(0.5)}, {"ratio": 0.5, "layer_ratios": {"1": 0.5}}):
         with pytest.raises(SlimError, match="can't be planned after other plans"):
-            slim.plan(plan.apply(model), IMAGE, after=[plan], **budget)  # type: ignore[arg-type]
+            slim.plan(plan.apply(model), IMAGE, after=[plan], **rules)  # type: ignore[arg-type]
 
 
 # The penalty goes on
@@ -188,7 +191,7 @@ def test_plans_after_others_are_checked() -> None:
 def test_what_is_gone_counts_towards_a_target(digits: Dataset) -> None:
     model = network()
     how = SparsityConfig(strength=1e-3, method="proximal", target=0.6, gradual=4, gradual_start=0.3)
-    records = fit(model, digits, OptimConfig(epochs=16), compute=ON_CPU, sparsity=how, pruning={"ratio": 0.35})
+    records = fit(model, digits, OptimConfig(epochs=16), compute=ON_CPU, sparsity=how, pruning=Pruning(Ratio(0.35)))
     left = records[-1]["channels"]
     assert left == 32 - int(0.35 * 32)
     assert (32 - left + records[-1]["zero"] * left) / 32 == pytest.approx(0.6, abs=1 / 32)
@@ -209,7 +212,7 @@ def test_the_penalty_of_the_thin_network(kind: str) -> None:
     plan = slim.plan(model, x, ratio=0.4)
     thin = plan.apply(model)
     plan.prune_optimizer(optimizer, model, thin)
-    plan.prune_sparsity(sparsity, model, thin)
+    sparsity.prune(plan, model, thin)
     named = dict(thin.named_parameters())
     assert all(named[name] is parameter for name, parameter in sparsity.parameters.items())
     fresh = slim.sparsify(thin, torch.optim.SGD(thin.parameters(), 0.1, momentum=0.9), penalty(thin))
@@ -257,7 +260,15 @@ def test_killed_around_a_prune(digits: Dataset, tmp_path: Path) -> None:
 
         optim = OptimConfig(epochs=2, ema=0.9, optimizer="adamw", lr=0.01)
         more: dict[str, Any] = {"snapshots": Killing(tmp_path, fatal, resume), "compute": ON_CPU}
-        fit(model, digits, optim, sparsity=how, pruning={"ratio": 0.5}, callbacks=Callbacks(on_prune=on_prune), **more)
+        fit(
+            model,
+            digits,
+            optim,
+            sparsity=how,
+            pruning=Pruning(Ratio(0.5)),
+            callbacks=Callbacks(on_prune=on_prune),
+            **more,
+        )
         return model, prunes
 
     expected, plans = trained()
@@ -346,21 +357,23 @@ def test_several_passes(here: None) -> None:
 
 
 @pytest.mark.parametrize(
-    "pruning",
+    "budget, rules",
     [
-        {"ratio": 0.5, "score": "residual"},
-        {"ratio": 0.5, "mode": "select"},
-        {"flops": 0.4, "scope": "layer"},
-        {"flops": 0.4, "round_to": 8},
-        {"flops": 0.4, "round_to": "auto"},
+        (Ratio(0.5), {"score": slim.Residual}),
+        (Ratio(0.5), {"score": slim.Magnitude()}),
+        (Ratio(0.5), {"mode": "select"}),
+        (slim.Flops(0.4), {"scope": "layer"}),
+        (slim.Flops(0.4), {"round_to": 8}),
+        (slim.Flops(0.4), {"round_to": slim.Runtime()}),
     ],
     ids=str,
 )
-def test_every_way_to_plan(pruning: dict[str, Any], digits: Dataset) -> None:
+def test_every_way_to_plan(budget: slim.Budget, rules: dict[str, Any], digits: Dataset) -> None:
     """Whatever the rules, all prunes together keep the budget, as one would."""
     model, prunes = network(widths=(48, 64)), Prunes()
     whole = network_size(model, IMAGE).flops
-    more = {"images": digits.train[:64].decoded().float()} if "score" in pruning else {}
+    if rules.get("score") is slim.Residual:
+        rules = {"score": slim.Residual(digits.train[:64].decoded().float())}
     how = SparsityConfig(strength=1e-3, gradual=3)
     fit(
         model,
@@ -368,17 +381,17 @@ def test_every_way_to_plan(pruning: dict[str, Any], digits: Dataset) -> None:
         OptimConfig(epochs=2),
         compute=ON_CPU,
         sparsity=how,
-        pruning=pruning | more,
+        pruning=Pruning(budget, rules),
         callbacks=Callbacks(on_prune=prunes),
     )
     widths = (model[1].num_features, model[5].num_features)
-    if "ratio" in pruning:
+    if isinstance(budget, Ratio):
         assert sum(widths) == 56
     else:
         assert 0.25 * whole < network_size(model, IMAGE).flops <= 0.4 * whole
-    if pruning.get("round_to") == 8:
+    if rules.get("round_to") == 8:
         assert widths[0] % 8 == widths[1] % 8 == 0
-    if "scope" in pruning:
+    if "scope" in rules:
         assert widths[0] / 48 == pytest.approx(widths[1] / 64, abs=0.02)
     assert len(prunes) >= 2 and model(IMAGE).shape == (1, 10)
 
@@ -393,15 +406,22 @@ def test_every_way_to_plan(pruning: dict[str, Any], digits: Dataset) -> None:
             "gradual_start is 0.8: expected less than gradual_end, which is 0.7",
         ),
         ({"gradual": 9}, {}, 8, "gradual is 9: expected at most 4, as this training has 8 steps"),
-        ({"gradual": 2}, {"latency": 0.5}, 8, "prune.latency is 0.5, which gradual pruning can't reach"),
-        ({"gradual": 2}, {"keep": ["bn*"]}, 8, "keep 'bn\\*' matches no BatchNorm"),
-        ({"gradual": 2}, {"ratio": 0.01}, 8, "ratio 0.01 would remove nothing"),
+        ({"gradual": 2}, {"budget": slim.Latency(0.5)}, 8, "prune.latency is 0.5, which gradual pruning can't reach"),
+        ({"gradual": 2}, {"rules": {"keep": ["bn*"]}}, 8, "keep 'bn\\*' matches no BatchNorm"),
+        ({"gradual": 2}, {"budget": Ratio(0.01)}, 8, "ratio 0.01 would remove nothing"),
     ],
 )
 def test_mistakes(how: dict[str, Any], pruning: dict[str, Any], steps: int, message: str, digits: Dataset) -> None:
     model = network()
     with pytest.raises(SlimError, match=message):
-        fit(model, digits, OptimConfig(epochs=1), compute=ON_CPU, sparsity=SparsityConfig(**how), pruning=pruning)
+        fit(
+            model,
+            digits,
+            OptimConfig(epochs=1),
+            compute=ON_CPU,
+            sparsity=SparsityConfig(**how),
+            pruning=Pruning(**pruning),
+        )
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), network().state_dict().values()))
 
 
@@ -412,6 +432,6 @@ def test_compiled(digits: Dataset) -> None:
     for model, compiled in ((found, True), (expected, False)):
         how = SparsityConfig(gradual=10, gradual_start=0.1)
         optim = OptimConfig(epochs=3, lr=0.01)
-        fit(model, digits, optim, compute=replace(ON_CPU, compile=compiled), sparsity=how, pruning={"ratio": 0.5})
+        fit(model, digits, optim, compute=replace(ON_CPU, compile=compiled), sparsity=how, pruning=Pruning(Ratio(0.5)))
     for ours, theirs in zip(found.parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)

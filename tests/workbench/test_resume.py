@@ -22,11 +22,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from slim.errors import Interrupted, SlimError
+from slim.prune.budgets import Ratio
 from slim.workbench import run as pipeline
 from slim.workbench.config import ComputeConfig, OptimConfig, RunConfig, SparsityConfig, updated
 from slim.workbench.data import Dataset
 from slim.workbench.run import pruning, whole
 from slim.workbench.train import Callbacks, Distillation, Snapshots, fit
+from slim.workbench.train.gradual import Pruning
 from slim.workbench.train.guard import out_of_memory
 
 # Children come from a server that has torch loaded: forked from here, they couldn't train once autograd has threads.
@@ -54,7 +56,7 @@ def network(seed: int = 1) -> nn.Module:
 RECIPES: dict[str, tuple[OptimConfig, dict[str, Any]]] = {
     "momentum, schedule of λ, gradual pruning": (
         OptimConfig(epochs=4, mixup=0.2, cutmix=1.0),
-        {"sparsity": SparsityConfig(strength=0.01, schedule="ramp", gradual=10), "pruning": {"ratio": 0.5}},
+        {"sparsity": SparsityConfig(strength=0.01, schedule="ramp", gradual=10), "pruning": Pruning(Ratio(0.5))},
     ),
     "λ controller": (
         OptimConfig(epochs=7),

@@ -1,6 +1,6 @@
 """The stage that prunes, verifies and recovers."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
 
