@@ -45,15 +45,6 @@ def by_layer(model: nn.Module, images: Tensor, budget: Budget | None = None) -> 
     return dict(zip(groups.names, np.split(scores[groups.member], np.cumsum(groups.widths)[:-1])))
 
 
-def by_layer(model: nn.Module, images: Tensor, budget: Budget | None = None) -> dict[str, NDArray[np.float64]]:
-    """The residual score of each channel of each BatchNorm."""
-    groups = Groups(trace(model, images[:1]), model)
-    if budget is not None:
-        groups.savings = budget.savings(Costs(groups))
-    scores = slim.Residual(images)(groups)
-    return dict(zip(groups.names, np.split(scores[groups.member], np.cumsum(groups.widths)[:-1])))
-
-
 @pytest.mark.parametrize("gathered", [2, 64])
 def test_costs_add_up_to_the_error_of_least_squares(gathered: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scoring, "GATHERED", gathered)

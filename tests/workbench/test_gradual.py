@@ -151,7 +151,6 @@ def widths(model: nn.Module) -> dict[str, Tensor]:
     [
         (Ratio, {}),
         (slim.Flops, {}),
-        (slim.Channels, {}),
         (slim.Params, {"score": slim.Gamma("max")}),
         (Ratio, {"floor": 0.4}),
         (slim.Flops, {"floor": 5, "round_to": 2}),
