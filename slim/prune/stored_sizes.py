@@ -18,7 +18,6 @@ class StoredSizes:
 
     traced: Trace
     followed: dict[str, Counted] = field(default_factory=dict)
-    refused: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.followed |= self.traced.group_counts
@@ -27,7 +26,7 @@ class StoredSizes:
         """Return what keeps the thin network from running once stored sizes follow; they are noted in `plan.sizes`.
 
         Where an attribute holds a size that an operator was given, it is tried with the thin size, alone or with the
-        others of its module; what brings the network further is followed from then on, what doesn't is refused.
+        others of its module; what brings the network further is followed from then on.
         """
 
         def check(tried: dict[str, Counted]) -> Misfit | None:
@@ -37,8 +36,7 @@ class StoredSizes:
 
         misfit = check({})
         while misfit is not None:
-            stale = self._stale(misfit, kept)
-            for tried in _attempts(stale):
+            for tried in _attempts(self._stale(misfit, kept)):
                 after = check(tried)
                 if not _further(after, misfit):
                     continue
@@ -51,7 +49,6 @@ class StoredSizes:
                 misfit = after
                 break
             else:
-                self.refused |= stale.keys()
                 break
         plan.sizes = {name: kept_size(counted, kept) for name, counted in self.followed.items()}
         return misfit
@@ -74,9 +71,7 @@ class StoredSizes:
         return {
             name: counted
             for name, counted in misfit.stored.items()
-            if name not in self.followed
-            and name not in self.refused
-            and kept_size(counted, kept) != kept_size(counted, everything)
+            if name not in self.followed and kept_size(counted, kept) != kept_size(counted, everything)
         }
 
 
