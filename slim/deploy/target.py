@@ -4,6 +4,7 @@ A runtime is a class with these members in a file of its own, and a line in `sli
 `slim.deploy.onnx.target.OnnxRuntime`; benchmarks and the cost model know no more of it than what stands here.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +12,61 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 
+from slim.errors import SlimError
+
 if TYPE_CHECKING:
     from torch import nn
 
+LARGEST_BATCH = 2**20
 Feed = Mapping[str, np.ndarray]  # an array for each input of a file
 TimedCall = Callable[[], object]  # one run, without arguments
+
+
+@dataclass(frozen=True)
+class Batch:
+    """How many images a file takes: `unit` of them, or any multiple of that."""
+
+    unit: int = 1
+    multiples: bool = True
+
+    @classmethod
+    def of(cls, setting: int | str) -> "Batch":
+        """Read "any", a number of images (8), or a unit of which any multiple may come ("8n").
+
+        Raises SlimError for anything else.
+        """
+        found = re.fullmatch(r"([1-9][0-9]{0,6})(n?)", str(setting))
+        if setting == "any":
+            return cls()
+        if found is None or int(found[1]) > LARGEST_BATCH:
+            raise SlimError(
+                f"batch {setting!r}: expected any, a number of images such as 8, or multiples of it as in 8n"
+            )
+        return cls(int(found[1]), bool(found[2]))
+
+    @classmethod
+    def of_dimension(cls, size: int | str | None) -> "Batch":
+        """Read the first dimension of a file's input: a number, or a name such as "batch" or "8*batch"."""
+        if isinstance(size, int):
+            return cls(size, multiples=False)
+        found = re.match(r"(\d+)\*", size or "")
+        return cls(int(found[1]) if found else 1)
+
+    @property
+    def example(self) -> int:
+        """A size to export with: torch.export takes a dimension of size 1 for a constant."""
+        return 2 * self.unit if self.multiples else self.unit
+
+    def sizes(self, factors: tuple[int, ...]) -> list[int]:
+        """Return the sizes to check a file on: these multiples, where it takes them."""
+        return [factor * self.unit for factor in factors] if self.multiples else [self.unit]
+
+    def holds(self, size: int) -> bool:
+        """Return whether a file takes a batch of this size."""
+        return size % self.unit == 0 if self.multiples else size == self.unit
+
+    def __str__(self) -> str:
+        return "any" if self == Batch() else f"{self.unit}n" if self.multiples else str(self.unit)
 
 
 @dataclass(frozen=True)
@@ -47,6 +98,10 @@ class Executable(Protocol):
     @property
     def inputs(self) -> Sequence[FileInput]:
         """The inputs, in the order of `forward`."""
+
+    @property
+    def batch(self) -> Batch:
+        """The batch sizes that it takes."""
 
     @property
     def metadata(self) -> Mapping[str, str]:

@@ -333,7 +333,7 @@ def test_open_image_sizes_and_raw_images(tmp_path: Path) -> None:
     assert feed["images"].shape == (4, 3, 20, 20)
     settings = {"mean": [0.5] * 3, "std": [0.5] * 3}
     slim.export_onnx(
-        net, torch.zeros(1, 3, 9, 11), tmp_path / "raw.onnx", dynamic_size=True, preprocess=True, **settings
+        net, torch.zeros(1, 3, 9, 11), tmp_path / "raw.onnx", dynamic_size=True, preprocess=True, metadata=settings
     )
     feed = FileRunner("raw", tmp_path / "raw.onnx", OnnxRuntime("cpu", 1)).feed(4)
     assert feed["images"].shape == (4, 9, 11, 3) and feed["images"].dtype == np.uint8 and feed["images"].max() > 200
@@ -440,8 +440,8 @@ def test_raw_images_are_like_others(tmp_path: Path) -> None:
     """Bytes with channels last hold the same image as floats with channels first."""
     net, x = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten()), torch.zeros(1, 3, 9, 11)
     settings = {"mean": [0.5] * 3, "std": [0.5] * 3}
-    slim.export_onnx(net, x, tmp_path / "plain.onnx", **settings)
-    slim.export_onnx(net, x, tmp_path / "raw.onnx", preprocess=True, **settings)
+    slim.export_onnx(net, x, tmp_path / "plain.onnx", metadata=settings)
+    slim.export_onnx(net, x, tmp_path / "raw.onnx", preprocess=True, metadata=settings)
     files = {name: tmp_path / f"{name}.onnx" for name in ("plain", "raw")}
     assert not benchmark(files, batch_sizes=[2], runs=2, warmup=0, threads=1, memory=False).notes
 

@@ -49,7 +49,12 @@ def normalised(fitted: tuple[nn.Module, float, float], digits: tuple[torch.Tenso
 def source(fitted: tuple[nn.Module, float, float], tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("int8") / "float.onnx"
     net, mean, std = fitted
-    slim.export_onnx(net, torch.zeros(1, 1, 8, 8), path, classes=CLASSES, mean=[mean], std=[std], plan_digest="abc")
+    slim.export_onnx(
+        net,
+        torch.zeros(1, 1, 8, 8),
+        path,
+        metadata={"classes": CLASSES, "mean": [mean], "std": [std], "plan_digest": "abc"},
+    )
     return path
 
 
@@ -100,7 +105,13 @@ def test_with_preprocessing_in_the_graph(
 ) -> None:
     float_path, path = tmp_path / "float.onnx", tmp_path / "int8.onnx"
     net, mean, std = fitted
-    slim.export_onnx(net, torch.zeros(1, 1, 8, 8), float_path, preprocess=True, mean=[mean], std=[std], classes=CLASSES)
+    slim.export_onnx(
+        net,
+        torch.zeros(1, 1, 8, 8),
+        float_path,
+        preprocess=True,
+        metadata={"mean": [mean], "std": [std], "classes": CLASSES},
+    )
     raw = digits[0].permute(0, 2, 3, 1)
     slim.quantize_onnx(float_path, path, [raw[:200]], [(raw[1500:], digits[1][1500:])], max_loss=0.03)
     kinds = [node.op_type for node in onnx.load(path).graph.node]

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from slim.deploy.target import FileInput, NodeTime, Target, TimedCall
+from slim.deploy.target import Batch, FileInput, NodeTime, Target, TimedCall
 from slim.errors import SlimError
 
 DTYPES = ("float32", "float16", "float64", "uint8")
@@ -26,8 +26,8 @@ class Runner(Protocol):
         """What it runs on, by onnxruntime's name."""
 
     @property
-    def fixed_batch(self) -> int | None:
-        """The only batch size that it takes, if there is one."""
+    def batch(self) -> Batch:
+        """The batch sizes that it takes."""
 
     @property
     def file_size(self) -> int | None:
@@ -67,9 +67,8 @@ class FileRunner:
         return self.opened.provider
 
     @property
-    def fixed_batch(self) -> int | None:
-        batches = [entry.shape[0] for entry in self.opened.inputs if entry.shape]
-        return next((batch for batch in batches if isinstance(batch, int)), None)
+    def batch(self) -> Batch:
+        return self.opened.batch
 
     @property
     def file_size(self) -> int | None:
@@ -94,11 +93,13 @@ class FileRunner:
 
     def check_batch(self, batch_size: int) -> None:
         """Raise SlimError for a batch size that the file can't take."""
-        if self.fixed_batch not in (None, batch_size):
-            raise SlimError(
-                f"batch size {batch_size}: {self.name!r} has the fixed batch size {self.fixed_batch}: expected "
-                f"batch_sizes [{self.fixed_batch}]"
+        if not self.batch.holds(batch_size):
+            how = (
+                f"takes multiples of {self.batch.unit}"
+                if self.batch.multiples
+                else f"has the fixed batch size {self.batch}"
             )
+            raise SlimError(f"batch size {batch_size}: {self.name!r} {how}: expected batch_sizes [{self.batch.unit}]")
 
     def feed(self, batch_size: int) -> dict[str, np.ndarray]:
         """Return random inputs: standard normal, or any pixel where the file takes bytes."""

@@ -12,8 +12,13 @@ import numpy as np
 import onnxruntime
 
 from slim.deploy.onnx.session import brief, open_session
+from slim.deploy.target import Batch
 from slim.errors import SlimError
 from slim.images import IMAGE_FILES, MODES, read_image
+
+LARGEST_SIZE = 2**16  # of an input, in metadata
+LARGEST_NUMBER = 1e6
+SHOWN = 80  # characters of metadata in an error
 
 
 class OnnxModel:
@@ -41,30 +46,45 @@ class OnnxModel:
         self.raw: bool = self._input.type == "tensor(uint8)"
         self.provider: str = self._session.get_providers()[0]
         self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
-        self.classes: list[str] | None = self._read("slim.classes")
-        self.mean: list[float] | None = self._read("slim.mean")
-        self.std: list[float] | None = self._read("slim.std")
-        self.input_shape: list[int] | None = self._read("slim.input_shape")
+        self.batch = Batch.of_dimension(self._input.shape[0] if self._input.shape else None)
+        self.classes: list[str] | None = self._read("slim.classes", "names", _is_text)
+        self.mean: list[float] | None = self._read("slim.mean", "numbers", _is_number)
+        self.std: list[float] | None = self._read("slim.std", "numbers above 0", lambda v: _is_number(v) and v > 0)
+        self.input_shape: list[int] | None = self._read("slim.input_shape", "sizes", _is_size)
 
     def __call__(self, images: Any) -> np.ndarray:
-        """Logits [N, K], float32, for normalised `images` [N, C, H, W]: a float array (numpy or torch) of any
-        N. A file with preprocessing takes uint8 [N, H, W, C], and gives probabilities.
+        """Return logits [N, K], float32, for normalised `images` [N, C, H, W]: a float array (numpy or torch) of any
+        N. A file with preprocessing takes uint8 [N, H, W, C], and gives probabilities. A file with a fixed batch runs
+        as often as it takes, the last time on copies of the last image where images are missing.
 
-        Raises SlimError for another shape or dtype, and where the file leaves open a size that one of its nodes can't
-        take.
+        Raises SlimError for another shape or dtype, where the file leaves open a size that one of its nodes can't
+        take, and where it takes multiples of a number of images and N is none.
         """
-        feed = self.feed(images)
+        given = self.checked(images)
+        return np.concatenate([self._run(part) for part in self.parts(given)])[: len(given)]
+
+    def parts(self, images: np.ndarray) -> list[np.ndarray]:
+        """Return checked `images` in batches that the file takes."""
+        if self.batch.holds(len(images)):
+            return [images]
+        if self.batch.multiples or not len(images):
+            raise SlimError(f"{len(images)} images: {self.path.name} takes multiples of {self.batch.unit}")
+        missing = -len(images) % self.batch.unit
+        whole = np.concatenate([images, np.repeat(images[-1:], missing, 0)])
+        return np.split(whole, len(whole) // self.batch.unit)
+
+    def _run(self, images: np.ndarray) -> np.ndarray:
         quiet = onnxruntime.RunOptions()
         quiet.log_severity_level = 4  # the error says it
         try:
-            outputs: np.ndarray = self._session.run(None, feed, quiet)[0]
+            outputs: np.ndarray = self._session.run(None, {self._input.name: images}, quiet)[0]
         except Exception as error:  # onnxruntime's own errors share no base class
-            shape = list(feed[self._input.name].shape)
+            shape = list(images.shape)
             raise SlimError(f"{self.path.name} can't run on images of shape {shape}: {brief(error)}") from error
         return outputs
 
-    def feed(self, images: Any) -> dict[str, np.ndarray]:
-        """`images`, checked, as onnxruntime takes them."""
+    def checked(self, images: Any) -> np.ndarray:
+        """Return `images` as the file takes them. Raises SlimError for another shape or dtype."""
         if hasattr(images, "detach"):  # a torch tensor
             images = images.detach().cpu()
             images = images.float() if images.is_floating_point() else images
@@ -73,14 +93,21 @@ class OnnxModel:
             raise SlimError(f"images of dtype {images.dtype}: {self.path.name} normalises by itself; expected uint8")
         if not self.raw and not np.issubdtype(images.dtype, np.floating):
             raise SlimError(f"images of dtype {images.dtype}: expected normalised floats; predict() takes raw images")
-        wanted = [size if isinstance(size, int) else None for size in self._input.shape]  # None: any
+        wanted = [
+            None,
+            *(size if isinstance(size, int) else None for size in (self._input.shape or [])[1:]),
+        ]  # None: any
         if images.ndim != len(wanted) or any(w not in (None, size) for size, w in zip(images.shape, wanted)):
             shown = ", ".join("N" if size is None else str(size) for size in wanted)
             raise SlimError(f"images of shape {list(images.shape)}: expected [{shown}]")
-        return {self._input.name: images.astype(np.uint8 if self.raw else np.float32, copy=False)}
+        return images.astype(np.uint8 if self.raw else np.float32, copy=False)
+
+    def feeds(self, images: Any) -> list[dict[str, np.ndarray]]:
+        """Return `images`, checked, as onnxruntime takes them: batch by batch."""
+        return [{self._input.name: part} for part in self.parts(self.checked(images))]
 
     def predict(self, images: Any, top: int = 5, batch_size: int = 64) -> list[list[tuple[str, float]]]:
-        """The `top` most probable (label, probability) of each image, best first.
+        """Return the `top` most probable (label, probability) of each image, best first.
 
         An image is a path, a PIL image or a uint8 array [H, W] or [H, W, 3]; a folder, a glob pattern such as
         "photos/*.jpg" and an array [N, H, W, C] stand for the images in them; `images` is one of these or a list of
@@ -101,7 +128,7 @@ class OnnxModel:
         batch_size: int = 64,
         on_error: Callable[[Any, SlimError], None] | None = None,
     ) -> Iterator[tuple[Any, list[tuple[str, float]]]]:
-        """Each image with what `predict` says of it, as soon as its batch is done. `images` are single ones.
+        """Yield each image with what `predict` says of it, as soon as its batch is done. `images` are single ones.
 
         With `on_error`, an image that can't be read is given to it and left out; without, it raises SlimError.
         """
@@ -132,13 +159,19 @@ class OnnxModel:
                         rows = self(normalised)
                     yield from zip(kept, [self._best(row, top) for row in rows], strict=True)
 
-    def _read(self, key: str) -> Any:
+    def _read(self, key: str, of_what: str, fits: Callable[[Any], bool]) -> Any:
+        """A list from the metadata, of entries that are as they should be; None where it has none."""
         if key not in self.metadata:
             return None
+        text = self.metadata[key]
         try:
-            return json.loads(self.metadata[key])
-        except ValueError:
-            raise SlimError(f"{self.path.name} has metadata {key} = {self.metadata[key]!r}: expected JSON") from None
+            found = json.loads(text)
+        except (ValueError, RecursionError):
+            found = None
+        if not isinstance(found, list) or not found or not all(map(fits, found)):
+            shown = text if len(text) <= SHOWN else text[:SHOWN] + "…"
+            raise SlimError(f"{self.path.name} has metadata {key} = {shown!r}: expected a JSON list of {of_what}")
+        return found
 
     def _preprocessing(self) -> tuple[list[int], np.ndarray, np.ndarray]:
         """Input shape [C, H, W], mean and std [C, 1, 1] (of which a file that normalises by itself has no need)."""
@@ -151,12 +184,15 @@ class OnnxModel:
                 f"{self.path.name} has no {', '.join(missing)} in its metadata: predict expects a file that "
                 "slim.export_onnx wrote with mean and std; call the model itself on normalised arrays"
             )
-        for key, value in needed.items():
-            if not isinstance(value, list) or not all(isinstance(v, (int, float)) for v in value):
-                raise SlimError(f"{self.path.name} has metadata {key} = {value!r}: expected a list of numbers")
         assert self.input_shape is not None
         if len(self.input_shape) != 3 or self.input_shape[0] not in MODES:
             raise SlimError(f"{self.path.name} takes inputs of shape {self.input_shape}: expected grey or RGB images")
+        for key, values in (("slim.mean", self.mean), ("slim.std", self.std)):
+            if not self.raw and values is not None and len(values) != self.input_shape[0]:
+                raise SlimError(
+                    f"{self.path.name} has metadata {key} of {len(values)} numbers: expected one for each of the "
+                    f"{self.input_shape[0]} channels"
+                )
         mean, std = (np.array(values or [], np.float32).reshape(-1, 1, 1) for values in (self.mean, self.std))
         return self.input_shape, mean, std
 
@@ -172,7 +208,7 @@ class OnnxModel:
 
 
 def find_images(images: Any) -> list[Any]:
-    """`images`, one or a list of them, as a list of single images.
+    """Return `images`, one or a list of them, as a list of single images.
 
     A folder stands for the image files in it, at any depth, and text with *, ? or [ that names no file for the files
     that it matches, both in order of their names; an array [N, H, W, C] stands for its N images.
@@ -207,6 +243,18 @@ def _files(path: str) -> list[str]:
 
 def _is_image(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_FILES and not path.is_dir()
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < LARGEST_NUMBER
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= LARGEST_SIZE
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:

@@ -95,21 +95,22 @@ class _Feeds:
     """Calibration batches as onnxruntime.quantization reads them, one by one."""
 
     def __init__(self, model: OnnxModel, batches: Iterable[Any]) -> None:
-        self._model = model
-        self._batches: Iterator[Any] = iter(batches)
         self.count = 0
+        self._feeds = self._all(model, batches)
+
+    def _all(self, model: OnnxModel, batches: Iterable[Any]) -> Iterator[dict[str, np.ndarray]]:
+        for images in batches:
+            self.count += len(images)
+            yield from model.feeds(images)
 
     def get_next(self) -> dict[str, np.ndarray] | None:
-        for images in self._batches:
-            self.count += len(images)
-            return self._model.feed(images)
-        return None
+        return next(self._feeds, None)
 
     def __len__(self) -> int:
         return self.count
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
-        return iter(self.get_next, None)
+        return self._feeds
 
 
 def _method(name: str) -> Any:

@@ -4,6 +4,7 @@ import contextlib
 import io
 import logging
 import re
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -28,7 +29,7 @@ def open_session(
     settings: Mapping[str, str] | None = None,
     profile: Path | None = None,
 ) -> onnxruntime.InferenceSession:
-    """An onnxruntime session on `model`: an ONNX file's path, or the content of one.
+    """Return an onnxruntime session on `model`: an ONNX file's path, or the content of one.
 
     `provider` is auto (CUDA where onnxruntime has it and it starts, else CPU), a short name such as cpu or
     cuda, or onnxruntime's own name such as CUDAExecutionProvider; `threads` is the number of CPU threads that
@@ -72,7 +73,7 @@ def open_session(
 
 
 def find_provider(name: str) -> str:
-    """The onnxruntime name of the provider called `name`: auto, a short name (cpu, cuda) or the full one.
+    """Return the onnxruntime name of the provider called `name`: auto, a short name (cpu, cuda) or the full one.
 
     auto is CUDA where this onnxruntime has it, else CPU. The others have to be named, as each asks for a decision:
     TensorRT needs libraries of its own and builds an engine for every input shape, which takes up to minutes; OpenVINO
@@ -93,8 +94,9 @@ def find_provider(name: str) -> str:
 
 
 def start_provider(name: str) -> str:
-    """As `find_provider`, and it starts here: tried on a graph of one node. auto falls back to CPU; any other that
-    doesn't start raises SlimError."""
+    """Return the name of a provider that starts here, as `find_provider` does; tried on a graph of one node.
+
+    auto falls back to CPU; any other that doesn't start raises SlimError."""
     if find_provider(name) == CPU:
         return CPU
     from onnx import TensorProto, helper
@@ -109,9 +111,10 @@ def start_provider(name: str) -> str:
 def ready_call(
     session: onnxruntime.InferenceSession, feed: Mapping[str, np.ndarray], name: str = "the network"
 ) -> Callable[[], None]:
-    """One run of `session` on `feed`, to be timed: from memory where the inputs lie ready to memory where the outputs
-    stay, which is the GPU's for a provider on the GPU. It raises SlimError where the network, here called `name`, can't
-    run on that."""
+    """Return one run of `session` on `feed`, to be timed: from memory where the inputs lie ready to memory where the
+    outputs stay, which is the GPU's for a provider on the GPU.
+
+    It raises SlimError where the network, here called `name`, can't run on that."""
     run = bound_run(session, feed, "cuda") if session.get_providers()[0] in ON_GPU else lambda: session.run(None, feed)
 
     def call() -> None:
@@ -127,7 +130,7 @@ def ready_call(
 
 
 def bound_run(session: onnxruntime.InferenceSession, feed: Mapping[str, np.ndarray], device: str) -> Callable[[], None]:
-    """A run whose inputs lie on the device before it starts and whose outputs stay there."""
+    """Return a run whose inputs lie on the device before it starts and whose outputs stay there."""
     binding = session.io_binding()
     for name, array in feed.items():
         binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array, device, 0))
@@ -142,7 +145,7 @@ def bound_run(session: onnxruntime.InferenceSession, feed: Mapping[str, np.ndarr
 
 
 def _cause(message: str) -> str:
-    """What is wrong with a file that onnxruntime refuses with this message."""
+    """Say what is wrong with a file that onnxruntime refuses with this message."""
     runtime = f"onnxruntime {onnxruntime.__version__}"
     if opset := re.search(r"Opset (\d+) .*?domain (\S+) is till opset (\d+)", message, re.DOTALL):
         return f"needs opset {opset[1]} of {opset[2]}: expected at most {opset[3]}, which {runtime} knows"
@@ -152,16 +155,23 @@ def _cause(message: str) -> str:
 
 
 def brief(error: Exception | str) -> str:
-    """onnxruntime's message on one line, without its prefix and the place in onnxruntime's own code."""
+    """Return onnxruntime's message on one line, without its prefix and the place in onnxruntime's own code."""
     text = " ".join(str(error).split(" : ", 3)[-1].split())
     text = re.sub(r"/\S+:\d+ (.* was false\. )?", "", text)
     text = re.sub(r"Non-zero status .* while (running \S+ node)\. Name:('.*?') Status Message:", r"\1 \2:", text)
     return text[:200]
 
 
+ONE_AT_A_TIME = threading.RLock()
+
+
 @contextlib.contextmanager
 def silence() -> Iterator[None]:
-    """Neither logs, warnings nor prints: what matters of them is in the error."""
+    """Let through neither logs, warnings nor prints: what matters of them is in the error.
+
+    One thread at a time: streams and log levels are the process's, and torch's exporter bears no other beside it.
+    """
+    ONE_AT_A_TIME.acquire()
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -173,3 +183,4 @@ def silence() -> Iterator[None]:
             yield
     finally:
         logging.disable(disabled)
+        ONE_AT_A_TIME.release()

@@ -12,7 +12,7 @@ import onnxruntime
 
 from slim.deploy.onnx.profile import node_times
 from slim.deploy.onnx.session import SESSION_SETTINGS, open_session, ready_call, start_provider
-from slim.deploy.target import Feed, FileInput, NodeTime
+from slim.deploy.target import Batch, Feed, FileInput, NodeTime
 from slim.deploy.timing import machine
 from slim.errors import SlimError
 
@@ -85,6 +85,7 @@ class OnnxFile:
         self.inputs = [
             FileInput(entry.name, tuple(entry.shape or ()), _dtype(entry.type)) for entry in self.session.get_inputs()
         ]
+        self.batch = next((Batch.of_dimension(entry.shape[0]) for entry in self.inputs if entry.shape), Batch())
 
     def run(self, feed: Feed) -> list[np.ndarray]:
         outputs: list[np.ndarray] = self.session.run(None, dict(feed))

@@ -202,18 +202,22 @@ def report_stage(
 
 
 def write_onnx(trained: Trained, path: Path, settings: RunConfig) -> "export.ExportReport":
-    facts = {key: trained.facts[key] for key in ("classes", "mean", "std")}
-    digest = trained.plans[-1].digest if trained.plans else None
+    asked, facts = settings.export, trained.facts
     return export.export_onnx(
         trained.model,
         trained.example,
         path,
-        opset=settings.export.opset,
-        dynamic_size=settings.export.dynamic_size,
-        preprocess=settings.export.preprocess,
-        float64=settings.export.float64,
-        plan_digest=digest,
-        **facts,
+        batch=asked.batch,
+        opset=asked.opset,
+        dynamic_size=asked.dynamic_size,
+        preprocess=asked.preprocess,
+        float64=asked.float64,
+        metadata={
+            "classes": facts["classes"],
+            "mean": facts["mean"],
+            "std": facts["std"],
+            "plan_digest": trained.plans[-1].digest if trained.plans else None,
+        },
     )
 
 
