@@ -30,7 +30,8 @@ from slim.deploy.onnx.session import bound_run
 from slim.deploy.onnx.target import OnnxRuntime
 from slim.errors import SlimError
 from slim.workbench import config, models
-from slim.workbench.report import collect, page
+from slim.workbench.report import page
+from slim.workbench.report.collect import RunRecords
 from slim.workbench.run import deploying, records
 
 
@@ -430,7 +431,7 @@ def test_no_speedup_between_files_of_unlike_images(tmp_path: Path) -> None:
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["vector"] == {"latency_ms": vector.median_ms} and summary["large"]["speedup"] == 1
     record = {"params": 1, "flops": 1, "bench": report.to_dict()}
-    shown = page.html([collect.RunRecords(tmp_path, summary={"onnx": record})]).partition("Side by side")[2]
+    shown = page.html([RunRecords(tmp_path, summary={"onnx": record})]).partition("Side by side")[2]
     assert shown.partition("</table>")[0].count("×") == 2
     assert str(report).count("×") == 2 + 2  # speed-ups, and the shape
     assert [box.name for box in report.figure().data][1] == "vector"
