@@ -287,7 +287,6 @@ MONAI: Builders = {
     **_monai("VQVAE", SLICE, spatial_dims=2, channels=(16, 32), num_res_channels=16, num_res_layers=1,
              downsample_parameters=((2, 4, 1, 1),) * 2, upsample_parameters=((2, 4, 1, 1, 0),) * 2, num_embeddings=16,
              embedding_dim=8, **U),
-    **_monai("HoVerNet", partial(image, 256), mode="fast", out_classes=3),
 }  # fmt: skip
 
 
@@ -311,7 +310,9 @@ def _conformer() -> Network:
 
 
 def _tacotron() -> Network:
-    model = Lazy("torchaudio.models").Tacotron2(n_symbol=40, encoder_embedding_dim=64, encoder_n_convolution=2)
+    model = Lazy("torchaudio.models").Tacotron2(
+        n_symbol=40, symbol_embedding_dim=64, encoder_embedding_dim=64, encoder_n_convolution=2
+    )
     tokens, mel = torch.randint(0, 40, (1, 12)), torch.randn(1, 80, 20)
     return model, (tokens, torch.tensor([12]), mel, torch.tensor([20]))
 
@@ -380,8 +381,8 @@ BRAINDECODE: Builders = {
 }  # fmt: skip
 
 TSAI: Builders = {
-    **each("tsai", tsai, "FCN InceptionTime ResCNN ResNet TCN XResNet GRU LSTM"),
-    **each("tsai", tsai, "LSTM_FCN TST XceptionTime OmniScaleCNN TSiT gMLP MLP XCM mWDN", seq_len=96),
+    **each("tsai", tsai, "FCN InceptionTime ResCNN ResNet TCN xresnet1d18 XceptionTime GRU LSTM"),
+    **each("tsai", tsai, "LSTM_FCN TST OmniScaleCNN TSiT gMLP MLP XCM mWDN", seq_len=96),
 }  # fmt: skip
 
 PYTORCHCV: Builders = each(

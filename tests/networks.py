@@ -3,11 +3,14 @@
 import copy
 import random
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from wild_coverage import tensors
 
 NORMS = nn.modules.batchnorm._BatchNorm
 
@@ -35,12 +38,12 @@ def masked(model: nn.Module, removed: dict[str, list[int]]) -> nn.Module:
 
 @torch.no_grad()
 def difference(model: nn.Module, thin: nn.Module, removed: dict[str, list[int]], x: object) -> float:
-    """Relative difference of the outputs of the masked original and the thin network, in float64."""
+    """Relative difference of all outputs of the masked original and the thin network, in float64."""
     inputs = tuple(t.double() for t in (x if isinstance(x, tuple) else (x,)))
-    a = masked(model, removed).double().eval()(*inputs)
-    b = copy.deepcopy(thin).double().eval()(*inputs)
-    assert a.shape == b.shape
-    return float((a - b).abs().max() / a.abs().max())
+    expected = tensors(masked(model, removed).double().eval()(*inputs))
+    found = tensors(copy.deepcopy(thin).double().eval()(*inputs))
+    assert [t.shape for t in expected] == [t.shape for t in found]
+    return max(float((a - b).abs().max() / a.abs().max()) for a, b in zip(expected, found))
 
 
 def cbr(i: int, o: int, k: int = 3, s: int = 1, g: int = 1, act: type[nn.Module] = nn.ReLU) -> nn.Sequential:
@@ -273,93 +276,254 @@ TRAPS = {
 }
 
 
-class RandomNet(nn.Module):
-    """A random network: a stream of blocks, each of a random kind, that share, split, join and mix channels."""
+class Block(nn.Module):
+    """Parts, and the function `body(self, x)` that uses them."""
 
-    KINDS = (
-        "plain",
-        "residual",
-        "bottleneck",
-        "dense",
-        "depthwise",
-        "grouped",
-        "se",
-        "shuffle",
-        "split",
-        "preact",
-        "two",
-    )
-
-    def __init__(self, seed: int) -> None:
+    def __init__(self, body: Body, **parts: nn.Module) -> None:
         super().__init__()
-        r = random.Random(seed)
-        c = r.choice([8, 12, 16])
-        self.stem = cbr(3, c)
-        self.kinds: list[str] = []
-        self.blocks = nn.ModuleList()
-        for _ in range(r.randint(2, 5)):
-            kind = r.choice(self.KINDS)
-            c = self._add(kind, c, r)
-        self.tail = cbr(c, 10)
-        self.fc = nn.Linear(10, 4)
-
-    def _add(self, kind: str, c: int, r: random.Random) -> int:
-        act = r.choice([nn.ReLU, nn.SiLU, nn.Hardswish, nn.LeakyReLU])
-        parts = nn.ModuleList()
-        out = c
-        if kind == "plain":
-            out = r.choice([8, 12, 20])
-            parts.append(cbr(c, out, act=act))
-        elif kind == "residual":
-            parts.append(nn.Sequential(cbr(c, c, act=act), cbr(c, c, act=nn.Identity)))
-        elif kind == "bottleneck":
-            parts.append(nn.Sequential(cbr(c, 6, 1, act=act), cbr(6, c, act=nn.Identity)))
-        elif kind == "dense":
-            parts.append(cbr(c, 6, act=act))
-            out = c + 6
-        elif kind == "depthwise":
-            parts.append(
-                nn.Sequential(cbr(c, c * 2, 1, act=act), cbr(c * 2, c * 2, g=c * 2, act=act), cbr(c * 2, c, 1))
-            )
-        elif kind == "grouped":
-            parts.append(nn.Sequential(cbr(c, 12, 1, act=act), cbr(12, 12, g=3, act=act), cbr(12, c, 1)))
-        elif kind == "se":
-            parts.extend([cbr(c, c, act=act), SE(c)])
-        elif kind == "shuffle":
-            out = 12
-            parts.extend([cbr(c, 12, act=act), Shuffle()])
-        elif kind == "split":
-            out = 16
-            parts.extend([cbr(c, 16, act=act), cbr(8, 8)])
-        elif kind == "preact":
-            parts.extend([nn.BatchNorm2d(c), nn.Conv2d(c, c, 3, padding=1, bias=False)])
-        elif kind == "two":
-            parts.extend([cbr(c, 8, 1, act=act), cbr(c, 8, 3)])
-            out = 8
-        self.kinds.append(kind)
-        self.blocks.append(parts)
-        return out
+        self.body = body
+        for name, part in parts.items():
+            setattr(self, name, part)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
-        p: Any
-        for kind, p in zip(self.kinds, self.blocks):
-            if kind in ("plain", "grouped", "depthwise"):
-                x = p[0](x)
-            elif kind in ("residual", "bottleneck"):
-                x = F.relu(x + p[0](x))
-            elif kind == "dense":
-                x = torch.cat([x, p[0](x)], 1)
-            elif kind in ("se", "shuffle"):
-                x = p[1](p[0](x))
-            elif kind == "split":
-                a, b = p[0](x).chunk(2, 1)
-                x = torch.cat([a, p[1](b)], 1)
-            elif kind == "preact":
-                x = x + p[1](F.relu(p[0](x)))
-            elif kind == "two":
-                x = p[0](x) * 0.5 + p[1](x)
-        return self.fc(self.tail(x).mean((2, 3)))
+        return self.body(self, x)
+
+
+def tokens(x: Tensor) -> Tensor:
+    return x.flatten(2).transpose(1, 2)  # [B, H·W, C]
+
+
+def pixels(x: Tensor, like: Tensor) -> Tensor:
+    return x.transpose(1, 2).reshape(len(x), -1, *like.shape[2:])
+
+
+class FusedAttention(nn.Module):
+    """Self-attention of 2 heads on one projection of queries, keys and values."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.heads, self.qkv, self.proj = 2, nn.Linear(c, 3 * c), nn.Linear(c, c)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        q, k, v = self.qkv(x).reshape(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        mixed = (q @ k.transpose(2, 3) * q.shape[-1] ** -0.5).softmax(3) @ v
+        return self.proj(mixed.transpose(1, 2).reshape(b, n, -1))
+
+
+class CachedGrid(nn.Module):
+    """A weight for each pixel, kept as long as images have the same size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shape: tuple[int, ...] = ()
+        self.grid = torch.empty(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.shape != tuple(x.shape):
+            self.shape = tuple(x.shape)
+            self.grid = torch.linspace(0.5, 1.5, x.shape[-1], dtype=x.dtype, device=x.device)
+        return x * self.grid
+
+
+Act = type[nn.Module]
+Made = tuple[nn.Module, int]  # a block, and the channels that it gives
+
+
+def _plain(c: int, act: Act, r: random.Random) -> Made:
+    out = r.choice([8, 12, 20])
+    return cbr(c, out, act=act), out
+
+
+def _residual(c: int, act: Act, r: random.Random) -> Made:
+    inner = nn.Sequential(cbr(c, c, act=act), cbr(c, c, act=nn.Identity))
+    return Block(lambda s, x: F.relu(x + s.a(x)), a=inner), c
+
+
+def _bottleneck(c: int, act: Act, r: random.Random) -> Made:
+    inner = nn.Sequential(cbr(c, 6, 1, act=act), cbr(6, c, act=nn.Identity))
+    return Block(lambda s, x: F.relu(x + s.a(x)), a=inner), c
+
+
+def _dense(c: int, act: Act, r: random.Random) -> Made:
+    return Block(lambda s, x: torch.cat([x, s.a(x)], 1), a=cbr(c, 6, act=act)), c + 6
+
+
+def _depthwise(c: int, act: Act, r: random.Random) -> Made:
+    return nn.Sequential(cbr(c, c * 2, 1, act=act), cbr(c * 2, c * 2, g=c * 2, act=act), cbr(c * 2, c, 1)), c
+
+
+def _grouped(c: int, act: Act, r: random.Random) -> Made:
+    return nn.Sequential(cbr(c, 12, 1, act=act), cbr(12, 12, g=3, act=act), cbr(12, c, 1)), c
+
+
+def _se(c: int, act: Act, r: random.Random) -> Made:
+    return nn.Sequential(cbr(c, c, act=act), SE(c)), c
+
+
+def _shuffle(c: int, act: Act, r: random.Random) -> Made:
+    return nn.Sequential(cbr(c, 12, act=act), Shuffle()), 12
+
+
+def _split(c: int, act: Act, r: random.Random) -> Made:
+    def body(s: Any, x: Tensor) -> Tensor:
+        a, b = s.a(x).chunk(2, 1)
+        return torch.cat([a, s.b(b)], 1)
+
+    return Block(body, a=cbr(c, 16, act=act), b=cbr(8, 8)), 16
+
+
+def _preact(c: int, act: Act, r: random.Random) -> Made:
+    conv = nn.Conv2d(c, c, 3, padding=1, bias=False)
+    return Block(lambda s, x: x + s.conv(F.relu(s.norm(x))), norm=nn.BatchNorm2d(c), conv=conv), c
+
+
+def _two(c: int, act: Act, r: random.Random) -> Made:
+    return Block(lambda s, x: s.a(x) * 0.5 + s.b(x), a=cbr(c, 8, 1, act=act), b=cbr(c, 8, 3)), 8
+
+
+def _bare(c: int, act: Act, r: random.Random) -> Made:
+    out = r.choice([8, 12])
+    return nn.Sequential(nn.Conv2d(c, out, 3, padding=1), act()), out
+
+
+def _group_norm(c: int, act: Act, r: random.Random) -> Made:
+    return nn.Sequential(nn.Conv2d(c, 16, 3, padding=1), nn.GroupNorm(4, 16), act()), 16
+
+
+def _instance_norm(c: int, act: Act, r: random.Random) -> Made:
+    return nn.Sequential(nn.Conv2d(c, 12, 3, padding=1), nn.InstanceNorm2d(12, affine=True), act()), 12
+
+
+def _convnext(c: int, act: Act, r: random.Random) -> Made:
+    def body(s: Any, x: Tensor) -> Tensor:
+        return x + s.mlp(s.norm(s.mix(x).permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+
+    mlp = nn.Sequential(nn.Linear(c, 4 * c), nn.GELU(), nn.Linear(4 * c, c))
+    return Block(body, mix=nn.Conv2d(c, c, 3, padding=1, groups=c), norm=nn.LayerNorm(c), mlp=mlp), c
+
+
+def _attention(c: int, act: Act, r: random.Random) -> Made:
+    def body(s: Any, x: Tensor) -> Tensor:
+        return x + pixels(s.attention(s.norm(tokens(x))), x)
+
+    return Block(body, norm=nn.LayerNorm(c), attention=FusedAttention(c)), c
+
+
+def _multihead(c: int, act: Act, r: random.Random) -> Made:
+    def body(s: Any, x: Tensor) -> Tensor:
+        t = tokens(s.a(x))
+        return x + pixels(s.attention(t, t, t, need_weights=False)[0], x)
+
+    return Block(body, a=cbr(c, c, 1, act=act), attention=nn.MultiheadAttention(c, 2, batch_first=True)), c
+
+
+def _recurrent(c: int, act: Act, r: random.Random) -> Made:
+    kind = r.choice([nn.LSTM, nn.GRU])
+
+    def body(s: Any, x: Tensor) -> Tensor:
+        return s.b(pixels(s.rnn(tokens(s.a(x)))[0], x))
+
+    return Block(body, a=cbr(c, c, 1, act=act), rnn=kind(c, 10, batch_first=True), b=cbr(10, c, 1)), c
+
+
+def _cache(c: int, act: Act, r: random.Random) -> Made:
+    return nn.Sequential(cbr(c, c, act=act), CachedGrid()), c
+
+
+def _scalar(c: int, act: Act, r: random.Random) -> Made:
+    ways: list[Callable[[Tensor], Tensor]] = [
+        lambda x: x / x.shape[1],
+        lambda x: x * x.shape[1] ** -0.5,
+        lambda x: x / torch.sqrt(torch.tensor(float(x.shape[1]))),
+        lambda x: torch.add(x, x, alpha=x.shape[1]),
+        lambda x: x / x[0].numel(),
+        lambda x: x - x.sum(1, keepdim=True) / x.shape[1],
+    ]
+    way = r.choice(ways)
+    return Block(lambda s, x: s.b(way(s.a(x))), a=cbr(c, 12, act=act), b=cbr(12, c)), c
+
+
+def _glu(c: int, act: Act, r: random.Random) -> Made:
+    return Block(lambda s, x: s.b(F.glu(s.a(x), 1)), a=cbr(c, 16, act=act), b=cbr(8, c)), c
+
+
+def _normalised(c: int, act: Act, r: random.Random) -> Made:
+    return Block(lambda s, x: s.b(F.normalize(s.a(x), dim=1)), a=cbr(c, 12, act=act), b=cbr(12, c)), c
+
+
+@dataclass
+class Result:
+    """An output that torch's pytree doesn't know."""
+
+    scores: Tensor
+    more: Any = None
+
+
+OUTPUTS: dict[str, Callable[[Tensor, Tensor], Any]] = {
+    "tensor": lambda scores, maps: scores,
+    "tuple": lambda scores, maps: (scores, maps),
+    "dict": lambda scores, maps: {"scores": scores, "maps": [maps]},
+    "dataclass": lambda scores, maps: Result(scores, {"maps": maps}),
+    "namespace": lambda scores, maps: SimpleNamespace(scores=scores, maps=Result(maps)),
+}
+
+
+class RandomNet(nn.Module):
+    """A random network: a stream of blocks, each of a random kind, that share, split, join and mix channels.
+
+    `KINDS` are blocks with BatchNorm, which give up any of their channels; `MORE` ones that don't, or not as easily.
+    """
+
+    KINDS: ClassVar[dict[str, Callable[[int, Act, random.Random], Made]]] = {
+        "plain": _plain,
+        "residual": _residual,
+        "bottleneck": _bottleneck,
+        "dense": _dense,
+        "depthwise": _depthwise,
+        "grouped": _grouped,
+        "se": _se,
+        "shuffle": _shuffle,
+        "split": _split,
+        "preact": _preact,
+        "two": _two,
+    }
+    MORE: ClassVar[dict[str, Callable[[int, Act, random.Random], Made]]] = {
+        "bare": _bare,
+        "group norm": _group_norm,
+        "instance norm": _instance_norm,
+        "convnext": _convnext,
+        "attention": _attention,
+        "multihead": _multihead,
+        "recurrent": _recurrent,
+        "cache": _cache,
+        "scalar": _scalar,
+        "glu": _glu,
+        "normalised": _normalised,
+    }
+
+    def __init__(self, seed: int, *, more: bool = False) -> None:
+        super().__init__()
+        r = random.Random(seed)
+        torch.manual_seed(seed)
+        makers = {**self.KINDS, **(self.MORE if more else {})}
+        c = r.choice([8, 12, 16])
+        normless = more and r.random() < 0.3  # nothing with BatchNorm, but what a block brings
+        self.stem: nn.Module = nn.Sequential(nn.Conv2d(3, c, 3, padding=1), nn.ReLU()) if normless else cbr(3, c)
+        self.kinds: list[str] = []
+        self.blocks = nn.Sequential()
+        for _ in range(r.randint(2, 5)):
+            kind = r.choice([*makers] if not normless else [*self.MORE])
+            block, c = makers[kind](c, r.choice([nn.ReLU, nn.SiLU, nn.Hardswish, nn.LeakyReLU]), r)
+            self.kinds.append(kind)
+            self.blocks.append(block)
+        self.tail = cbr(c, 10)
+        self.fc = nn.Linear(10, 4)
+        self.output = r.choice([*OUTPUTS]) if more else "tensor"
+
+    def forward(self, x: Tensor) -> Any:
+        maps = self.tail(self.blocks(self.stem(x)))
+        return OUTPUTS[self.output](self.fc(maps.mean((2, 3))), maps)
 
 
 def digits_network() -> tuple[nn.Module, float, float]:
