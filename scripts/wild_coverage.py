@@ -255,7 +255,7 @@ def part_slim(name: str, ratio: float, row: Row) -> None:
     row["status"] = "differs" if not row["exact"] else "ok" if row["ratio"] > ratio - 0.01 else "short"
     row["stage"], start = "verify", time.process_time()
     try:
-        row["verify"] = slim.verify(original, thin, plan, inputs)
+        row["verify"] = float(slim.verify(original, thin, plan, inputs))
     except slim.SlimError as error:
         row["verify"] = str(error)[:300]
     row["verify_s"] = round(time.process_time() - start, 2)
