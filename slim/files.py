@@ -1,29 +1,44 @@
-"""Files that are either whole or not there."""
+"""Files that are either whole or not there, and folders that one process at a time writes to."""
 
+import contextlib
+import json
 import os
+import re
+import socket
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from slim.errors import SlimError
+
+LOCK = ".lock"
+# Ours, and those that safetensors writes before it renames them.
+LEFTOVER = re.compile(r"\.slim-.+|\.tmp[A-Za-z0-9]{6}")
+_held: set[Path] = set()  # by this process
+
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Write to the temporary path that this yields; on success it takes the place of `path`, synced to disk.
+    """Yield a temporary path to write to; on success it takes the place of `path`, file and folder synced to disk.
 
-    Whatever goes wrong before that (an error, Ctrl-C, a full disk) leaves an earlier file at `path` alone.
+    Whatever goes wrong before that (an error, Ctrl-C, a full disk) leaves an earlier file at `path` alone. Its mode
+    stays; a new file gets the usual one.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".slim-", suffix=path.suffix)
     os.close(handle)
     temporary = Path(name)
     try:
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())  # mkstemp's 0600 would hide the file from colleagues
+        mode = path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask()
+        temporary.chmod(mode)  # mkstemp's 0600 would hide the file from colleagues
         os.replace(temporary, path)
+        _sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -32,3 +47,77 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename last through a power failure. Not every system can open a folder."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold `folder` for this process alone, again and again if need be; raise SlimError where another one holds it.
+
+    The lock ends with its process, however that ends. What a killed process left half-written goes first. A folder that
+    was made for the lock and is still empty after it goes, too.
+    """
+    folder = folder.absolute()
+    if folder in _held:
+        yield
+        return
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = folder / LOCK
+    handle = _take(lock)
+    _held.add(folder)
+    try:
+        for path in folder.iterdir():
+            if LEFTOVER.fullmatch(path.name) and path.is_file() and not path.is_symlink():
+                path.unlink()
+        yield
+    finally:
+        _held.remove(folder)
+        lock.unlink(missing_ok=True)
+        os.close(handle)
+        with contextlib.suppress(OSError):  # where something was written
+            for each in made:
+                each.rmdir()
+
+
+def _take(lock: Path) -> int:
+    """Open and lock a file, and note in it whose it is."""
+    while True:
+        handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            _flock(handle)
+        except OSError:
+            owner = os.read(handle, 1000).decode(errors="replace")
+            os.close(handle)
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                about = json.loads(owner)
+                owner = f"{about['command']} (process {about['process']} on {about['host']})"
+            raise SlimError(
+                f"{str(lock.parent)!r} is in use by {owner or 'another process'}: wait for it, or choose another --name"
+            ) from None
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.fstat(handle), os.stat(lock)):
+                break
+        os.close(handle)  # its owner removed it between the two
+    command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])[:500]
+    text = json.dumps({"command": command, "process": os.getpid(), "host": socket.gethostname()})
+    os.ftruncate(handle, 0)
+    os.write(handle, text.encode())
+    return handle
+
+
+def _flock(handle: int) -> None:
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
