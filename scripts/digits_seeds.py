@@ -19,8 +19,8 @@ from shared import parser_of, ran_on, table, write
 
 import slim.workbench.cli.command  # noqa: F401 (sets OpenMP's environment as the commands do, before torch is loaded)
 from slim.workbench import config
-from slim.workbench import run as pipeline
 from slim.workbench.config import RunConfig
+from slim.workbench.run import ROOT, Run, run_all
 
 SEEDS = range(5)
 HERE = Path(__file__).parent
@@ -32,7 +32,9 @@ def one_run(seed: int) -> dict[str, Any]:
     settings = config.updated(RunConfig(), config.read(CONFIG) | {"seed": seed, "report": {"page": False}})
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, chdir(folder):
-        _, summary = pipeline.run(settings, console=Console(quiet=True))
+        run = Run(ROOT / settings.name, settings, Console(quiet=True))
+        run_all(run)
+        summary = run.records.summary()
     base, sparse, pruned, onnx = (summary[stage] for stage in ("baseline", "sparse", "pruned", "onnx"))
     for row in onnx["bench"]["rows"]:
         row.pop("samples_ms", None)  # single runs: many, and not of use here

@@ -28,17 +28,6 @@ Builder = Callable[[str, Mapping[str, Any]], nn.Module]  # of the unpruned netwo
 
 FORMAT = 1  # raised when a reader of the old format would misread the new one
 
-# Stage -> its file in a run's folder and the command that writes it, in the order of the chain.
-STAGES = {
-    "baseline": ("baseline.safetensors", "slim-run"),
-    "sparse": ("sparse.safetensors", "slim-train"),
-    "pruned": ("pruned.safetensors", "slim-prune"),
-    "recovered": ("pruned.safetensors", "slim-prune"),  # the same file: what is left there is the better network
-    "finetuned": ("finetuned.safetensors", "slim-finetune"),
-    "onnx": ("model.onnx", "slim-export"),
-    "int8": ("model.int8.onnx", "slim-export --int8"),
-}
-
 
 def save(
     path: str | Path,
@@ -87,7 +76,10 @@ def save(
     except (TypeError, ValueError) as e:
         raise SlimError(f"checkpoint {str(path)!r}: its metadata has no JSON: {e}") from None
     with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={"slim": text, "sha256": _digest(text, tensors)})
+        try:
+            save_file(tensors, temporary, metadata={"slim": text, "sha256": _digest(text, tensors)})
+        except SafetensorError as error:  # a full disk, say
+            raise SlimError(f"can't write {str(path)!r}: {error}") from None
     return Path(path)
 
 
@@ -127,15 +119,6 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     Reads the header alone, and so doesn't check the tensors: `load` does.
     """
     return _parse(path, _header(path))
-
-
-def newest(stage: str, root: str | Path = "checkpoints", run: str = "*") -> Path:
-    """Return the file of a stage (see STAGES) that was written last, in the folder `run` of `root` or in any."""
-    file, command = STAGES[stage]
-    found = list(Path(root).glob(f"{run}/{file}"))
-    if not found:
-        raise SlimError(f"no {Path(root) / run / file}: run {command} first, or name a file")
-    return max(found, key=lambda path: path.stat().st_mtime_ns)
 
 
 def _tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -234,8 +234,6 @@ def test_a_network_that_does_not_fit(saved: Path) -> None:
 def test_missing_files(tmp_path: Path) -> None:
     with pytest.raises(SlimError, match="can't be read"):
         slim.load(tmp_path / "none.safetensors")
-    with pytest.raises(SlimError, match="slim-train"):
-        checkpoint.newest("sparse", tmp_path)
 
 
 # -- writing -------------------------------------------------------------------------------------------
@@ -250,13 +248,3 @@ def test_a_failed_save_leaves_the_old_file(saved: Path) -> None:
         raise KeyboardInterrupt
     assert saved.read_bytes() == before
     assert list(saved.parent.iterdir()) == [saved], "no temporary file is left"
-
-
-def test_newest_is_by_time(tmp_path: Path) -> None:
-    for age, run in enumerate(["b", "c", "a"]):
-        path = tmp_path / run / "sparse.safetensors"
-        path.parent.mkdir()
-        path.touch()
-        os.utime(path, ns=(10**18 - age, 10**18 - age))
-    assert checkpoint.newest("sparse", tmp_path).parent.name == "b"
-    assert checkpoint.newest("sparse", tmp_path, run="a").parent.name == "a"

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Collection
+from functools import partial
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -19,11 +20,12 @@ def names_code(name: str) -> bool:
     return bool(place and thing)
 
 
-def import_object(what: str, name: str, *, allow_code: Allowed) -> Callable[..., Any]:
+def import_object(what: str, name: str, *, allow_code: Allowed, kind: type | None = None) -> Callable[..., Any]:
     """Return the function or class that `name` names; `what` it is for is said in errors, such as "task".
 
-    A file is looked up from the working folder, and may import what lies beside it. Raises SlimError where code isn't
-    allowed, isn't there or can't be run.
+    That is a class, of `kind` or one that the module defines, or a function that it or a part of its package defines:
+    `os:system` is neither. A file is looked up from the working folder, and may import what lies beside it.
+    Raises SlimError where code isn't allowed, isn't there or can't be run.
     """
     place, _, thing = name.rpartition(":")
     if name not in ([allow_code] if isinstance(allow_code, str) else allow_code):
@@ -37,10 +39,19 @@ def import_object(what: str, name: str, *, allow_code: Allowed) -> Callable[...,
         raise SlimError(
             f"can't import the {what} {name!r} ({reason}): expected package.module:name or file.py:name"
         ) from error
-    found = getattr(module, thing, None)
-    if not callable(found):
-        raise unknown(f"{what} in {place}", thing, [key for key, value in vars(module).items() if callable(value)])
+    found: Any = getattr(module, thing, None)
+    if not _is_offered(found, module, kind):
+        offered = [key for key, value in vars(module).items() if _is_offered(value, module, kind)]
+        raise unknown(f"{what} in {place}", thing, offered)
     return found
+
+
+def _is_offered(value: Any, module: ModuleType, kind: type | None) -> bool:
+    """Say whether a module offers a value as something that makes what is wanted."""
+    if kind is not None and isinstance(value, type):
+        return issubclass(value, kind)
+    home = getattr(value.func if isinstance(value, partial) else value, "__module__", None) or ""
+    return callable(value) and (home == module.__name__ or home.startswith(f"{module.__name__}."))
 
 
 def _module_of_file(path: Path) -> ModuleType:

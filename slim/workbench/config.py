@@ -328,6 +328,13 @@ def _updated(config: Any, values: Any, prefix: str) -> Any:
     return dataclasses.replace(config, **changes)
 
 
+def without_permissions(stored: RunConfig, own: DataConfig | None = None) -> RunConfig:
+    """Return settings that a file holds, with the user's `own` word for where data lie and what is downloaded: a file
+    says what was, and decides neither."""
+    own = own or DataConfig()
+    return dataclasses.replace(stored, data=dataclasses.replace(stored.data, root=own.root, download=own.download))
+
+
 def unknown_key(key: str) -> SlimError:
     """The error for a setting that doesn't exist: its namesakes elsewhere, or the nearest of its section."""
     section, _, name = key.rpartition(".")

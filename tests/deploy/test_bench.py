@@ -32,7 +32,8 @@ from slim.errors import SlimError
 from slim.workbench import config, models
 from slim.workbench.report import page
 from slim.workbench.report.collect import RunRecords
-from slim.workbench.run import deploying, records
+from slim.workbench.run import Run, measuring
+from slim.workbench.run.records import Records
 
 
 def conv_file(path: Path, channels: int, shape: Sequence[int | str] = ("batch", 3, 32, 32)) -> Path:
@@ -288,19 +289,19 @@ def test_a_checkpoint_runs_in_pytorch(tmp_path: Path, monkeypatch: pytest.Monkey
     compiled: list[nn.Module] = []
     monkeypatch.setattr(torch, "compile", lambda net, **_: (compiled.append(net), net)[1])
     bench = config.BenchConfig(batch_sizes=[2], threads=1, runs=1, warmup=0)
-    report = deploying.bench_files({"net": path}, config.RunConfig(bench=bench))
+    report = measuring.bench_files(Run(tmp_path, config.RunConfig(bench=bench)), {"net": path})
     assert [row.model for row in report.rows] == ["net (eager)", "net (compiled)"]
     assert all(torch.equal(a, b) for a, b in zip(compiled[0].state_dict().values(), model.state_dict().values()))
     assert [row.file_size for row in report.rows] == [path.stat().st_size] * 2
     bench.compiled = False
-    [row] = deploying.bench_files({"net": path}, config.RunConfig(bench=bench)).rows
+    [row] = measuring.bench_files(Run(tmp_path, config.RunConfig(bench=bench)), {"net": path}).rows
     assert row.model == "net (eager)" and row.memory and row.memory > 1e5
     bench.image_size = 9
     with pytest.raises(SlimError, match=r"^image_size 9: 'net \(eager\)' takes 1×8×8 alone"):
-        deploying.bench_files({"net": path}, config.RunConfig(bench=bench))
+        measuring.bench_files(Run(tmp_path, config.RunConfig(bench=bench)), {"net": path})
     slim.save(path, model, arch="slim:vgg7", arch_kwargs=given)
     with pytest.raises(SlimError, match=r"net\.safetensors doesn't say how large its images are"):
-        deploying.bench_files({"net": path}, config.RunConfig(bench=bench))
+        measuring.bench_files(Run(tmp_path, config.RunConfig(bench=bench)), {"net": path})
 
 
 def test_nothing_is_imported_from_the_working_folder(
@@ -427,7 +428,7 @@ def test_no_speedup_between_files_of_unlike_images(tmp_path: Path) -> None:
     assert json.loads(report.save(tmp_path / "b.json").read_text())["rows"][1]["speedup"] is None
     # and a run's records and page leave it out
     (tmp_path / "summary.json").write_text(json.dumps({name: {"speedup": 9.0} for name in files}))
-    records.enter_latency(tmp_path, report, config.RunConfig(bench=config.BenchConfig(batch_sizes=[1])))
+    Records(tmp_path).enter_latency(report, config.RunConfig(bench=config.BenchConfig(batch_sizes=[1])))
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["vector"] == {"latency_ms": vector.median_ms} and summary["large"]["speedup"] == 1
     record = {"params": 1, "flops": 1, "bench": report.to_dict()}

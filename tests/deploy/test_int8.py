@@ -20,9 +20,9 @@ from torch import nn
 import slim
 from slim import checkpoint
 from slim.errors import SlimError
-from slim.workbench import run as pipeline
 from slim.workbench.cli import export as export_command
 from slim.workbench.config import RunConfig
+from slim.workbench.run import Run, bench_stage, export_stage, int8_stage, train_stage
 
 CLASSES = [str(digit) for digit in range(10)]
 
@@ -172,8 +172,9 @@ def test_the_command_enters_a_stage(
     monkeypatch.chdir(tmp_path)
     settings = RunConfig(name="short")
     settings.train.epochs = 1
-    pipeline.train_stage(settings)
     run = tmp_path / "checkpoints" / "short"
+    state = Run(run, settings)
+    train_stage(state)
     shutil.copy(run / "sparse.safetensors", run / "finetuned.safetensors")
     export_command.main(["--int8", "--calibration_images", "64", "--bench.runs", "3", "--max_loss", "1"])
     summary = json.loads((run / "summary.json").read_text())
@@ -183,14 +184,14 @@ def test_the_command_enters_a_stage(
     printed = capsys.readouterr().out
     assert "INT8" in printed and "latency" in printed and printed.splitlines()[-1].startswith("wrote ")
 
-    pipeline.bench_stage(run / "model.onnx", settings)
+    bench_stage(state, run / "model.onnx")
     summary = json.loads((run / "summary.json").read_text())
     assert summary["int8"]["latency_ms"] > 0 and summary["int8"]["speedup"] > 0
 
     kept = (run / "model.int8.onnx").read_bytes()
     monkeypatch.setattr("slim.deploy.onnx.quantize._compare", lambda *_: (0.5, 0.9, 10))
     with pytest.raises(SlimError, match=r"^INT8 is right on 50.00% where float is on 90.00%"):
-        pipeline.int8_stage(run / "finetuned.safetensors", settings)
+        int8_stage(state, run / "finetuned.safetensors")
     assert (run / "model.int8.onnx").read_bytes() == kept
     assert json.loads((run / "summary.json").read_text()) == summary
 
@@ -217,7 +218,7 @@ def test_images_are_normalised_as_the_file_says(
     monkeypatch.chdir(tmp_path)
     settings = RunConfig(name="own")
     settings.train.epochs, settings.bench.runs = 2, 1
-    [trained] = pipeline.train_stage(settings)
+    trained = train_stage(Run(tmp_path / "checkpoints" / "own", settings))
     about, net = checkpoint.read_metadata(trained), slim.load(trained)
     next(module for module in net.modules() if isinstance(module, nn.Conv2d)).weight.data *= 10
     facts = {key: about[key] for key in ("arch", "arch_kwargs", "classes", "mean", "input_shape")}
@@ -225,7 +226,7 @@ def test_images_are_normalised_as_the_file_says(
     path = tmp_path / "checkpoints" / "own2" / "finetuned.safetensors"
     slim.save(path, net, config=about["config"] if trained_by_slim else None, **facts)
     settings.export.int8 = True
-    pipeline.export_stage(path, settings)
+    export_stage(Run(path.parent, settings), path)
     summary = json.loads(path.with_name("summary.json").read_text())
     expected = about["metrics"]["accuracy"]
     assert expected > 0.5

@@ -14,6 +14,7 @@ from torchvision.models import resnet as peer_resnet
 from torchvision.models import vgg as peer_vgg
 
 from slim.errors import SlimError
+from slim.workbench.code import import_object
 from slim.workbench.models import arguments, build, names
 
 VGG = {
@@ -332,6 +333,7 @@ def test_timm():
 
 
 CODE = """
+from math import prod
 from torch import nn
 
 def head(num_classes, width=4):
@@ -371,6 +373,21 @@ def test_code_is_imported_only_where_allowed(code):
     assert build(f"{code}:fixed", num_classes=7, allow_code=f"{code}:fixed").weight.shape == (2, 2)
 
 
+def test_a_name_leads_to_a_network_or_to_what_its_module_defines(code: str) -> None:
+    for name in ("os:system", "os:mkdir", "subprocess:Popen", f"{code}:prod"):  # code imports math.prod
+        with pytest.raises(SlimError, match=f"unknown model in {name.partition(':')[0]}"):
+            build(name, allow_code=name)
+    assert isinstance(build("torch.nn:Flatten", allow_code="torch.nn:Flatten"), nn.Flatten)
+    part = import_object("model", "torchvision.models:resnet18", allow_code="torchvision.models:resnet18")
+    assert part.__module__ == "torchvision.models.resnet"  # of the package that the name names
+
+
+def test_a_factory_may_lie_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mynet.py").write_text(CODE)
+    assert build("mynet.py:head", num_classes=7, allow_code="mynet.py:head").weight.shape == (7, 4)
+
+
 def test_mistakes_in_code(code):
     for name, message in (("heed", "did you mean 'head'"), ("number", "gave int, expected a torch")):
         with pytest.raises(SlimError, match=message):
@@ -391,7 +408,7 @@ def test_mistakes_in_code(code):
         ("vgg19", {}, "did you mean 'slim:vgg19'?"),
         ("resnet50", {}, "did you mean 'torchvision:resnet50'?"),
         ("slim:", {}, "unknown model 'slim:'"),
-        ("", {}, "expected slim:NAME, torchvision:NAME, timm:NAME or package.module:factory"),
+        ("", {}, "expected slim:NAME, torchvision:NAME, timm:NAME, package.module:factory or file.py:factory"),
         ("slim:vgg19", {"depth": 16}, "slim:vgg19 takes no argument 'depth'"),
         ("slim:mlp", {"imagesize": 8}, "argument of slim:mlp 'imagesize': did you mean 'image_size'?"),
         ("torchvision:resnet18", {"wdith": 3}, "unexpected keyword argument 'wdith'"),

@@ -15,9 +15,8 @@ from slim import checkpoint
 from slim.prune.plan import PruningPlan
 from slim.trace.size import network_size
 from slim.workbench import config, data, models, train
-from slim.workbench import run as pipeline
 from slim.workbench.config import RunConfig
-from slim.workbench.run import whole
+from slim.workbench.run import ROOT, Run, run_all, whole
 
 SETTINGS = config.updated(
     RunConfig(),
@@ -56,7 +55,7 @@ class Fits:
 
 def run(settings: RunConfig = SETTINGS, resume: bool = False) -> str:
     console = Console(file=io.StringIO(), width=100)
-    pipeline.run(settings, resume=resume, console=console)
+    run_all(Run(ROOT / settings.name, settings, console, resume=resume))
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 

@@ -21,15 +21,17 @@ from slim import checkpoint
 from slim.prune.plan import PruningPlan
 from slim.tables import render
 from slim.workbench import config, data, models
-from slim.workbench import run as pipeline
+from slim.workbench import run as stages
 from slim.workbench.cli import report as command
 from slim.workbench.config import RunConfig
 from slim.workbench.report import card, collect, markdown, page, words
 from slim.workbench.report.collect import RunRecords, find
 from slim.workbench.report.figures import gamma, layers, results, training
 from slim.workbench.report.terminal import stage_table
-from slim.workbench.run import evidence
+from slim.workbench.run.evidence.gather import gather
 from slim.workbench.run.evidence.latency import _layer_of
+
+QUIET = Console(quiet=True)
 
 SHORT = {
     "data": {"batch_size": 32},
@@ -52,7 +54,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        pipeline.run(settings(name="whole"), command="slim-run short.yaml", console=Console(quiet=True))
+        stages.run_all(stages.Run(stages.ROOT / "whole", settings(name="whole"), QUIET), command="slim-run short.yaml")
     return root / "checkpoints" / "whole"
 
 
@@ -176,15 +178,16 @@ def test_latency_has_every_run_and_every_layer(whole: Path, run: RunRecords) -> 
 
 def test_evidence_is_measured_once(whole: Path, tmp_path: Path) -> None:
     folder = copy(whole, tmp_path / "again")
-    said: list[str] = []
-    evidence.gather(folder, say=said.append)
-    assert said == []
-    evidence.gather(folder, say=said.append)
+    said = io.StringIO()
+    run = stages.Run(folder, RunConfig(), Console(file=said))
+    gather(run)
+    assert said.getvalue() == ""
+    gather(run)
     before = json.loads((folder / "evidence.json").read_text())
     (folder / "model.onnx").touch()  # what was measured on the old file doesn't count for a new one
     (folder / "baseline.onnx").unlink()
-    after = json.loads(evidence.gather(folder, seconds=0, say=said.append).read_text())
-    assert len(said) == 6 and "latency" in before
+    after = json.loads(gather(run, seconds=0).read_text())
+    assert said.getvalue().count("measuring for the report") == 6 and "latency" in before
     assert after["missing"]["latency"] == "the run has no baseline.onnx yet" and "latency" not in after
     assert "sweep_seconds is 0" in after["missing"]["tradeoff"]
     assert after["layers"] == before["layers"]
@@ -201,7 +204,7 @@ def test_residual_networks_show_their_ties(tmp_path: Path) -> None:
     about = {**facts, "input_shape": [1, 16, 16], "classes": list("0123456789")}
     checkpoint.save(tmp_path / "sparse.safetensors", model, stage="sparse", **about)
     checkpoint.save(tmp_path / "pruned.safetensors", plan.apply(model), plan, stage="pruned", **about)
-    found = json.loads(evidence.gather(tmp_path, say=lambda _: None).read_text())
+    found = json.loads(gather(stages.Run(tmp_path, RunConfig(), QUIET)).read_text())
     ties: dict[int, list[str]] = {}
     for row in found["layers"]:
         if row["tie"] is not None:
@@ -275,7 +278,7 @@ def test_an_interrupted_run(whole: Path, tmp_path: Path) -> None:
     (folder / "summary.json").write_text(json.dumps({key: summary[key] for key in ("baseline", "sparse")}))
     cut = (folder / "metrics.jsonl").read_text().splitlines()[:3]
     (folder / "metrics.jsonl").write_text("\n".join([*cut, '{"stage": "sparse", "epo']))
-    evidence.gather(folder, say=lambda _: None)
+    gather(stages.Run(folder, RunConfig(), QUIET))
     run = collect(folder)
     assert len(run.epochs) == 3 and run.after == {}
     text = checked(page.html([run]))
@@ -292,7 +295,7 @@ def test_a_run_without_onnx(whole: Path, tmp_path: Path) -> None:
     summary = json.loads((folder / "summary.json").read_text())
     summary = {key: {k: v for k, v in r.items() if k not in ("latency_ms", "speedup")} for key, r in summary.items()}
     (folder / "summary.json").write_text(json.dumps({key: r for key, r in summary.items() if key != "onnx"}))
-    evidence.gather(folder, say=lambda _: None)
+    gather(stages.Run(folder, RunConfig(), QUIET))
     text = checked(page.html([collect(folder)]))
     assert "not measured" in text and "the run has no baseline.onnx yet" in text
     assert 'id="plot-tradeoff"' in text and 'id="plot-latency"' not in text

@@ -158,3 +158,17 @@ def test_many_files_are_named_by_their_folder() -> None:
     paths = [Path("checkpoints/a") / str(i) for i in range(5)]
     assert words.closing(paths, "slim-predict") == "wrote 5 files in checkpoints/a; next: slim-predict"
     assert words.closing(paths[:2], "x") == "wrote checkpoints/a/0 and checkpoints/a/1; next: x"
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(0, "0"), (999, "999"), (1000, "1.00 k"), (999_499, "999 k"), (999_500, "1.00 M"), (12_345_678, "12.3 M")],
+)
+def test_counts_are_short(number: int, text: str) -> None:
+    assert tables.count(number) == text
+
+
+def test_the_headline_compares() -> None:
+    before = {"accuracy": 0.98, "params": 1000, "flops": 200}
+    after = {"accuracy": 0.975, "params": 100, "flops": 50, "speedup": 2.5}
+    assert report.headline(before, after) == "accuracy -0.50 points, -90% parameters, -75% FLOPs, 2.50× as fast"

@@ -14,49 +14,47 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slim.errors import SlimError
-from slim.workbench.cli.command import Parser, mistakes_in_one_line
+from slim.workbench.cli.errors import report_user_errors
+from slim.workbench.cli.parser import SettingsParser
 
 if TYPE_CHECKING:
     from slim.deploy.bench.result import BenchReport
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    with mistakes_in_one_line("slim-bench"):
-        parser = Parser("slim-bench", __doc__, "bench")
-        parser.usage = "%(prog)s [FILE ...] [options]"
-        parser.add_argument(
-            "files", nargs="*", metavar="FILE", help="ONNX files, checkpoints (those of the newest run)"
-        )
-        parser.add_argument("--output", type=Path, metavar="FILE", help="write all figures to this JSON file")
-        parser.add_argument("--plot", type=Path, metavar="FILE", help="draw all times into this HTML page")
-        given = parser.read(argv)
+    with report_user_errors("slim-bench", argv):
+        given = _parser().read(argv)
         arguments = given.arguments
         for option, suffix in (("output", ".json"), ("plot", ".html")):
             path = getattr(arguments, option)
             if path and path.suffix != suffix:
                 raise SlimError(f"--{option} {path}: expected a name that ends in {suffix}")
         if not arguments.files:
-            source, settings = given.after("onnx")
-            from slim.workbench import run as pipeline
+            run, source = given.run_after("onnx")
+            from slim.workbench.run.measuring import bench_stage
 
-            written, made = pipeline.bench_stage(source, settings, console=given.console)
-            written += _save(made, arguments)
-            given.close(written, f"slim-predict {source} IMAGE")
+            written, made = bench_stage(run, source)
+            given.finish([*written, *_saved(made, arguments)], f"slim-predict {source} IMAGE")
             return
-        settings = given.settings()
+        run = given.run(given.settings())
         from slim.deploy.bench.benchmark import short_names
-        from slim.workbench import run as pipeline
+        from slim.workbench.run.measuring import bench_files
 
-        files = short_names(arguments.files)
-        made = pipeline.bench_files(files, settings, allow_code=given.allow_code, console=given.console)
-        written = _save(made, arguments)
-        if arguments.json:
-            given.close(written, "slim-predict", bench=made.to_dict())
-        elif written:
-            given.close(written, "slim-predict MODEL.onnx IMAGE")
+        made = bench_files(run, short_names(arguments.files))
+        facts = {"bench": made.to_dict()} if arguments.json else {}
+        given.finish(_saved(made, arguments), "slim-predict MODEL.onnx IMAGE", **facts)
 
 
-def _save(made: "BenchReport", arguments: Namespace) -> list[Path]:
+def _parser() -> SettingsParser:
+    parser = SettingsParser("slim-bench", __doc__, "bench")
+    parser.usage = "%(prog)s [FILE ...] [options]"
+    parser.add_argument("files", nargs="*", metavar="FILE", help="ONNX files, checkpoints (those of the newest run)")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write all figures to this JSON file")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw all times into this HTML page")
+    return parser
+
+
+def _saved(made: "BenchReport", arguments: Namespace) -> list[Path]:
     written = []
     if arguments.output:
         written.append(made.save(arguments.output))

@@ -8,16 +8,16 @@ next    slim-bench
 
 from collections.abc import Sequence
 
-from slim.workbench.cli.command import Parser, mistakes_in_one_line
+from slim.workbench.cli.errors import report_user_errors
+from slim.workbench.cli.parser import SettingsParser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    with mistakes_in_one_line("slim-export"):
-        parser = Parser("slim-export", __doc__, "export")
+    with report_user_errors("slim-export", argv):
+        parser = SettingsParser("slim-export", __doc__, "export")
         parser.add_file("the network (the newest finetuned.safetensors)")
         given = parser.read(argv)
-        source, settings = given.after("finetuned")
-        from slim.workbench import run as pipeline
+        run, source = given.run_after("finetuned")
+        from slim.workbench.run.exporting import export_stage
 
-        written = pipeline.export_stage(source, settings, allow_code=given.allow_code, console=given.console)
-        given.close(written, "slim-bench")
+        given.finish(export_stage(run, source), "slim-bench")

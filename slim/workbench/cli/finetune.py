@@ -8,20 +8,19 @@ next    slim-export
 
 from collections.abc import Sequence
 
-from slim.workbench.cli.command import Parser, mistakes_in_one_line
+from slim.workbench.cli.errors import report_user_errors
+from slim.workbench.cli.parser import SettingsParser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    with mistakes_in_one_line("slim-finetune", argv) as resuming:
-        parser = Parser("slim-finetune", __doc__, "finetune", ["data"])
+    with report_user_errors("slim-finetune", argv, resumes=True) as words:
+        parser = SettingsParser("slim-finetune", __doc__, "finetune", ["data"])
         parser.add_file("the pruned network (the newest pruned.safetensors)")
         parser.add_resume()
         given = parser.read(argv)
-        source, settings = given.after("pruned")
+        run, source = given.run_after("pruned")
         if not given.arguments.file:
-            resuming.insert(0, str(source))
-        from slim.workbench import run as pipeline
+            words.insert(0, str(source))
+        from slim.workbench.run.training import finetune_stage
 
-        resume, code = given.arguments.resume, given.allow_code
-        written = pipeline.finetune_stage(source, settings, resume=resume, allow_code=code, console=given.console)
-        given.close(written, "slim-export")
+        given.finish([finetune_stage(run, source)], "slim-export")

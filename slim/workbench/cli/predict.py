@@ -9,13 +9,14 @@ import json
 from collections.abc import Sequence
 
 from slim.errors import SlimError
-from slim.workbench.cli.command import PlainParser, mistakes_in_one_line
+from slim.workbench.cli.errors import report_user_errors
+from slim.workbench.cli.parser import PlainParser
 
 NAMED = 5  # files that couldn't be read
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    with mistakes_in_one_line("slim-predict"):
+    with report_user_errors("slim-predict", argv):
         parser = PlainParser("slim-predict", __doc__)
         parser.add_argument("model", metavar="MODEL", help="an ONNX file")
         parser.add_argument("images", nargs="+", metavar="IMAGE", help='an image file, a folder, or "*.jpg"')

@@ -11,31 +11,27 @@ next    slim-finetune
 from collections.abc import Sequence
 
 from slim.errors import SlimError
-from slim.workbench.cli.command import Parser, mistakes_in_one_line
+from slim.workbench.cli.errors import report_user_errors
+from slim.workbench.cli.parser import SettingsParser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    with mistakes_in_one_line("slim-prune"):
-        parser = Parser("slim-prune", __doc__, "prune", ["bench"])
+    with report_user_errors("slim-prune", argv):
+        parser = SettingsParser("slim-prune", __doc__, "prune", ["bench"])
         parser.add_file("the trained network (the newest sparse.safetensors)")
         parser.add_argument("--dry-run", action="store_true", help="print the plan, and write nothing")
         parser.add_argument("--arch", metavar="NAME", help="with --dry-run: plan for this untrained network")
         given = parser.read(argv)
-        arguments = given.arguments
-        if arguments.arch and (arguments.file or not arguments.dry_run):
-            raise SlimError(f"--arch {arguments.arch} is untrained: expected --dry-run with it, and no FILE")
-        source, settings = (None, given.settings()) if arguments.arch else given.after("sparse")
-        from slim.workbench import run as pipeline
+        arch, file, dry_run = given.arguments.arch, given.arguments.file, given.arguments.dry_run
+        if arch and (file or not dry_run):
+            raise SlimError(f"--arch {arch} is untrained: expected --dry-run with it, and no FILE")
+        run, source = (given.run(given.settings()), None) if arch else given.run_after("sparse")
+        from slim.workbench.run.pruning import plan_architecture, plan_file, prune_stage
 
-        if arguments.dry_run:
-            if source is None:
-                made = pipeline.plan_architecture(
-                    arguments.arch, settings, allow_code=(arguments.arch, *given.allow_code), console=given.console
-                )
-            else:
-                made = pipeline.plan_file(source, settings, allow_code=given.allow_code, console=given.console)
-            given.close([], "slim-prune", plan=made.to_dict())
+        if source is None:
+            made = plan_architecture(run, arch)
+            given.finish([], "slim-prune", plan=made.to_dict())
+        elif dry_run:
+            given.finish([], "slim-prune", plan=plan_file(run, source).to_dict())
         else:
-            assert source is not None  # --arch needs --dry-run
-            written = pipeline.prune_stage(source, settings, allow_code=given.allow_code, console=given.console)
-            given.close(written, "slim-finetune")
+            given.finish(prune_stage(run, source), "slim-finetune")

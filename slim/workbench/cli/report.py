@@ -7,31 +7,23 @@ next    open the page in a browser; it needs nothing else
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from slim.errors import SlimError
-from slim.workbench.cli.command import Given, PlainParser, add_allow_code, add_voice, mistakes_in_one_line
+from slim.workbench.cli.command import ParsedCommand
+from slim.workbench.cli.errors import report_user_errors
+from slim.workbench.cli.parser import PlainParser, add_allow_code, add_verbosity
+from slim.workbench.config import DataConfig, RunConfig
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    with mistakes_in_one_line("slim-report"):
-        parser = PlainParser("slim-report", __doc__)
-        parser.usage = "%(prog)s [RUN ...] [options]"
-        parser.add_argument("runs", nargs="*", metavar="RUN", help="a run's folder (the newest under checkpoints/)")
-        parser.add_argument("--markdown", action="store_true", help="print tables in Markdown; measure nothing")
-        parser.add_argument("--out", metavar="FILE", help="where the page goes")
-        parser.add_argument("--no-measure", action="store_true", help="show only what earlier commands recorded")
-        parser.add_argument(
-            "--sweep-seconds", type=float, default=None, metavar="X", help="limit of the trade-off sweep (of the run)"
-        )
-        add_allow_code(parser)
-        add_voice(parser)
-        given = Given(parser.parse_args(argv), {}, {})
+    with report_user_errors("slim-report", argv):
+        given = ParsedCommand(_parser().parse_args(argv), {}, {})
         arguments = given.arguments
         if arguments.sweep_seconds is not None and arguments.sweep_seconds < 0:
             raise SlimError(f"--sweep-seconds {arguments.sweep_seconds:g}: expected 0 or more")
-        from slim.workbench.report import collect
-        from slim.workbench.report.collect import find
+        from slim.workbench.report.collect import collect, find
 
         folders = find(arguments.runs)
         if arguments.markdown:
@@ -39,14 +31,32 @@ def main(argv: Sequence[str] | None = None) -> None:
 
             print(markdown.of([collect(folder) for folder in folders]), end="")
             return
-        from slim.workbench import run as pipeline
+        from slim.workbench.run.reporting import report_stage
 
-        written = pipeline.report_stage(
+        settings = replace(RunConfig(), data=DataConfig(root=arguments.data_root))
+        written = report_stage(
+            given.run(settings, folders[0]),
             folders,
             Path(arguments.out) if arguments.out else None,
             measure=not arguments.no_measure,
             seconds=arguments.sweep_seconds,
-            allow_code=given.allow_code,
-            console=given.console,
         )
-        given.close(written, f"open {written[0]} in a browser")
+        given.finish(written, f"open {written[0]} in a browser")
+
+
+def _parser() -> PlainParser:
+    parser = PlainParser("slim-report", __doc__)
+    parser.usage = "%(prog)s [RUN ...] [options]"
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="a run's folder (the newest under checkpoints/)")
+    parser.add_argument("--markdown", action="store_true", help="print tables in Markdown; measure nothing")
+    parser.add_argument("--out", metavar="FILE", help="where the page goes")
+    parser.add_argument("--no-measure", action="store_true", help="show only what earlier commands recorded")
+    parser.add_argument(
+        "--sweep-seconds", type=float, default=None, metavar="X", help="limit of the trade-off sweep (of the run)"
+    )
+    parser.add_argument(
+        "--data-root", default=DataConfig().root, metavar="DIR", help=f"where the data lie ({DataConfig().root})"
+    )
+    add_allow_code(parser)
+    add_verbosity(parser)
+    return parser

@@ -13,21 +13,19 @@ import sys
 from argparse import SUPPRESS
 from collections.abc import Sequence
 
-from slim.workbench.cli.command import Parser, mistakes_in_one_line
+from slim.workbench.cli.errors import report_user_errors
+from slim.workbench.cli.parser import SettingsParser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    with mistakes_in_one_line("slim-run", argv):
-        parser = Parser("slim-run", __doc__, shown=["train", "sparsity", "prune", "finetune"])
+    with report_user_errors("slim-run", argv, resumes=True):
+        parser = SettingsParser("slim-run", __doc__, shown=["train", "sparsity", "prune", "finetune"])
         parser.usage = "%(prog)s [CONFIG] [options]"
         parser.add_argument("config", nargs="?", metavar="CONFIG", default=SUPPRESS, help="the same as --config")
         parser.add_resume()
         given = parser.read(argv)
-        settings = given.resumed("baseline", "sparse", "finetuned")
-        command = shlex.join(["slim-run", *(sys.argv[1:] if argv is None else argv)])
-        from slim.workbench import run as pipeline
+        run = given.new_run("baseline", "sparse", "finetuned")
+        from slim.workbench.run.whole import run_all
 
-        resume, code = given.arguments.resume, given.allow_code
-        written, _ = pipeline.run(settings, resume=resume, command=command, allow_code=code, console=given.console)
-        model = written[0].with_name("model.onnx")
-        given.close(written, f"slim-predict {model} IMAGE")
+        written = run_all(run, command=shlex.join(["slim-run", *(sys.argv[1:] if argv is None else argv)]))
+        given.finish(written, f"slim-predict {run.path('onnx')} IMAGE")

@@ -9,17 +9,16 @@ next    slim-prune
 
 from collections.abc import Sequence
 
-from slim.workbench.cli.command import Parser, mistakes_in_one_line
+from slim.workbench.cli.errors import report_user_errors
+from slim.workbench.cli.parser import SettingsParser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    with mistakes_in_one_line("slim-train", argv):
-        parser = Parser("slim-train", __doc__, "train", ["sparsity", "data", "model"])
+    with report_user_errors("slim-train", argv, resumes=True):
+        parser = SettingsParser("slim-train", __doc__, "train", ["sparsity", "data", "model"])
         parser.add_resume()
         given = parser.read(argv)
-        settings = given.resumed("sparse")
-        from slim.workbench import run as pipeline
+        run = given.new_run("sparse")
+        from slim.workbench.run.training import train_stage
 
-        resume, code = given.arguments.resume, given.allow_code
-        written = pipeline.train_stage(settings, resume=resume, allow_code=code, console=given.console)
-        given.close(written, "slim-prune")
+        given.finish([train_stage(run)], "slim-prune")

@@ -6,10 +6,9 @@ plain modules that know nothing of pruning.
 """
 
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from difflib import get_close_matches
 from functools import partial
-from importlib import import_module
 from inspect import Parameter, signature
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from slim.errors import SlimError, unknown
+from slim.workbench.code import Allowed, import_object
 from slim.workbench.models.densenet import densenet
 from slim.workbench.models.resnet import preresnet, resnet
 from slim.workbench.models.stacks import VGG_WIDTHS, lenet, mlp, vgg
@@ -32,7 +32,7 @@ _SLIM: dict[str, Callable[..., nn.Module]] = {
     "mlp": mlp,
     "lenet": lenet,
 }
-_FORMS = "slim:NAME, torchvision:NAME, timm:NAME or package.module:factory"
+_FORMS = "slim:NAME, torchvision:NAME, timm:NAME, package.module:factory or file.py:factory"
 # Arguments that make torchvision or timm fetch or read weights: building a model reads no files.
 _WEIGHTS = {
     *("weights", "weights_backbone"),
@@ -62,7 +62,7 @@ def build(
     num_classes: int | None = None,
     in_channels: int = 3,
     gamma: float | None = 0.5,
-    allow_code: str | Collection[str] = (),
+    allow_code: Allowed = (),
     **kwargs: Any,
 ) -> nn.Module:
     """Build a new, untrained network. Its weights follow from torch's random state: call torch.manual_seed before.
@@ -100,13 +100,8 @@ def build(
         model = _torchvision(name, sizes, kwargs)
     elif source == "timm":
         model = _timm(name, sizes, kwargs)
-    elif arch in ([allow_code] if isinstance(allow_code, str) else allow_code):
-        model = _code(source, name, sizes, kwargs)
     else:
-        raise SlimError(
-            f"model {arch!r} would import {source!r}, which only you can allow (allow_code): expected --allow-code "
-            f"{arch} where that code is yours, or slim:NAME, torchvision:NAME or timm:NAME"
-        )
+        model = _code(arch, sizes, kwargs, allow_code)
     if gamma is not None:
         for module in model.modules():
             if isinstance(module, _BatchNorm) and module.affine:
@@ -173,29 +168,12 @@ def _timm(name: str, sizes: dict[str, int], kwargs: dict[str, Any]) -> nn.Module
     return _call(arch, timm.create_model, {"model_name": name, "pretrained": False, **sizes, **kwargs})
 
 
-def _code(source: str, name: str, sizes: dict[str, int], kwargs: dict[str, Any]) -> nn.Module:
-    arch = f"{source}:{name}"
-    try:
-        module = import_module(source)
-    except Exception as error:  # importing runs the user's code: anything can go wrong in it
-        raise SlimError(f"can't import the model {arch!r} ({_one_line(error)}); expected {_FORMS}") from error
-    factory: Any = getattr(module, name, None)
-    if not _makes_models(factory, source):
-        makers = [key for key, value in vars(module).items() if _makes_models(value, source)]
-        raise unknown(f"model in {source}", name, makers)
+def _code(arch: str, sizes: dict[str, int], kwargs: dict[str, Any], allow_code: Allowed) -> nn.Module:
+    factory = import_object("model", arch, allow_code=allow_code, kind=nn.Module)
     takes = signature(factory).parameters
     takes_all = any(parameter.kind is Parameter.VAR_KEYWORD for parameter in takes.values())
     sizes = {key: value for key, value in sizes.items() if takes_all or key in takes}
     return _call(arch, factory, sizes | kwargs)
-
-
-def _makes_models(value: Any, source: str) -> bool:
-    """Whether a value found in a module may be asked for a network: a class of networks, or a function that the module
-    or a part of its package defines. `os:system` is neither."""
-    if isinstance(value, type):
-        return issubclass(value, nn.Module)
-    home = getattr(value.func if isinstance(value, partial) else value, "__module__", None) or ""
-    return callable(value) and (home == source or home.startswith(f"{source}."))
 
 
 def _call(arch: str, factory: Callable[..., Any], kwargs: dict[str, Any]) -> nn.Module:

@@ -1,16 +1,17 @@
 """A network from its file alone: built from the name in the file, where that may be."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from slim import checkpoint
+from slim.workbench.code import Allowed
 from slim.workbench.models.build import build
 
 
-def load(path: str | Path, model: nn.Module | None = None, *, allow_code: str | Collection[str] = ()) -> nn.Module:
+def load(path: str | Path, model: nn.Module | None = None, *, allow_code: Allowed = ()) -> nn.Module:
     """Return the network that `path` holds, on the CPU, in evaluation mode, bit for bit and with the dtypes it had.
 
     model: the unpruned network, for a class of your own; it stays as it is. Without it, the network is built

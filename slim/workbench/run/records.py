@@ -1,101 +1,126 @@
 """What a run writes down beside its networks: summary.json, metrics.jsonl, config.yaml."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slim.checkpoint import STAGES
 from slim.errors import SlimError
 from slim.files import replacing
 from slim.workbench import config, train
 from slim.workbench.config import RunConfig
+from slim.workbench.run.stages import STAGES
 
 if TYPE_CHECKING:
     from slim.deploy.bench.result import BenchReport
 
-ROOT = Path("checkpoints")
+# What else has the latency of a network that was measured.
+SAME_LATENCY = {"onnx": ["onnx", "finetuned"], "pruned": ["pruned", "recovered"]}
 
 
-def enter(
-    folder: Path,
-    stage: str,
-    record: dict[str, Any],
-    settings: RunConfig,
-    epochs: Sequence[dict[str, Any]] = (),
-    fresh: bool = False,
-) -> None:
-    """Enter a stage in the run's summary, metrics and settings. What later stages entered goes, as do states that they
-    would resume from; everything goes if `fresh`."""
-    earlier = [] if fresh else list(STAGES)[: list(STAGES).index(stage)]
-    summary, _ = read_records(folder)
-    summary = {key: value for key, value in summary.items() if key in earlier}
-    enter_epochs(folder, stage, epochs, fresh)
-    _write(folder / "summary.json", json.dumps(summary | {stage: record}, indent=2))
-    _write(folder / "config.yaml", config.to_yaml(settings))
-    for other, (file, _) in STAGES.items():
-        if other not in earlier:
-            train.Snapshots(states_of(folder / file), {}).clear()
+@dataclass(frozen=True)
+class Records:
+    """The records in a run's folder: an object for each stage, a line for each epoch, the settings as last used."""
 
+    folder: Path
 
-def enter_epochs(folder: Path, stage: str, epochs: Sequence[dict[str, Any]], fresh: bool) -> None:
-    """Enter epochs of a stage in the run's metrics, after its earlier ones."""
-    earlier = [] if fresh else list(STAGES)[: list(STAGES).index(stage)]
-    first = epochs[0]["epoch"] if epochs else 1
-    _, entries = read_records(folder)
-    kept = [e for e in entries if e["stage"] in earlier or (e["stage"] == stage and e["epoch"] < first)]
-    added = [{"stage": stage, **epoch} for epoch in epochs]
-    _write(folder / "metrics.jsonl", "\n".join(json.dumps(entry) for entry in [*kept, *added]))
+    def summary(self) -> dict[str, Any]:
+        """Return stage -> its record; empty where there is none yet. SlimError where the file is broken."""
+        path = self.folder / "summary.json"
+        if not path.exists():
+            return {}
+        summary = _parsed(path.read_text(encoding="utf-8"), path)
+        if not isinstance(summary, dict) or not all(isinstance(stage, dict) for stage in summary.values()):
+            raise _broken(path)
+        return summary
 
+    def epochs(self) -> list[dict[str, Any]]:
+        """Return the epochs of all trainings in order. SlimError where the file is broken."""
+        path = self.folder / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        epochs = [_parsed(line, path) for line in lines]
+        if not all(isinstance(line, dict) and "stage" in line for line in epochs):
+            raise _broken(path)
+        return epochs
 
-def enter_latency(folder: Path, made: "BenchReport", settings: RunConfig) -> Path:
-    """Enter latencies (ms for a batch of the first size) in the summary. The fine-tuned network's is its
-    export's, and the recovered one's that of the pruned one."""
-    same = {"onnx": ["onnx", "finetuned"], "pruned": ["pruned", "recovered"]}
-    summary, _ = read_records(folder)
-    batch = settings.bench.batch_sizes[0]
-    for row in made.rows:
-        if row.batch_size == batch:
-            for stage in same.get(row.model, [row.model]):
+    def check(self) -> None:
+        """Raise SlimError where a file is broken: before the work, so that it costs none of it."""
+        self.summary(), self.epochs()
+
+    def enter(
+        self,
+        stage: str,
+        record: dict[str, Any],
+        settings: RunConfig,
+        epochs: Sequence[dict[str, Any]] = (),
+        *,
+        fresh: bool = False,
+    ) -> None:
+        """Enter a stage in summary, metrics and settings. What later stages entered goes, as do states that they would
+        resume from; everything goes if `fresh`."""
+        earlier = _before(stage, fresh)
+        summary = {key: value for key, value in self.summary().items() if key in earlier}
+        self.enter_epochs(stage, epochs, fresh=fresh)
+        self._write("summary.json", json.dumps(summary | {stage: record}, indent=2))
+        self._write("config.yaml", config.to_yaml(settings))
+        self._clear_states(other for other in STAGES if other not in earlier)
+
+    def enter_epochs(self, stage: str, epochs: Sequence[dict[str, Any]], *, fresh: bool = False) -> None:
+        """Enter epochs of a stage in the metrics, after its earlier ones."""
+        earlier = _before(stage, fresh)
+        first = epochs[0]["epoch"] if epochs else 1
+        kept = [e for e in self.epochs() if e["stage"] in earlier or (e["stage"] == stage and e["epoch"] < first)]
+        added = [{"stage": stage, **epoch} for epoch in epochs]
+        self._write("metrics.jsonl", "\n".join(json.dumps(entry) for entry in [*kept, *added]))
+
+    def enter_latency(self, made: "BenchReport", settings: RunConfig) -> Path:
+        """Enter latencies (ms for a batch of the first size) in the summary. The fine-tuned network's is its export's,
+        and the recovered one's that of the pruned one."""
+        summary = self.summary()
+        for row in made.rows:
+            if row.batch_size != settings.bench.batch_sizes[0]:
+                continue
+            for stage in SAME_LATENCY.get(row.model, [row.model]):
                 if stage in summary:
                     summary[stage] |= {"latency_ms": row.median_ms, "speedup": row.speedup}
                     if row.speedup is None:  # of other images than the first file
                         del summary[stage]["speedup"]
-    if "onnx" in summary:
-        summary["onnx"]["bench"] = made.to_dict()
-    _write(folder / "summary.json", json.dumps(summary, indent=2))
-    return folder / "summary.json"
+        if "onnx" in summary:
+            summary["onnx"]["bench"] = made.to_dict()
+        return self._write("summary.json", json.dumps(summary, indent=2))
+
+    def forget(self) -> None:
+        """Take the stages of an earlier run out of the records, so that no `resume` takes them for done."""
+        for name in ("summary.json", "metrics.jsonl"):
+            (self.folder / name).unlink(missing_ok=True)
+        self._clear_states(STAGES)
+
+    def states(self, stage: str) -> Path:
+        """Return the folder of the states that the training of a stage resumes from."""
+        return (self.folder / STAGES[stage].file).with_suffix(".state")
+
+    def _clear_states(self, stages: Iterable[str]) -> None:
+        for stage in stages:
+            train.Snapshots(self.states(stage), {}).clear()
+
+    def _write(self, name: str, text: str) -> Path:
+        path = self.folder / name
+        with replacing(path) as temporary:
+            temporary.write_text(text + "\n" if text else "", encoding="utf-8")
+        return path
 
 
-def read_records(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The run's summary and the lines of its metrics, empty where there are none yet."""
-    path = folder / "summary.json"
+def _before(stage: str, fresh: bool) -> list[str]:
+    return [] if fresh else list(STAGES)[: list(STAGES).index(stage)]
+
+
+def _parsed(text: str, path: Path) -> Any:
     try:
-        summary = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        if not isinstance(summary, dict) or not all(isinstance(stage, dict) for stage in summary.values()):
-            raise ValueError
-        path = folder / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        metrics = [json.loads(line) for line in lines]
-        if not all(isinstance(line, dict) and "stage" in line for line in metrics):
-            raise ValueError
-    except ValueError:
-        raise SlimError(f"{str(path)!r} is broken: expected what slim wrote there; move it away to go on") from None
-    return summary, metrics
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise _broken(path) from None
 
 
-def _write(path: Path, text: str) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(text + "\n" if text else "", encoding="utf-8")
-
-
-def states_of(path: Path) -> Path:
-    return path.with_suffix(".state")
-
-
-def forget(folder: Path) -> None:
-    """Take the stages of an earlier run out of a folder's records, so that no `resume` takes them for done."""
-    for name in ("summary.json", "metrics.jsonl"):
-        (folder / name).unlink(missing_ok=True)
-    for file, _ in STAGES.values():
-        train.Snapshots(states_of(folder / file), {}).clear()
+def _broken(path: Path) -> SlimError:
+    return SlimError(f"{str(path)!r} is broken: expected what slim wrote there; move it away to go on")

@@ -5,19 +5,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from slim import checkpoint
 from slim.errors import SlimError
 from slim.workbench import config
 from slim.workbench.config import DataConfig, RunConfig
-from slim.workbench.run.records import ROOT, read_records
+from slim.workbench.run.folder import ROOT, Run
 from slim.workbench.train import snapshots
 
 
 def unfinished(name: str, stages: Sequence[str]) -> RunConfig | None:
-    """The settings of the run `name`: those with which the training of one of `stages` that was interrupted last was
-    begun, else those last used; None where there is no such run."""
+    """Return the settings of the run `name`: those with which the training of one of `stages` that was interrupted last
+    was begun, else those last used; None where there is no such run."""
     places = [f"{within}{stage}.state" for stage in stages for within in ("", "pass-*/")]
     states = [path for place in places for path in (ROOT / name).glob(f"{place}/step-*.safetensors")]
     if states:
@@ -27,44 +25,46 @@ def unfinished(name: str, stages: Sequence[str]) -> RunConfig | None:
 
 
 def begun(folder: Path) -> RunConfig | None:
-    """The settings of the training whose states to resume from are in `folder`; None without a state."""
+    """Return the settings of the training whose states to resume from are in `folder`; None without a state."""
     found = snapshots.newest(folder)
     return config.updated(RunConfig(), found[1]["about"]) if found else None
 
 
-def check_same(folder: Path, settings: RunConfig, prunes: bool, console: Console) -> None:
-    """Raises SlimError where a training, one that `prunes` or not, can't go on, as it was begun with other settings."""
+def check_same(run: Run, stage: str, *, prunes: bool) -> None:
+    """Raise SlimError where the training of a stage, one that `prunes` or not, can't go on, as it was begun with other
+    settings."""
+    folder = run.records.states(stage)
     before = begun(folder)
     if before is None:
-        console.print(f"no state in {folder}: training starts from the beginning")
+        run.console.print(f"no state in {folder}: training starts from the beginning")
         return
     for name in ("seed", "task", "data", "model", "sparsity", *(["prune"] if prunes else [])):
-        was, now = getattr(before, name), getattr(settings, name)
+        was, now = getattr(before, name), getattr(run.settings, name)
         if not _alike(was, now):
             raise SlimError(f"{name} is {now}: the training in {folder} was begun with {was}, so it can't go on")
-    console.print(f"resuming from {folder}")
+    run.console.print(f"resuming from {folder}")
 
 
-def is_done(path: Path, settings: RunConfig, console: Console, prunes: int) -> bool:
-    """Whether the stage at `path` has been done with these settings on a network pruned so often by then (not counting
-    the stage's own training), and still follows from those before it."""
-    summary, _ = read_records(path.parent)
-    last = "recovered" if path.stem == "pruned" and settings.prune.recover else path.stem  # of what the file becomes
-    if last not in summary or not path.exists():
+def is_done(run: Run, stage: str, *, prunes: int) -> bool:
+    """Whether a stage has been done with these settings on a network pruned so often by then (not counting the stage's
+    own training), and still follows from those before it."""
+    path, settings = run.path(stage), run.settings
+    last = "recovered" if stage == "pruned" and settings.prune.recover else stage  # of what the file becomes
+    if last not in run.records.summary() or not path.exists():
         return False
     about = checkpoint.read_metadata(path)
     if len(about["plans"]) - about["metrics"].get("prunes", 0) != prunes:  # it was another pass
         return False
     used = config.updated(RunConfig(), about["config"])
     sections = {"baseline": ["train"], "sparse": ["train", "sparsity"], "pruned": ["prune"], "finetuned": ["finetune"]}
-    if path.stem == "sparse" and settings.sparsity.gradual:
+    if stage == "sparse" and settings.sparsity.gradual:
         sections["sparse"].append("prune")
-    if prunes > (path.stem in ("pruned", "finetuned")):  # what was pruned earlier follows from all stages before
-        sections[path.stem] = ["train", "sparsity", "prune", "finetune"]
-    named = ("seed", "task", "data", "model", *sections[path.stem])
+    if prunes > (stage in ("pruned", "finetuned")):  # what was pruned earlier follows from all stages before
+        sections[stage] = ["train", "sparsity", "prune", "finetune"]
+    named = ("seed", "task", "data", "model", *sections[stage])
     done = all(_alike(getattr(used, name), getattr(settings, name)) for name in named)
     if done:
-        console.print(f"{path} is done already")
+        run.console.print(f"{path} is done already")
     return done
 
 
@@ -74,8 +74,3 @@ def _alike(was: Any, now: Any) -> bool:
         where = ("root", "download", "storage", "workers", "cache")
         return replace(was, **{name: getattr(now, name) for name in where}) == now
     return bool(was == now)
-
-
-def times_pruned(path: Path) -> int:
-    """How often the network in a file was pruned."""
-    return len(checkpoint.read_metadata(path)["plans"])

@@ -1,210 +1,184 @@
 """The stages that train: with the penalty, without it, and after pruning."""
 
-from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from slim.checkpoint import STAGES
 from slim.errors import SlimError
 from slim.prune.plan import PruningPlan
 from slim.workbench import models, report, train
-from slim.workbench.config import OptimConfig, RunConfig, SparsityConfig
-from slim.workbench.data import Dataset
-from slim.workbench.run.networks import facts_of, image_size, load_data, open_network, save_network
+from slim.workbench.config import OptimConfig, SparsityConfig
+from slim.workbench.run.folder import Run
+from slim.workbench.run.networks import Trained, facts_of, image_size, times_pruned
 from slim.workbench.run.pruning import gradual_pruning
-from slim.workbench.run.records import ROOT, enter_epochs, read_records, states_of
-from slim.workbench.run.resuming import check_same, is_done, times_pruned
+from slim.workbench.run.resuming import check_same, is_done
+from slim.workbench.run.stages import STAGES
 
 
-def train_stage(
-    settings: RunConfig, *, resume: bool = False, allow_code: str | Collection[str] = (), console: Console | None = None
-) -> list[Path]:
-    """Train a new network with the penalty on γ. It starts a new run: earlier entries of its folder go.
-
-    With `resume` an interrupted training goes on, and one that is done with these settings isn't done again; so it
-    is with the other stages that train."""
-    with train.distributed_session(settings.compute):
-        return train_new("sparse", settings, settings.sparsity, allow_code, console or Console(), True, resume)
+def train_stage(run: Run) -> Path:
+    """Train a new network with the penalty on γ, and return its file. It begins the run anew: earlier entries of its
+    folder go."""
+    with train.distributed_session(run.settings.compute), run.lock():
+        return train_new(run, "sparse", run.settings.sparsity, fresh=True)
 
 
-def finetune_stage(
-    source: Path,
-    settings: RunConfig,
-    *,
-    teacher: Path | None = None,
-    resume: bool = False,
-    allow_code: str | Collection[str] = (),
-    console: Console | None = None,
-) -> list[Path]:
-    """Train the network in `source` on, without a penalty. With `finetune.distill` it also learns from `teacher`, by
-    default the sparse.safetensors beside it, or where `sparsity.gradual` pruned that one, the baseline."""
-    path = source.with_name(STAGES["finetuned"][0])
+def finetune_stage(run: Run, source: Path, *, teacher: Path | None = None) -> Path:
+    """Train the network in `source` on, without a penalty, and return its file.
+
+    With `finetune.distill` it also learns from `teacher`, by default the sparse.safetensors beside it, or where
+    `sparsity.gradual` pruned that one, the baseline.
+    """
+    settings = run.settings
     if not settings.finetune.distill:
         teacher = None
     elif teacher is None:
-        teacher = source.with_name(STAGES["baseline" if settings.sparsity.gradual else "sparse"][0])
+        teacher = source.with_name(STAGES["baseline" if settings.sparsity.gradual else "sparse"].file)
         if not teacher.exists():
             raise SlimError(f"finetune.distill is {settings.finetune.distill}, but there is no unpruned {teacher}")
-    with train.distributed_session(settings.compute):
-        _train_on(source, path, settings, settings.finetune, None, teacher, allow_code, console or Console(), resume)
-    return [path]
+    with train.distributed_session(settings.compute), run.lock():
+        return _train_on(run, "finetuned", source, settings.finetune, teacher=teacher)
 
 
-def train_new(
-    stage: str,
-    settings: RunConfig,
-    sparsity: SparsityConfig | None,
-    allow_code: str | Collection[str],
-    console: Console,
-    fresh: bool,
-    resume: bool,
-    folder: Path | None = None,
-) -> list[Path]:
-    path = (folder or ROOT / settings.name) / STAGES[stage][0]
-    if resume and is_done(path, settings, console, 0):
-        return [path]
+def train_new(run: Run, stage: str, sparsity: SparsityConfig | None, *, fresh: bool = False) -> Path:
+    """Train a new network as a stage, unless a run that resumes has it already."""
+    if run.resume and is_done(run, stage, prunes=0):
+        return run.path(stage)
+    network = _untrained(run, stage)
+    run.records.check()
+    _fit_and_save(run, stage, network, run.settings.train, sparsity, fresh=fresh)
+    return run.path(stage)
+
+
+def train_sparse(run: Run, source: Path | None) -> Path:
+    """Train with the penalty, as the first stage of a pass: the network in `source`, or a new one without."""
+    if source is None:
+        return train_new(run, "sparse", run.settings.sparsity)
+    return _train_on(run, "sparse", source, run.settings.train, run.settings.sparsity)
+
+
+def _untrained(run: Run, stage: str) -> Trained:
+    settings = run.settings
     with train.rank_zero_first():
-        dataset = load_data(settings, allow_code=allow_code)
-    facts = facts_of(dataset)
-    facts["arch"] = settings.model.arch
-    facts["arch_kwargs"] = {
+        dataset = run.dataset()
+    arch = settings.model.arch
+    arguments = {
         "num_classes": len(dataset.classes),
         "in_channels": dataset.channels,
         "gamma": settings.model.gamma,
-        **image_size(settings.model.arch, dataset.image_size),
+        **image_size(arch, dataset.image_size),
         **settings.model.kwargs,
     }
     torch.manual_seed(settings.seed)
-    model = models.build(facts["arch"], allow_code=allow_code, **facts["arch_kwargs"])
+    model = models.build(arch, allow_code=run.allow_code, **arguments)
     if not any(isinstance(module, _BatchNorm) and module.affine for module in model.modules()):
-        raise SlimError(f"{facts['arch']} has no BatchNorm with a scale γ: there is nothing to prune")
-    read_records(path.parent)  # before the work, so that a broken file costs none of it
-    records, plans = _fit(path, model, dataset, settings, settings.train, console, None, sparsity, fresh, resume)
-    _close(path, {}, model, [], plans, facts, settings, dataset, records, console, fresh)
-    return [path]
-
-
-def train_sparse(
-    source: Path | None,
-    folder: Path,
-    settings: RunConfig,
-    allow_code: str | Collection[str],
-    console: Console,
-    resume: bool,
-) -> Path:
-    """The first stage of a pass: train with the penalty, from the network in `source`, or a new one without."""
-    if source is None:
-        return train_new("sparse", settings, settings.sparsity, allow_code, console, False, resume, folder)[0]
-    path = folder / STAGES["sparse"][0]
-    _train_on(source, path, settings, settings.train, settings.sparsity, None, allow_code, console, resume)
-    return path
+        raise SlimError(f"{arch} has no BatchNorm with a scale γ: there is nothing to prune")
+    facts = facts_of(dataset) | {"arch": arch, "arch_kwargs": arguments}
+    return Trained(stage, model, [], {}, facts, dataset)
 
 
 def _train_on(
+    run: Run,
+    stage: str,
     source: Path,
-    path: Path,
-    settings: RunConfig,
+    optim: OptimConfig,
+    sparsity: SparsityConfig | None = None,
+    *,
+    teacher: Path | None = None,
+) -> Path:
+    """Train the network in `source` on, as a stage, unless a run that resumes has that already."""
+    if run.resume and is_done(run, stage, prunes=times_pruned(source)):
+        return run.path(stage)
+    run.records.check()
+    with train.rank_zero_first():
+        before = run.open(source)
+        dataset = before.dataset or run.dataset()
+    unpruned = run.open(teacher).model if teacher else None
+    network = Trained(
+        before.stage, before.model, before.plans, before.metrics, before.facts | facts_of(dataset), dataset
+    )
+    _fit_and_save(run, stage, network, optim, sparsity, teacher=unpruned)
+    return run.path(stage)
+
+
+def _fit_and_save(
+    run: Run,
+    stage: str,
+    network: Trained,
     optim: OptimConfig,
     sparsity: SparsityConfig | None,
-    teacher: Path | None,
-    allow_code: str | Collection[str],
-    console: Console,
-    resume: bool,
-) -> None:
-    """Train the network in `source` on, into the stage at `path`; unless that is done, with `resume`."""
-    if resume and is_done(path, settings, console, times_pruned(source)):
-        return
-    read_records(path.parent)
-    with train.rank_zero_first():
-        before = open_network(source, settings, allow_code)
-        dataset = before.dataset or load_data(settings, allow_code=allow_code)
-    unpruned = open_network(teacher, settings, allow_code).model if teacher else None
-    records, plans = _fit(path, before.model, dataset, settings, optim, console, unpruned, sparsity, resume=resume)
-    facts, earlier = before.facts | facts_of(dataset), {before.stage: before.metrics}
-    _close(path, earlier, before.model, before.plans, plans, facts, settings, dataset, records, console)
-
-
-def _close(
-    path: Path,
-    earlier: dict[str, dict[str, Any]],
-    model: nn.Module,
-    plans: list[PruningPlan],
-    made: list[PruningPlan],
-    facts: dict[str, Any],
-    settings: RunConfig,
-    dataset: Dataset,
-    records: list[dict[str, Any]],
-    console: Console,
+    *,
+    teacher: nn.Module | None = None,
     fresh: bool = False,
 ) -> None:
-    """Save a network that was trained, and pruned within that by the plans `made`; show it below the stages
-    `earlier`."""
-    record = save_network(path, model, plans, facts, settings, dataset, records, fresh, made=made)
+    """Train a network, save it as a stage, and show it below the one that it was."""
+    epochs, made = _fit(run, stage, network, optim, sparsity, teacher=teacher, fresh=fresh)
+    record = run.save(stage, network, epochs=epochs, made=made, fresh=fresh)
     train.wait_for_all()  # for the file
-    title = "fine-tuning" if path.stem == "finetuned" else "training"
-    console.print(report.stage_table({**earlier, path.stem: record}, title))
-    console.print(report.effort(records))
+    earlier = {network.stage: network.metrics} if network.metrics else {}
+    title = "fine-tuning" if stage == "finetuned" else "training"
+    run.console.print(report.stage_table({**earlier, stage: record}, title))
+    run.console.print(report.effort(epochs))
 
 
 def _fit(
-    path: Path,
-    model: nn.Module,
-    dataset: Dataset,
-    settings: RunConfig,
+    run: Run,
+    stage: str,
+    network: Trained,
     optim: OptimConfig,
-    console: Console,
-    teacher: nn.Module | None = None,
-    sparsity: SparsityConfig | None = None,
-    fresh: bool = False,
-    resume: bool = False,
+    sparsity: SparsityConfig | None,
+    *,
+    teacher: nn.Module | None,
+    fresh: bool,
 ) -> tuple[list[dict[str, Any]], list[PruningPlan]]:
-    """Train the network whose stage will be saved at `path`. Its epochs are entered in the run's metrics as they
-    come, and states to resume from are saved in a folder beside it until the stage is. Returns the records of the
-    epochs, and the plans by which it was pruned on the way."""
+    """Train a network. Its epochs are entered in the run's metrics as they come, and states to resume from are saved
+    until the stage is. Returns the records of the epochs, and the plans by which it was pruned on the way."""
+    settings, dataset = run.settings, network.dataset
+    assert dataset is not None
     prunes = sparsity is not None and sparsity.gradual > 0
-    plans: list[PruningPlan] = []
     states = train.Snapshots(
-        states_of(path), asdict(settings), keep=settings.keep_states, minutes=settings.save_minutes, resume=resume
+        run.records.states(stage),
+        asdict(settings),
+        keep=settings.keep_states,
+        minutes=settings.save_minutes,
+        resume=run.resume,
     )
-    if resume:
-        check_same(states.folder, settings, prunes, console)
+    if run.resume:
+        check_same(run, stage, prunes=prunes)
     board = None
     if settings.tensorboard and train.is_rank_zero():
-        board = train.TensorBoard(path.parent / "tensorboard" / path.stem)
-    title = "fine-tuning" if path.stem == "finetuned" else path.stem
-    with report.training(console, title, optim.epochs, dataset.task.metric) as (on_step, show_epoch):
+        board = train.TensorBoard(run.folder / "tensorboard" / stage)
+    made: list[PruningPlan] = []
+    title = "fine-tuning" if stage == "finetuned" else stage
+    with report.training(run.console, title, optim.epochs, dataset.task.metric) as (on_step, show_epoch):
 
         def on_epoch(record: dict[str, Any]) -> None:
             show_epoch(record)
             if train.is_rank_zero():
-                enter_epochs(path.parent, path.stem, [record], fresh)
+                run.records.enter_epochs(stage, [record], fresh=fresh)
             if board:
-                board.epoch(record, model)
+                board.epoch(record, network.model)
 
         def on_prune(step: int, plan: PruningPlan) -> None:
-            plans.append(plan)
-            console.print(report.prune_line(step, plan))
+            made.append(plan)
+            run.console.print(report.prune_line(step, plan))
 
         finetune = settings.finetune
-        taught = train.Distillation(teacher, finetune.distill, finetune.temperature) if teacher else None
-        records = train.fit(
-            model,
+        epochs = train.fit(
+            network.model,
             dataset,
             optim,
             compute=settings.compute,
             seed=settings.seed,
             sparsity=sparsity,
             pruning=gradual_pruning(dataset, settings) if prunes else None,
-            distillation=taught,
+            distillation=train.Distillation(teacher, finetune.distill, finetune.temperature) if teacher else None,
             snapshots=states,
             callbacks=train.Callbacks(on_step, on_epoch, on_prune),
         )
     if board:
         board.close()
-    return records, plans
+    return epochs, made

@@ -1,117 +1,98 @@
 """All stages of a run, in one pass or several."""
 
-from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
-from rich.console import Console
-
-from slim.checkpoint import STAGES
 from slim.errors import SlimError
 from slim.workbench import report, train
-from slim.workbench.config import RunConfig
 from slim.workbench.report import card
 from slim.workbench.run import asked
-from slim.workbench.run.deploying import bench_files, export_stage, int8_stage, report_stage, write_onnx
-from slim.workbench.run.networks import open_network
+from slim.workbench.run.exporting import export_stage, int8_stage, write_onnx
+from slim.workbench.run.folder import Run
+from slim.workbench.run.measuring import bench_files
+from slim.workbench.run.networks import times_pruned
 from slim.workbench.run.pruning import prune_stage
-from slim.workbench.run.records import ROOT, enter_latency, forget, read_records
-from slim.workbench.run.resuming import is_done, times_pruned
+from slim.workbench.run.records import Records
+from slim.workbench.run.reporting import report_stage
+from slim.workbench.run.resuming import is_done
 from slim.workbench.run.training import finetune_stage, train_new, train_sparse
 
 FLOOR_OF_A_PASS = 0.5  # share of each layer that stays in one of several passes, as in the paper
 
 
-def run(
-    settings: RunConfig,
-    *,
-    resume: bool = False,
-    command: str | None = None,
-    allow_code: str | Collection[str] = (),
-    console: Console | None = None,
-) -> tuple[list[Path], dict[str, Any]]:
-    """All stages, after a baseline trained without a penalty, and the page that shows them. Returns the paths and the
-    summary. `command` is the command line to name on the page.
+def run_all(run: Run, *, command: str | None = None) -> list[Path]:
+    """Do all stages, after a baseline trained without a penalty, and make the page that shows them. Returns the paths.
 
     With several passes the sparse training, pruning and fine-tuning are repeated, each pass on the network of the one
     before; at most half of a layer goes in one (the paper's multi-pass scheme, section 4.5). All passes but the last
     have a folder of their own in the run's, pass-1 and so on, with the same files.
+
+    command: the command line to name on the page.
     """
-    console = console or Console()
-    asked.check(settings)  # a mistake there would show only after training
-    folders = [ROOT / settings.name / f"pass-{number}" for number in range(1, settings.passes)]
-    folders.append(ROOT / settings.name)
-    if settings.passes > 1:
-        floor = max(settings.prune.floor if settings.prune.floor < 1 else 0.0, FLOOR_OF_A_PASS)
-        settings = replace(settings, prune=replace(settings.prune, floor=floor))
-    with train.distributed_session(settings.compute):
-        if train.is_rank_zero() and not resume:
-            for folder in (ROOT / settings.name).glob("pass-*"):
-                forget(folder)
-        [baseline] = train_new("baseline", settings, None, allow_code, console, True, resume)
-        wrote, source = [baseline], None
-        for folder in folders:
-            sparse = train_sparse(source, folder, settings, allow_code, console, resume)
-            pruned, plan_path = sparse.with_name(STAGES["pruned"][0]), sparse.with_name("plan.json")
-            if train.is_rank_zero() and not (resume and is_done(pruned, settings, console, times_pruned(sparse) + 1)):
-                prune_stage(sparse, settings, allow_code=allow_code, console=console)
-            train.wait_for_all()
-            [finetuned] = finetune_stage(
-                pruned,
-                settings,
-                teacher=baseline if settings.sparsity.gradual else None,
-                resume=resume,
-                allow_code=allow_code,
-                console=console,
-            )
-            wrote += [sparse, pruned, plan_path, finetuned]
-            source = finetuned
-        first = train.is_rank_zero()
-        if first:
-            wrote += _export_and_measure(baseline, sparse, pruned, finetuned, settings, allow_code, console)
-            if settings.passes > 1:
-                console.print(report.pass_table([read_records(folder)[0] for folder in folders]))
-    if first and settings.report.page:
-        wrote += report_stage([baseline.parent], command=command, allow_code=allow_code, console=console)
-        console.print(f"all of it as a page: {baseline.parent / 'report.html'}")
-    summary, _ = read_records(baseline.parent)
-    return wrote, summary
+    asked.check(run.settings)  # a mistake there would show only after training
+    if run.settings.passes > 1:
+        own = run.settings.prune.floor
+        floor = max(own if own < 1 else 0.0, FLOOR_OF_A_PASS)
+        run = run.replace(settings=replace(run.settings, prune=replace(run.settings.prune, floor=floor)))
+    with train.distributed_session(run.settings.compute), run.lock():
+        return _stages(run, command)
 
 
-def _export_and_measure(
-    baseline: Path,
-    sparse: Path,
-    pruned: Path,
-    finetuned: Path,
-    settings: RunConfig,
-    allow_code: str | Collection[str],
-    console: Console,
-) -> list[Path]:
-    in_float = replace(settings, export=replace(settings.export, int8=False))
-    onnx = export_stage(finetuned, in_float, unpruned=baseline, allow_code=allow_code, console=console)
-    files = {"onnx": onnx[0]}
+def _stages(run: Run, command: str | None) -> list[Path]:
+    first = train.is_rank_zero()
+    if first and not run.resume:
+        for folder in run.folder.glob("pass-*"):
+            Records(folder).forget()
+    passes = [run.replace(folder=run.folder / f"pass-{number}") for number in range(1, run.settings.passes)] + [run]
+    baseline = train_new(run, "baseline", None, fresh=True)
+    wrote, source = [baseline], None
+    for each in passes:
+        wrote += _one_pass(each, source, baseline)
+        source = each.path("finetuned")
+    if first:
+        wrote += _export_and_measure(run)
+        if len(passes) > 1:
+            run.console.print(report.pass_table([each.records.summary() for each in passes]))
+    if first and run.settings.report.page:
+        wrote += report_stage(run, [run.folder], command=command)
+        run.console.print(f"all of it as a page: {run.folder / 'report.html'}")
+    return wrote
+
+
+def _one_pass(run: Run, source: Path | None, baseline: Path) -> list[Path]:
+    """Train sparse, prune and fine-tune, from the network in `source` or a new one."""
+    sparse, pruned = train_sparse(run, source), run.path("pruned")
+    done = run.resume and is_done(run, "pruned", prunes=times_pruned(sparse) + 1)
+    if train.is_rank_zero() and not done:
+        prune_stage(run, sparse)
+    train.wait_for_all()
+    finetuned = finetune_stage(run, pruned, teacher=baseline if run.settings.sparsity.gradual else None)
+    return [sparse, pruned, run.folder / "plan.json", finetuned]
+
+
+def _export_and_measure(run: Run) -> list[Path]:
+    settings = run.settings
+    in_float = run.replace(settings=replace(settings, export=replace(settings.export, int8=False)))
+    written = export_stage(in_float, run.path("finetuned"), unpruned=run.path("baseline"))
+    files = {"onnx": run.path("onnx")}
     if settings.export.int8:
         try:
-            files["int8"] = int8_stage(finetuned, settings, allow_code=allow_code, console=console)
-            onnx.append(files["int8"])
+            files["int8"] = int8_stage(run, run.path("finetuned"))
+            written.append(files["int8"])
         except SlimError as refused:  # the rest of the run is no worse for it
-            console.print(str(refused))
+            run.console.print(str(refused))
     with TemporaryDirectory() as folder:
-        before = {
-            "baseline": onnx[1],
-            "sparse": Path(folder, "sparse.onnx"),
-            "pruned": Path(folder, "pruned.onnx"),
-        }
-        for stage, path in (("sparse", sparse), ("pruned", pruned)):
-            write_onnx(open_network(path, settings, allow_code), before[stage], settings)
-        made = bench_files(before | files, settings, console=console)
-    summary_path = enter_latency(baseline.parent, made, settings)
-    card.write(onnx[0])
-    summary, _ = read_records(baseline.parent)
-    console.print(report.stage_table(summary, f"{settings.name}, seed {settings.seed}"))
-    console.print(
+        before = {"baseline": run.folder / "baseline.onnx"}
+        for stage in ("sparse", "pruned"):
+            before[stage] = Path(folder, f"{stage}.onnx")
+            write_onnx(run.open(run.path(stage)), before[stage], settings.export)
+        made = bench_files(run, before | files)
+    written.append(run.records.enter_latency(made, settings))
+    card.write(run.path("onnx"))
+    summary = run.records.summary()
+    run.console.print(report.stage_table(summary, f"{settings.name}, seed {settings.seed}"))
+    run.console.print(
         f"{report.headline(summary['baseline'], summary['onnx'])} (latency: {report.conditions(made.to_dict())})"
     )
-    return [*onnx, summary_path]
+    return written

@@ -20,10 +20,9 @@ from slim.prune.budgets import Ratio
 from slim.prune.plan import PruningPlan
 from slim.trace.size import network_size
 from slim.workbench import config, models, train
-from slim.workbench import run as pipeline
 from slim.workbench.config import ComputeConfig, OptimConfig, PruneConfig, RunConfig, SparsityConfig
 from slim.workbench.data import Dataset, batches
-from slim.workbench.run import whole
+from slim.workbench.run import ROOT, Run, run_all, whole
 from slim.workbench.train import Callbacks, Snapshots, fit
 from slim.workbench.train.gradual import Pruning
 from slim.workbench.train.state import mixed
@@ -303,9 +302,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(whole, "_export_and_measure", lambda *_: [])  # tested elsewhere
 
 
-def run(settings: RunConfig = SETTINGS, **more: Any) -> str:
+def run(settings: RunConfig = SETTINGS, *, resume: bool = False) -> str:
     console = Console(file=io.StringIO(), width=100)
-    pipeline.run(replace(settings, report=replace(settings.report, page=False)), console=console, **more)
+    settings = replace(settings, report=replace(settings.report, page=False))
+    run_all(Run(ROOT / settings.name, settings, console, resume=resume))
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 

@@ -30,7 +30,7 @@ import json, sys
 import torch
 from torch import nn
 from slim.workbench import config, train
-from slim.workbench import run as pipeline
+from slim.workbench.run import ROOT, Run, finetune_stage, prune_stage, train_stage
 
 class Doubled(nn.Sequential):
     def forward(self, images):
@@ -45,14 +45,14 @@ def network(num_classes, in_channels):
 if __name__ == "__main__":
     settings = config.updated(config.RunConfig(), json.loads(sys.argv[1]))
     with train.distributed_session(settings.compute):
-        [sparse] = pipeline.train_stage(settings, allow_code="program:network")
+        run = Run(ROOT / settings.name, settings, allow_code=("program:network",))
+        sparse = train_stage(run)
         if train.is_rank_zero():
             more = config.updated(settings, {"prune": {"ratio": 0.5}})
-            pipeline.prune_stage(sparse, more, allow_code="program:network")
+            prune_stage(run.replace(settings=more), sparse)
         train.wait_for_all()
         print("fine-tuning", flush=True)
-        pruned = sparse.with_name("pruned.safetensors")
-        pipeline.finetune_stage(pruned, settings, teacher=sparse, allow_code="program:network")
+        finetune_stage(run, run.path("pruned"), teacher=sparse)
     print("the end")
 """
 SETTINGS: dict[str, Any] = {

@@ -23,10 +23,9 @@ from torch import Tensor, nn
 
 from slim.errors import Interrupted, SlimError
 from slim.prune.budgets import Ratio
-from slim.workbench import run as pipeline
 from slim.workbench.config import ComputeConfig, OptimConfig, RunConfig, SparsityConfig, updated
 from slim.workbench.data import Dataset
-from slim.workbench.run import pruning, whole
+from slim.workbench.run import ROOT, Run, pruning, run_all, whole
 from slim.workbench.train import Callbacks, Distillation, Snapshots, fit
 from slim.workbench.train.gradual import Pruning
 from slim.workbench.train.guard import out_of_memory
@@ -253,15 +252,15 @@ def test_a_run_that_ends_between_pruning_and_recovery_does_both_again(
 
     with monkeypatch.context() as during, pytest.raises(Killed):
         during.setattr(pruning, "_recover", killed)
-        pipeline.run(settings, console=quiet)
+        run_all(Run(ROOT / "digits", settings, quiet))
     assert "pruned" in json.loads(Path("checkpoints/digits/summary.json").read_text())
-    pipeline.run(settings, resume=True, console=quiet)
-    pipeline.run(replace(settings, name="whole"), console=quiet)
+    run_all(Run(ROOT / "digits", settings, quiet, resume=True))
+    run_all(Run(ROOT / "whole", settings, quiet))
     for stage in ("sparse", "pruned", "finetuned"):
         found, expected = (load_file(f"checkpoints/{run}/{stage}.safetensors") for run in ("digits", "whole"))
         assert all(torch.equal(expected[name], found[name]) for name in expected)
     trained = Path("checkpoints/whole/finetuned.safetensors").stat().st_mtime_ns
-    pipeline.run(replace(settings, name="whole"), resume=True, console=quiet)  # nothing is left to do
+    run_all(Run(ROOT / "whole", settings, quiet, resume=True))  # nothing is left to do
     assert Path("checkpoints/whole/finetuned.safetensors").stat().st_mtime_ns == trained
 
 

@@ -2,7 +2,7 @@
 
 import json
 import platform
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,33 +20,27 @@ from slim.workbench.run.evidence.layers import layers
 from slim.workbench.run.evidence.networks import Networks
 from slim.workbench.run.evidence.tradeoff import tradeoff
 from slim.workbench.run.evidence.weights import weights
+from slim.workbench.run.folder import Run
 
 PACKAGES = ("torch", "torchvision", "onnx", "onnxruntime", "numpy", "lightning-fabric")
-Said = Callable[[str], None]
 
 
-def gather(
-    folder: Path,
-    *,
-    allow_code: str | Collection[str] = (),
-    command: str | None = None,
-    seconds: float | None = None,
-    say: Said = print,
-) -> Path:
-    """Measure what the page of the run in `folder` shows beside the run's own records, and write evidence.json there.
+def gather(run: Run, *, command: str | None = None, seconds: float | None = None) -> Path:
+    """Measure what the page of a run shows beside the run's own records, and write evidence.json in its folder.
 
     What was measured before and still follows from the same files is kept. A part that can't be measured (the run
     hasn't come that far, its data aren't here) is left out, and `missing` says why: a page comes out all the same.
 
     `command`: the command line that made the run. `seconds`: limit of the trade-off sweep, by default that of the run.
-    `say` gets a line of progress for each part. Raises SlimError where there is no such folder.
+    Raises SlimError where there is no such folder.
     """
+    folder = run.folder
     if not folder.is_dir():
         raise SlimError(f"no run {str(folder)!r}: expected a folder that slim-run or slim-train wrote")
     path = folder / EVIDENCE
     old = _read(path)
     made_from = _made_from(folder)
-    networks = Networks(folder, allow_code)
+    networks = Networks(run)
     parts: dict[str, Callable[[], Any]] = {
         "layers": lambda: layers(networks),
         "gamma": lambda: gamma(networks),
@@ -67,7 +61,7 @@ def gather(
         if same and name in old:
             record[name] = old[name]
             continue
-        say(f"measuring for the report: {name}")
+        run.console.print(f"measuring for the report: {name}")
         try:
             record[name] = measure()
         except SlimError as error:

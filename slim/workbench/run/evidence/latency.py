@@ -6,12 +6,12 @@ from typing import Any
 
 import onnx
 
-from slim.checkpoint import STAGES
 from slim.deploy.bench.runners import FileRunner
 from slim.deploy.targets import target_of
 from slim.deploy.timing import Rounds, samples, time_in_turn
 from slim.errors import SlimError
 from slim.workbench.run.evidence.networks import Networks
+from slim.workbench.run.stages import STAGES
 
 ROUNDS = Rounds(10, 100, seconds=4)  # for each batch size and number of threads
 WARMUP = 5
@@ -22,11 +22,11 @@ def latency(networks: Networks) -> dict[str, Any]:
     """`times`: for each batch size and number of threads the milliseconds of single runs of each file, taken in turn.
     `operators`: file -> kind of operator -> milliseconds of a run of a batch of 1 on one thread; `layers`: file ->
     layer -> share of the time of all operators. Files are "before", "after" and, where there is one, "int8"."""
-    files = {"before": networks.folder / "baseline.onnx", "after": networks.folder / STAGES["onnx"][0]}
+    files = {"before": networks.folder / "baseline.onnx", "after": networks.folder / STAGES["onnx"].file}
     for path in files.values():
         if not path.is_file():
             raise SlimError(f"the run has no {path.name} yet")
-    int8 = networks.folder / STAGES["int8"][0]
+    int8 = networks.folder / STAGES["int8"].file
     files |= {"int8": int8} if int8.is_file() else {}
     bench = networks.settings.bench
     cores = os.cpu_count() or 1

@@ -1,6 +1,6 @@
 """The networks of a run, from the files in its folder: the one that was pruned, and what became of it."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from slim import checkpoint
-from slim.checkpoint import STAGES
 from slim.errors import SlimError
 from slim.prune.plan import PruningPlan
 from slim.trace.tracer import Trace, trace
-from slim.workbench import config, data, models
+from slim.workbench import config, models
 from slim.workbench.config import RunConfig
 from slim.workbench.data import Dataset
+from slim.workbench.run.folder import Run, check_root
+from slim.workbench.run.stages import STAGES
 
 AFTER = ("finetuned", "pruned")  # the last of these that a run has is its result
 BEFORE = ("baseline", "sparse")
@@ -29,12 +30,15 @@ class Networks:
     Everything raises SlimError where the run hasn't come that far.
     """
 
-    folder: Path
-    allow_code: str | Collection[str] = ()
+    run: Run
+
+    @property
+    def folder(self) -> Path:
+        return self.run.folder
 
     def file(self, *stages: str) -> Path:
         """The file of the first of `stages` that there is."""
-        paths = [self.folder / STAGES[stage][0] for stage in stages if stage in STAGES]
+        paths = [self.folder / STAGES[stage].file for stage in stages if stage in STAGES]
         for path in paths:
             if path.is_file():
                 return path
@@ -53,7 +57,7 @@ class Networks:
     def before(self) -> nn.Module:
         """The network before any pruning: the baseline, or the sparse network of a single pass."""
         for stage in BEFORE:
-            path = self.folder / STAGES[stage][0]
+            path = self.folder / STAGES[stage].file
             if path.is_file() and not checkpoint.read_metadata(path)["plans"]:
                 return self._load(path)
         raise SlimError("the run has no file of its network before pruning")
@@ -79,11 +83,15 @@ class Networks:
         except SlimError:
             if self.about["arch"] is None:
                 raise
-            return models.build(self.about["arch"], allow_code=self.allow_code, **self.about["arch_kwargs"]).eval()
+            return models.build(self.about["arch"], allow_code=self.run.allow_code, **self.about["arch_kwargs"]).eval()
 
     @cached_property
     def settings(self) -> RunConfig:
         """The settings that the last network was made with."""
+        return config.without_permissions(self._stored, self.run.settings.data)
+
+    @property
+    def _stored(self) -> RunConfig:
         return config.updated(RunConfig(), self.about["config"] or {})
 
     @cached_property
@@ -91,10 +99,8 @@ class Networks:
         if self.about["config"] is None:
             raise SlimError("the network wasn't trained by slim, so its data aren't known")
         settings = self.settings
-        found = data.load_any(settings.data, settings.seed, task=settings.task, allow_code=self.allow_code)
-        if not isinstance(found, Dataset):
-            raise SlimError(f"{found.name} comes in batches: the page looks into data sets of images")
-        return found
+        check_root(self.folder, self._stored.data, settings.data)
+        return self.run.replace(settings=settings).dataset()
 
     @property
     def example(self) -> Tensor:
@@ -110,4 +116,4 @@ class Networks:
         return trace(model, self.example, select=prune.mode == "select", whole_groups=prune.grouped == "whole")
 
     def _load(self, path: Path) -> nn.Module:
-        return models.load(path, allow_code=self.allow_code)
+        return models.load(path, allow_code=self.run.allow_code)

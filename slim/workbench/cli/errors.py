@@ -1,0 +1,66 @@
+"""How a command ends that doesn't end well: one line, and a status."""
+
+import io
+import os
+import shlex
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from slim.errors import Interrupted, SlimError
+
+
+@contextmanager
+def report_user_errors(program: str, argv: Sequence[str] | None = None, resumes: bool = False) -> Iterator[list[str]]:
+    """Turn a user's mistake, a file that can't be read or written, and signals into one line and a status.
+
+    Yields the words of the command line that goes on after a signal, `--resume` apart, which is added where the command
+    `resumes`; what isn't clear from them may be put in.
+    """
+    words = [word for word in (sys.argv[1:] if argv is None else argv) if word != "--resume"]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without γ gets a question mark
+    try:
+        with _sigterm_raises():
+            yield words
+    except (SlimError, OSError) as e:
+        _say(f"{program}: error: {one_line(e)}")
+        sys.exit(2)
+    except (Interrupted, KeyboardInterrupt) as e:
+        if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":  # of several processes, the first
+            launcher = "torchrun … " if "TORCHELASTIC_RUN_ID" in os.environ else ""
+            line = f"{launcher}{shlex.join([program, *words, *(['--resume'] if resumes else [])])}"
+            what = str(e) or "interrupted; the files of earlier stages are as they were"
+            _say(f"\n{program}: {what}; go on with: {line}")
+        sys.exit(128 + (e.signal if isinstance(e, Interrupted) else signal.SIGINT))
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error's text as one line, its control characters as escapes: names in it may come from files."""
+    text = " ".join(str(error).split())
+    return "".join(c if c.isprintable() or c == " " else c.encode("unicode_escape").decode() for c in text)
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Let SIGTERM end a command as Ctrl-C does, through every `finally`. A training takes it over while it lasts."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, _: Any) -> None:
+        raise Interrupted("stopped; the files of earlier stages are as they were", number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)

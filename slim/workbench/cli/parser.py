@@ -1,0 +1,163 @@
+"""The command line: options made from the settings, help, and the nearest option for one that there isn't."""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import Any, Literal, get_args, get_origin
+
+from slim.errors import SlimError
+from slim.version import __version__
+from slim.workbench import config
+from slim.workbench.cli.command import ParsedCommand
+from slim.workbench.config import RunConfig, Setting
+
+SWITCH = "true|false"  # the metavar of a setting that is on or off
+
+
+class PlainParser(argparse.ArgumentParser):
+    """argparse, with mistakes raised as SlimError that names the nearest option, and dashes as good as underscores."""
+
+    def __init__(self, program: str, about: str | None, epilog: str | None = None) -> None:
+        super().__init__(
+            prog=program,
+            description=about,
+            epilog=epilog,
+            formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=28),
+            allow_abbrev=False,
+        )
+        self.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+
+    def parse_args(self, args: Sequence[str] | None = None) -> argparse.Namespace:  # type: ignore[override]
+        words = self._joined(self._spelled(sys.argv[1:] if args is None else args))
+        arguments, rest = self.parse_known_args(words)
+        for word in rest:
+            raise self._unknown(word.partition("=")[0]) if word.startswith("-") else self._unexpected(word)
+        return arguments
+
+    def _spelled(self, args: Sequence[str]) -> list[str]:
+        """The options spelled as they are known: --data.batch-size is --data.batch_size."""
+        known = {_alike(option): option for option in self._option_string_actions}
+        words = []
+        for word in args:
+            option, equals, value = word.partition("=")
+            words.append(known.get(_alike(option), option) + equals + value if word.startswith("--") else word)
+        return words
+
+    def _joined(self, args: Sequence[str]) -> list[str]:
+        """What argparse would take apart: a switch alone means true (--int8 FILE is --int8=true FILE, and --int8 false
+        stays), and what looks like a number below zero is a value (--latency -2ms), for which it has the last word."""
+        switches = {o for a in self._actions if a.metavar == SWITCH for o in a.option_strings}
+        valued = {o for a in self._actions if a.metavar and a.metavar != SWITCH for o in a.option_strings}
+        words: list[str] = []
+        for word in args:
+            before = words[-1] if words else ""
+            if before in valued and re.match(r"-\.?\d", word):
+                words[-1] = f"{before}={word}"
+            else:
+                words.append(word)
+        following = [*words[1:], ""]
+        return [
+            f"{word}=true" if word in switches and then.lower() not in ("true", "false") else word
+            for word, then in zip(words, following)
+        ]
+
+    def error(self, message: str) -> Any:
+        raise SlimError(message)
+
+    def _unknown(self, option: str) -> SlimError:
+        known = [o for a in self._actions for o in a.option_strings]
+        near = [o for o in known if o.endswith(f".{option.lstrip('-')}")]
+        near = near or get_close_matches(option, known, n=1, cutoff=0.6)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"expected one that {self.prog} --help names"
+        return SlimError(f"unknown option {option!r}: {hint}")
+
+    def _unexpected(self, word: str) -> SlimError:
+        return SlimError(f"unexpected argument {word!r}: expected {self.usage or 'options'}" % {"prog": self.prog})
+
+
+class SettingsParser(PlainParser):
+    """The options of a command that takes settings.
+
+    Every setting is an option by its dotted key. Those of the section `bare`, and of `compute`, also go by their own
+    name (--ratio for --prune.ratio). The help lists them, those of the sections `shown`, and those of none.
+    """
+
+    def __init__(self, program: str, about: str | None, bare: str = "", shown: Sequence[str] = ()) -> None:
+        more = f"Any setting can be given, such as --data.batch_size 128.\n{program} --print-config shows them all."
+        super().__init__(program, about, more)
+        self.add_argument("--config", metavar="FILE", help="settings in YAML; options override them")
+        self.add_argument("--print-config", action="store_true", help="show all settings as YAML, and stop")
+        add_allow_code(self)
+        add_verbosity(self)
+        sections = dict.fromkeys([bare, *shown, "compute", ""])
+        groups = {section: self.add_argument_group(f"{section or 'run'} settings") for section in sections}
+        for key, s in config.settings().items():
+            section, _, name = key.rpartition(".")
+            common: dict[str, Any] = {"dest": key, "default": argparse.SUPPRESS, "metavar": _metavar(s.type)}
+            shown_help = _help(s) if section in groups else argparse.SUPPRESS
+            short = section and section in (bare, "compute")
+            first, *others = [f"--{name}", f"--{key}"] if short else [f"--{key}"]
+            groups.get(section, self).add_argument(first, help=shown_help, **common)
+            for other in others:
+                self.add_argument(other, help=argparse.SUPPRESS, **common)
+        self.usage = "%(prog)s [options]"
+
+    def add_file(self, help: str) -> None:
+        """Add the positional FILE of a command that follows another."""
+        self.usage = "%(prog)s [FILE] [options]"
+        self.add_argument("file", nargs="?", metavar="FILE", help=help)
+
+    def add_resume(self) -> None:
+        """Add the option --resume of a command that trains."""
+        self.add_argument("--resume", action="store_true", help="go on where this was interrupted")
+
+    def read(self, argv: Sequence[str] | None = None) -> ParsedCommand:
+        """Return the command line, or `argv`, checked. Exits after --help and --version; SlimError for a mistake."""
+        arguments = self.parse_args(argv)
+        as_options: dict[str, Any] = {}
+        for key in vars(arguments).keys() & config.settings().keys():
+            section, _, name = key.rpartition(".")
+            (as_options.setdefault(section, {}) if section else as_options)[name] = getattr(arguments, key)
+        in_file = config.read(arguments.config) if arguments.config else {}
+        config.updated(config.updated(RunConfig(), in_file), as_options)  # tells mistakes before work starts
+        return ParsedCommand(arguments, in_file, as_options)
+
+
+def add_verbosity(parser: argparse.ArgumentParser) -> None:
+    """Add the options for how much a command says, and how."""
+    parser.add_argument("--quiet", action="store_true", help="say nothing unless something goes wrong")
+    parser.add_argument("--json", action="store_true", help="close with one JSON object; all else goes to stderr")
+
+
+def add_allow_code(parser: argparse.ArgumentParser) -> None:
+    """Add the permission to import code that a file names. What the file says is none."""
+    parser.add_argument(
+        "--allow-code",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="package.module:name or file.py:name that may be imported where a file names it",
+    )
+
+
+def _alike(option: str) -> str:
+    return "--" + option[2:].replace("-", "_")
+
+
+def _help(s: Setting) -> str:
+    default = s.default if isinstance(s.default, str) else json.dumps(s.default)
+    within = f"; {config.in_words(s.within)}" if s.within else ""
+    choices = f"{config.describe(s.type)}; " if _metavar(s.type) == "NAME" else ""
+    return f"{choices}{s.help} ({default}{within})".replace("%", "%%")
+
+
+def _metavar(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        choices = "|".join(get_args(kind))
+        return choices if len(choices) < 40 else "NAME"  # a longer one would break 80 columns
+    words = {str: "TEXT", bool: SWITCH, list[int]: "[N, ...]", list[str]: "[TEXT, ...]", dict[str, Any]: "{...}"}
+    kind = next(iter(get_args(kind)), kind) if type(None) in get_args(kind) else kind  # what it is, if not null
+    return words.get(kind, "N" if kind is int else "X")

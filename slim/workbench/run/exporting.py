@@ -1,0 +1,148 @@
+"""The stage that writes ONNX files: in float, checked against PyTorch, and in 8-bit integers, checked on images."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from slim.deploy import onnx
+from slim.errors import SlimError
+from slim.workbench import data, report
+from slim.workbench.config import ExportConfig
+from slim.workbench.data import Dataset
+from slim.workbench.report import card
+from slim.workbench.run.folder import Run
+from slim.workbench.run.networks import Trained, normalised_as, unpruned_beside
+
+
+def export_stage(run: Run, source: Path, *, unpruned: Path | None = None) -> list[Path]:
+    """Write the network in `source` as model.onnx and, if it exists, `unpruned` as baseline.onnx; by default that is
+    sparse.safetensors beside `source`, or baseline.safetensors where the sparse network was pruned already.
+
+    An earlier model.int8.onnx goes, for it was made from another network. Where INT8 is asked for and refused
+    (SlimError), all other files are there.
+    """
+    with run.lock():
+        run.records.check()
+        before, unpruned = run.open(source), unpruned or unpruned_beside(source)
+        whole = run.open(unpruned) if unpruned.exists() else None  # both are sound before one is written
+        path, int8 = run.path("onnx"), run.path("int8")
+        made, written = write_onnx(before, path, run.settings.export), [path]
+        outdated = int8.exists()
+        int8.unlink(missing_ok=True)
+        if whole is not None:
+            written.append(run.folder / "baseline.onnx")
+            write_onnx(whole, written[-1], run.settings.export)
+        record = before.metrics | {"file_size": made.file_size, "max_relative_error": made.max_relative_error}
+        if before.dataset:
+            record[before.dataset.task.metric.name] = _onnx_metric(path, before.dataset)
+        run.records.enter("onnx", record, run.settings)
+        run.console.print(report.stage_table({before.stage: before.metrics, "onnx": record}, "export"))
+        _show_errors(run, made)
+        try:
+            if run.settings.export.int8:
+                written.append(int8_stage(run, source))
+        finally:
+            if outdated and not int8.exists():
+                run.console.print(f"removed the earlier {int8}: it was made from another model.onnx")
+            written.append(card.write(path))
+        return written
+
+
+def int8_stage(run: Run, source: Path) -> Path:
+    """Quantise the model.onnx beside `source`, the network that it was exported from, as model.int8.onnx: on training
+    images, and only if the test images say that it is as good. SlimError where it isn't."""
+    from slim.deploy.bench.benchmark import benchmark  # imports onnxruntime
+
+    settings = run.settings
+    dataset = _data_for(run, run.open(source), source)
+    files = {stage: run.path(stage) for stage in ("onnx", "int8")}
+    net = onnx.OnnxModel(files["onnx"])
+    size = 32
+    batches = data.batches(dataset.train, dataset, size, shuffle_seed=settings.seed)
+    calibration = (_as_taken(net, images, dataset) for images, _ in batches)
+    made = onnx.quantize_onnx(
+        files["onnx"],
+        files["int8"],
+        islice(calibration, math.ceil(settings.export.calibration_images / size)),
+        _test_batches(net, dataset),
+        max_loss=settings.export.max_loss,
+        method=settings.export.calibration,
+        reduce_range=settings.export.reduce_range,
+    )
+    was = run.records.summary()["onnx"] | {"accuracy": made.float_accuracy}
+    run.records.enter("onnx", was, settings)
+    record = was | {"accuracy": made.accuracy, "file_size": made.file_size}
+    for key in ("latency_ms", "speedup", "bench", "max_relative_error"):
+        record.pop(key, None)
+    run.records.enter("int8", record, settings)
+    timed = replace(settings.bench, batch_sizes=settings.bench.batch_sizes[:1], memory=False, profile=0)
+    timing = benchmark(files, **asdict(timed))
+    rows = {row.model: {"latency_ms": row.median_ms} for row in timing.rows}
+    run.console.print(report.stage_table({"onnx": was | rows["onnx"], "int8": record | rows["int8"]}, "INT8"))
+    return files["int8"]
+
+
+def write_onnx(network: Trained, path: Path, export: ExportConfig) -> "onnx.ExportReport":
+    """Export a network as the settings say, with what its file says of it."""
+    facts = network.facts
+    return onnx.export_onnx(
+        network.model,
+        network.example,
+        path,
+        batch=export.batch,
+        opset=export.opset,
+        dynamic_size=export.dynamic_size,
+        preprocess=export.preprocess,
+        float64=export.float64,
+        metadata={
+            "classes": facts["classes"],
+            "mean": facts["mean"],
+            "std": facts["std"],
+            "plan_digest": network.plans[-1].digest if network.plans else None,
+        },
+    )
+
+
+def _show_errors(run: Run, made: "onnx.ExportReport") -> None:
+    run.console.print(f"the ONNX file equals PyTorch's network to {made.max_relative_error:.0e} (relative)")
+    if made.float64_engine:
+        reached = "not compared" if made.float64_error is None else f"equal to {made.float64_error:.0e}"
+        run.console.print(f"in float64, before optimisation: {reached} ({made.float64_engine})")
+
+
+def _data_for(run: Run, network: Trained, source: Path) -> Dataset:
+    """Return images like those that a network was trained on; SlimError where the settings name others."""
+    dataset = network.dataset or normalised_as(network.facts, run.dataset())
+    shape, classes = list(dataset.test.images.shape[1:]), network.facts["classes"] or dataset.classes
+    if shape != network.facts["input_shape"] or len(dataset.classes) != len(classes):
+        raise SlimError(
+            f"data.name is {run.settings.data.name!r}, with {len(dataset.classes)} classes of images {shape}: INT8 "
+            f"needs images like those that {source} was trained on, {network.facts['input_shape']}"
+        )
+    return dataset
+
+
+def _onnx_metric(path: Path, dataset: Dataset) -> float:
+    """Return the task's metric on the test images, run in onnxruntime."""
+    net, task = onnx.OnnxModel(path), dataset.task
+    sums = [task.tally(torch.from_numpy(net(images)), labels) for images, labels in _test_batches(net, dataset)]
+    return task.value(torch.stack(sums).sum(0))
+
+
+def _test_batches(net: "onnx.OnnxModel", dataset: Dataset) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the test images as a file takes them, with their labels."""
+    for images, labels in data.batches(dataset.test, dataset, 256):
+        yield _as_taken(net, images, dataset), labels
+
+
+def _as_taken(net: "onnx.OnnxModel", images: Tensor, dataset: Dataset) -> Tensor:
+    """Return normalised images [N, C, H, W] as they are, or as the pixels that they were where the file normalises."""
+    if not net.raw:
+        return images
+    mean, std = (torch.tensor(values).reshape(-1, 1, 1) for values in (dataset.spec.mean, dataset.spec.std))
+    return ((images * std + mean) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)

@@ -1,0 +1,138 @@
+"""A run: a folder, and all that its stages share."""
+
+import dataclasses
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from slim import checkpoint
+from slim.errors import SlimError
+from slim.files import locked
+from slim.prune.plan import PruningPlan
+from slim.trace.size import network_size
+from slim.workbench import config, data, models, report, train
+from slim.workbench.config import DataConfig, RunConfig
+from slim.workbench.data import Dataset
+from slim.workbench.run.networks import Trained, example_images, normalised_as
+from slim.workbench.run.records import Records
+from slim.workbench.run.stages import STAGES
+
+ROOT = Path("checkpoints")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run: the folder of its files, its settings, where it tells what it does, and the code that the user allowed.
+
+    allow_code: names `package.module:factory` that may be imported where a file of the run names them.
+    resume: whether a stage that is done with these settings is left as it is, and an interrupted one goes on.
+    """
+
+    folder: Path
+    settings: RunConfig
+    console: Console = field(default_factory=Console)
+    allow_code: tuple[str, ...] = ()
+    resume: bool = False
+
+    def replace(self, **changes: Any) -> "Run":
+        """Return a run that differs in some of its fields."""
+        return dataclasses.replace(self, **changes)
+
+    @property
+    def records(self) -> Records:
+        return Records(self.folder)
+
+    def path(self, stage: str) -> Path:
+        """Return the file of a stage, which may not be there."""
+        return self.folder / STAGES[stage].file
+
+    def lock(self) -> AbstractContextManager[None]:
+        """Hold the folder for this process, of several the first; SlimError where another one holds it."""
+        return locked(self.folder) if train.is_rank_zero() else nullcontext()
+
+    def dataset(self) -> Dataset:
+        """Return the data that the settings name, with their task."""
+        settings = self.settings
+        found = data.load_any(settings.data, settings.seed, task=settings.task, allow_code=self.allow_code)
+        if not isinstance(found, Dataset):
+            raise SlimError(f"{found.name} gives batches: a run needs a slim.workbench.data.Dataset")
+        return found
+
+    def open(self, source: Path) -> Trained:
+        """Return the network in a file, with the data set of its run.
+
+        Settings that it was trained with can't change after that: another seed would draw other test images, of
+        which the network has seen many.
+        """
+        about = checkpoint.read_metadata(source)
+        dataset = None
+        if about["config"] is not None:
+            trained = config.updated(RunConfig(), about["config"])
+            for name in ("seed", "task", "model"):
+                was, now = getattr(trained, name), getattr(self.settings, name)
+                if was != now:
+                    raise SlimError(f"{name} is {now}: {source} was trained with {was}, which can't change any more")
+            check_root(source, trained.data, self.settings.data)
+            dataset = self.dataset()
+            if dataset.classes != about["classes"]:
+                raise SlimError(
+                    f"data.name is {self.settings.data.name!r}: {source} was trained on {trained.data.name!r}"
+                )
+            dataset = normalised_as(about, dataset)
+        if about["input_shape"] is None:
+            raise SlimError(f"{source} doesn't say how large its images are: expected input_shape in slim.save")
+        return Trained(
+            stage=about["stage"] or source.stem,
+            model=models.load(source, allow_code=self.allow_code),
+            plans=[PruningPlan.from_dict(plan) for plan in about["plans"]],
+            metrics=about["metrics"] | {"file_size": source.stat().st_size},
+            facts={key: about[key] for key in ("arch", "arch_kwargs", "classes", "mean", "std", "input_shape")},
+            dataset=dataset,
+        )
+
+    def save(
+        self,
+        stage: str,
+        network: Trained,
+        *,
+        epochs: Sequence[dict[str, Any]] = (),
+        made: Sequence[PruningPlan] = (),
+        fresh: bool = False,
+    ) -> dict[str, Any]:
+        """Measure a network, save it as a stage, and enter it in the records.
+
+        made: the plans by which it was pruned while it trained, after its own. fresh: the stage begins a new run.
+        Returns its summary, which is empty on other processes than the first.
+        """
+        if not train.is_rank_zero():
+            return {}
+        path, settings, model = self.path(stage), self.settings, network.model
+        record: dict[str, Any] = asdict(network_size(model, example_images(network.facts["input_shape"])))
+        if network.dataset:
+            metric, test = network.dataset.task.metric, network.dataset.test
+            found = train.evaluate(model, test, network.dataset, compute=settings.compute)
+            record |= {metric.name: found[metric.name], "metric": metric.to_dict()}
+        if epochs:
+            record["training"] = report.totals(epochs)
+        if made:
+            record["prunes"] = len(made)
+        checkpoint.save(
+            path, model, [*network.plans, *made], stage=stage, metrics=record, config=settings, **network.facts
+        )
+        record["file_size"] = path.stat().st_size
+        self.records.enter(stage, record, settings, epochs, fresh=fresh)
+        return record
+
+
+def check_root(source: Path, stored: DataConfig, now: DataConfig) -> None:
+    """Raise SlimError where a network saw data under another root, and the user didn't say where they lie: no file
+    decides what is read."""
+    if stored.root != now.root == DataConfig().root:
+        raise SlimError(
+            f"{source} was trained on data under {stored.root!r}, and no file decides what is read: expected "
+            f"--data.root {stored.root}, if that is so"
+        )

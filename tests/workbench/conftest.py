@@ -1,0 +1,66 @@
+"""What the tests of the workbench share: commands called in this process, and a run that the chain left."""
+
+import os
+from pathlib import Path
+
+import pytest
+from commands import Command, call
+from rich.console import Console
+
+from slim.workbench.cli.command import ParsedCommand
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Command:
+    """Runs a command in this process and returns what it printed."""
+
+    def run(name: str, *argv: str) -> str:
+        capsys.readouterr()
+        call(name, *argv)
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture
+def mistake(capsys: pytest.CaptureFixture[str]) -> Command:
+    """Runs a command that must fail, and returns the one line that it printed."""
+
+    def run(name: str, *argv: str) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            call(name, *argv)
+        printed = capsys.readouterr().err
+        assert stopped.value.code == 2
+        assert printed.startswith(f"slim-{name}: error: ") and printed.count("\n") == 1, printed
+        return printed
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def chained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    """A folder in which the chain has run, shortly, and what each command printed. Tests leave it as it is."""
+    folder = tmp_path_factory.mktemp("chain")
+    printed = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for name, argv in [
+            ("train", ["--epochs", "3", "--sparsity.strength", "1e-3", "--data.batch_size", "32"]),
+            ("prune", ["--ratio", "0.5"]),
+            ("finetune", ["--epochs", "2"]),
+            ("export", []),
+            ("bench", ["--runs", "3", "--warmup", "1"]),
+        ]:
+            console = Console(record=True, width=80, file=open(os.devnull, "w"))  # noqa: SIM115
+            patch.setattr(ParsedCommand, "console", console)
+            call(name, *argv)
+            printed[name] = console.export_text()
+    return folder, printed
+
+
+@pytest.fixture
+def folder(chained: tuple[Path, dict[str, str]], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder in which the chain has run, as the working folder."""
+    monkeypatch.chdir(chained[0])
+    return chained[0]

@@ -1,0 +1,146 @@
+"""Mistakes on the command line, in files and by signals: one line each, and earlier files as they were."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from commands import Command, call, contents
+
+import slim
+from slim.workbench import config
+from slim.workbench.cli.command import ParsedCommand
+from slim.workbench.config import RunConfig
+from slim.workbench.run import Run, export_stage, finetune_stage, prune_stage, run_all
+
+
+@pytest.mark.parametrize(
+    ("argv", "parts"),
+    [
+        (["train", "--train.lrr", "1"], ["'--train.lrr'", "--train.lr"]),
+        (["prune", "--ratoi", "0.5"], ["'--ratoi'", "did you mean --ratio"]),
+        (["prune", "--lr", "1"], ["--train.lr or --finetune.lr"]),
+        (["prune", "--ratio", "1.5"], ["prune.ratio", "1.5", "[0, 1)"]),
+        (["prune", "--ratio", "half"], ["prune.ratio", "'half'", "a number"]),
+        (["prune", "--ratio"], ["--ratio", "argument"]),
+        (["train", "--schedule", "cosin"], ["'cosin'", "cosine"]),
+        (["train", "extra"], ["'extra'"]),
+        (["train", "--config", "none.yaml"], ["none.yaml", "No such file"]),
+        (["train", "--data.name", "digit"], ["'digit'", "digits"]),
+        (["train", "--data.name", "imagefolder", "--data.root", "nowhere"], ["nowhere"]),
+        (["train", "--data.name", "cifar10", "--data.root", "nowhere"], ["nowhere", "download"]),
+        (["train", "--model.arch", "slim:vgg8"], ["'vgg8'", "vgg7"]),
+        (["train", "--model.arch", "nosuch:net"], ["nosuch"]),
+        (["train", "--model.kwargs", "{depth: 3}"], ["'depth'"]),
+        (["train", "--sparsity.targets", "none*"], ["none*"]),
+        (["prune"], ["sparse.safetensors", "slim-train"]),
+        (["finetune"], ["pruned.safetensors", "slim-prune"]),
+        (["export"], ["finetuned.safetensors", "slim-finetune"]),
+        (["bench"], ["model.onnx", "slim-export"]),
+        (["prune", "none.safetensors"], ["none.safetensors", "No such file"]),
+        (["prune", "text.txt"], ["text.txt", "safetensors"]),
+        (["bench", "none.onnx"], ["none.onnx"]),
+        (["predict", "none.onnx", "x.png"], ["none.onnx"]),
+        (["predict", "none.onnx"], ["IMAGE"]),
+        (["predict", "none.onnx", "x.png", "--threads", "two"], ["--threads", "'two'"]),
+        (["predict", "none.onnx", "x.png", "--tpo", "1"], ["'--tpo'", "--top"]),
+        (["prune", "--arch", "torchvision:resnet18"], ["--dry-run"]),
+        (["prune", "--arch", "torchvision:resnet81", "--dry-run"], ["resnet81", "resnet"]),
+        (["prune", "--arch", "torchvision:alexnet", "--dry-run"], ["BatchNorm"]),
+        (["run", "none.yaml"], ["none.yaml"]),
+    ],
+    ids=" ".join,
+)
+def test_a_mistake_gets_one_line(
+    argv: list[str], parts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mistake: Command
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text("no checkpoint")
+    line = mistake(*argv)
+    assert all(part in line for part in parts), line
+    assert [p.name for p in tmp_path.iterdir()] == ["text.txt"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "part"),
+    [
+        (["train", "--epochs", "1", "--lr", "1e9"], "lr"),
+        (["prune", "--ratio", "1e-9"], "nothing"),
+        (["prune", "--seed", "1"], "seed"),
+        (["finetune", "--model.arch", "slim:resnet20"], "slim:vgg7"),
+        (["finetune", "--data.name", "cifar10", "--data.root", "nowhere"], "nowhere"),
+        (["export", "--opset", "5"], "[18, 25]"),
+        (["export", "BROKEN"], "truncated"),
+        (["predict", "checkpoints/digits/model.onnx", "checkpoints/digits/plan.json"], "plan.json"),
+        (["bench", "--provider", "tpu"], "tpu"),
+    ],
+    ids=lambda v: " ".join(v) if isinstance(v, list) else None,
+)
+def test_a_mistake_leaves_earlier_files_untouched(
+    argv: list[str], part: str, folder: Path, tmp_path: Path, mistake: Command
+) -> None:
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes((folder / "checkpoints/digits/sparse.safetensors").read_bytes()[:1000])
+    before = contents(folder)
+    assert part in mistake(*[str(broken) if word == "BROKEN" else word for word in argv])
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("name", "stage", "following"),
+    [
+        ("train", "training.train_stage", "slim-train --seed 1 --resume"),
+        ("run", "whole.run_all", "slim-run --seed 1 --resume"),
+        ("prune", "pruning.prune_stage", "slim-prune x.safetensors --seed 1"),
+    ],
+)
+def test_a_signal_names_the_line_to_go_on_with(
+    name: str,
+    stage: str,
+    following: str,
+    number: signal.Signals,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def signalled(*_: object, **__: object) -> None:
+        os.kill(os.getpid(), number)
+        time.sleep(10)
+
+    monkeypatch.setattr(f"slim.workbench.run.{stage}", signalled)
+    monkeypatch.setattr(ParsedCommand, "run_after", lambda self, _: (None, Path("x.safetensors")))
+    with pytest.raises(SystemExit) as stopped:
+        call(name, *following.split()[1:4] if name == "prune" else following.split()[1:3])
+    assert stopped.value.code == 128 + number
+    told = capsys.readouterr().err.strip()
+    assert "\n" not in told and told.startswith(f"slim-{name}: ") and told.endswith(f"go on with: {following}")
+
+
+@pytest.mark.parametrize(
+    "name, text", [("summary.json", "{"), ("summary.json", "[]"), ("metrics.jsonl", "3"), ("metrics.jsonl", "{}")]
+)
+def test_broken_records_are_one_line_before_any_work(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    for stage in (prune_stage, finetune_stage, export_stage):
+        with pytest.raises(slim.SlimError, match="is broken"):
+            stage(Run(tmp_path, RunConfig()), tmp_path / "sparse.safetensors")
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+def test_a_network_without_batchnorm_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bare.py").write_text("import torch\ndef net(): return torch.nn.Flatten()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    settings = config.updated(RunConfig(), {"model": {"arch": "bare:net"}})
+    with pytest.raises(slim.SlimError, match="no BatchNorm"):
+        run_all(Run(tmp_path / "checkpoints" / "bare", settings, allow_code=("bare:net",)))
+    assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("name", ["..", ".", "a/b", ""])
+def test_a_run_stays_in_its_folder(name: str) -> None:
+    with pytest.raises(slim.SlimError, match="plain folder name"):
+        config.updated(RunConfig(), {"name": name})
