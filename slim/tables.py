@@ -12,6 +12,8 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+WIDE = 1.5  # the ends of a speed-up's interval, one over the other: above, the speed-up itself says little
+
 
 def number(value: float) -> str:
     """Return 12345678 as "12,345,678"."""
@@ -47,6 +49,21 @@ def change(before: float, after: float) -> str:
 def points(before: float, after: float) -> str:
     """Return how a share changed, in percentage points: "−0.28 points"."""
     return f"{100 * (after - before):+.2f} points".replace("-", "−")
+
+
+def speedup(times: float, low: float | None = None, high: float | None = None) -> str:
+    """Return how fast something is, as far as the 95 % interval `low` to `high` bears it out.
+
+    >>> speedup(46.0, 0.9, 80.0), speedup(46.0, 1.5, 80.0), speedup(2.0, 1.9, 2.1), speedup(0.5, 0.4, 0.55)
+    ('no difference in latency shown', 'at least 1.50× as fast', '2.00× as fast', '0.50× as fast')
+    """
+    if low is None or high is None or low == high:
+        return f"{times:.2f}× as fast"
+    if low <= 1 <= high:
+        return "no difference in latency shown"
+    if high / low <= WIDE:
+        return f"{times:.2f}× as fast"
+    return f"at least {low:.2f}× as fast" if low > 1 else f"at most {high:.2f}× as fast"
 
 
 def duration(seconds: float) -> str:

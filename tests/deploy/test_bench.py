@@ -3,6 +3,8 @@
 import gc
 import io
 import json
+import os
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -21,10 +23,14 @@ from rich.console import Console
 from torch import nn
 
 import slim
-from slim.deploy import timing
+from slim import tables
+from slim.deploy import load, timing
 from slim.deploy.bench.benchmark import BATCH_SIZES, benchmark, short_names
 from slim.deploy.bench.modules import TorchRunner
+from slim.deploy.bench.result import BenchReport
+from slim.deploy.bench.rows import BenchRow, cautions
 from slim.deploy.bench.runners import FileRunner
+from slim.deploy.load import OtherWork
 from slim.deploy.onnx import target
 from slim.deploy.onnx.session import bound_run
 from slim.deploy.onnx.target import OnnxRuntime
@@ -32,6 +38,7 @@ from slim.errors import SlimError
 from slim.workbench import config, models
 from slim.workbench.report import page
 from slim.workbench.report.collect import RunRecords
+from slim.workbench.report.columns import headline
 from slim.workbench.run import Run, measuring
 from slim.workbench.run.records import Records
 
@@ -189,7 +196,8 @@ def test_report_says_how_it_was_measured(files: dict[str, Path], tmp_path: Path)
         text = console.file.getvalue()
         assert all(len(line) <= width and "…" not in line for line in text.splitlines())
         for row in report.rows:
-            assert f"{row.median_ms:.3f}" in text and f"{row.p90_ms:.3f}" in text and f"{row.speedup:.2f}×" in text
+            shown = [tables.milliseconds(ms).removesuffix(" ms") for ms in (row.median_ms, row.p90_ms)]
+            assert all(number in text for number in (*shown, f"{row.speedup:.2f}×"))
             assert width == 80 or f"{row.file_size / 1000:.3g}"[:3] in text
         for part in ("wide", "thin", report.provider, "1 thread", "3 runs", onnxruntime.__version__, "Conv"):
             assert part in text
@@ -480,3 +488,64 @@ def test_bad_settings_get_one_line(files: dict[str, Path], tmp_path: Path) -> No
             benchmark(given, **settings)
         assert "\n" not in str(caught.value)
     assert benchmark({"fixed": fixed}, batch_sizes=[4], runs=1, warmup=0, memory=False).row("fixed", 4).median_ms > 0
+
+
+# -- busy machines -----------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="the system doesn't say what other processes take")
+def test_other_work_is_that_of_other_processes() -> None:
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
+        with OtherWork() as others:
+            time.sleep(1)
+        busy.kill()
+    assert others.share is not None and others.share > 0.5 / (os.cpu_count() or 1)
+
+
+def test_ones_own_work_is_no_other_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine of two cores whose own process has one of them for 10 s, and others 4 s of core time."""
+    seconds = iter([(0.0, 0.0, 0.0), (20.0, 14.0, 10.0)])
+    monkeypatch.setattr(load, "_seconds", lambda: next(seconds))
+    with OtherWork() as others:
+        pass
+    assert others.share == 0.2
+    monkeypatch.setattr(load, "_seconds", lambda: None)
+    with OtherWork() as others:
+        pass
+    assert others.share is None
+
+
+def bench_row(low: float, high: float) -> BenchRow:
+    return BenchRow("thin", 8, 1.0, 1.0, 1.0, 1.0, 8.0, speedup=(low + high) / 2, speedup_low=low, speedup_high=high)
+
+
+@pytest.mark.parametrize(
+    ("interval", "other_work", "said"),
+    [
+        ((1.9, 2.1), 0.05, []),
+        ((1.9, 2.1), 0.63, ["busy machine: other processes took 63%"]),
+        ((1.2, 46.0), 0.05, ["little is known of the speed-up of thin at batch 8"]),
+        ((1.2, 46.0), 0.63, ["busy machine", "little is known"]),
+    ],
+)
+def test_cautions(interval: tuple[float, float], other_work: float, said: list[str]) -> None:
+    found = cautions([bench_row(*interval)], other_work)
+    assert len(found) == len(said) and all(part in text for part, text in zip(said, found))
+    report = BenchReport([bench_row(*interval)], "CPU", 1, 3, 0, "a machine", "1", cautions=found)
+    assert all(text in " ".join(str(report).split()) for text in found) and report.to_dict()["cautions"] == found
+
+
+@pytest.mark.parametrize(
+    ("interval", "said"),
+    [
+        ((0.9, 80.0), "no difference in latency shown"),
+        ((1.5, 80.0), "at least 1.50× as fast"),
+        ((1.9, 2.1), "46.00× as fast"),
+        ((0.1, 0.8), "at most 0.80× as fast"),
+        ((None, None), "46.00× as fast"),
+    ],
+)
+def test_a_headline_says_no_more_than_the_interval(interval: tuple[float | None, float | None], said: str) -> None:
+    assert tables.speedup(46.0, *interval) == said
+    row = {"speedup": 46.0, "speedup_low": interval[0], "speedup_high": interval[1]}
+    assert headline({}, {"speedup": 46.0, "bench": {"rows": [row]}}) == said

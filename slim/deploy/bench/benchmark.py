@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from slim.deploy.bench.memory import peak_memory
 from slim.deploy.bench.result import BenchReport
-from slim.deploy.bench.rows import BenchRow, rows_of
+from slim.deploy.bench.rows import BenchRow, cautions, rows_of
 from slim.deploy.bench.runners import FileRunner, Runner, shapes_in_words
+from slim.deploy.load import OtherWork
 from slim.deploy.target import Batch, NodeTime
 from slim.deploy.targets import target_of
 from slim.deploy.timing import Rounds, machine, time_in_turn
@@ -65,10 +66,12 @@ def benchmark(
     }
     _check_image_size(runners, image_size)
     taken = _batch_sizes(runners, batch_sizes)
-    times = {}
+    times, busiest = {}, 0.0
     for batch_size in dict.fromkeys(size for sizes in taken.values() for size in sizes):
         calls = {name: runner.prepare(batch_size) for name, runner in runners.items() if batch_size in taken[name]}
-        times[batch_size] = time_in_turn(calls, Rounds(runs), warmup)
+        with OtherWork() as others:
+            times[batch_size] = time_in_turn(calls, Rounds(runs), warmup)
+        busiest = max(busiest, others.share or 0.0)
     sizes = {name: runner.file_size for name, runner in runners.items()}
     peaks = {name: peak_memory(runner, taken[name]) if memory else {} for name, runner in runners.items()}
     first, alike = _like_the_first(runners)
@@ -88,6 +91,7 @@ def benchmark(
         profiles=_profiles(runners, taken) if profile else {},
         profile_shown=profile,
         notes=_notes(runners, batch_sizes, taken),
+        cautions=cautions(rows, busiest),
     )
 
 

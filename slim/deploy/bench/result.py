@@ -11,7 +11,7 @@ from rich.table import Table
 from slim.deploy.bench.rows import BenchRow
 from slim.deploy.target import NodeTime
 from slim.files import replacing
-from slim.tables import FittingTable, render, size
+from slim.tables import FittingTable, milliseconds, render, size
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -32,6 +32,7 @@ class BenchReport:
     profiles: dict[str, list[NodeTime]] = field(default_factory=dict)  # all nodes of each file, the slowest first
     profile_shown: int = 0  # of each file, in the table
     notes: list[str] = field(default_factory=list)  # batch sizes and speed-ups that aren't what one might expect
+    cautions: list[str] = field(default_factory=list)  # a busy machine, wide intervals
 
     def row(self, model: str, batch_size: int) -> BenchRow:
         """Return the row of one network at one batch size."""
@@ -89,7 +90,13 @@ class BenchReport:
             title="Latency in ms per batch",
             drops=("file", "p99", "memory", "p10", "p90", "images/s"),
             caption=f"{self._conditions()}\n{self._versions()} on {self.machine}\n"
-            + "\n".join(["speed-up with a 95 % interval; ≈ where that holds 1: no difference shown", *self.notes]),
+            + "\n".join(
+                [
+                    "speed-up with a 95 % interval; ≈ where that holds 1: no difference shown",
+                    *self.notes,
+                    *self.cautions,
+                ]
+            ),
             caption_justify="left",
             box=box.SIMPLE_HEAD,
             padding=0,
@@ -99,7 +106,8 @@ class BenchReport:
         for heading in headings:
             table.add_column(heading, justify="right", no_wrap=True)
         for row in self.rows:
-            times = [f"{ms:.3f}" for ms in (row.median_ms, row.p10_ms, row.p90_ms, row.p99_ms)]
+            ms = (row.median_ms, row.p10_ms, row.p90_ms, row.p99_ms)
+            times = [milliseconds(each).removesuffix(" ms") for each in ms]
             sizes = ["" if value is None else size(value) for value in (row.memory, row.file_size)]
             first = row.model == self.rows[0].model
             speedup = ["", ""]

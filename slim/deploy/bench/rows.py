@@ -1,11 +1,14 @@
 """The figures of one network at one batch size."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from slim.deploy.timing import Times, samples, speedup_interval
+from slim.tables import WIDE
+
+BUSY = 0.1  # share of the cores that other processes may take before it is said
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,19 @@ class BenchRow:
         if self.speedup_low is None or self.speedup_high is None:
             return False
         return not self.speedup_low <= 1 <= self.speedup_high
+
+
+def cautions(rows: Sequence[BenchRow], other_work: float) -> list[str]:
+    """Return what to think of before believing the rows: other work on the machine (share of its cores, 0 to 1), wide
+    intervals."""
+    found = []
+    if other_work > BUSY:
+        found.append(f"busy machine: other processes took {other_work:.0%} of its cores meanwhile")
+    wide = [row for row in rows if row.speedup_low and row.speedup_high and row.speedup_high > WIDE * row.speedup_low]
+    if wide:
+        named = ", ".join(f"{row.model} at batch {row.batch_size}" for row in wide)
+        found.append(f"wide intervals, so little is known of the speed-up of {named}: measure again, with more runs")
+    return found
 
 
 def rows_of(

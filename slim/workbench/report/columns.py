@@ -73,5 +73,12 @@ def headline(before: Record, after: Record) -> str:
         if before.get(key) and key in after:
             parts.append(f"{after[key] / before[key] - 1:+.0%} {name}")
     if "speedup" in after:
-        parts.append(f"{after['speedup']:.2f}× as fast")
+        parts.append(speed(after))
     return ", ".join(parts)
+
+
+def speed(record: Record) -> str:
+    """Return how much faster than the unpruned network a stage's is, as far as its benchmark bears it out."""
+    rows = (record.get("bench") or {}).get("rows") or []
+    row: Record = next((row for row in rows if row.get("speedup") == record["speedup"]), {})
+    return tables.speedup(record["speedup"], row.get("speedup_low"), row.get("speedup_high"))

@@ -18,7 +18,7 @@ from slim.files import replacing
 from slim.version import __version__
 from slim.workbench.report import words
 from slim.workbench.report.collect import RunRecords
-from slim.workbench.report.columns import Record, columns, every_column
+from slim.workbench.report.columns import columns, every_column, speed
 from slim.workbench.report.figures import gamma, latency, layers, results, training
 from slim.workbench.report.figures.base import TEMPLATE, Figure
 from slim.workbench.report.rendering import environment
@@ -96,18 +96,8 @@ def lede(run: RunRecords) -> str:
         unchanged = by == metric.format_change(was, was).lstrip("+-−")
         moved = f"{'rose' if now > was else 'fell'} by {by}"
         said += f"; {metric.title} {'did not change' if unchanged else moved}"
-    return f"{what}{said}. {_speed(run)}".strip()
-
-
-def _speed(run: RunRecords) -> str:
-    """The speed-up in a sentence; one within its own spread is none."""
-    fast = run.after.get("speedup")
-    if not fast:
-        return ""
-    mine: Record = next((row for row in run.bench.get("rows") or [] if row.get("speedup") == fast), {})
-    if mine.get("differs") is False:
-        return f"Its latency is the same within what the measurement can tell ({fast:.2f}× as fast)."
-    return f"It runs {fast:.2f}× as fast." if fast > 1 else f"It isn't faster: it takes {1 / fast:.2f}× as long."
+    fast = f"; {speed(after)}" if after.get("speedup") else ""
+    return f"{what}{said}{fast}."
 
 
 def comparison_lede(runs: Sequence[RunRecords]) -> str:

@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from slim import tables
+from slim.deploy.timing import speedup_interval
 from slim.workbench.report.collect import RunRecords
 from slim.workbench.report.columns import Record
 from slim.workbench.report.figures.base import SIDES, Figure, Trace, anchor, axes, axis, nested, note, trace
@@ -49,9 +51,10 @@ def times(run: RunRecords) -> Figure | None:
 
 
 def _title(case: Record) -> str:
-    before, after = (float(np.median(case["ms"][side])) for side in ("before", "after"))
+    before, after = (np.array(case["ms"][side]) for side in ("before", "after"))
+    fast = tables.speedup(float(np.median(before) / np.median(after)), *speedup_interval(before, after))
     threads = f"{case['threads']} thread{'s' * (case['threads'] > 1)}"
-    return f"<b>batch {case['batch_size']}, {threads}</b><br>{before / after:.2f}× as fast"
+    return f"<b>batch {case['batch_size']}, {threads}</b><br>{fast}"
 
 
 def _box(side: str, ms: list[float], index: int) -> Trace:
