@@ -217,6 +217,20 @@ def test_a_narrow_window_never_scrolls_sideways(seen: Seen) -> None:
     assert seen.complaints == []
 
 
+def test_the_stages_can_be_read_on_a_phone(seen: Seen) -> None:
+    seen.set_viewport_size({"width": 400, "height": 900})
+    for cell in seen.locator("table.cards tr.result td").all():
+        box = cell.bounding_box()
+        assert box["x"] >= 0 and box["x"] + box["width"] <= 400
+    label = seen.evaluate("getComputedStyle(document.querySelector('table.cards td + td'), '::before').content")
+    assert label == '"accuracy"'
+    widths = seen.evaluate(
+        "[...document.querySelectorAll('.figures > div')].map((d) => d.getBoundingClientRect().right)"
+    )
+    assert widths[-1] == pytest.approx(max(widths), abs=2)  # the last row is full: no empty cell
+    seen.set_viewport_size({"width": 1200, "height": 900})
+
+
 def test_everything_has_a_name_for_a_screen_reader(seen: Seen) -> None:
     unnamed = seen.evaluate(
         """[...document.querySelectorAll("img:not([alt]), button, input, section, figure, nav, .plot")].filter((e) => {

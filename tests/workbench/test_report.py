@@ -24,7 +24,7 @@ from slim.workbench import config, data, models
 from slim.workbench import run as stages
 from slim.workbench.cli import report as command
 from slim.workbench.config import RunConfig
-from slim.workbench.report import card, collect, markdown, page, words
+from slim.workbench.report import advice, card, collect, markdown, page, words
 from slim.workbench.report.collect import RunRecords, find
 from slim.workbench.report.figures import gamma, layers, results, training
 from slim.workbench.report.terminal import stage_table
@@ -82,7 +82,7 @@ def test_a_run_leaves_its_page_and_all_its_evidence(whole: Path, run: RunRecords
     assert run.made["versions"]["torch"] == torch.__version__.partition("+")[0]
     html = (whole / "report.html").read_text()
     assert len(html) < 8e6 and (whole / "model_card.md").exists()
-    assert html.count("<section") == html.count("<h2") == 8
+    assert html.count("<section") == html.count("<h2") == 9
 
 
 def test_layers_add_up_to_the_whole_network(run: RunRecords) -> None:
@@ -349,6 +349,65 @@ def test_channels_that_fall_within_a_training_are_drawn(run: RunRecords) -> None
     figure = training.training(RunRecords(Path("x"), epochs=epochs))
     assert [trace["y"] for trace in figure.traces if trace["name"] == "channels"] == [[100, 60, 40]]
     assert "pruned on its way" in figure.caption and "channels" in figure.title
+
+
+# -- what next --------------------------------------------------------------------------------------------------------
+
+
+def sweep(*values: float, chosen: float = 0.5, images: int = 1000) -> RunRecords:
+    """A run whose accuracy on validation images is `values` after removing 0, 25, 50 and 75 % of the channels."""
+    points = [{"ratio": 0.25 * i, "accuracy": value, "flops": 1, "params": 1} for i, value in enumerate(values)]
+    known = {"points": points, "chosen": chosen, "images": images, "split": "validation"}
+    return RunRecords(Path("x"), evidence={"tradeoff": known})
+
+
+@pytest.mark.parametrize(
+    ("values", "said", "command"),
+    [  # of 1,000 images, 95.0 % and 94.0 % are the same, 95 % and 90 % aren't
+        ((0.95, 0.95, 0.95, 0.94), "a cut of 75%", "slim-prune --ratio 0.75"),
+        ((0.95, 0.95, 0.94, 0.90), "a cut of 50%", ""),
+        ((0.95, 0.94, 0.90, 0.60), "rests on its fine-tuning", ""),
+        ((0.95, 0.90, 0.80, 0.60), "no cut holds", ""),
+        ((0.95,), "", ""),
+    ],
+)
+def test_the_next_cut_is_the_largest_that_holds(values: tuple[float, ...], said: str, command: str) -> None:
+    found = advice.how_far(sweep(*values))
+    assert said in found[0] and found[1] == command
+
+
+@pytest.mark.parametrize(
+    ("intervals", "file"),
+    [
+        ({"onnx": (1.5, 1.7)}, "model.onnx"),
+        ({"onnx": (0.9, 1.2)}, "model.onnx"),
+        ({"onnx": (0.5, 0.7)}, "baseline.onnx"),
+        ({"onnx": (1.5, 1.7), "int8": (2.0, 2.2)}, "model.int8.onnx"),
+        ({"onnx": (1.5, 2.1), "int8": (2.0, 2.2)}, "model.onnx"),
+        ({}, "model.onnx"),
+    ],
+)
+def test_the_file_to_deploy_follows_from_the_benchmark(intervals: dict[str, tuple[float, float]], file: str) -> None:
+    rows = [
+        {"model": name, "batch_size": 1, "speedup": (low + high) / 2, "speedup_low": low, "speedup_high": high}
+        for name, (low, high) in intervals.items()
+    ]
+    run = RunRecords(Path("x"), summary={"onnx": {"params": 1, "flops": 1, "bench": {"rows": rows}}})
+    found = advice.deployment(run)
+    assert found is not None and found.file == file
+    assert advice.deployment(RunRecords(Path("x"))) is None
+
+
+def test_no_page_claims_a_speedup_that_its_interval_contradicts(run: RunRecords) -> None:
+    row = {"model": "onnx", "batch_size": 1, "median_ms": 1.0, "p10_ms": 1.0, "p90_ms": 1.0, "throughput": 1.0}
+    row |= {"speedup": 46.0, "speedup_low": 0.8, "speedup_high": 90.0, "differs": False}
+    bench = {"rows": [row], "runs": 3, "warmup": 1, "cautions": ["busy machine: other processes took 63% of its cores"]}
+    onnx = run.summary["onnx"] | {"speedup": 46.0, "differs": False, "bench": bench}
+    busy = RunRecords(run.folder, run.settings, run.summary | {"onnx": onnx}, run.epochs)
+    text = checked(page.html([busy]))
+    assert text.count("no difference in latency shown") >= 3  # description, first sentence, card
+    assert "46.00× as fast" not in text and "≈46.00×" in text and "Busy machine: other processes took 63%" in text
+    assert "no difference in latency shown" in markdown.of([busy]) and "46.00× as fast" not in markdown.of([busy])
 
 
 # -- text ------------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ class Column:
 
     key: where it is in the stage's record
     brief: the value where there is little room, by default as everywhere
-    change: how it changed from the network before pruning, as text
+    change: how one value became another, as text
     """
 
     key: str
@@ -30,9 +30,12 @@ class Column:
         return "" if record.get(self.key) is None else self.format(record[self.key])
 
     def change_text(self, before: Record, after: Record) -> str:
-        """Return how the value changed; "" where it didn't, or isn't known on both sides."""
+        """Return how the value changed; "" where it didn't, or isn't known on both sides; ≈ for a latency whose change
+        the benchmark doesn't bear out."""
         was, now = before.get(self.key), after.get(self.key)
-        return "" if not was or now is None or now == was else self.change(was, now)
+        if not was or now is None or now == was:
+            return ""
+        return "≈" if self.key == "latency_ms" and after.get("differs") is False else self.change(was, now)
 
 
 COLUMNS = {

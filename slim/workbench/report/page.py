@@ -16,7 +16,7 @@ import yaml
 from slim import tables
 from slim.files import replacing
 from slim.version import __version__
-from slim.workbench.report import words
+from slim.workbench.report import advice, words
 from slim.workbench.report.collect import RunRecords
 from slim.workbench.report.columns import columns, every_column, speed
 from slim.workbench.report.figures import gamma, latency, layers, results, training
@@ -47,6 +47,8 @@ def html(runs: Sequence[RunRecords]) -> str:
             lede=lede(runs[0]) if alone else comparison_lede(runs),
             cards=_cards(runs[0]),
             facts=_facts(runs[0]),
+            how_far=advice.how_far(runs[0]),
+            deployment=advice.deployment(runs[0]),
             runs=runs,
             figures=figures,
             data={"template": TEMPLATE, "figures": data},
@@ -126,7 +128,9 @@ def _cards(run: RunRecords) -> list[dict[str, str]]:
             card = {"label": names.get(column.key, column.heading.capitalize()), "was": "", "by": ""}
             card["now"] = "" if now is None else show(now).replace("%", " %")
             if now is not None and was is not None and run.after:
-                card |= {"was": show(was), "by": column.change(was, now)}
+                card |= {"was": show(was), "by": column.change_text(before, after)}
+                if column.key == "latency_ms" and after.get("speedup"):
+                    card["by"] = speed(after)
             cards.append(card)
     return cards
 

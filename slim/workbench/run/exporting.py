@@ -77,7 +77,7 @@ def int8_stage(run: Run, source: Path) -> Path:
     was = run.records.summary()["onnx"] | {"accuracy": made.float_accuracy}
     run.records.enter("onnx", was, settings)
     record = was | {"accuracy": made.accuracy, "file_size": made.file_size}
-    for key in ("latency_ms", "speedup", "bench", "max_relative_error"):
+    for key in ("latency_ms", "speedup", "differs", "bench", "max_relative_error"):
         record.pop(key, None)
     run.records.enter("int8", record, settings)
     timed = replace(settings.bench, batch_sizes=settings.bench.batch_sizes[:1], memory=False, profile=0)

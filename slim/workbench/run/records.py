@@ -83,9 +83,9 @@ class Records:
                 continue
             for stage in SAME_LATENCY.get(row.model, [row.model]):
                 if stage in summary:
-                    summary[stage] |= {"latency_ms": row.median_ms, "speedup": row.speedup}
-                    if row.speedup is None:  # of other images than the first file
-                        del summary[stage]["speedup"]
+                    summary[stage] |= {"latency_ms": row.median_ms}
+                    if row.speedup is not None:  # else of other images than the first file
+                        summary[stage] |= {"speedup": row.speedup, "differs": row.differs}
         if "onnx" in summary:
             summary["onnx"]["bench"] = made.to_dict()
         return self._write("summary.json", json.dumps(summary, indent=2))

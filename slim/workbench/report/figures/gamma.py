@@ -86,7 +86,7 @@ def by_layer(run: RunRecords) -> Figure | None:
         yaxis_ticktext=names[::-1],
         yaxis_range=[-0.1, len(names) + 0.05],
         yaxis_zeroline=False,
-        **{"legend_x": 1, "legend_xanchor": "right"},
+        **{"legend_yref": "container", "legend_y": 0, "margin_b": 76},
     )
     if evidence.get("threshold") is not None:
         layout |= _threshold(evidence["threshold"], evidence["threshold"] ** 0.5, top)
@@ -97,7 +97,7 @@ def by_layer(run: RunRecords) -> Figure | None:
         "Each ridge is one layer's |γ| at the moment of pruning, the first layer on top, every ridge scaled to its own "
         f"height. Layers with most of their mass at zero lose most of their channels.{ties}{some}"
     )
-    return Figure("ridges", "|γ| layer by layer", caption, traces, layout, max(300, 110 + 30 * len(names)))
+    return Figure("ridges", "|γ| layer by layer", caption, traces, layout, max(300, 150 + 30 * len(names)))
 
 
 def _ridge(name: str, values: Mapping[str, list[float]], base: int, top: float) -> list[Trace]:

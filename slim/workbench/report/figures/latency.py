@@ -54,7 +54,7 @@ def _title(case: Record) -> str:
     before, after = (np.array(case["ms"][side]) for side in ("before", "after"))
     fast = tables.speedup(float(np.median(before) / np.median(after)), *speedup_interval(before, after))
     threads = f"{case['threads']} thread{'s' * (case['threads'] > 1)}"
-    return f"<b>batch {case['batch_size']}, {threads}</b><br>{fast}"
+    return f"<b>batch {case['batch_size']}, {threads}</b><br>{fast.replace('in latency ', '')}"
 
 
 def _box(side: str, ms: list[float], index: int) -> Trace:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from slim.workbench.report.advice import spread
 from slim.workbench.report.collect import RunRecords
 from slim.workbench.report.columns import COLUMNS
 from slim.workbench.report.figures.base import Figure, Trace, axes, mark, run_look, trace
@@ -20,11 +21,9 @@ def tradeoff(runs: Sequence[RunRecords]) -> Figure | None:
     if alone and sweep.get("chosen") is not None:
         layout |= mark(sweep["chosen"], width=1)
     measured = f"on {sweep['images']:,} {sweep['split']} images"
-    if metric.share:  # Agresti and Coull's interval, in points
-        best = (max(point[metric.name] for point in sweep["points"]) * sweep["images"] + 2) / (sweep["images"] + 4)
-        measured += (
-            f" (95% intervals at the top: ±{196 * (best * (1 - best) / (sweep['images'] + 4)) ** 0.5:.1f} points)"
-        )
+    if metric.share:
+        best = max(point[metric.name] for point in sweep["points"])
+        measured += f" (95% intervals at the top: ±{100 * spread(best, sweep['images']):.1f} points)"
     skipped = ", ".join(f"{share:.0%}" for share in sweep.get("skipped") or [])
     caption = (
         f"The same network pruned to other sizes, without any training, {measured}. The star is the run's result after "
