@@ -41,7 +41,8 @@ def layers(run: RunRecords) -> Figure | None:
         xaxis_range=[0.4, len(rows) + 0.6],
         xaxis_tickvals=named,
         xaxis_ticktext=[_short(rows[place - 1]["name"]) for place in named],
-        **{"xaxis_tickangle": -90 if many else "auto", "xaxis_showgrid": False, "xaxis_anchor": "y2" if lanes else "y"},
+        **({"xaxis_tickangle": -90} if many else {}),
+        **{"xaxis_showgrid": False, "xaxis_anchor": "y2" if lanes else "y"},
         **{"yaxis_title_text": "channels", "yaxis_domain": [bottom, 1], "yaxis_rangemode": "tozero"},
     )
     if lanes:
