@@ -241,6 +241,7 @@ ZOO = {
         c=nn.Conv2d(16, 16, 3, padding=1),
         m=nn.BatchNorm2d(16),
     ),
+    "norm over channels": lambda: net(lambda s, x: s.a(F.normalize(x)), a=cbr(16, 16)),
     "flatten": lambda: nn.Sequential(
         cbr(3, 8, s=2), nn.Flatten(), nn.Linear(8 * 64, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 5)
     ),
@@ -254,7 +255,10 @@ TRAPS = {
     "mean over channels": (lambda: net(lambda s, x: s.a(x + x.mean(1, keepdim=True)), a=cbr(16, 16)), ["stem.1"]),
     "maximum over channels": (lambda: net(lambda s, x: s.a(x - x.amax(1, keepdim=True)), a=cbr(16, 16)), ["stem.1"]),
     "softmax over channels": (lambda: net(lambda s, x: s.a(x.softmax(1)), a=cbr(16, 16)), ["stem.1"]),
-    "norm over channels": (lambda: net(lambda s, x: s.a(F.normalize(x)), a=cbr(16, 16)), ["stem.1"]),
+    "smallest magnitude of the channels": (
+        lambda: net(lambda s, x: s.a(x * torch.linalg.vector_norm(x, -torch.inf, 1, keepdim=True)), a=cbr(16, 16)),
+        ["stem.1"],
+    ),
     "group norm": (lambda: net(lambda s, x: s.a(s.gn(x)), gn=nn.GroupNorm(4, 16), a=cbr(16, 16)), ["stem.1"]),
     "added parameter": (lambda: _with_parameter(lambda s, x: s.after(x + s.scale)), ["stem.1"]),
     "added convolution": (

@@ -126,7 +126,7 @@ def rebuild(model: nn.Module, change: Change) -> nn.Module:
         return nn.Parameter(data, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else data
 
     thin = clone(model, thinner, thinner)
-    _adjust(thin, change, {name: tensor.shape for name, tensor in named.items()})
+    _adjust(thin, change)
     return thin
 
 
@@ -148,11 +148,10 @@ def thinned(model: nn.Module, change: Change) -> Iterator[None]:
     modules = [module for _, module in named_modules(model)]
     state = [(type(m), {**m.__dict__, "_parameters": {**m._parameters}, "_buffers": {**m._buffers}}) for m in modules]
     whole = [(tensor, tensor.data, {**tensor.__dict__}) for tensor in {id(t): t for t in named.values()}.values()]
-    shapes = {name: tensor.shape for name, tensor in named.items()}
     try:
         for name, cut in change.cuts.items():
             named[name].data = thin_tensor(named[name], cut)
-        _adjust(model, change, shapes)
+        _adjust(model, change)
         yield
     finally:
         for module, (kind, held) in zip(modules, state):
@@ -164,8 +163,8 @@ def thinned(model: nn.Module, change: Change) -> Iterator[None]:
             tensor.__dict__.update(notes)
 
 
-def _adjust(model: nn.Module, change: Change, shapes: Mapping[str, torch.Size]) -> None:
-    """Let the modules around thinner tensors agree with them. `shapes` are those that the tensors had."""
+def _adjust(model: nn.Module, change: Change) -> None:
+    """Let the modules around thinner tensors agree with them."""
     modules = dict(named_modules(model))
     for name, value in change.sizes.items():  # first, because the number of groups tells how many channels they take
         owner, _, attribute = name.rpartition(".")
@@ -174,9 +173,9 @@ def _adjust(model: nn.Module, change: Change, shapes: Mapping[str, torch.Size]) 
             raise SlimError(f"the plan doesn't fit this model: it has no attribute {name!r}")
         kind = type(getattr(holder, attribute))
         setattr(holder, attribute, kind(value))
-    for owner in {name.rpartition(".")[0] for name in change.cuts}:
-        if f"{owner}.weight".lstrip(".") in shapes and (module := modules.get(owner and owner + ".")) is not None:
-            resize(module, shapes[f"{owner}.weight".lstrip(".")])
+    for owner in {_owner(name) for name in change.cuts}:
+        if (module := modules.get(owner and owner + ".")) is not None:
+            resize(module)
     for name, index in change.selects.items():
         bn = modules[name + "."]
         bn.__class__ = selecting(type(bn))
@@ -184,14 +183,25 @@ def _adjust(model: nn.Module, change: Change, shapes: Mapping[str, torch.Size]) 
         bn.register_buffer("select", torch.tensor(index, dtype=torch.int64, device=device))
 
 
-def resize(module: nn.Module, was: torch.Size) -> None:
-    """Make the sizes that a module stores agree with its thinner weight, whose shape `was` another."""
-    weight = module.weight
-    if not isinstance(weight, Tensor) or weight.shape == was:
+def _owner(name: str) -> str:
+    """The name of the module whose tensor this is; of a parametrization, of the module that has it."""
+    holder, parametrized, _ = f".{name}".partition(".parametrizations.")
+    return holder[1:] if parametrized else name.rpartition(".")[0]
+
+
+def resize(module: nn.Module) -> None:
+    """Make the sizes that a module of torch.nn stores agree with its thinner weights."""
+    if isinstance(module, nn.RNNBase | nn.RNNCellBase):
+        reading = module.get_parameter("weight_ih_l0" if isinstance(module, nn.RNNBase) else "weight_ih")
+        module.input_size = reading.shape[1]
+        return
+    weight: Any = getattr(module, "weight", None)
+    if not isinstance(weight, Tensor):
         return
     if isinstance(module, nn.modules.conv._ConvNd):
         if module.groups > 1 and module.groups == module.in_channels:  # depthwise
-            module.groups = weight.shape[0] * module.groups // was[0]
+            was = module.in_channels if module.transposed else module.out_channels
+            module.groups = weight.shape[0] * module.groups // was
         made, taken = (1, 0) if module.transposed else (0, 1)
         module.out_channels, module.in_channels = weight.shape[made], weight.shape[taken]
         if module.transposed:

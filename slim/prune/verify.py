@@ -25,6 +25,8 @@ from slim.trace.tracer import call
 
 NORMS = nn.modules.batchnorm._BatchNorm
 DTYPE = ("dtype", "scalar type", "Double")  # what errors say where forward code insists on its own
+_COMPUTED = "parametrizations.weight.original"
+WEIGHTS = ("weight", _COMPUTED, f"{_COMPUTED}1", "weight_v", "weight_orig")  # where a layer keeps it, or what makes it
 LEAST_SHARE = 0.5  # of the places that must be comparable: with fewer, nothing would be proved
 
 
@@ -292,13 +294,16 @@ def _activations(
         return hook
 
     cuts = {} if plan is None else _cuts_by_tensor(model, plan)
+    named = dict(named_tensors(model))
     with restored(model):  # the hooks go, too
         for name, module in model.named_modules():
             weight = getattr(module, "weight", None)
             if not isinstance(module, (nn.modules.conv._ConvNd, nn.Linear, NORMS)) or weight is None:
                 continue
             dim = 1 if getattr(module, "transposed", False) else 0
-            cut, groups = cuts.get(id(weight), {}), module.groups if dim else 1
+            sources = [named[source] for suffix in WEIGHTS if (source := f"{name}.{suffix}".lstrip(".")) in named]
+            same_shape = [cuts.get(id(tensor), {}) for tensor in sources if tensor.shape == weight.shape]
+            cut, groups = same_shape[0] if same_shape else {}, module.groups if dim else 1
             if groups != 1 and cut:
                 continue  # grouped transposed convolutions interleave their channels; what reads them is compared
             keep = kept(weight.shape[dim], cut[dim], weight.device) if cut.get(dim) else None

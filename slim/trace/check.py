@@ -69,24 +69,38 @@ class Settled(Classes):
             raise Mismatch(reason)
 
 
+COPIES = {"clone"}  # which depend on strides: where a dimension has one channel, more is contiguous
+
+
+def _step_of(executed: Executed) -> str:
+    """The operator's name, alike for all that make a view."""
+    name = executed.func._schema.name.removeprefix("aten::")
+    return "view" if name in ("_unsafe_view", "_reshape_alias") else name
+
+
 class Follower(Tracer):
     """A tracer that must take the same steps as an earlier run."""
 
     def __init__(self, traced: Trace, run: ForwardPass) -> None:
         super().__init__(Settled(traced.classes), traced)
         self.run_before = run
+        self.at = 0  # how many operators of that run have been met again
         self.readings = iter(run.decisions)
         self.names = traced.shapes.keys()
 
     def note(self, executed: Executed) -> None:
         super().note(executed)
-        n, earlier = len(self.executed), self.run_before.executed
-        before = earlier[n - 1] if n <= len(earlier) else None
-        if before is None or before.func is not executed.func:
+        if _step_of(executed) in COPIES:
+            return
+        earlier = self.run_before.executed
+        while self.at < len(earlier) and _step_of(earlier[self.at]) in COPIES:
+            self.at += 1
+        before = earlier[self.at] if self.at < len(earlier) else None
+        if before is None or _step_of(before) != _step_of(executed):
             raise Mismatch("forward takes another path")
+        self.at += 1
         if not same(before.constants, executed.constants):
-            name = executed.func.overloadpacket.__name__
-            raise Mismatch(f"a constant that follows a size, in {name} after {self.place}")
+            raise Mismatch(f"a constant that follows a size, in {_step_of(executed)} after {self.place}")
 
     def decide(self, choice: Choice) -> Choice:
         return cast(Choice, next(self.readings, choice))
@@ -139,16 +153,22 @@ def _follow(
             raise Mismatch("an output changes its shape")
         return None
     except Exception as error:
-        why = str(error) if isinstance(error, Mismatch) else f"{type(error).__name__} after {follower.place}"
-        executed = run.executed[: len(follower.executed) + AHEAD]
+        why = str(error) if isinstance(error, Mismatch) else f"{_short(error)}, after {follower.place}"
+        executed = run.executed[: follower.at + AHEAD]
         stored, shared = _stored_sizes(traced.meta_copy, error, executed, followed)
-    at = len(follower.executed)
+    at = follower.at
     for step in reversed(run.executed[: max(at, 1)]):
         met = [codes.labels for codes in step.codes]
         loose = np.concatenate([v[~traced.classes.frozen(v)] for v in met]) if met else np.zeros(0, np.int64)
         if len(loose) and not kept[loose].all():
             return Misfit(loose, f"forward code holds a size: {why}", at, stored, shared)
     return Misfit(np.zeros(0, np.int64), why, at, stored, shared)
+
+
+def _short(error: Exception) -> str:
+    """An error of forward code in one line."""
+    said = " ".join(str(error).split())
+    return said if len(said) <= 120 else f"{said[:117]}…"
 
 
 def _masked_run(traced: Trace, kept: Bools, training: bool) -> ForwardPass:

@@ -24,7 +24,7 @@ _INTERNAL = nn.Module().__dict__.keys()
 def unwrapped(model: nn.Module) -> nn.Module:
     """Return the model that a compiled or a distributed one wraps; any other as it is."""
     while True:
-        inner = model._modules.get("_orig_mod")  # torch.compile's
+        inner = getattr(model, "_orig_mod", None)  # torch.compile's
         if isinstance(model, nn.parallel.DistributedDataParallel):
             inner = model.module
         if inner is None:

@@ -27,6 +27,7 @@ from slim.trace.copy import all_tensors, clone, named_modules, named_tensors, st
 from slim.trace.labeller import INDEXED, Executed, Labeller, Product
 from slim.trace.op import META, Op
 from slim.trace.outputs import output_tensors
+from slim.trace.recurrence import OneStep
 from slim.trace.rules.builtin import rule_for
 from slim.trace.state import restored
 
@@ -179,7 +180,7 @@ def run_once(copied: nn.Module, example_inputs: Any, tracer: Tracer, *, training
     """Run a copy under the tracer and freeze what it returns; the tensors of its output."""
     with restored(copied):
         before = _states(copied)
-        with tracing_mode(copied, training=training), KeepValues(), tracer:
+        with tracing_mode(copied, training=training), KeepValues(), OneStep(tracer), tracer:
             outputs = output_tensors(call(copied, example_inputs))
         for name, written in _states(copied).items():
             if written is not before.get(name, written):

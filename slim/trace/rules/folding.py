@@ -14,6 +14,12 @@ from slim.trace.rules.registry import rule
 KEEPS_GATE = {"mean", "sum", "amax", "amin", "max", "min", "prod", "linalg_vector_norm", "norm"}  # 0 of zeros
 
 
+def _is_norm(op: Op) -> bool:
+    """Whether zeros add nothing: not so for the smallest absolute value, and what is akin to it."""
+    order = op.get("ord", op.get("p", 2))
+    return op.name in ("linalg_vector_norm", "norm") and (order is None or order >= 0)
+
+
 def _dims(value: Any, n: int) -> list[int]:
     if value is None or value == []:
         return list(range(n))
@@ -43,7 +49,7 @@ def reduce(op: Op) -> Any:
         if d not in dims:
             at = d if op.get("keepdim") else d - sum(g < d for g in dims)
             result[at] = vector if op.name in KEEPS_GATE else vector.ungated()
-        elif op.name == "sum":
+        elif op.name == "sum" or _is_norm(op):
             op.mix(vector, f"summed over by {op.where}")
         else:
             op.freeze(vector, f"{op.where} runs over the channels")
@@ -55,7 +61,7 @@ def reduce(op: Op) -> Any:
 
 @rule(
     *("_softmax", "_log_softmax", "cumsum", "cumprod", "sort", "topk", "native_layer_norm", "native_group_norm"),
-    *("_fused_rms_norm", "_safe_softmax", "glu"),
+    *("_fused_rms_norm", "_safe_softmax"),
 )
 def normalise(op: Op) -> Any:
     """What an operator mixes along a dimension depends on how many channels there are: they stay."""

@@ -45,6 +45,16 @@ def convolution(op: Op) -> Tensor:
     return mark_fresh(op.label(out, {} if outgoing is None else {1: outgoing}))
 
 
+@rule("torchvision::deform_conv2d")
+def deformable(op: Op) -> Tensor:
+    """A convolution, whose places are given. torch's counter of FLOPs doesn't know it."""
+    for places in (op["offset"], op["mask"]):
+        op.freeze_tensor(places, f"places of {op.where}")
+    out = convolution(op)
+    op.labeller.products.pop()
+    return out
+
+
 def _conv_shape(op: Op) -> list[int]:
     """Compute the shape of a convolution's output, which takes a tenth of the time that tensors without data take."""
     x, w, groups, transposed = op["input"], op["weight"], op["groups"], op["transposed"]
@@ -199,3 +209,18 @@ def _contract(op: Op, a: Codes | None, b: Codes | None, why: str) -> None:
 
 def _sizes(codes: Codes | None, size: int) -> int | Ints:
     return size if codes is None else codes.labels
+
+
+@rule("_weight_norm_interface")
+def weight_norm(op: Op) -> Any:
+    """A weight computed of directions v and lengths g: g follows v along the dimension that has lengths of its own, and
+    v stays along the others, which its lengths run over."""
+    v, g = op["v"], op["g"]
+    codes = dict(op.codes(v))
+    for d, vector in codes.items():
+        if d == op["dim"]:
+            op.axis(g, d, vector)
+        else:
+            op.freeze(vector, f"{op.where} runs over it")
+    weight, lengths = op.run()
+    return op.label(weight, codes), lengths

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
@@ -50,7 +51,7 @@ def view(op: Op) -> Tensor:
         op.freeze_tensor(x)
         return out
     result: TensorCodes = {}
-    for ins, outs in _blocks(old, new):
+    for ins, outs in op.decide(_blocks(old, new)):  # the thin network's, too, where sizes of 1 could be of any block
         named = [d for d in ins if d in codes]
         if not named:
             continue
@@ -287,3 +288,50 @@ def copy_(op: Op) -> Tensor:
     if not target.is_meta:
         op.run()
     return target
+
+
+@rule("as_strided_", "as_strided")
+def as_strided(op: Op) -> Tensor:
+    """Other strides under the same shape, as torch sets them for its memory formats, move no channels."""
+    if tuple(op["size"]) != tuple(op.input.shape):
+        return no_rule(op)
+    return op.label(op.run(), op.codes())
+
+
+@rule("glu")
+def glu(op: Op) -> Tensor:
+    """One half of the channels times the sigmoid of the other: both are coupled, and zero where the first one is."""
+    out: Tensor = op.run()
+    codes = dict(op.codes())
+    d = op["dim"] % op.input.dim()
+    if d in codes:
+        half = len(codes[d]) // 2
+        first, second = codes[d][:half], codes[d][half:]
+        op.couple(first, second)
+        codes[d] = first
+    return op.label(out, codes)
+
+
+@rule("index")
+def index(op: Op) -> Tensor:
+    """A choice by lists of numbers. What they run along stays whole; a buffer that is thinned thins the choice."""
+    out: Tensor = op.run()
+    x, indices = op["self"], op["indices"]
+    codes = dict(op.codes())
+    taken = [d for d, each in enumerate(indices) if each is not None]
+    if any(indices[d].dtype == torch.bool for d in taken) or taken != list(range(taken[0], taken[-1] + 1)):
+        for t in op.tensors:
+            op.freeze_tensor(t)
+        return op.label(out, {})
+    for d in taken:
+        if d in codes:
+            op.freeze(codes.pop(d), f"read through an index after {op.labeller.place}")
+    made = out.dim() - (x.dim() - len(taken))  # dimensions in place of those
+    result = {d if d < taken[0] else d - len(taken) + made: vector for d, vector in codes.items()}
+    chosen = indices[taken[0]]
+    if len(taken) == made == 1 and name_of(chosen) is not None:
+        if not codes_on(chosen):
+            set_codes(chosen, {0: op.fresh(len(chosen))})
+        result[taken[0]] = codes_on(chosen)[0]
+        mark_fresh(out)
+    return op.label(out, result)

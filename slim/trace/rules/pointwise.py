@@ -183,6 +183,8 @@ def _combined(op: Op, taking: list[Taken | None], size: int, why: str) -> Codes 
         t, own, vector = taken
         if name_of(t) is not None:
             op.axis(t, own, lead, why)
+        elif vector is None and t.stride(own) == 0:  # one value for all of them, spread by expand
+            op.count(size, lead)
         elif vector is None:
             op.freeze(lead, f"combined with a fixed size by {why}")
         else:
@@ -241,3 +243,19 @@ def per_channel(op: Op) -> Any:
 def _space(func: OpOverload) -> int:
     """Return the number of spatial dimensions that a pooling or padding operator runs over."""
     return next(int(n) for n in "123" if f"{n}d" in func.__name__)
+
+
+@rule("max_unpool2d", "max_unpool3d")
+def unpool(op: Op) -> Tensor:
+    """Values back to the places that a pooling took them from, among zeros: each channel by itself."""
+    x, places = op["self"], op["indices"]
+    channel = x.dim() - 1 - _space(op.func)
+    codes, theirs = op.codes(x), op.codes(places)
+    for d, vector in codes.items():
+        if d > channel:
+            op.freeze(vector, f"{op.where} runs along it")
+        elif d in theirs:
+            op.couple(vector, theirs[d])
+        else:
+            op.freeze(vector, f"combined with a fixed size by {op.where}")
+    return op.label(op.run(), {d: vector for d, vector in codes.items() if d <= channel})

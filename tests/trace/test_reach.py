@@ -1,0 +1,221 @@
+"""Layers and operators beside the plain ones: the channels around them go, exactly, as many as were asked for."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_constants import Scaled
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+from torch.nn.utils import weight_norm as old_weight_norm
+from torchvision.ops import DeformConv2d
+
+import slim
+
+C = 16
+X = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+S = torch.randn(2, 3, 24, generator=torch.Generator().manual_seed(0))
+
+
+def body(dims: int = 2, made: int = C) -> nn.Sequential:
+    conv, norm = (nn.Conv1d, nn.BatchNorm1d) if dims == 1 else (nn.Conv2d, nn.BatchNorm2d)
+    return nn.Sequential(conv(3, made, 3, padding=1), norm(made), nn.ReLU())
+
+
+class Between(nn.Module):
+    """body -> `between` (with modules of its own) -> head"""
+
+    def __init__(self, between: Callable[..., Tensor], head: nn.Module, dims: int = 2, **parts: nn.Module) -> None:
+        super().__init__()
+        self.body, self.head, self.between = body(dims), head, between
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.between(self, self.body(x)))
+
+
+class Conformer(nn.Module):
+    """The convolution module of a Conformer, as torchaudio, transformers and NeMo build it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.Sequential(nn.Conv1d(3, 2 * C, 1), nn.BatchNorm1d(2 * C))
+        self.depthwise, self.after = nn.Conv1d(C, C, 3, padding=1, groups=C), nn.BatchNorm1d(C)
+        self.out = nn.Conv1d(C, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.out(F.silu(self.after(self.depthwise(F.glu(self.norm(x), 1)))))
+
+
+def recurrent(kind: type[nn.RNNBase], **settings: Any) -> nn.Module:
+    layer = kind(C, 5, **settings)
+    width = 5 * (2 if layer.bidirectional else 1)
+
+    def between(self: Any, x: Tensor) -> Tensor:
+        tokens = x.transpose(1, 2) if layer.batch_first else x.permute(2, 0, 1)
+        return self.layer(tokens)[0]
+
+    return Between(between, nn.Linear(width, 3), 1, layer=layer)
+
+
+def cell_by_cell(self: Any, x: Tensor) -> Tensor:
+    state = None
+    for step in x.unbind(-1):
+        state = self.cell(step, state)
+    return state[0]  # type: ignore[index]
+
+
+def unpooled(self: Any, x: Tensor) -> Tensor:
+    values, places = F.max_pool2d(x, 2, return_indices=True)
+    return F.max_unpool2d(values * 2, places, 2)
+
+
+def deformed(self: Any, x: Tensor) -> Tensor:
+    return self.norm(self.deform(x, self.offset(x))).relu()
+
+
+def pooled_transposed(self: Any, x: Tensor) -> Tensor:
+    tokens = x.permute(0, 2, 1).contiguous()  # [N, T, C], the layout of speechbrain
+    return self.pool(tokens.permute(0, 2, 1)).squeeze(-1)
+
+
+def weight_normed(wrap: Callable[[nn.Module], nn.Module]) -> nn.Module:
+    made = Between(lambda self, x: x, nn.Conv2d(C, 2, 1))
+    made.body[0] = wrap(made.body[0])
+    return made
+
+
+CONV = (2, 1)
+MODELS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
+    "glu": (Conformer, S),
+    "LSTM": (lambda: recurrent(nn.LSTM, batch_first=True), S),
+    "LSTM, time first, two layers, both ways": (lambda: recurrent(nn.LSTM, num_layers=2, bidirectional=True), S),
+    "GRU": (lambda: recurrent(nn.GRU, batch_first=True, bidirectional=True), S),
+    "RNN": (lambda: recurrent(nn.RNN, nonlinearity="relu"), S),
+    "LSTMCell": (lambda: Between(cell_by_cell, nn.Linear(5, 3), 1, cell=nn.LSTMCell(C, 5)), S),
+    "max_unpool": (lambda: Between(unpooled, nn.Conv2d(C, *CONV)), X),
+    "normalize": (lambda: Between(lambda self, x: F.normalize(x), nn.Conv2d(C, *CONV)), X),
+    "a norm over channels": (
+        lambda: Between(lambda s, x: x / (1 + x.norm(dim=1, keepdim=True)), nn.Conv2d(C, 2, 1)),
+        X,
+    ),
+    "less the sum, spread": (
+        lambda: Between(lambda s, x: x * x.sum(1, keepdim=True).expand_as(x), nn.Conv2d(C, *CONV)),
+        X,
+    ),
+    "circular padding": (
+        lambda: nn.Sequential(*body(), nn.Conv2d(C, 2, 3, padding=1, padding_mode="circular")),
+        X,
+    ),
+    "deformable convolution": (
+        lambda: Between(
+            deformed,
+            nn.Conv2d(C, *CONV),
+            deform=DeformConv2d(C, C, 3, padding=1),
+            offset=nn.Conv2d(C, 18, 3, padding=1),
+            norm=nn.BatchNorm2d(C),
+        ),
+        X,
+    ),
+    "strides set in place": (lambda: Between(pooled_transposed, nn.Linear(C, 3), 1, pool=nn.AdaptiveAvgPool1d(1)), S),
+    "rows by number": (lambda: Between(lambda self, x: x[:, :, [3, 1, 2]], nn.Conv2d(C, *CONV)), X),
+    "places by number": (
+        lambda: Between(lambda s, x: x[..., torch.tensor([0, 1]), torch.tensor([2, 3])], nn.Conv1d(C, *CONV)),
+        X,
+    ),
+    "weight norm": (lambda: weight_normed(parametrizations.weight_norm), X),
+    "weight norm of old": (lambda: weight_normed(old_weight_norm), X),
+}
+
+
+def randomised(make: Callable[[], nn.Module]) -> nn.Module:
+    torch.manual_seed(0)
+    model = make()
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            nn.init.uniform_(module.weight, 0.1, 1)
+            nn.init.normal_(module.bias, 0, 0.1)
+    return model.eval()
+
+
+@torch.no_grad()
+def difference(model: nn.Module, thin: nn.Module, removed: dict[str, list[int]], x: Tensor) -> float:
+    """From the original, masked in place."""
+    for name, gone in removed.items():
+        norm = model.get_submodule(name)
+        norm.weight[gone], norm.bias[gone] = 0, 0  # type: ignore[index, operator]
+    expected, found = model.double()(x.double()), thin.double().eval()(x.double())
+    return float((expected - found).abs().max() / expected.abs().max())
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+@pytest.mark.parametrize("case", MODELS)
+def test_the_ratio_is_reached_exactly(case: str) -> None:
+    make, x = MODELS[case]
+    model = randomised(make)
+    plan = slim.plan(model, x, ratio=0.5)
+    assert plan.ratio_achieved == pytest.approx(0.5, abs=0.02), plan.frozen
+    thin = plan.apply(model)
+    assert slim.verify(model, thin, plan, x) < 1e-10
+    plan.apply(model).train()(x).sum().backward()
+    assert difference(model, thin, plan.removed, x) < 1e-10
+
+
+HELD: dict[str, Callable[[Tensor], Tensor]] = {
+    "the smallest absolute value": lambda x: x * torch.linalg.vector_norm(x + 1, -torch.inf, 1, keepdim=True),
+    "the norm of what isn't zero": lambda x: x / (x + 1).norm(dim=1, keepdim=True),
+    "channels by number": lambda x: x[:, [1, 0, 2, 3, 4, 5, 6, 7]],
+}
+
+
+@pytest.mark.parametrize("case", HELD)
+def test_what_needs_its_channels_keeps_them(case: str) -> None:
+    model = randomised(lambda: Scaled(HELD[case]))
+    plan = slim.plan(model, X, ratio=0.25)
+    assert set(plan.removed) == {"first.1"} and plan.frozen
+    assert difference(model, plan.apply(model), plan.removed, X) < 1e-10
+
+
+SHUFFLES = {"one channel a group": (2, 8), "two": (4, 16), "three groups": (3, 9)}
+
+
+@pytest.mark.parametrize("case", SHUFFLES)
+def test_a_shuffle_whose_groups_shrink_to_one_channel(case: str) -> None:
+    groups, width = SHUFFLES[case]
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.n, self.b = nn.Conv2d(3, width, 3, padding=1), nn.BatchNorm2d(width), nn.Conv2d(width, 3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.n(self.a(x)).relu()
+            b, c, h, w = y.shape
+            y = y.view(b, groups, c // groups, h, w).transpose(1, 2).contiguous().view(b, c, h, w)
+            return self.b(y)
+
+    model = randomised(Net)
+    plan = slim.plan(model, X, ratio=1 - groups / width, floor=0.01)
+    thin = plan.apply(model)
+    assert thin.n.num_features == groups
+    assert slim.verify(model, thin, plan, X) < 1e-10
+    assert difference(model, thin, plan.removed, X) < 1e-10
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_a_long_recurrence_is_planned_as_fast_as_a_short_one(kind: type[nn.RNNBase]) -> None:
+    """By the number of operators that are traced; its FLOPs still count all steps."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from slim.trace.tracer import trace
+
+    model = randomised(lambda: recurrent(kind, batch_first=True))
+    short, long = (trace(model, torch.randn(1, 3, steps)) for steps in (2, 400))
+    assert len(long.runs[0].executed) == len(short.runs[0].executed)
+    plan = slim.plan(model, torch.randn(1, 3, 40), ratio=0.5)
+    with FlopCounterMode(display=False) as counter, torch.backends.mkldnn.flags(enabled=False):
+        model(torch.randn(1, 3, 40))
+    assert plan.totals["flops"][0] == counter.get_total_flops()
