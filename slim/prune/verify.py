@@ -25,6 +25,7 @@ from slim.trace.tracer import call
 
 NORMS = nn.modules.batchnorm._BatchNorm
 DTYPE = ("dtype", "scalar type", "Double")  # what errors say where forward code insists on its own
+ENOUGH = 2**19  # elements of inputs
 _COMPUTED = "parametrizations.weight.original"
 WEIGHTS = ("weight", _COMPUTED, f"{_COMPUTED}1", "weight_v", "weight_orig")  # where a layer keeps it, or what makes it
 LEAST_SHARE = 0.5  # of the places that must be comparable: with fewer, nothing would be proved
@@ -103,12 +104,11 @@ def _same_function(
     model: nn.Module, thin: nn.Module, plan: PruningPlan, example_inputs: Any, dtype: torch.dtype | None, limit: float
 ) -> Proof:
     device = next(model.parameters()).device
-    masked, thinner = clone(model).to(dtype=dtype).eval(), clone(thin).to(dtype=dtype).eval()
+    masked, thinner = (_converted(clone(network), dtype).eval() for network in (model, thin))
     mask(masked, plan)
     with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        inputs = _suitable(masked, _candidates(example_inputs, device, dtype))
+        inputs, expected = _reference(masked, _candidates(example_inputs, device, dtype), plan)
         _copy_statistics(masked, thinner, plan)
-        expected = _activations(masked, inputs, plan)
         for name, tensor in expected:
             if not tensor.isfinite().all():
                 raise SlimError(f"the masked original isn't finite in {name}: expected numbers to compare")
@@ -134,7 +134,11 @@ def _same_function(
 
 def _candidates(example_inputs: Any, device: torch.device, dtype: torch.dtype | None) -> list[Any]:
     """What to run the networks on, the best first: many samples, none like another, if the model takes such."""
-    larger = tree_map_only(Tensor, lambda t: t.repeat(3, *[1] * (t.dim() - 1)) if t.dim() > 1 else t, example_inputs)
+    size = sum(tensor.numel() for tensor in find_tensors(example_inputs).values())
+    times = 3 if size < ENOUGH else 1  # large ones, volumes and videos, have enough places to fit statistics to
+    larger = tree_map_only(
+        Tensor, lambda t: t.repeat(times, *[1] * (t.dim() - 1)) if t.dim() > 1 else t, example_inputs
+    )
 
     def converted(tensor: Tensor) -> Tensor:
         return tensor.to(device, dtype if tensor.is_floating_point() else None)
@@ -143,13 +147,32 @@ def _candidates(example_inputs: Any, device: torch.device, dtype: torch.dtype | 
     return [tree_map_only(Tensor, _with_noise, candidate) for candidate in plain] + plain
 
 
-def _suitable(model: nn.Module, candidates: list[Any]) -> Any:
-    """The first candidate to which BatchNorm statistics can be fitted, or else that the model can run on."""
-    for usable in (_fit_statistics, _runs):
+def _reference(masked: nn.Module, candidates: list[Any], plan: PruningPlan) -> tuple[Any, list[tuple[str, Tensor]]]:
+    """The first inputs to which BatchNorm statistics can be fitted, or else that the model can run on; and what it
+    gives."""
+    for fitted in (True, False):
         for inputs in candidates:
-            if usable(model, inputs):
-                return inputs
-    return candidates[-1]
+            if not fitted or _fit_statistics(masked, inputs):
+                try:
+                    seen = _activations(masked, inputs, plan)
+                except Exception as error:
+                    if inputs is candidates[-1] or any(word in str(error) for word in DTYPE):
+                        raise
+                    continue
+                if inputs is candidates[-1] or all(bool(tensor.isfinite().all()) for _, tensor in seen):
+                    return inputs, seen
+    raise AssertionError("the last candidate returns or raises")
+
+
+def _converted(network: nn.Module, dtype: torch.dtype | None) -> nn.Module:
+    """The network in another dtype of floats, its complex numbers as precise."""
+
+    def converted(tensor: Tensor) -> Tensor:
+        if tensor.is_complex():
+            return tensor.to(torch.complex128 if dtype == torch.float64 else tensor.dtype)
+        return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+    return network._apply(converted)
 
 
 def mask(model: nn.Module, plan: PruningPlan) -> None:
@@ -229,8 +252,7 @@ def _fit_statistics(model: nn.Module, inputs: Any) -> bool:
             call(model, inputs)
             fitted = _statistics(model)
         _set_statistics(model, fitted)
-        if _runs(model, inputs):
-            return True
+        return True
     except (RuntimeError, TypeError) as error:
         if any(word in str(error) for word in DTYPE):
             raise
@@ -249,16 +271,6 @@ def _set_statistics(model: nn.Module, statistics: dict[str, Tensor]) -> None:
     own = dict(named_tensors(model))
     for name, value in statistics.items():
         own[name].copy_(value)
-
-
-def _runs(model: nn.Module, inputs: Any) -> bool:
-    """Whether the model runs on these inputs and returns numbers."""
-    try:
-        with restored(model):
-            outputs = output_tensors(call(model, inputs))
-            return all(bool(t.isfinite().all()) for t in outputs.values())
-    except Exception:
-        return False
 
 
 def _copy_statistics(masked: nn.Module, thinner: nn.Module, plan: PruningPlan) -> None:

@@ -155,7 +155,7 @@ def _follow(
     except Exception as error:
         why = str(error) if isinstance(error, Mismatch) else f"{_short(error)}, after {follower.place}"
         executed = run.executed[: follower.at + AHEAD]
-        stored, shared = _stored_sizes(traced.meta_copy, error, executed, followed)
+        stored, shared = _stored_sizes(traced, error, executed, followed)
     at = follower.at
     for step in reversed(run.executed[: max(at, 1)]):
         met = [codes.labels for codes in step.codes]
@@ -193,12 +193,12 @@ RECENT = 60  # operators back from a failure, among which the one that was given
 
 
 def _stored_sizes(
-    copied: nn.Module, error: Exception, executed: list[Executed], followed: Mapping[str, Counted]
+    traced: Trace, error: Exception, executed: list[Executed], followed: Mapping[str, Counted]
 ) -> tuple[dict[str, Counted], dict[str, Ints]]:
     """Return attributes of the modules that ran when `error` came up, and that hold what an operator was given; and
     those of `followed` among them that the last operator was given for other labels."""
     given = [step.sizes for step in reversed(executed[-RECENT:]) if step.sizes]
-    names = {id(module): name for name, module in named_modules(copied)}
+    names, classes = {id(module): name for name, module in named_modules(traced.meta_copy)}, traced.classes
     running, trace = [], error.__traceback__
     while trace is not None:
         module = trace.tb_frame.f_locals.get("self")
@@ -219,11 +219,14 @@ def _stored_sizes(
                 found.setdefault(names[id(module)] + attribute, counted)
     shared: dict[str, Ints] = {}
     last = [labels for sizes in given[: AHEAD + 1] for size, labels in sizes if size == len(labels)]
+    last.sort(key=len)  # of what forward computes from a stored size, 2 * self.size, each part has that size
     for name in [names[id(module)] + attribute for module in running for attribute in vars(module)]:
         known = followed.get(name)
         if known is None or isinstance(known, list):
             continue
-        others = [labels for labels in last if len(labels) == len(known) and not np.array_equal(labels, known)]
+        roots = classes.roots(known)
+        parts = [part for labels in last if len(labels) % len(known) == 0 for part in labels.reshape(-1, len(known))]
+        others = [part for part in parts if not np.array_equal(classes.roots(part), roots)]
         if others:
             shared[name] = others[0]
     return found, shared

@@ -24,8 +24,12 @@ class OneStep(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         packed = isinstance(args[1], Tensor) and args[1].dtype == torch.int64  # the sizes of batches
         if not args[0].is_meta or packed:
-            with torch.backends.mkldnn.flags(enabled=False):
+            enabled = torch._C._get_mkldnn_enabled()
+            torch._C._set_mkldnn_enabled(False)  # torch.backends.mkldnn.flags sets more, and warns
+            try:
                 return func(*args, **(kwargs or {}))
+            finally:
+                torch._C._set_mkldnn_enabled(enabled)
         time = 1 if args[8] else 0  # batch_first
         steps = args[0].shape[time]
         before = len(self.labeller.products)

@@ -162,8 +162,13 @@ def tracing_mode(copied: nn.Module, *, training: bool) -> Iterator[None]:
     for _, module in modules:
         leaf = not (module._modules or module._parameters or module._buffers)  # dropout, drop path: noise, no channels
         module.__dict__["training"] = training and not leaf and not isinstance(module, nn.SyncBatchNorm)
-    with torch.no_grad():
-        yield
+    fast_attention = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # one operator for a whole layer, in inference only
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_attention)
 
 
 def call(model: nn.Module, example_inputs: Any) -> Any:

@@ -40,7 +40,7 @@ def batch_norm(op: Op) -> Any:
     for vector in codes.values():
         op.freeze(vector, "a BatchNorm runs along it")
     name = name_of(weight) if isinstance(weight, nn.Parameter) else None
-    layer = "a BatchNorm without γ" if name is None else layer_of(name)
+    layer = layer_of(name) if name is not None else UNREGISTERED if _is_unregistered(weight) else "a norm without γ"
     if name is not None and channels is not None:
         if not is_fresh(x):
             op.labeller.streams.add(layer)
@@ -55,6 +55,13 @@ def batch_norm(op: Op) -> Any:
     out = outs[0] if isinstance(outs, (list, tuple)) else outs
     op.label(out, {} if channels is None else {1: channels.with_gate(name is not None)})
     return tuple(outs) if isinstance(outs, list) else outs
+
+
+UNREGISTERED = "a norm that is no submodule (nn.ModuleList registers those of a list)"
+
+
+def _is_unregistered(weight: Tensor | None) -> bool:
+    return isinstance(weight, nn.Parameter) and name_of(weight) is None
 
 
 def _normalised(op: Op, x: Tensor, own: list[Tensor]) -> Any:

@@ -1,0 +1,86 @@
+"""Kinds of models beside the plain ones: wrappers are seen through, what can't be traced is refused in one line."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import slim
+
+X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def body() -> nn.Sequential:
+    torch.manual_seed(0)
+    made = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 2, 1))
+    nn.init.uniform_(made[1].weight, 0.1, 1)  # type: ignore[arg-type]
+    return made.eval()
+
+
+class Holding(nn.Module):
+    def __init__(self, held: nn.Module) -> None:
+        super().__init__()
+        self.held = held
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.held(x)
+
+
+WRAPPED: dict[str, Callable[[], nn.Module]] = {
+    "compiled": lambda: torch.compile(body(), backend="eager"),  # type: ignore[return-value]
+    "compiled, around a module": lambda: torch.compile(Holding(body()), backend="eager"),  # type: ignore[return-value]
+    "DataParallel": lambda: nn.DataParallel(body()),
+}
+
+
+@pytest.mark.parametrize("case", WRAPPED)
+def test_a_wrapper_is_planned_by_what_it_wraps(case: str) -> None:
+    model = WRAPPED[case]()
+    plan = slim.plan(model, X, ratio=0.5)
+    assert plan.ratio_achieved == 0.5
+    thin = plan.apply(model)
+    assert not isinstance(thin, torch._dynamo.OptimizedModule)
+    assert slim.verify(model, thin, plan, X) < 1e-10
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    plan.prune_optimizer(optimizer, model, thin)
+    assert {id(p) for p in optimizer.param_groups[0]["params"]} == {id(p) for p in thin.parameters()}
+    recovered = slim.recover(model, thin, plan, torch.randn(32, 3, 8, 8))
+    assert recovered.chosen == "regression"
+
+
+def lazy() -> nn.Module:
+    return nn.Sequential(nn.LazyConv2d(8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 2, 1))
+
+
+REFUSED: dict[str, tuple[Callable[[], object], str]] = {
+    "scripted": (lambda: torch.jit.script(body()), "the model is a TorchScript module: expected the torch.nn.Module"),
+    "a part that is": (lambda: Holding(torch.jit.script(body())), "held is a TorchScript module"),
+    "lazy": (lazy, r"0 \(LazyConv2d\) has no shape yet: run the model on a batch first"),
+    "a tensor": (lambda: X, "model is a Tensor: expected a torch.nn.Module"),
+    "a class": (lambda: nn.ReLU, "model is a type: expected a torch.nn.Module"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_can_not_be_traced_is_refused_in_one_line(case: str) -> None:
+    make, said = REFUSED[case]
+    with pytest.raises(slim.SlimError, match=said) as caught:
+        slim.plan(make(), X, ratio=0.5)  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+
+
+def test_a_batchnorm_in_a_list_is_named_as_the_cause() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.norm, self.head = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 2, 1)
+            self.more = [nn.BatchNorm2d(8)]
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.more[0](self.norm(self.first(x)).relu()))
+
+    with pytest.raises(
+        slim.SlimError, match=r"a norm that is no submodule \(nn\.ModuleList registers those of a list\)"
+    ):
+        slim.plan(Net(), X, ratio=0.5)
