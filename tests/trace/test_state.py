@@ -111,7 +111,39 @@ class Counter(Stateful):
         return x if len(self.calls) < 3 else x + 0 * x.square()
 
 
+class DroppedPath(Stateful):
+    """A second layer that a training forward may skip."""
+
+    def prepare(self) -> None:
+        self.more, self.again = nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)
+        nn.init.uniform_(self.again.weight, 0.1, 1)
+
+    def draw(self) -> float:
+        return random.random()
+
+    def between(self, x: Tensor) -> Tensor:
+        if self.training and self.draw() < 0.5:
+            return x
+        return self.again(self.more(x)).relu()
+
+
+class DroppedByNumpy(DroppedPath):
+    def draw(self) -> float:
+        return float(np.random.rand())
+
+
+class DroppedByTorch(DroppedPath):
+    def draw(self) -> float:
+        return torch.rand(1).item()
+
+
+class InferenceOnly(DroppedPath):
+    def draw(self) -> float:
+        return 0.0
+
+
 CASES = [Grid, GridsBySize, PositionTable, Membrane, MembraneBuffer, Counter]
+DROPPED = [DroppedPath, DroppedByNumpy, DroppedByTorch, InferenceOnly]
 
 
 @torch.no_grad()
@@ -134,7 +166,19 @@ def test_state_that_forward_writes_freezes_nothing(kind: type[Stateful]) -> None
     assert difference(kind, thin, plan.removed) < 1e-10
 
 
-@pytest.mark.parametrize("kind", CASES)
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("kind", DROPPED)
+def test_layers_that_one_mode_skips_are_planned(kind: type[Stateful], seed: int) -> None:
+    model = kind()
+    random.seed(seed), np.random.seed(seed), torch.manual_seed(seed)
+    plan = slim.plan(model, X, ratio=0.5)
+    assert {layer.name for layer in plan.layers} == {"norm", "again"} and plan.ratio_achieved == 0.5
+    thin = plan.apply(model)
+    assert slim.verify(model, thin, plan, X) < 1e-10
+    assert difference(kind, thin, plan.removed) < 1e-10
+
+
+@pytest.mark.parametrize("kind", [*CASES, *DROPPED])
 def test_a_plan_leaves_the_model_and_the_generators_alone(kind: type[Stateful]) -> None:
     model = kind()
     random.seed(0), np.random.seed(0), torch.manual_seed(0)
