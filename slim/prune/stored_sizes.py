@@ -36,7 +36,8 @@ class StoredSizes:
 
         misfit = check({})
         while misfit is not None:
-            for tried in _attempts(self._stale(misfit, kept)):
+            stale = self._stale(misfit, kept)
+            for tried in _attempts(stale):
                 after = check(tried)
                 if not _further(after, misfit):
                     continue
@@ -48,7 +49,8 @@ class StoredSizes:
                 self.followed |= tried
                 misfit = after
                 break
-            else:
+            else:  # one size that serves several layers brings the network no further until these are coupled
+                self.followed |= {name: counted for name, counted in stale.items() if name in misfit.shared}
                 break
         plan.sizes = {name: kept_size(counted, kept) for name, counted in self.followed.items()}
         return misfit
@@ -58,8 +60,9 @@ class StoredSizes:
         whether that is new."""
         new = False
         classes = self.traced.classes
-        for name, labels in misfit.shared.items():
-            counted = np.asarray(self.followed[name])
+        for name in misfit.shared.keys() & self.followed.keys():
+            labels = misfit.shared[name]
+            counted = np.resize(np.asarray(self.followed[name]), len(labels))  # over and over, for each part
             if (classes.roots(labels) != classes.roots(counted)).any():
                 classes.unite(labels, counted, f"{name} holds the size of both")
                 new = True

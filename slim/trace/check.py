@@ -153,7 +153,7 @@ def _follow(
             raise Mismatch("an output changes its shape")
         return None
     except Exception as error:
-        why = str(error) if isinstance(error, Mismatch) else f"{_short(error)}, after {follower.place}"
+        why = str(error) if isinstance(error, Mismatch) else _described(follower)
         executed = run.executed[: follower.at + AHEAD]
         stored, shared = _stored_sizes(traced, error, executed, followed)
     at = follower.at
@@ -165,10 +165,11 @@ def _follow(
     return Misfit(np.zeros(0, np.int64), why, at, stored, shared)
 
 
-def _short(error: Exception) -> str:
-    """An error of forward code in one line."""
-    said = " ".join(str(error).split())
-    return said if len(said) <= 120 else f"{said[:117]}…"
+def _described(follower: Follower) -> str:
+    """Say where forward code failed: at or before the operator that came next in the original."""
+    earlier = follower.run_before.executed
+    operator = _step_of(earlier[follower.at]) if follower.at < len(earlier) else "forward"
+    return f"{operator} after {follower.place} fails with fewer channels"
 
 
 def _masked_run(traced: Trace, kept: Bools, training: bool) -> ForwardPass:
@@ -198,7 +199,7 @@ def _stored_sizes(
     """Return attributes of the modules that ran when `error` came up, and that hold what an operator was given; and
     those of `followed` among them that the last operator was given for other labels."""
     given = [step.sizes for step in reversed(executed[-RECENT:]) if step.sizes]
-    names, classes = {id(module): name for name, module in named_modules(traced.meta_copy)}, traced.classes
+    names = {id(module): name for name, module in named_modules(traced.meta_copy)}
     running, trace = [], error.__traceback__
     while trace is not None:
         module = trace.tb_frame.f_locals.get("self")
@@ -206,6 +207,7 @@ def _stored_sizes(
             running.append(module)
         trace = trace.tb_next
     found: dict[str, Counted] = {}
+    at_hand: list[str] = []
     for module in reversed(running):  # the innermost first
         for attribute, value in vars(module).items():
             counted: Counted | None = None
@@ -215,21 +217,42 @@ def _stored_sizes(
                 n = len(value)
                 lists = [[c for _, c in sizes[:n]] for sizes in given if [s for s, _ in sizes[:n]] == list(value)]
                 counted = lists[0] if lists else None
+            at_hand.append(names[id(module)] + attribute)
             if counted is not None:
-                found.setdefault(names[id(module)] + attribute, counted)
+                found.setdefault(at_hand[-1], counted)
+    return found, _shared_sizes(given[: AHEAD + 1], found, followed, at_hand, traced.classes)
+
+
+def _shared_sizes(
+    given: list[list[tuple[int, Ints]]],
+    found: Mapping[str, Counted],
+    followed: Mapping[str, Counted],
+    at_hand: list[str],
+    classes: Classes,
+) -> dict[str, Ints]:
+    """Return for stored sizes at hand the labels of what operators were given beside what they count.
+
+    That may be several parts of the same size, and what forward computes from it: each part of 2 * self.size has it.
+    """
     shared: dict[str, Ints] = {}
-    last = [labels for sizes in given[: AHEAD + 1] for size, labels in sizes if size == len(labels)]
-    last.sort(key=len)  # of what forward computes from a stored size, 2 * self.size, each part has that size
-    for name in [names[id(module)] + attribute for module in running for attribute in vars(module)]:
-        known = followed.get(name)
-        if known is None or isinstance(known, list):
+    counted = {name: followed.get(name, found.get(name)) for name in at_hand}
+    own = {len(known) for known in counted.values() if known is not None and not isinstance(known, list)}
+    for name, known in counted.items():
+        if known is None or isinstance(known, list) or len(known) < 2:
             continue
-        roots = classes.roots(known)
-        parts = [part for labels in last if len(labels) % len(known) == 0 for part in labels.reshape(-1, len(known))]
-        others = [part for part in parts if not np.array_equal(classes.roots(part), roots)]
-        if others:
-            shared[name] = others[0]
-    return found, shared
+        for sizes in given:
+            parts = [labels for size, labels in sizes if size == len(labels)]
+            whole = sum(len(part) for part in parts) / 2  # which a split is given as well
+            fitting = [part for part in parts if len(part) % len(known) == 0 and len(part) != whole]
+            if name not in followed and len(fitting) < max(2, len(parts) - 1):
+                continue  # it may be that size by chance
+            fitting = [part for part in fitting if len(part) == len(known) or len(part) not in own]
+            pieces = [piece for part in fitting for piece in part.reshape(-1, len(known))]
+            others = [piece for piece in pieces if (classes.roots(piece) != classes.roots(known)).any()]
+            if others:
+                shared[name] = np.concatenate(others)
+                break
+    return shared
 
 
 def kept_size(counted: Counted, kept: Bools) -> int | list[int]:

@@ -219,3 +219,41 @@ def test_a_long_recurrence_is_planned_as_fast_as_a_short_one(kind: type[nn.RNNBa
     with FlopCounterMode(display=False) as counter:
         model.to("meta")(torch.randn(1, 3, 40, device="meta"))  # step by step
     assert plan.totals["flops"][0] == counter.get_total_flops()
+
+
+class Attention(nn.Module):
+    """Heads whose parts are as large as what forward computes from one stored size."""
+
+    def __init__(self, width: int, sizes: Callable[[int], list[int]]) -> None:
+        super().__init__()
+        self.heads, self.key, self.sizes = 2, 8, sizes
+        inner = 2 * sum(sizes(8))
+        self.qkv, self.norm = nn.Linear(width, inner), nn.BatchNorm1d(inner)
+        self.out, self.after = nn.Linear(2 * sizes(8)[2], width), nn.BatchNorm1d(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, t, _ = x.shape
+        tokens = self.norm(self.qkv(x).flatten(0, 1)).view(b, t, self.heads, -1)
+        q, k, v = tokens.split(self.sizes(self.key), 3)
+        mixed = (q.transpose(1, 2) @ k.permute(0, 2, 3, 1)).softmax(-1) @ v.transpose(1, 2)
+        out = self.out(mixed.transpose(1, 2).reshape(b, t, -1).flatten(0, 1))
+        return x + self.after(out).view(b, t, -1)
+
+
+SIZES: dict[str, Callable[[int], list[int]]] = {
+    "as large": lambda key: [key, key, key],
+    "twice": lambda key: [key, key, 2 * key],
+    "four times": lambda key: [key, key, 4 * key],
+}
+
+
+@pytest.mark.parametrize("case", SIZES)
+def test_sizes_computed_from_a_stored_one_follow(case: str) -> None:
+    model = randomised(lambda: nn.Sequential(nn.Linear(8, 16), *(Attention(16, SIZES[case]) for _ in range(2))))
+    x = torch.randn(2, 12, 8)
+    plan = slim.plan(model, x, ratio=0.4)
+    assert plan.ratio_achieved > 0.3, plan.shortfall  # a group of the widest holds six channels of each head
+    thin = plan.apply(model)
+    assert thin[1].key < 8 and thin[2].key < 8
+    assert slim.verify(model, thin, plan, x) < 1e-10
+    assert difference(model, thin, plan.removed, x) < 1e-10
