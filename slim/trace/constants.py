@@ -23,32 +23,31 @@ SMALL = 64  # elements of a tensor whose values are compared
 Constant = complex | tuple[complex, ...]
 
 
-def constants_of(op: Op, *, meta: bool) -> list[Constant]:
+def constants_of(op: Op, *, meta: bool) -> list[Constant] | None:
     """Return the numbers among the operator's arguments, and the values of small constant tensors.
 
     None for an operator on constants alone: what it makes counts where it meets something else. In a run without data
     (`meta`), a tensor that has data is constant; in one with data those are that were made of numbers.
     """
-    varying = [tensor for tensor in op.tensors if not _is_constant(tensor, meta)]
-    if not varying:
-        return []
+    constant = [tensor for tensor in op.tensors if _is_constant(tensor, meta)]
+    if len(constant) == len(op.tensors):
+        return None
     positional, named = _takes_numbers(op.func)
     found: list[Constant] = [v for v, any_number in zip(op.args, positional) if _is_number(v, any_number)]
-    found += [v for name, v in sorted(op.kwargs.items()) if _is_number(v, named.get(name, False))]
-    if len(varying) < len(op.tensors):
-        constant = [t for t in op.tensors if _is_constant(t, meta) and t.numel() <= SMALL]
-        found += [tuple(t.detach().reshape(-1).tolist()) for t in constant]
-    return found
+    if op.kwargs:
+        found += [v for name, v in sorted(op.kwargs.items()) if _is_number(v, named.get(name, False))]
+    return found + [tuple(t.detach().reshape(-1).tolist()) for t in constant if t.numel() <= SMALL]
 
 
-def mark_result(op: Op, result: Any, *, meta: bool) -> None:
-    """Remember whether what an operator gave is constant."""
-    constant = all(_is_constant(t, meta) for t in op.tensors) or op.name == "lift_fresh"
-    if meta and constant:
-        return  # which shows: it has data
+def mark_result(op: Op, result: Any, *, constant: bool, meta: bool) -> None:
+    """Remember whether what an operator gave is constant: in a run without data that shows, but where one is written
+    over."""
+    constant = constant or op.name == "lift_fresh"
+    if meta and (constant or not op.in_place):
+        return
     for tensor in tree_leaves(result):
-        if isinstance(tensor, Tensor) and (constant or "_constant" in tensor.__dict__ or not tensor.is_meta):
-            tensor.__dict__["_constant"] = constant and not tensor.is_meta
+        if isinstance(tensor, Tensor):
+            tensor.__dict__["_constant"] = constant
 
 
 def same(a: Sequence[object], b: Sequence[object]) -> bool:

@@ -18,7 +18,7 @@ from slim.errors import SlimError
 from slim.trace.outputs import find_tensors
 
 _PLAIN = {bool, int, float, complex, str, bytes, type(None), type, BuiltinFunctionType, ModuleType, torch.dtype}
-_INTERNAL = nn.Module().__dict__.keys()
+INTERNAL = nn.Module().__dict__.keys()  # attributes that every module has
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -49,7 +49,7 @@ def stored_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
     found = []
     for prefix, module in named_modules(model):
         for name, value in module.__dict__.items():
-            if type(value) in _PLAIN or name in _INTERNAL or _is_flat(value):
+            if name in INTERNAL or type(value) in _PLAIN or _is_flat(value):
                 continue
             inside = find_tensors(value, prefix + name, arrays=False)
             found += [(path, tensor) for path, tensor in inside.items() if id(tensor) not in registered]
@@ -151,8 +151,9 @@ def _copy(value: Any, memo: dict[int, Any]) -> Any:
 
 
 def _copied_container(value: Any, memo: dict[int, Any]) -> Any:
-    made = memo[id(value)] = copy.copy(value)
-    made.clear()
+    kind = type(value)
+    made: Any = kind(value.default_factory) if kind is defaultdict else kind()
+    memo[id(value)] = made
     if isinstance(value, dict):
         made.update((_copy(key, memo), _copy(item, memo)) for key, item in value.items())
     elif isinstance(value, set):

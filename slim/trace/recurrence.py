@@ -4,14 +4,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
+from slim.trace.constants import KeepValues
 from slim.trace.labeller import Labeller
 
 _RECURRENT = {torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu}
 
 
-class OneStep(TorchFunctionMode):
+class OneStep(KeepValues):
     """Without data a recurrent layer runs the first step alone, which is repeated: torch would take each of thousands
     of steps apart into ten operators. With data it runs as those operators, too, not as one of a library's."""
 
@@ -21,7 +21,7 @@ class OneStep(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func not in _RECURRENT or not isinstance(args[0], Tensor):
-            return func(*args, **(kwargs or {}))
+            return super().__torch_function__(func, types, args, kwargs)
         packed = isinstance(args[1], Tensor) and args[1].dtype == torch.int64  # the sizes of batches
         if not args[0].is_meta or packed:
             enabled = torch._C._get_mkldnn_enabled()

@@ -1,6 +1,5 @@
 """Undo what a forward pass leaves behind: caches, counters, states, draws of random numbers."""
 
-import copy
 import random
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterator
@@ -10,64 +9,94 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from slim.trace.copy import named_modules, named_tensors, stored_tensors
+from slim.trace.copy import INTERNAL, named_modules, named_tensors, stored_tensors
+from slim.trace.outputs import find_tensors
 
-_CONTAINERS = (dict, OrderedDict, defaultdict, list, set, deque)
+_CONTAINERS = {dict, OrderedDict, defaultdict, list, set, deque}
+_NOTED = _CONTAINERS | {FunctionType}
 
 
 @contextmanager
-def restored(model: nn.Module) -> Iterator[None]:
+def restored(model: nn.Module) -> Iterator["State"]:
     """Put the model's modules back as they were: their attributes and classes, the containers in them (those that hooks
     captured, too), and what buffers and stored tensors hold. Parameters keep their values.
 
     A forward pass that fills a cache, counts, or draws from a random generator then finds the same state each time.
     """
-    modules = [(module, type(module), {**module.__dict__}) for _, module in named_modules(model)]
-    containers: dict[int, tuple[Any, Any]] = {}
-    for _, _, attributes in modules:
-        for value in attributes.values():
-            _note_containers(value, containers)
-    tensors = [tensor for _, tensor in named_tensors(model) if not isinstance(tensor, nn.Parameter)]
-    stored = [tensor for _, tensor in stored_tensors(model)]
-    values = [(tensor, tensor.data, tensor.detach().clone()) for tensor in (*tensors, *stored) if not tensor.is_meta]
+    state = State(model)
     draws = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=[]):
-            yield
+            yield state
     finally:
         random.setstate(draws[0])
         np.random.set_state(draws[1])
-        for module, kind, attributes in modules:
-            module.__class__ = kind
+        state.restore()
+
+
+class State:
+    """What the modules of a model hold at a time. `tensors` are those that forward may write, by name: buffers, and
+    tensors in other attributes."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._modules = [(name, module, type(module), {**module.__dict__}) for name, module in named_modules(model)]
+        self._containers: dict[int, tuple[Any, Any]] = {}
+        for _, _, _, attributes in self._modules:
+            for value in attributes.values():
+                if type(value) in _NOTED:
+                    self._note(value)
+        named = [(name, tensor) for name, tensor in named_tensors(model) if not isinstance(tensor, nn.Parameter)]
+        self.tensors = dict(named + stored_tensors(model))
+        real = [tensor for tensor in self.tensors.values() if not tensor.is_meta]
+        self._values = [(tensor, tensor.data, tensor.detach().clone()) for tensor in real]
+
+    def _note(self, value: Any) -> None:
+        kind = type(value)
+        if kind in _CONTAINERS:
+            if id(value) not in self._containers:
+                self._containers[id(value)] = value, dict(value) if isinstance(value, dict) else list(value)
+                for item in value.values() if isinstance(value, dict) else value:
+                    if type(item) in _NOTED:
+                        self._note(item)
+        elif kind is FunctionType:
+            for cell in value.__closure__ or ():
+                try:
+                    held = cell.cell_contents
+                except ValueError:  # empty
+                    continue
+                if type(held) in _CONTAINERS:
+                    self._note(held)
+
+    def written(self) -> dict[str, Tensor]:
+        """Return the tensors that have been put in the place of those in `tensors` since, by name."""
+        found: dict[str, Tensor] = {}
+        for prefix, module, _, attributes in self._modules:
+            for name, value in module.__dict__.items():
+                if name == "_buffers":
+                    found |= {prefix + key: tensor for key, tensor in value.items() if tensor is not None}
+                elif name not in INTERNAL and (value is not attributes.get(name) or self._is_filled(value)):
+                    found |= find_tensors(value, prefix + name, arrays=False)
+        return {n: t for n, t in found.items() if n in self.tensors and t is not self.tensors[n]}
+
+    def _is_filled(self, value: Any) -> bool:
+        """Whether a container of an attribute holds something else than before."""
+        if id(value) not in self._containers or isinstance(value, set):
+            return False
+        before = self._containers[id(value)][1]
+        if isinstance(value, dict):
+            return len(value) != len(before) or any(before.get(key) is not item for key, item in value.items())
+        return len(value) != len(before) or any(a is not b for a, b in zip(value, before))
+
+    def restore(self) -> None:
+        for _, module, kind, attributes in self._modules:
+            if type(module) is not kind:
+                module.__class__ = kind
             object.__setattr__(module, "__dict__", attributes)
-        for container, before in containers.values():
-            _refill(container, before)
-        for tensor, data, before in values:
-            tensor.data = data.copy_(before) if data.shape == before.shape else before
-
-
-def _note_containers(value: Any, noted: dict[int, tuple[Any, Any]]) -> None:
-    if id(value) in noted:
-        return
-    if isinstance(value, FunctionType):
-        for cell in value.__closure__ or ():
-            try:
-                held = cell.cell_contents
-            except ValueError:  # empty
-                continue
-            if type(held) in _CONTAINERS:
-                _note_containers(held, noted)
-    elif type(value) in _CONTAINERS:
-        noted[id(value)] = value, copy.copy(value)
-        for item in value.values() if isinstance(value, dict) else value:
-            _note_containers(item, noted)
-
-
-def _refill(container: Any, before: Any) -> None:
-    container.clear()
-    if isinstance(container, dict | set):
-        container.update(before)
-    else:
-        container.extend(before)
+        for container, before in self._containers.values():
+            if container or before:
+                container.clear()
+                container.update(before) if isinstance(container, dict | set) else container.extend(before)
+        for tensor, data, value in self._values:
+            tensor.data = data.copy_(value) if data.shape == value.shape else value

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_map_only
 from slim.errors import SlimError
 from slim.trace.classes import Classes, Ints
 from slim.trace.codes import codes_on, name_of, set_name
-from slim.trace.constants import KeepValues, constants_of, mark_result
+from slim.trace.constants import constants_of, mark_result
 from slim.trace.copy import all_tensors, clone, named_modules, named_tensors, stored_tensors, unwrapped
 from slim.trace.labeller import INDEXED, Executed, Labeller, Product
 from slim.trace.op import META, Op
@@ -67,8 +67,9 @@ class Trace:
         self.products = tracer.products
         self.group_counts |= tracer.group_counts
         self.streams |= tracer.streams
-        self.stored |= {name for name, _ in stored_tensors(self.meta_copy)}
-        for name, tensor in all_tensors(self.meta_copy):
+        stored = stored_tensors(self.meta_copy)
+        self.stored |= {name for name, _ in stored}
+        for name, tensor in named_tensors(self.meta_copy) + stored:
             if name == name_of(tensor):
                 self.shapes[name] = tuple(tensor.shape)
                 if found := codes_on(tensor):
@@ -108,9 +109,10 @@ class Tracer(Labeller, TorchDispatchMode):
     def __torch_dispatch__(self, func: OpOverload, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         op = Op(func, args, kwargs or {}, self)
         taken = [codes for tensor in op.tensors for codes in codes_on(tensor).values()]
-        self.note(Executed(func, constants_of(op, meta=self.meta), taken))
+        constants = constants_of(op, meta=self.meta)
+        self.note(Executed(func, constants or (), taken))
         result = rule_for(func)(op)
-        mark_result(op, result, meta=self.meta)
+        mark_result(op, result, constant=constants is None, meta=self.meta)
         return result
 
     def note(self, executed: Executed) -> None:
@@ -183,21 +185,14 @@ def call(model: nn.Module, example_inputs: Any) -> Any:
 
 def run_once(copied: nn.Module, example_inputs: Any, tracer: Tracer, *, training: bool) -> dict[str, Tensor]:
     """Run a copy under the tracer and freeze what it returns; the tensors of its output."""
-    with restored(copied):
-        before = _states(copied)
-        with tracing_mode(copied, training=training), KeepValues(), OneStep(tracer), tracer:
+    with restored(copied) as state:
+        with tracing_mode(copied, training=training), OneStep(tracer), tracer:
             outputs = output_tensors(call(copied, example_inputs))
-        for name, written in _states(copied).items():
-            if written is not before.get(name, written):
-                _carry_over(tracer, name, before[name], written)
+        for name, written in state.written().items():
+            _carry_over(tracer, name, state.tensors[name], written)
     for out in outputs.values():
         tracer.freeze_tensor(out, "the model's output")
     return outputs
-
-
-def _states(copied: nn.Module) -> dict[str, Tensor]:
-    """What forward may write on its modules: buffers, and tensors in other attributes."""
-    return {name: tensor for name, tensor in all_tensors(copied) if not isinstance(tensor, nn.Parameter)}
 
 
 def _carry_over(tracer: Tracer, name: str, before: Tensor, written: Tensor) -> None:
