@@ -406,6 +406,7 @@ def examine(name: str, part: str, ratio: float, put: Callable[[Row], None]) -> N
 
 def import_all(name: str) -> None:
     """Import what the network's package and slim need, once for all the processes that are forked after it."""
+    importlib.import_module("torch._dynamo")  # seconds, which the first plan of a process would seem to take
     try:
         build(name)
         slim.plan(
