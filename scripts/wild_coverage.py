@@ -17,6 +17,7 @@ what ended so. The table of all that the file holds is written beside it.
 """
 
 import copy
+import importlib
 import random
 import resource
 import tempfile
