@@ -106,7 +106,7 @@ METHODS: dict[str, Callable[[nn.Module, torch.Tensor, float, slim.Runtime], nn.M
 
 def sizes(name: str, keep: float, batch_size: int, threads: int) -> dict[str, Any]:
     """One setting, measured: for each method its FLOPs and milliseconds of every round."""
-    runtime = slim.Runtime("cpu", threads, batch_size)
+    runtime = slim.Runtime(slim.OnnxRuntime("cpu", threads), batch_size)
     model, x = network(name), IMAGES[:1]
     whole = network_size(model, x)
     found: dict[str, Any] = {"original": {"flops": whole.flops, "params": whole.params}}

@@ -21,7 +21,7 @@ from bench_deploy import IMAGES, NETWORKS, fitted, network
 from shared import RESULTS, parser_of, ran_on, table, write
 
 import slim
-from slim.deploy.cost.measure import Network, in_turn, share_of
+from slim.deploy.cost.network import Network, in_turn, share_of
 from slim.trace.size import network_size
 
 
@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    runtime = slim.Runtime("cpu", args.threads, args.batch_size)
+    runtime = slim.Runtime(slim.OnnxRuntime("cpu", args.threads), args.batch_size)
     raw = RESULTS / f"bench_latency-{date.today()}.json"
     known: dict[str, dict[str, Any]] = json.loads(raw.read_text()) if raw.exists() else {}
     for name in args.networks:

@@ -25,6 +25,7 @@ _HOME = {  # public name -> the room it lives in
     "coupled": "sparsity",
     "parameter_groups": "sparsity",
     "Runtime": "deploy.cost.runtime",
+    "OnnxRuntime": "deploy.onnx.target",
     "Latency": "deploy.cost.latency",
     "Budget": "prune.budgets",
     "Channels": "prune.budgets",
@@ -72,6 +73,7 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from slim.deploy.cost.runtime import Runtime as Runtime
     from slim.deploy.onnx.predict import OnnxModel as OnnxModel
     from slim.deploy.onnx.quantize import quantize_onnx as quantize_onnx
+    from slim.deploy.onnx.target import OnnxRuntime as OnnxRuntime
     from slim.deploy.onnx.write import export_onnx as export_onnx
     from slim.errors import SlimError as SlimError
     from slim.prune.budgets import Budget as Budget

@@ -4,13 +4,15 @@ A runtime is a class with these members in a file of its own, and a line in `sli
 `slim.deploy.onnx.target.OnnxRuntime`; benchmarks and the cost model know no more of it than what stands here.
 """
 
+import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from slim.errors import SlimError
 
@@ -88,6 +90,50 @@ class NodeTime:
     share: float  # of the time of all nodes, 0 to 1
 
 
+@dataclass(frozen=True)
+class Kernel:
+    """One operator with all that its time depends on but the numbers of its channels.
+
+    `kind`: conv, conv_transpose, depthwise, gemm, or an operator that works channel by channel: MaxPool, AveragePool,
+    ReduceMean, Concat, or Copy, one pass over memory, which stands for all others. `shape`: batch and space of the
+    input (rows, for gemm; elements of each channel, for Copy). `window`: kernel, strides, padding, dilation. `tail`:
+    the pointwise ONNX operators that follow, each with its second operand: none, "same" (a tensor as large) or
+    "channel" (a number for each channel).
+    """
+
+    kind: str
+    shape: tuple[int, ...]
+    window: tuple[tuple[int, ...], ...] = ()
+    groups: int = 1  # of conv and conv_transpose; the multiplier, for depthwise
+    tail: tuple[tuple[str, str], ...] = ()
+    whole: int = 0  # where whole groups go: channels of one, of those that are counted over all groups; else 0
+
+    @property
+    def mixes(self) -> bool:
+        """Whether it reads one set of channels and makes another."""
+        return self.kind in ("conv", "conv_transpose", "gemm")
+
+    def group_count(self, reads: int, makes: int) -> int:
+        """The number of its groups. What it reads is counted by group, or, transposed, what it makes."""
+        if not self.whole:
+            return self.groups
+        return (reads if self.kind == "conv_transpose" else makes) // self.whole
+
+    def flops(self, reads: ArrayLike, makes: ArrayLike) -> NDArray[np.float64]:
+        """Multiply-adds × 2, as torch.utils.flop_counter counts them."""
+        each = 2.0 * math.prod(self.shape)
+        if self.window and self.kind != "conv_transpose":
+            batch, *space = self.shape
+            out = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in zip(space, *self.window)]
+            each = 2.0 * batch * math.prod(out)
+        if self.kind != "gemm":
+            each *= math.prod(self.window[0]) if self.kind in ("conv", "conv_transpose", "depthwise") else 0
+        return each * np.multiply(reads if self.mixes else 1, makes)
+
+
+SizedKernel = tuple[Kernel, int, int]  # with the channels that it reads (of each group) and makes
+
+
 class Executable(Protocol):
     """An exported file, opened in a runtime. Everything raises SlimError where the network can't run on the feed."""
 
@@ -134,3 +180,8 @@ class Target(Protocol):
 
     def open(self, file: Path) -> Executable:
         """Open an exported file. Raises SlimError where it is missing or can't run here."""
+
+    def time(self, kernels: Sequence[SizedKernel]) -> Iterable[Iterable[tuple[SizedKernel, float]]]:
+        """Yield the milliseconds of each kernel inside a network, in batches, so that a caller can save what it has.
+
+        Raises SlimError where the runtime can't run one of them."""

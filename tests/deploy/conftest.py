@@ -4,9 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from made_up import MadeUp
 from onnx_networks import METADATA, ConvNet, shake
 from torch import nn
 
+from slim.deploy import timing
+from slim.deploy.onnx.target import OnnxRuntime
 from slim.deploy.onnx.write import export_onnx
 
 
@@ -42,3 +45,25 @@ def grey_pixels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("grey") / "pixels.onnx"
     export_onnx(nn.Flatten(), torch.zeros(1, 1, 4, 5), path, metadata={"mean": [0.3], "std": [0.5]})
     return path
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measured times of this test alone."""
+    monkeypatch.setenv("SLIM_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def made_up(monkeypatch: pytest.MonkeyPatch) -> MadeUp:
+    """The made-up machine, whose clock is the only one."""
+    machine = MadeUp()
+    monkeypatch.setattr(timing.time, "perf_counter_ns", lambda: machine.ns)
+    return machine
+
+
+@pytest.fixture
+def in_place_of_onnxruntime(made_up: MadeUp, monkeypatch: pytest.MonkeyPatch) -> MadeUp:
+    """The same behind every `OnnxRuntime`, for commands that make one of their own."""
+    for name in ("time", "export", "check", "open"):
+        monkeypatch.setattr(OnnxRuntime, name, lambda _, *args, name=name: getattr(made_up, name)(*args))
+    return made_up

@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from slim.deploy.cost import measure
+from slim.deploy.cost import network
+from slim.deploy.cost.correction import TOLERANCE, Attempt, correct
 from slim.deploy.cost.model import LatencyModel
 from slim.deploy.cost.runtime import Runtime
 from slim.errors import SlimError
@@ -88,8 +89,8 @@ class Correction:
         self.model, self.example_inputs, self.runtime = model, example_inputs, budget.runtime
         self.requested = budget.requested
         self.kind, self.asked = next(iter(self.requested.items()))
-        self.original = measure.Network(model, example_inputs, self.runtime)
-        self.first = measure.share_of(measure.in_turn([self.original]))  # ms
+        self.original = network.Network(model, example_inputs, self.runtime)
+        self.first = network.share_of(network.in_turn([self.original]))  # ms
         if self.kind == "latency_ms" and self.asked >= self.first:
             raise SlimError(
                 f"latency {self.asked:.8g}ms: the network takes {self.first:.4g} ms as it is ({self.runtime}): "
@@ -104,12 +105,12 @@ class Correction:
         has no speed that lasts. The network that the plan makes is checked in onnxruntime.
         """
         shares: dict[str, float] = {}  # digest of a plan -> what was measured
-        latest: dict[str, measure.Network] = {}  # the last one measured, which is nearly always the one that is kept
+        latest: dict[str, network.Network] = {}  # the last one measured, which is nearly always the one that is kept
 
         def measured(plan: PruningPlan) -> float:
             latest.clear()
             latest[plan.digest] = thin = self._network(plan)
-            shares[plan.digest] = measure.share_of(measure.in_turn([self.original, thin]))
+            shares[plan.digest] = network.share_of(network.in_turn([self.original, thin]))
             return shares[plan.digest]
 
         def predicted(share: float) -> tuple[PruningPlan, float]:
@@ -117,28 +118,28 @@ class Correction:
             return plan, plan.achieved["latency"]
 
         budget = self.asked if self.kind == "latency" else self.asked / self.first
-        best = measure.correct(predicted, measured, budget)
-        network = latest.get(best.plan.digest) or self._network(best.plan)
-        network.check()
+        best = correct(predicted, measured, budget)
+        kept = latest.get(best.plan.digest) or self._network(best.plan)
+        kept.check()
         return self._told(best, shares[best.plan.digest])
 
-    def _network(self, plan: PruningPlan) -> measure.Network:
-        return measure.Network(plan.apply(self.model), self.example_inputs, self.runtime)
+    def _network(self, plan: PruningPlan) -> network.Network:
+        return network.Network(plan.apply(self.model), self.example_inputs, self.runtime)
 
-    def _told(self, best: measure.Attempt[PruningPlan], share: float) -> PruningPlan:
+    def _told(self, best: Attempt[PruningPlan], share: float) -> PruningPlan:
         """Return the plan with what was measured in place of what was predicted."""
         plan, predicted, ms = best.plan, best.plan.achieved["latency"], share * self.first
         next_step = plan.timing["next_step"] / predicted * best.took
         plan.timing = {"runtime": str(self.runtime), "original_ms": self.first, "ms": ms, "share": share}
         plan.timing["predicted_share"] = predicted
-        if best.took < 1 - measure.TOLERANCE:
+        if best.took < 1 - TOLERANCE:
             plan.timing |= {"unused": 1 - best.took, "next_step": next_step}
         plan.requested, plan.achieved = self.requested, {self.kind: share if self.kind == "latency" else ms}
         missed = (
             f"asked for {self.kind} {self.asked:g}, measured {plan.achieved[self.kind]:.4g}: floors, coupled channels "
             "and steps allow no less"
         )
-        plan.shortfall = missed if best.took > 1 + measure.TOLERANCE else ""
+        plan.shortfall = missed if best.took > 1 + TOLERANCE else ""
         return plan
 
 

@@ -9,22 +9,19 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from slim.deploy.cost.operators import Kernel, Operator, operators
-from slim.deploy.cost.settings import Settings
+from slim.deploy.cost.operators import Operator, operators
 from slim.deploy.cost.staircase import Surface, levels, quantum
+from slim.deploy.target import Kernel, SizedKernel, Target
 from slim.files import replacing
 from slim.prune.knapsack import CostPart
 from slim.trace.tracer import Trace
-
-Sized = tuple[Kernel, int, int]
-Clock = Callable[[Sequence[Sized], Settings], Iterable[Iterable[tuple[Sized, float]]]]
 
 # Where steps are looked for: a count of 33 to 97 channels on one side, 64 on the other, on a small image
 PROBED = range(33, 98)
@@ -39,7 +36,6 @@ class LatencyModel:
     `operators` are what the network runs, `surfaces` what each of them costs, in the same order.
     """
 
-    runtime: Settings
     operators: list[Operator]
     surfaces: list[Surface]
 
@@ -49,38 +45,28 @@ class LatencyModel:
             yield CostPart(operator.reads, operator.makes, surface.widths, surface, operator.kernel.flops)
 
     def of(self, kept: NDArray[np.bool_]) -> float:
-        """Milliseconds where `kept` says of every label of the trace whether it stays."""
+        """Return the milliseconds where `kept` says of every label of the trace whether it stays."""
         pairs = zip(self.operators, self.surfaces)
         return float(sum(surface(*operator.counts(kept)) for operator, surface in pairs))
 
 
-def latency_model(traced: Trace, runtime: Settings, clock: Clock | None = None) -> LatencyModel:
-    """The cost model of a traced model on a runtime: what isn't in the cache is measured by `clock`.
+def latency_model(traced: Trace, target: Target, batch_size: int = 1) -> LatencyModel:
+    """Return the cost model of a traced model on a target, for batches of `batch_size`.
 
-    Without a clock, onnxruntime is measured (`slim.deploy.cost.kernels`), under a minute for ResNet-50 at batch 1.
+    What isn't in the cache is measured: under a minute for ResNet-50 at batch 1 in onnxruntime.
     """
-    clock = clock or _onnxruntime
-    found = operators(traced, runtime.batch_size)
-    table = Times(runtime)
-    table.measure(_probes(runtime), clock)
-    widths = _widths(table, runtime)
+    found = operators(traced, batch_size)
+    table = Times(target)
+    table.measure(_probes(batch_size))
+    widths = _widths(table, batch_size)
     grids = {_key(operator): _grid(operator, widths) for operator in found}
-    table.measure(
-        ((operator.kernel, r, m) for operator in found for r, m in _points(grids[_key(operator)])),
-        clock,
-    )
+    table.measure((operator.kernel, r, m) for operator in found for r, m in _points(grids[_key(operator)]))
     surfaces = []
     for operator in found:
         grid = grids[_key(operator)]
         times = [[table[operator.kernel, *point] for point in row] for row in _rows(grid)]
         surfaces.append(Surface(grid.reads, grid.makes, np.array(times), grid.widths))
-    return LatencyModel(runtime, found, surfaces)
-
-
-def _onnxruntime(sized: Sequence[Sized], runtime: Settings) -> Iterable[Iterable[tuple[Sized, float]]]:
-    from slim.deploy.cost.kernels import time_kernels  # imports onnx
-
-    return time_kernels(sized, runtime)
+    return LatencyModel(found, surfaces)
 
 
 @dataclass
@@ -127,25 +113,25 @@ def _points(grid: Grid) -> Iterator[tuple[int, int]]:
         yield from row
 
 
-def _probes(runtime: Settings) -> Iterator[Sized]:
-    for kernel, reads, makes in _lines(runtime).values():
+def _probes(batch_size: int) -> Iterator[SizedKernel]:
+    for kernel, reads, makes in _lines(batch_size).values():
         for count in PROBED:
             yield kernel, reads or count, makes or count
 
 
-def _lines(runtime: Settings) -> dict[tuple[str, int], tuple[Kernel, int, int]]:
+def _lines(batch_size: int) -> dict[tuple[str, int], tuple[Kernel, int, int]]:
     """What is measured to find steps: kind and axis -> kernel, reads, makes; 0 stands for the count that varies."""
-    shape = (runtime.batch_size, SPACE, SPACE)
+    shape = (batch_size, SPACE, SPACE)
     window = ((3, 3), (1, 1), (1, 1), (1, 1))
     dense, by_channel = Kernel("conv", shape, window), Kernel("depthwise", shape, window)
     return {("conv", 0): (dense, 0, OTHER), ("conv", 1): (dense, OTHER, 0), ("depthwise", 1): (by_channel, 0, 0)}
 
 
-def _widths(table: "Times", runtime: Settings) -> dict[str, tuple[int, int]]:
+def _widths(table: "Times", batch_size: int) -> dict[str, tuple[int, int]]:
     """The widths of the steps in which each kind of kernel climbs, in channels read and made."""
     found = {
         place: quantum(PROBED, [table[kernel, reads or count, makes or count] for count in PROBED])
-        for place, (kernel, reads, makes) in _lines(runtime).items()
+        for place, (kernel, reads, makes) in _lines(batch_size).items()
     }
     dense = found["conv", 0], found["conv", 1]
     depthwise = found["depthwise", 1]
@@ -156,7 +142,7 @@ def _widths(table: "Times", runtime: Settings) -> dict[str, tuple[int, int]]:
 
 
 def cache_folder() -> Path:
-    """Where measured times are kept: $SLIM_CACHE, or slim's folder in the user's cache folder."""
+    """Return where measured times are kept: $SLIM_CACHE, or slim's folder in the user's cache folder."""
     if given := os.environ.get("SLIM_CACHE"):
         return Path(given)
     if sys.platform == "darwin":
@@ -167,27 +153,26 @@ def cache_folder() -> Path:
 
 
 class Times:
-    """Milliseconds of kernels on a runtime, kept in a file; one that can't be read is measured anew."""
+    """Milliseconds of kernels on a target, kept in a file; one that can't be read is measured anew."""
 
-    def __init__(self, runtime: Settings) -> None:
-        self.runtime = runtime
-        self.identity = runtime.identity
+    def __init__(self, target: Target) -> None:
+        self.target, self.identity = target, target.identity
         name = hashlib.sha256(self.identity.encode()).hexdigest()[:16]
         self.path = cache_folder() / f"latency-{name}.json"
         self.times = self._read()
 
-    def __getitem__(self, sized: Sized) -> float:
+    def __getitem__(self, sized: SizedKernel) -> float:
         return self.times[self._text(sized)]
 
-    def measure(self, sized: Iterable[Sized], clock: Clock) -> None:
-        """Measure what is missing, and save after every lot, so that an interrupted run goes on where it was."""
+    def measure(self, sized: Iterable[SizedKernel]) -> None:
+        """Measure what is missing, and save after every batch, so that an interrupted run goes on where it was."""
         missing = [each for each in dict.fromkeys(sized) if self._text(each) not in self.times]
-        for lot in clock(missing, self.runtime) if missing else ():
-            self.times |= {self._text(each): float(ms) for each, ms in lot}
+        for batch in self.target.time(missing) if missing else ():
+            self.times |= {self._text(each): float(ms) for each, ms in batch}
             self._write()
 
     @staticmethod
-    def _text(sized: Sized) -> str:
+    def _text(sized: SizedKernel) -> str:
         kernel, reads, makes = sized
         return json.dumps([*astuple(kernel), reads, makes])
 

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from slim.deploy.target import Kernel
 from slim.trace.codes import name_of
 from slim.trace.op import tensors_in
 from slim.trace.tracer import Trace, Tracer, run_once
@@ -51,47 +52,6 @@ POINTWISE = {  # aten's name (without a trailing _) -> ONNX's
     "mul": "Mul",
     "div": "Mul",
 }
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """One operator with all that its time depends on but the numbers of its channels.
-
-    `kind`: conv, conv_transpose, depthwise, gemm, or an operator that works channel by channel: MaxPool, AveragePool,
-    ReduceMean, Concat, or Copy, one pass over memory, which stands for all others. `shape`: batch and space of the
-    input (rows, for gemm; elements of each channel, for Copy). `window`: kernel, strides, padding, dilation. `tail`:
-    the pointwise ONNX operators that follow, each with its second operand: none, "same" (a tensor as large) or
-    "channel" (a number for each channel).
-    """
-
-    kind: str
-    shape: tuple[int, ...]
-    window: tuple[tuple[int, ...], ...] = ()
-    groups: int = 1  # of conv and conv_transpose; the multiplier, for depthwise
-    tail: tuple[tuple[str, str], ...] = ()
-    whole: int = 0  # where whole groups go: channels of one, of those that are counted over all groups; else 0
-
-    @property
-    def mixes(self) -> bool:
-        """Whether it reads one set of channels and makes another."""
-        return self.kind in ("conv", "conv_transpose", "gemm")
-
-    def group_count(self, reads: int, makes: int) -> int:
-        """The number of its groups. What it reads is counted by group, or, transposed, what it makes."""
-        if not self.whole:
-            return self.groups
-        return (reads if self.kind == "conv_transpose" else makes) // self.whole
-
-    def flops(self, reads: ArrayLike, makes: ArrayLike) -> NDArray[np.float64]:
-        """Multiply-adds × 2, as torch.utils.flop_counter counts them."""
-        each = 2.0 * math.prod(self.shape)
-        if self.window and self.kind != "conv_transpose":
-            batch, *space = self.shape
-            out = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in zip(space, *self.window)]
-            each = 2.0 * batch * math.prod(out)
-        if self.kind != "gemm":
-            each *= math.prod(self.window[0]) if self.kind in ("conv", "conv_transpose", "depthwise") else 0
-        return each * np.multiply(reads if self.mixes else 1, makes)
 
 
 @dataclass

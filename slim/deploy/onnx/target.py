@@ -1,7 +1,7 @@
 """onnxruntime as a target."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,7 +12,7 @@ import onnxruntime
 
 from slim.deploy.onnx.profile import node_times
 from slim.deploy.onnx.session import SESSION_SETTINGS, open_session, ready_call, start_provider
-from slim.deploy.target import Batch, Feed, FileInput, NodeTime
+from slim.deploy.target import Batch, Feed, FileInput, NodeTime, SizedKernel
 from slim.deploy.timing import machine
 from slim.errors import SlimError
 
@@ -68,6 +68,12 @@ class OnnxRuntime:
         from slim.deploy.onnx.write import Draft
 
         return Draft(model, example_inputs).check(file, file.name)
+
+    def time(self, kernels: Sequence[SizedKernel]) -> Iterator[list[tuple[SizedKernel, float]]]:
+        """Yield the milliseconds of each kernel, in batches."""
+        from slim.deploy.onnx.kernel_times import time_kernels  # imports onnx
+
+        return time_kernels(kernels, self.provider, self.threads)
 
     def open(self, file: Path) -> "OnnxFile":
         """Open an ONNX file."""

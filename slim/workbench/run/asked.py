@@ -75,5 +75,7 @@ def score(prune: PruneConfig, seed: int = 0, images: Tensor | None = None) -> Sc
 
 def runtime(settings: RunConfig) -> Runtime:
     """Return where the benchmark measures first."""
+    from slim.deploy.onnx.target import OnnxRuntime  # imports onnxruntime
+
     bench = settings.bench
-    return Runtime(bench.provider, bench.threads, bench.batch_sizes[0])
+    return Runtime(OnnxRuntime(bench.provider, bench.threads), bench.batch_sizes[0])

@@ -1,0 +1,119 @@
+"""The cost model: sums of operators, measured once, in onnxruntime or on a made-up machine."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from made_up import MadeUp, synthetic
+from networks import ZOO, randomise
+
+import slim
+from slim.deploy.cost import model
+from slim.deploy.onnx.kernel_graph import KernelGraph
+from slim.deploy.target import Kernel
+from slim.trace.tracer import trace
+from slim.workbench.models import build
+
+X = torch.randn(1, 3, 32, 32)
+
+
+ONE_THREAD = slim.OnnxRuntime("cpu", 1)
+
+
+def test_cost_model_sums_what_the_operators_take() -> None:
+    net = randomise(torchvision.models.resnet18())
+    traced = trace(net, X)
+    found = model.latency_model(traced, MadeUp(), 4)
+    assert {s.widths for o, s in zip(found.operators, found.surfaces) if o.kernel.kind == "conv"} == {(16, 8)}
+    whole = np.ones(len(traced.classes), bool)
+    truth = sum(synthetic(o.kernel, *o.counts(whole)) for o in found.operators)
+    assert found.of(whole) == pytest.approx(truth, rel=1e-9)
+    plan = slim.plan(net, X, ratio=0.5, round_to=16)
+    thin = model.latency_model(trace(plan.apply(net), X), MadeUp(), 4)
+    kept = ~np.isin(
+        traced.classes.roots(np.arange(len(whole))),
+        np.concatenate([traced.classes.roots(traced.norms[bn][gone]) for bn, gone in plan.removed.items()]),
+    )
+    assert found.of(kept) == pytest.approx(thin.of(np.ones(10**6, bool)), rel=0.02)
+
+
+def test_times_are_measured_once_for_each_target() -> None:
+    traced = trace(build("slim:vgg7", num_classes=10), X)
+    first, again, other, broken = MadeUp(), MadeUp(), MadeUp("another one"), MadeUp()
+    a, b = model.latency_model(traced, first), model.latency_model(traced, again)
+    whole = np.ones(len(traced.classes), bool)
+    assert first.asked and not again.asked and a.of(whole) == b.of(whole)
+    assert len(set(first.asked)) == len(first.asked)
+    model.latency_model(traced, other)
+    assert len(other.asked) == len(first.asked)
+    [file] = [file for file in model.cache_folder().iterdir() if '"made up"' in file.read_text()]
+    file.write_text('{"identity"')
+    model.latency_model(traced, broken)
+    assert len(broken.asked) == len(first.asked)  # a broken file counts as none
+
+
+def test_a_target_is_another_with_other_threads_and_on_another_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    identities = {slim.OnnxRuntime("cpu", threads).identity for threads in (1, 2)}
+    monkeypatch.setattr("slim.deploy.onnx.target.machine", lambda: "another one")
+    identities.add(slim.OnnxRuntime("cpu", 1).identity)
+    assert len(identities) == 3 and "1 threads" in min(identities)
+
+
+def test_an_interrupted_measurement_goes_on() -> None:
+    traced = trace(build("slim:vgg7", num_classes=10), X)
+    whole, cut, rest = MadeUp("whole"), MadeUp(batch_of_kernels=25, stop_after=50), MadeUp()
+    model.latency_model(traced, whole)
+    with pytest.raises(KeyboardInterrupt):
+        model.latency_model(traced, cut)
+    model.latency_model(traced, rest)
+    assert set(cut.asked) | set(rest.asked) == set(whole.asked) and not set(cut.asked) & set(rest.asked)
+
+
+WINDOW = ((3, 3), (2, 2), (1, 1), (1, 1))
+
+
+def test_onnxruntime_times_every_kind_of_kernel() -> None:
+    tail = (("BatchNormalization", ""), ("Add", "same"), ("Silu", ""))
+    kernels = [
+        (Kernel("conv", (2, 16, 16), WINDOW, 1, tail), 16, 32),
+        (Kernel("conv", (2, 16, 16), WINDOW, 4), 8, 32),
+        (Kernel("conv", (2, 16), ((3,), (1,), (1,), (1,)), 1, (("Relu", ""),)), 8, 16),
+        (Kernel("conv", (1, 4, 8, 8), ((3,) * 3, (1,) * 3, (1,) * 3, (1,) * 3), 1, (("Clip", ""),)), 4, 16),
+        (Kernel("conv_transpose", (2, 8, 8), WINDOW, 1, (("Relu", ""),)), 16, 8),
+        (Kernel("conv", (2, 16, 16), WINDOW, whole=8), 4, 24),
+        (Kernel("conv_transpose", (2, 8, 8), WINDOW, whole=4), 12, 8),
+        (Kernel("depthwise", (2, 16, 16), WINDOW, 2, (("HardSwish", ""), ("Mul", "channel"))), 8, 32),
+        (Kernel("gemm", (2,), (), 1, (("Relu", ""),)), 64, 32),
+        (Kernel("MaxPool", (2, 16, 16), WINDOW), 16, 16),
+        (Kernel("AveragePool", (2, 16, 16), ((2, 2), (2, 2), (0, 0), (1, 1))), 16, 16),
+        (Kernel("ReduceMean", (2, 16, 16)), 16, 16),
+        (Kernel("Concat", (2, 64)), 32, 32),
+        (Kernel("Copy", (2, 4096)), 32, 32),
+        (Kernel("Copy", (2, 4096), (), 1, (("Mul", "same"), ("Add", ""), ("Gelu", ""), ("Sigmoid", ""))), 32, 32),
+    ]
+    for op in ("HardSigmoid", "Tanh", "LeakyRelu", "Elu", "Mish"):
+        kernels.append((Kernel("Copy", (2, 4096), (), 1, ((op, ""),)), 32, 32))
+    batches = list(ONE_THREAD.time(kernels))
+    times = dict(itertools.chain.from_iterable(batches))
+    assert set(times) == set(kernels) and all(0 < ms < 50 for ms in times.values())
+    graph = KernelGraph()
+    for index, each in enumerate(kernels):
+        graph.add(index, each)
+    assert b"k0_" in graph.serialized()
+
+
+@pytest.mark.parametrize("name", ["grouped", "depthwise with multiplier", "squeeze-excite", "shuffle", "transposed"])
+def test_cost_model_of_unlike_networks(name: str) -> None:
+    """Every size on the grid is one that onnxruntime runs."""
+    traced = trace(randomise(ZOO[name]()), X)
+    found = model.latency_model(traced, ONE_THREAD)
+    assert 0 < found.of(np.ones(len(traced.classes), bool)) < 1000
+
+
+def test_more_work_takes_more_time() -> None:
+    few, many = (Kernel("conv", (1, 28, 28), ((3, 3), (1, 1), (1, 1), (1, 1))), 32, 32), None
+    many = (few[0], 128, 128)
+    times = dict(itertools.chain.from_iterable(ONE_THREAD.time([few, many])))
+    assert times[many] > 4 * times[few]  # 16 times the arithmetic
