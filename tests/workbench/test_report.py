@@ -28,8 +28,11 @@ from slim.workbench.report import advice, card, collect, markdown, page, words
 from slim.workbench.report.collect import RunRecords, find
 from slim.workbench.report.figures import gamma, layers, results, training
 from slim.workbench.report.terminal import stage_table
+from slim.workbench.run import Run
 from slim.workbench.run.evidence.gather import gather
 from slim.workbench.run.evidence.latency import _layer_of
+from slim.workbench.run.evidence.networks import Networks
+from slim.workbench.run.evidence.tradeoff import tradeoff
 
 QUIET = Console(quiet=True)
 
@@ -126,6 +129,31 @@ def test_the_sweep_starts_at_the_sparse_network_and_passes_through_the_pruned_on
     assert own["recovered"] == accuracy(slim.load(whole / "pruned.safetensors"), dataset.val, dataset)
     assert sweep["result"] == accuracy(slim.load(whole / "finetuned.safetensors"), dataset.val, dataset)
     assert own["flops"] == run.summary["pruned"]["flops"] / run.summary["sparse"]["flops"]
+
+
+@pytest.mark.parametrize("kind", ["flops", "params"])
+def test_the_sweep_takes_the_runs_own_kind_of_budget(whole: Path, kind: str) -> None:
+    networks = Networks(Run(whole, settings()))
+    networks.settings = config.updated(networks.settings, {"prune": {kind: 0.6, "recover": False}})
+    points = [point for point in tradeoff(networks, 100)["points"] if point["asked"] is not None]
+    assert len(points) >= 8
+    for point in points:
+        assert 1 - point["asked"] - 0.1 < point[kind] <= 1 - point["asked"] + 1e-9 or point["asked"] >= 0.8  # the floor
+
+
+def test_the_sweep_plans_for_the_runs_own_runtime(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def planned(*_: Any, **rules: Any) -> PruningPlan:
+        asked.append(rules)
+        raise slim.SlimError("nothing")
+
+    monkeypatch.setattr("slim.workbench.run.evidence.tradeoff.plan", planned)
+    networks = Networks(Run(whole, settings()))
+    networks.settings = config.updated(networks.settings, {"prune": {"round_to": "auto", "floor": 0.3}})
+    found = tradeoff(networks, 100)
+    assert len(asked) == 10 == len(found["skipped"]) and len(found["points"]) == 1  # the run's own plan
+    assert all(isinstance(rules["round_to"], slim.Runtime) and rules["floor"] == 0.3 for rules in asked)
 
 
 def test_examples_are_all_the_disagreements(whole: Path, run: RunRecords) -> None:

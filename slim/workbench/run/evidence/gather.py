@@ -4,6 +4,7 @@ import json
 import platform
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -39,16 +40,12 @@ def gather(run: Run, *, command: str | None = None, seconds: float | None = None
         raise SlimError(f"no run {str(folder)!r}: expected a folder that slim-run or slim-train wrote")
     path = folder / EVIDENCE
     old = _read(path)
-    made_from = _made_from(folder)
+    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.onnx")])
+    made_from = {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
     networks = Networks(run)
-    parts: dict[str, Callable[[], Any]] = {
-        "layers": lambda: layers(networks),
-        "gamma": lambda: gamma(networks),
-        "tradeoff": lambda: tradeoff(networks, seconds),
-        "latency": lambda: latency(networks),
-        "weights": lambda: weights(networks),
-        "examples": lambda: examples(networks),
-    }
+    sweep = partial(tradeoff, seconds=seconds)
+    parts: list[tuple[str, Callable[[Networks], Any]]] = [("layers", layers), ("gamma", gamma), ("tradeoff", sweep)]
+    parts += [("latency", latency), ("weights", weights), ("examples", examples)]
     same = old.get("made_from") == made_from and old.get("slim") == __version__
     record: dict[str, Any] = {
         "slim": __version__,
@@ -57,19 +54,18 @@ def gather(run: Run, *, command: str | None = None, seconds: float | None = None
         "command": command or old.get("command"),
         "missing": {},
     }
-    for name, measure in parts.items():
+    for name, measure in parts:
         if same and name in old:
             record[name] = old[name]
             continue
         run.console.print(f"measuring for the report: {name}")
         try:
-            record[name] = measure()
+            record[name] = measure(networks)
         except SlimError as error:
             record["missing"][name] = str(error)
         except Exception as error:  # a page without one figure is better than none
-            record["missing"][name] = (
-                f"it couldn't be measured ({type(error).__name__}: {str(error).partition(chr(10))[0]})"
-            )
+            why, _, _ = str(error).partition("\n")
+            record["missing"][name] = f"it couldn't be measured ({type(error).__name__}: {why})"
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(record, ensure_ascii=False) + "\n", encoding="utf-8")
     return path
@@ -81,12 +77,6 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return old if isinstance(old, dict) else {}
-
-
-def _made_from(folder: Path) -> dict[str, list[int]]:
-    """Size and time of each file that the evidence follows from."""
-    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.onnx")])
-    return {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in files}
 
 
 def _made() -> dict[str, Any]:

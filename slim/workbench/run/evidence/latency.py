@@ -11,7 +11,6 @@ from slim.deploy.targets import target_of
 from slim.deploy.timing import Rounds, samples, time_in_turn
 from slim.errors import SlimError
 from slim.workbench.run.evidence.networks import Networks
-from slim.workbench.run.stages import STAGES
 
 ROUNDS = Rounds(10, 100, seconds=4)  # for each batch size and number of threads
 WARMUP = 5
@@ -19,15 +18,14 @@ LAYERS = {"Conv", "Gemm", "MatMul", "ConvTranspose"}
 
 
 def latency(networks: Networks) -> dict[str, Any]:
-    """`times`: for each batch size and number of threads the milliseconds of single runs of each file, taken in turn.
-    `operators`: file -> kind of operator -> milliseconds of a run of a batch of 1 on one thread; `layers`: file ->
-    layer -> share of the time of all operators. Files are "before", "after" and, where there is one, "int8"."""
-    files = {"before": networks.folder / "baseline.onnx", "after": networks.folder / STAGES["onnx"].file}
+    """Return `times`: for each batch size and number of threads the milliseconds of single runs of each file, taken in
+    turn. `operators`: file -> kind of operator -> milliseconds of a run of a batch of 1 on one thread; `layers`: file
+    -> layer -> share of the time of all operators. Files are "before", "after" and, where there is one, "int8"."""
+    files = {"before": networks.run.folder / "baseline.onnx", "after": networks.run.path("onnx")}
     for path in files.values():
         if not path.is_file():
             raise SlimError(f"the run has no {path.name} yet")
-    int8 = networks.folder / STAGES["int8"].file
-    files |= {"int8": int8} if int8.is_file() else {}
+    files |= {"int8": networks.run.path("int8")} if networks.run.path("int8").is_file() else {}
     bench = networks.settings.bench
     cores = os.cpu_count() or 1
     threads = sorted({1, cores}) if bench.threads == 0 else [bench.threads]
@@ -75,11 +73,9 @@ def _layer_of(path: Path) -> dict[str, str]:
             continue
         layer = weight.removesuffix(".weight")
         found[node.name] = layer
-        output = node.output[0]
-        while True:
-            found[output] = layer
-            after = readers.get(output, [])
-            if len(after) != 1 or after[0].op_type in LAYERS or len(after[0].output) != 1:
-                break
-            output = after[0].output[0]
+        followed = [node]
+        while len(followed) == 1 and len(followed[0].output) == 1:
+            found[followed[0].output[0]] = layer
+            followed = readers.get(followed[0].output[0], [])
+            followed = [] if any(reader.op_type in LAYERS for reader in followed) else followed
     return found

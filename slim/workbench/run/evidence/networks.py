@@ -1,12 +1,10 @@
 """The networks of a run, from the files in its folder: the one that was pruned, and what became of it."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from slim import checkpoint
@@ -17,7 +15,7 @@ from slim.workbench import config, models
 from slim.workbench.config import RunConfig
 from slim.workbench.data import Dataset
 from slim.workbench.run.folder import Run, check_root
-from slim.workbench.run.stages import STAGES
+from slim.workbench.run.networks import example_images
 
 AFTER = ("finetuned", "pruned")  # the last of these that a run has is its result
 BEFORE = ("baseline", "sparse")
@@ -32,13 +30,9 @@ class Networks:
 
     run: Run
 
-    @property
-    def folder(self) -> Path:
-        return self.run.folder
-
     def file(self, *stages: str) -> Path:
-        """The file of the first of `stages` that there is."""
-        paths = [self.folder / STAGES[stage].file for stage in stages if stage in STAGES]
+        """Return the file of the first of `stages` that there is."""
+        paths = [self.run.path(stage) for stage in stages]
         for path in paths:
             if path.is_file():
                 return path
@@ -56,8 +50,7 @@ class Networks:
     @cached_property
     def before(self) -> nn.Module:
         """The network before any pruning: the baseline, or the sparse network of a single pass."""
-        for stage in BEFORE:
-            path = self.folder / STAGES[stage].file
+        for path in map(self.run.path, BEFORE):
             if path.is_file() and not checkpoint.read_metadata(path)["plans"]:
                 return self._load(path)
         raise SlimError("the run has no file of its network before pruning")
@@ -86,32 +79,30 @@ class Networks:
             return models.build(self.about["arch"], allow_code=self.run.allow_code, **self.about["arch_kwargs"]).eval()
 
     @cached_property
+    def _stored(self) -> RunConfig:
+        return config.updated(RunConfig(), self.about["config"] or {})
+
+    @cached_property
     def settings(self) -> RunConfig:
         """The settings that the last network was made with."""
         return config.without_permissions(self._stored, self.run.settings.data)
-
-    @property
-    def _stored(self) -> RunConfig:
-        return config.updated(RunConfig(), self.about["config"] or {})
 
     @cached_property
     def dataset(self) -> Dataset:
         if self.about["config"] is None:
             raise SlimError("the network wasn't trained by slim, so its data aren't known")
-        settings = self.settings
-        check_root(self.folder, self._stored.data, settings.data)
-        return self.run.replace(settings=settings).dataset()
+        check_root(self.run.folder, self._stored.data, self.settings.data)
+        return self.run.replace(settings=self.settings).dataset()
 
     @property
     def example(self) -> Tensor:
         """One image, [1, C, H, W], of noise."""
-        shape: Sequence[int] | None = self.about["input_shape"]
-        if shape is None:
+        if self.about["input_shape"] is None:
             raise SlimError("the network's file doesn't say how large its images are")
-        return torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
+        return example_images(self.about["input_shape"])
 
     def trace(self, model: nn.Module) -> Trace:
-        """Which channels of a network of the run stand or fall together, under the rules of its plan."""
+        """Return which channels of a network of the run are coupled, under the rules of its plan."""
         prune = self.settings.prune
         return trace(model, self.example, select=prune.mode == "select", whole_groups=prune.grouped == "whole")
 

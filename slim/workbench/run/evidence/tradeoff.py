@@ -1,83 +1,80 @@
-"""Accuracy against ratio: a sweep of plans for the network that was pruned, without any training."""
+"""The metric against the size: a sweep of plans for the network that was pruned, without any training."""
 
 import time
+from dataclasses import replace
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from slim.errors import SlimError
-from slim.prune.calibration import fitting
+from slim.prune.plan import PruningPlan
 from slim.prune.planner import plan
 from slim.prune.recovery.recover import recover
-from slim.workbench import data, train
-from slim.workbench.data import Split
+from slim.workbench import train
+from slim.workbench.config import PruneConfig, RunConfig
 from slim.workbench.run import asked
+from slim.workbench.run.evidence.examples import drawn
 from slim.workbench.run.evidence.networks import Networks
+from slim.workbench.run.pruning import calibration_images
 
-RATIOS = (0.5, 0.7, 0.3, 0.9, 0.1, 0.6, 0.4, 0.8, 0.2)  # the coarse picture first, in case the time runs out
+# Of the run's budget, what goes; the coarse picture first, in case the time runs out
+SHARES = (0.0, 0.5, 0.7, 0.3, 0.9, 0.1, 0.6, 0.4, 0.8, 0.2)
+NEAR = 0.02  # ratios that are closer than this are one point
 IMAGES = 2000  # at most, held out
 
 
 def tradeoff(networks: Networks, seconds: float | None) -> dict[str, Any]:
-    """`points`: for each ratio what stays of FLOPs and parameters (shares), the accuracy right after pruning, and that
-    after recovery without training. `chosen`, `result`: the ratio of the run's last plan, the accuracy of its last
-    network. All on the same `images` of `split`; no new ratio is begun after `seconds`, `skipped` names those."""
-    settings, dataset = networks.settings, networks.dataset
+    """Plan by the run's own rules, with its own kind of budget at several sizes, and measure what each leaves.
+
+    `points`: for each size the ratio of channels removed, what stays of FLOPs and parameters (shares), the metric right
+    after pruning, and `recovered` that after recovery. `chosen`, `result`: the ratio of the run's last plan, the metric
+    of its last network. All on the same `images` of `split`; no new size is begun after `seconds`, `skipped` names
+    those.
+    """
+    settings, dataset, model = networks.settings, networks.dataset, networks.decided_on
     seconds = settings.report.sweep_seconds if seconds is None else seconds
     if not seconds:
         raise SlimError("it was left out on request (report.sweep_seconds is 0)")
     name = "validation" if len(dataset.val) else "test"
-    split = dataset.val if len(dataset.val) else dataset.test
-    if len(split) > IMAGES:
-        split = split[torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[:IMAGES]]
-    chosen = networks.plans[-1].ratio_achieved if networks.plans else None
-    own = [chosen] if chosen else []
-    images = _calibration_images(networks)
+    split = drawn(dataset.val if len(dataset.val) else dataset.test, IMAGES)
+    images = calibration_images(dataset, settings.prune, settings.seed)
     rules = asked.rules(settings, images)
-    points: list[dict[str, Any]] = []
-    skipped: list[float] = []
-    started = time.perf_counter()
-    for ratio in [0.0, *own, *(r for r in RATIOS if all(abs(r - c) > 0.02 for c in own))]:
+
+    def measured(network: nn.Module) -> float:
+        return train.evaluate(network, split, dataset, compute=settings.compute)[dataset.task.metric.name]
+
+    def point(share: float | None, made: PruningPlan) -> dict[str, Any]:
+        thin = made.apply(model)
+        found = {"asked": share, "ratio": made.ratio_achieved, dataset.task.metric.name: measured(thin)}
+        if settings.prune.recover:  # where nothing is removed there is nothing to recover
+            found["recovered"] = measured(recover(model, thin, made, images).model if made.removed else thin)
+        return found | {
+            kind: left / whole for kind, (whole, left) in made.totals.items() if kind in ("flops", "params")
+        }
+
+    own = networks.plans[-1] if networks.plans else None
+    points, skipped, started = [point(None, own)] if own else [], [], time.perf_counter()
+    for share in SHARES:
         if time.perf_counter() - started > seconds:
-            skipped.append(ratio)
+            skipped.append(share)
             continue
         try:
-            made = plan(networks.decided_on, networks.example, ratio=ratio, **rules)
+            made = plan(model, networks.example, asked.budget(_sized(settings, share)), **rules)
         except SlimError:  # nothing can go, or too much
-            skipped.append(ratio)
+            skipped.append(share)
             continue
-        thin = made.apply(networks.decided_on)
-        point: dict[str, Any] = {
-            "asked": ratio,
-            "ratio": made.ratio_achieved,
-            "accuracy": _accuracy(thin, split, networks),
-        }
-        if settings.prune.recover:  # where nothing is removed there is nothing to recover
-            recovered = recover(networks.decided_on, thin, made, images).model if made.removed else thin
-            point["recovered"] = _accuracy(recovered, split, networks)
-        for kind in ("flops", "params"):
-            whole, left = made.totals[kind]
-            point[kind] = left / whole
-        points.append(point)
+        if all(abs(made.ratio_achieved - other["ratio"]) > NEAR for other in points):
+            points.append(point(share, made))
     return {
-        "points": sorted(points, key=lambda point: point["ratio"]),
-        "skipped": sorted(skipped),
-        "chosen": chosen,
-        "result": _accuracy(networks.after, split, networks) if networks.plans else None,
-        "split": name,
-        "images": len(split),
+        **{"points": sorted(points, key=lambda each: each["ratio"]), "skipped": sorted(skipped)},
+        **{"split": name, "images": len(split)},
+        "chosen": own.ratio_achieved if own else None,
+        "result": measured(networks.after) if own else None,
     }
 
 
-def _calibration_images(networks: Networks) -> Tensor:
-    """The training images that slim-prune looks at."""
-    settings, dataset = networks.settings, networks.dataset
-    count = fitting(settings.prune.calibration_images, dataset.image_size)
-    images, _ = next(data.batches(dataset.train, dataset, count, shuffle_seed=settings.seed))
-    return images
-
-
-def _accuracy(model: nn.Module, split: Split, networks: Networks) -> float:
-    dataset = networks.dataset
-    return train.evaluate(model, split, dataset, compute=networks.settings.compute)[dataset.task.metric.name]
+def _sized(settings: RunConfig, share: float) -> RunConfig:
+    """The settings with a budget of their own kind of which `share` goes."""
+    kind = next((name for name in PruneConfig.ONE_OF if getattr(settings.prune, name) is not None), "ratio")
+    changed: dict[str, Any] = {kind: share if kind == "ratio" else 1 - share}
+    return replace(settings, prune=replace(settings.prune, **changed))
