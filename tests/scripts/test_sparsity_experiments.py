@@ -46,9 +46,11 @@ def test_minima_in_closed_form(kind: str, strength: float) -> None:
     lowest = float(loss_surface.loss(best, P, X) + one.value(best))
     axis = torch.linspace(-2, 2, 201, dtype=torch.float64)
     grid = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 2)
-    added = {"plain": 0.0, "L1": 1.0, "both": 1.0}.get(kind, 0.0) * strength * grid.abs().sum(1)
-    added = (0.0 if kind == "plain" else added) + (strength / 2 * grid.square().sum(1) if kind in ("L2", "both") else 0)
-    heights = loss_surface.loss(grid, P, X) + added
+    heights = loss_surface.loss(grid, P, X)
+    if kind in ("L1", "both"):
+        heights = heights + strength * grid.abs().sum(1)
+    if kind in ("L2", "both"):
+        heights = heights + strength / 2 * grid.square().sum(1)
     assert heights.min() >= lowest - 1e-12
     assert heights.min() <= lowest + 1e-3
 
