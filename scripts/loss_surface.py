@@ -12,14 +12,15 @@ subgradient descent, proximal gradient descent and coordinate descent; the table
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 import torch
 from plotly.subplots import make_subplots
-from shared import parser_of, ran_on, save, table, write
+from shared import listed, parser_of, ran_on, save, table, write
 from torch import Tensor
 
 import slim
@@ -168,6 +169,33 @@ def draw(p: float, x: float) -> tuple[go.Figure, go.Figure]:
     return solid, flat
 
 
+@dataclass(frozen=True)
+class End:
+    """Where a method ended: its height above the minimum, and how many of the two parameters are exactly 0."""
+
+    kind: str
+    strength: float
+    method: str
+    gap: float
+    zeros: int
+
+
+def seen(ends: Sequence[End]) -> str:
+    """Return who reached zero and who came how close to the minimum, for each penalty, from the numbers alone."""
+    said = []
+    for kind in dict.fromkeys(end.kind for end in ends):
+        mine = [end for end in ends if end.kind == kind]
+        methods = list(dict.fromkeys(end.method for end in mine))
+        some = [m for m in methods if any(end.zeros for end in mine if end.method == m)]
+        origin = sorted({end.strength for end in mine if end.zeros == 2})
+        reached = f"{listed(some)} ended at an exact zero" if some else "no method ended at an exact zero"
+        both = f", at the origin itself for λ = {listed([f'{s:g}' for s in origin])}" if origin else ""
+        worst = {m: max(end.gap for end in mine if end.method == m) for m in methods}
+        heights = listed([f"{gap:.1e} ({method})" for method, gap in worst.items()])
+        said.append(f"With {kind}, {reached}{both}; at most {heights} above the minimum.")
+    return " ".join(said)
+
+
 def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--p", type=float, default=0.9, help="probability of the first class, in (½, 1)")
@@ -178,7 +206,7 @@ def main() -> None:
         parser.error(f"p is {p} and x is {x}: expected p in (0.5, 1) and x above 0")
     torch.set_num_threads(1)
     html = save("loss_surface", *draw(p, x))
-    rows = []
+    rows, ends = [], []
     for kind in KINDS[1:]:
         for strength in (0.02, 0.1, 0.3, 0.45):
             one = penalty(kind, strength)
@@ -192,18 +220,14 @@ def main() -> None:
                 zeros = int((end == 0).sum())
                 first = int((path == 0).any(1).nonzero()[0]) if zeros else ""
                 rows.append([kind, f"{strength:g}", method, beta, f"{gap:.1e}", zeros, first])
+                ends.append(End(kind, strength, method, gap, zeros))
     header = ["penalty", "λ", "method", "β after 400 steps", "above the minimum", "exact zeros", "first at step"]
     text = (
         f"# The loss surface of a classifier with two parameters\n\n"
         f"{ran_on('plotly')}\n\n"
         f"p = {p}, x = {x}, from β = {START}, step size {STEP}. The minimum is in closed form.\n\n"
         + table(header, rows)
-        + "\n\nSeen: L1 folds the surface along both axes. Proximal and coordinate steps land in a fold, at exactly 0, "
-        "and stay; the subgradient crosses it, and where the origin is the minimum (λ > (p − ½)·x) it swings around it "
-        "for ever, never at 0. With L1 alone all points of a segment are minima, as f depends on β₁ − β₂ only, so the "
-        "methods end at different ones of the same height; L2 picks one. L2 has no fold: its minimum slides towards "
-        "the origin as λ grows, and no method ever reaches 0. With both there is one minimum, which is the origin "
-        "itself for λ > (p − ½)·x.\n"
+        + f"\n\nSeen: {seen(ends)}"
     )
     print(write("loss_surface", text).read_text())
     print(f"picture: {html}, {html.stat().st_size / 1e6:.1f} MB")

@@ -15,7 +15,7 @@ import numpy as np
 import plotly.graph_objects as go
 import torch
 from plotly.subplots import make_subplots
-from shared import parser_of, ran_on, save, table, write
+from shared import listed, parser_of, ran_on, save, table, write
 from sklearn.linear_model import ElasticNet, Lasso, Ridge
 from torch import Tensor, nn
 
@@ -169,12 +169,32 @@ def main() -> None:
         "A weight of 2 when only the regulariser acts (step size 0.05, λ = 1), and how many of four such weights "
         "(2, 1, 0.5, 0.2) are exactly zero after 60 steps:\n\n"
         + table(["", "start", "step 1", "2", "3", "10", "39", "40", "zeros"], steps)
-        + "\n\nSeen: L1 takes 0.05 from every weight at each step and stops at exactly zero; L2 takes about 5 % of it "
-        "and never arrives. L1 and elastic net find most of the zeros and pay with shrunken weights; L0 finds them "
-        "without shrinking; L2 and dropout shrink and find none."
+        + f"\n\nSeen: {seen(given, found, paths)}"
     )
     print(write("regularizers", text).read_text())
     print(f"picture: {html}")
+
+
+def seen(given: Problem, found: dict[str, Tensor], paths: dict[str, Tensor]) -> str:
+    """Return what the regularisers did, from the numbers alone."""
+    said = []
+    for name, path in paths.items():
+        steps = (path[:-1] - path[1:])[:, 0]
+        steps = steps[path[1:, 0] > 0]  # until it arrives
+        shares = steps / path[: len(steps), 0]
+        constant = bool((steps - steps[0]).abs().max() < 1e-9)
+        takes = f"{float(steps[0]):.3g} at each step" if constant else f"{float(shares.mean()):.1%} of it at each step"
+        arrived = int((path[-1] == 0).sum())
+        ends = f"brings {arrived} of {path.shape[1]} weights to exactly zero" if arrived else "brings none to zero"
+        said.append(f"{name} alone takes {takes} from a weight of {float(path[0, 0]):g} and {ends}.")
+    empty = given.truth == 0
+    right = {name: int(((w == 0) & empty).sum()) for name, w in found.items()}
+    missed = {name: float((w - given.truth).norm()) for name, w in found.items()}
+    zeros = listed([f"{count} ({name})" for name, count in sorted(right.items(), key=lambda each: -each[1]) if count])
+    best = min(missed, key=lambda name: missed[name])
+    none = listed([name for name, count in right.items() if not count])
+    said.append(f"Of {int(empty.sum())} weights that should be zero, found: {zeros}; no zero by {none}.")
+    return " ".join([*said, f"Closest to the truth: {best}, {missed[best]:.3f} from it."])
 
 
 def draw(given: Problem, found: dict[str, Tensor], paths: dict[str, Tensor]) -> go.Figure:

@@ -85,19 +85,28 @@ def mean_and_spread(values: Sequence[float], digits: int = 2) -> str:
     return f"{mean:.{digits}f} ± {spread:.{digits}f}"
 
 
-def write(name: str, text: str) -> Path:
-    """A dated Markdown file of results."""
-    path = RESULTS / f"{name}-{date.today()}.md"
+def write(name: str, text: str, *, quick: bool = False) -> Path:
+    """Write a dated Markdown file of results. A quick run has a name of its own, which git doesn't see, and never takes
+    the place of a full one."""
+    path = RESULTS / f"{name}{'_quick' if quick else ''}-{date.today()}.md"
     path.parent.mkdir(exist_ok=True)
     path.write_text(text.rstrip() + "\n", encoding="utf-8")
     return path
+
+
+def listed(words: Sequence[str]) -> str:
+    """Return words as a list in a sentence: "a, b and c"; "none" where there are none."""
+    *others, last = words or ["none"]
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def save(name: str, *figures: Any) -> Path:
     """A dated page of Plotly figures that needs no network: plotly.js is in it (so it is 5 MB and not in git)."""
     path = RESULTS / f"{name}-{date.today()}.html"
     path.parent.mkdir(exist_ok=True)
-    parts = [figure.to_html(full_html=False, include_plotlyjs=not i) for i, figure in enumerate(figures)]
+    parts = [
+        figure.to_html(full_html=False, include_plotlyjs=not i, auto_play=False) for i, figure in enumerate(figures)
+    ]
     body = "\n".join(parts)
     path.write_text(f"<!doctype html><meta charset='utf-8'><title>{name}</title>\n{body}\n", encoding="utf-8")
     return path

@@ -126,6 +126,50 @@ def test_weight_distribution_on_digits(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert len(picture.frames) == 7 and "plotly.js v" in text and "<script src=" not in text
 
 
+def course(zero: float, near: float, accuracy: float, sparse: int) -> weight_distribution.Trained:
+    return weight_distribution.Trained([[1]], [accuracy], [near], zero, dense_bytes=1000, sparse_bytes=sparse)
+
+
+@pytest.mark.parametrize(
+    ("l1", "said"),
+    [
+        (course(0.9, 0.92, 0.97, 300), ["L1 leaves 90.0% of the weights at exactly zero", "saves 70%", "-1.00 points"]),
+        (course(0.025, 0.3, 0.98, 1000), ["L1 leaves 2.5% of the weights", "gains nothing", "+0.00 points"]),
+        (course(0.0, 0.1, 0.99, 1000), ["L1 leaves none of the weights at exactly zero", "gains nothing"]),
+    ],
+)
+def test_what_is_seen_of_weights_follows_from_the_numbers(l1: weight_distribution.Trained, said: list[str]) -> None:
+    text = weight_distribution.seen({"none": [course(0.0, 0.1, 0.98, 1000)], "L1": [l1]})
+    assert all(part in text for part in said) and "(10.0% without a penalty)" in text
+    assert ("saves" in text) == (l1.sparse_bytes < 1000)
+
+
+def test_what_is_seen_of_the_surface_follows_from_the_ends() -> None:
+    ends = [loss_surface.End("L1", 0.1, "proximal", 0.0, 1), loss_surface.End("L1", 0.45, "proximal", 2e-9, 2)]
+    ends += [loss_surface.End("L1", 0.1, "subgradient", 3e-3, 0), loss_surface.End("L2", 0.1, "proximal", 0.0, 0)]
+    first, second = loss_surface.seen(ends).split(". With ")
+    assert "proximal ended at an exact zero, at the origin itself for λ = 0.45" in first
+    assert "2.0e-09 (proximal) and 3.0e-03 (subgradient)" in first
+    assert second.startswith("L2, no method ended at an exact zero;")
+
+
+def test_what_is_seen_of_regularizers_follows_from_the_weights() -> None:
+    given = regularizers.problem()
+    start = torch.tensor([2.0, 0.2], dtype=torch.float64)
+    paths = {"L1": regularizers.shrinkage(slim.L1(1.0), start), "L2": regularizers.shrinkage(slim.L2(1.0), start)}
+    found = {"perfect": given.truth.clone(), "dense": given.truth + 0.1}
+    text = regularizers.seen(given, found, paths)
+    assert "L1 alone takes 0.05 at each step from a weight of 2 and brings 2 of 2 weights to exactly zero." in text
+    assert "L2 alone takes 4.8% of it at each step from a weight of 2 and brings none to zero." in text
+    assert "found: 22 (perfect); no zero by dense." in text and "Closest to the truth: perfect, 0.000" in text
+
+
+def test_a_quick_run_never_takes_the_place_of_a_full_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(shared, "RESULTS", tmp_path)
+    full, quick = shared.write("a", "full"), shared.write("a", "quick", quick=True)
+    assert full.read_text() == "full\n" and quick.read_text() == "quick\n" and "_quick" in quick.name
+
+
 def test_sparse_storage_is_what_csr_takes() -> None:
     model = weight_distribution.network(8)
     dense, sparse = weight_distribution.stored(model)
