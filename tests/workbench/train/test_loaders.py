@@ -187,7 +187,18 @@ BATCH = (torch.zeros(4, 1, 8, 8), torch.zeros(4, dtype=torch.int64))
         ([(BATCH[0].expand(4, 3, 8, 8), BATCH[1])], r"can't run on images of shape \[3, 8, 8\] from the data"),
         (Loaders([BATCH], task=Classification(7)), "expected one number for each of the 7 classes"),
     ],
-    ids=str,
+    ids=[
+        "no length",
+        "a stream",
+        "no batch",
+        "no target",
+        "three parts",
+        "no tensor",
+        "too few",
+        "no val",
+        "channels",
+        "classes",
+    ],
 )
 def test_mistakes(data: Any, message: str) -> None:
     with pytest.raises(SlimError, match=message) as error:
