@@ -307,7 +307,8 @@ def _activations(
 
     cuts = {} if plan is None else _cuts_by_tensor(model, plan)
     named = dict(named_tensors(model))
-    with restored(model):  # the hooks go, too
+    hooks = []
+    with restored(model):
         for name, module in model.named_modules():
             weight = getattr(module, "weight", None)
             if not isinstance(module, (nn.modules.conv._ConvNd, nn.Linear, NORMS)) or weight is None:
@@ -319,8 +320,12 @@ def _activations(
             if groups != 1 and cut:
                 continue  # grouped transposed convolutions interleave their channels; what reads them is compared
             keep = kept(weight.shape[dim], cut[dim], weight.device) if cut.get(dim) else None
-            module.register_forward_hook(record(name, keep))
-        outputs = output_tensors(call(model, inputs))
+            hooks.append(module.register_forward_hook(record(name, keep)))
+        try:
+            outputs = output_tensors(call(model, inputs))
+        finally:
+            for hook in hooks:
+                hook.remove()
     return seen + list(outputs.items())
 
 

@@ -19,7 +19,7 @@ from torch._ops import OpOverload
 from slim.trace.classes import Classes, Ints
 from slim.trace.codes import Bools, Codes, label, name_of, set_codes
 from slim.trace.constants import same
-from slim.trace.copy import all_tensors, clone, named_modules
+from slim.trace.copy import clone, named_modules
 from slim.trace.labeller import Choice, Executed
 from slim.trace.tracer import ForwardPass, Trace, Tracer, name_tensors, run_once, shapes_of
 
@@ -130,7 +130,7 @@ def find_misfit(
     # Forward code that looks at values takes the path that the values say: compare with the masked network's.
     runs = traced.runs if traced.inputs_are_meta else [_masked_run(traced, kept, run.training) for run in traced.runs]
     with thinned(traced.meta_copy):
-        for name, tensor in all_tensors(name_tensors(traced.meta_copy)):
+        for name, tensor in name_tensors(traced.meta_copy):
             labels = traced.labels.get(name)
             if labels:
                 set_codes(tensor, {d: Codes.of(v[kept[v]]) for d, v in labels.items()})

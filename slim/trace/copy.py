@@ -7,7 +7,7 @@ keep what can't be copied: features of the last training step, locks, writers, o
 
 import copy
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import BuiltinFunctionType, CellType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -18,6 +18,7 @@ from slim.errors import SlimError
 from slim.trace.outputs import find_tensors
 
 _PLAIN = {bool, int, float, complex, str, bytes, type(None), type, BuiltinFunctionType, ModuleType, torch.dtype}
+_CONTAINERS = {dict, OrderedDict, list, set}
 INTERNAL = nn.Module().__dict__.keys()  # attributes that every module has
 
 
@@ -32,42 +33,13 @@ def unwrapped(model: nn.Module) -> nn.Module:
         model = inner
 
 
-def named_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
-    """List every parameter and buffer under each of its names (a shared one has several)."""
-    found = []
-    for prefix, module in named_modules(model):
-        for kind in (module._parameters, module._buffers):
-            for name, tensor in kind.items():
-                if tensor is not None:
-                    found.append((prefix + name, tensor))
-    return found
+Modules = list[tuple[str, nn.Module]]
+Tensors = list[tuple[str, Tensor]]
 
 
-def stored_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
-    """List the tensors that modules hold beside their parameters and buffers, by path: constants, caches, states."""
-    registered = {id(tensor) for _, tensor in named_tensors(model)}
-    found = []
-    for prefix, module in named_modules(model):
-        for name, value in module.__dict__.items():
-            if name in INTERNAL or type(value) in _PLAIN or _is_flat(value):
-                continue
-            inside = find_tensors(value, prefix + name, arrays=False)
-            found += [(path, tensor) for path, tensor in inside.items() if id(tensor) not in registered]
-    return found
-
-
-def all_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
-    """List `named_tensors`, then `stored_tensors`."""
-    return named_tensors(model) + stored_tensors(model)
-
-
-def _is_flat(value: Any) -> bool:
-    return type(value) in (tuple, list, dict, set, OrderedDict) and all(type(item) in _PLAIN for item in value)
-
-
-def named_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
+def named_modules(model: nn.Module) -> Modules:
     """List every module under each of its names, with a dot at the end."""
-    found: list[tuple[str, nn.Module]] = []
+    found: Modules = []
 
     def visit(prefix: str, module: nn.Module) -> None:
         found.append((prefix, module))
@@ -77,6 +49,51 @@ def named_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
     visit("", unwrapped(model))
     return found
+
+
+def named_tensors(model: nn.Module) -> Tensors:
+    """List every parameter and buffer under each of its names (a shared one has several)."""
+    return _registered(named_modules(model))
+
+
+def stored_tensors(model: nn.Module) -> Tensors:
+    """List the tensors that modules hold beside their parameters and buffers, by path: constants, caches, states."""
+    modules = named_modules(model)
+    return _stored(modules, _registered(modules))
+
+
+def all_tensors(model: nn.Module) -> Tensors:
+    """List `named_tensors`, then `stored_tensors`."""
+    modules = named_modules(model)
+    registered = _registered(modules)
+    return registered + _stored(modules, registered)
+
+
+def _registered(modules: Modules) -> Tensors:
+    found = []
+    for prefix, module in modules:
+        for kind in (module._parameters, module._buffers):
+            for name, tensor in kind.items():
+                if tensor is not None:
+                    found.append((prefix + name, tensor))
+    return found
+
+
+def _stored(modules: Modules, registered: Tensors) -> Tensors:
+    known = {id(tensor) for _, tensor in registered}
+    found = [each for prefix, module in modules for each in attribute_tensors(prefix, module.__dict__)]
+    return [(path, tensor) for path, tensor in found if id(tensor) not in known]
+
+
+def attribute_tensors(prefix: str, attributes: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors in a module's own attributes, by path."""
+    for name, value in attributes.items():
+        if name not in INTERNAL and type(value) not in _PLAIN and not _is_flat(value):
+            yield from find_tensors(value, prefix + name, arrays=False).items()
+
+
+def _is_flat(value: Any) -> bool:
+    return type(value) in (tuple, list, dict, set, OrderedDict) and all(type(item) in _PLAIN for item in value)
 
 
 def detached(tensor: Tensor) -> Tensor:
@@ -94,13 +111,15 @@ def clone(
     in other attributes; shared ones stay shared. What can't be copied is shared with the original."""
     model = unwrapped(model)
     memo: dict[int, Any] = {}
-    for tensors, replaced in ((named_tensors(model), replace), (stored_tensors(model), replace_stored)):
+    modules = named_modules(model)
+    registered = _registered(modules)
+    for tensors, replaced in ((registered, replace), (_stored(modules, registered), replace_stored)):
         for _, tensor in tensors:
             if id(tensor) not in memo:
                 memo[id(tensor)] = replaced(tensor)
     fresh: list[tuple[nn.Module, nn.Module]] = []
     others: list[tuple[str, nn.Module]] = []
-    for name, module in named_modules(model):
+    for name, module in modules:
         if id(module) not in memo:
             if not _is_simple(type(module)):
                 others.append((name, module))
@@ -131,6 +150,8 @@ def _copy(value: Any, memo: dict[int, Any]) -> Any:
     kind = type(value)
     if kind in _PLAIN:
         return value
+    if kind in _CONTAINERS and not value:
+        return kind()
     if id(value) in memo:
         return memo[id(value)]
     if kind is FunctionType:

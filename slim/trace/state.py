@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from slim.trace.copy import INTERNAL, named_modules, named_tensors, stored_tensors
+from slim.trace.copy import INTERNAL, attribute_tensors, named_modules
 from slim.trace.outputs import find_tensors
 
 _CONTAINERS = {dict, OrderedDict, defaultdict, list, set, deque}
+_HOOKS = INTERNAL - {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"}
 _NOTED = _CONTAINERS | {FunctionType}
 
 
@@ -43,12 +44,14 @@ class State:
     def __init__(self, model: nn.Module) -> None:
         self._modules = [(name, module, type(module), {**module.__dict__}) for name, module in named_modules(model)]
         self._containers: dict[int, tuple[Any, Any]] = {}
-        for _, _, _, attributes in self._modules:
-            for value in attributes.values():
-                if type(value) in _NOTED:
+        self.tensors: dict[str, Tensor] = {}
+        for prefix, module, _, attributes in self._modules:
+            for name, value in attributes.items():
+                if type(value) in _NOTED and (value or name not in _HOOKS):  # which forward code doesn't add
                     self._note(value)
-        named = [(name, tensor) for name, tensor in named_tensors(model) if not isinstance(tensor, nn.Parameter)]
-        self.tensors = dict(named + stored_tensors(model))
+            self.tensors |= {prefix + key: tensor for key, tensor in module._buffers.items() if tensor is not None}
+            inside = attribute_tensors(prefix, attributes)
+            self.tensors |= {path: tensor for path, tensor in inside if not isinstance(tensor, nn.Parameter)}
         real = [tensor for tensor in self.tensors.values() if not tensor.is_meta]
         self._values = [(tensor, tensor.data, tensor.detach().clone()) for tensor in real]
 

@@ -23,7 +23,7 @@ from slim.errors import SlimError
 from slim.trace.classes import Classes, Ints
 from slim.trace.codes import codes_on, name_of, set_name
 from slim.trace.constants import constants_of, mark_result
-from slim.trace.copy import all_tensors, clone, named_modules, named_tensors, stored_tensors, unwrapped
+from slim.trace.copy import all_tensors, clone, named_modules, named_tensors, unwrapped
 from slim.trace.labeller import INDEXED, Executed, Labeller, Product
 from slim.trace.op import META, Op
 from slim.trace.outputs import output_tensors
@@ -67,9 +67,10 @@ class Trace:
         self.products = tracer.products
         self.group_counts |= tracer.group_counts
         self.streams |= tracer.streams
-        stored = stored_tensors(self.meta_copy)
-        self.stored |= {name for name, _ in stored}
-        for name, tensor in named_tensors(self.meta_copy) + stored:
+        registered = {name for name, _ in named_tensors(self.meta_copy)}
+        for name, tensor in all_tensors(self.meta_copy):
+            if name not in registered:
+                self.stored.add(name)
             if name == name_of(tensor):
                 self.shapes[name] = tuple(tensor.shape)
                 if found := codes_on(tensor):
@@ -128,7 +129,9 @@ def meta_copy(model: nn.Module) -> nn.Module:
             return nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
         return tensor.detach().clone()
 
-    return name_tensors(clone(model, without_data))
+    copied = clone(model, without_data)
+    name_tensors(copied)
+    return copied
 
 
 def data_copy(model: nn.Module) -> nn.Module:
@@ -139,18 +142,21 @@ def data_copy(model: nn.Module) -> nn.Module:
             return nn.Parameter(tensor.detach(), requires_grad=False)
         return tensor.detach().clone()
 
-    return name_tensors(clone(model, with_data))
+    copied = clone(model, with_data)
+    name_tensors(copied)
+    return copied
 
 
-def name_tensors(copied: nn.Module) -> nn.Module:
-    """Let each tensor of a copy know its (first) name. Counters of batches are of no use to it."""
+def name_tensors(copied: nn.Module) -> list[tuple[str, Tensor]]:
+    """Let each tensor of a copy know its (first) name, and return them all. Counters of batches are of no use to it."""
     for _, module in named_modules(copied):
         if isinstance(module, nn.modules.batchnorm._NormBase):
             module._buffers["num_batches_tracked"] = None
-    for name, tensor in all_tensors(copied):
+    tensors = all_tensors(copied)
+    for name, tensor in tensors:
         if name_of(tensor) is None:
             set_name(tensor, name)
-    return copied
+    return tensors
 
 
 @contextmanager
