@@ -44,6 +44,7 @@ _HOME = {  # public name -> the room it lives in
     "Recovery": "prune.recovery.recover",
     "save": "checkpoint",
     "load": "workbench.models.load",
+    "ImageSpec": "images",
     "export_onnx": "deploy.onnx.write",
     "OnnxModel": "deploy.onnx.predict",
     "quantize_onnx": "deploy.onnx.quantize",
@@ -76,6 +77,7 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from slim.deploy.onnx.target import OnnxRuntime as OnnxRuntime
     from slim.deploy.onnx.write import export_onnx as export_onnx
     from slim.errors import SlimError as SlimError
+    from slim.images import ImageSpec as ImageSpec
     from slim.prune.budgets import Budget as Budget
     from slim.prune.budgets import Channels as Channels
     from slim.prune.budgets import Flops as Flops

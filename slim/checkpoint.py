@@ -9,6 +9,7 @@ import copy
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,14 @@ from torch.overrides import TorchFunctionMode
 
 from slim.errors import SlimError
 from slim.files import replacing
+from slim.images import ImageSpec
+from slim.memory import free_memory
 from slim.prune.plan import PruningPlan
 from slim.version import __version__
 
 Builder = Callable[[str, Mapping[str, Any]], nn.Module]  # of the unpruned network, from its name and arguments
 
+LARGEST_INPUT = 2**28  # values of one example
 FORMAT = 1  # raised when a reader of the old format would misread the new one
 
 
@@ -39,10 +43,7 @@ def save(
     stage: str | None = None,
     metrics: Mapping[str, Any] | None = None,
     config: Any = None,
-    classes: Sequence[str] | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    input_shape: Sequence[int] | None = None,
+    images: ImageSpec | None = None,
 ) -> Path:
     """Save `model` to `path`, whole or not at all, and return the path.
 
@@ -50,8 +51,7 @@ def save(
     arch, arch_kwargs: the name and arguments from which `slim.load` builds the unpruned network. Without them, loading
     needs that network itself.
     config: the run's settings, a dataclass or a mapping.
-    classes, mean and std (per channel, of images in 0..1) and input_shape [C, H, W]: what those need to know
-    who put the network to use.
+    images: what those need to know of its images and classes who put the network to use.
     Raises SlimError where the state holds something other than tensors, or a value has no JSON.
     """
     plans = [plan] if isinstance(plan, PruningPlan) else list(plan or [])
@@ -65,16 +65,14 @@ def save(
         "plans": [p.to_dict() for p in plans],
         "metrics": dict(metrics or {}),
         "config": dataclasses.asdict(config) if dataclasses.is_dataclass(config) else config,  # type: ignore[arg-type]
-        "classes": classes and list(classes),
-        "mean": mean and list(mean),
-        "std": std and list(std),
-        "input_shape": input_shape and list(input_shape),
+        **(images or ImageSpec()).to_dict(),
         "shared": shared,
     }
     try:
         text = json.dumps(about, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as e:
         raise SlimError(f"checkpoint {str(path)!r}: its metadata has no JSON: {e}") from None
+    _check_schema(path, json.loads(text))
     with replacing(path) as temporary:
         try:
             save_file(tensors, temporary, metadata={"slim": text, "sha256": _digest(text, tensors)})
@@ -91,19 +89,16 @@ def load(path: str | Path, model: nn.Module | Builder) -> nn.Module:
     Raises SlimError where the file is missing, truncated, altered or of another format, or doesn't fit.
     """
     about, tensors = _read(path)
+    plans = [PruningPlan.from_dict(plan) for plan in about["plans"]]
     if isinstance(model, nn.Module):
         model = copy.deepcopy(model).cpu()
     elif about["arch"] is None:
         raise SlimError(f"checkpoint {str(path)!r} names no architecture: pass model=, the unpruned network")
     else:
-        with torch.random.fork_rng(devices=[]), _NoInitialisation():
-            model = model(about["arch"], about["arch_kwargs"])
-    for plan in about["plans"]:
-        model = PruningPlan.from_dict(plan).apply(model)
+        model = _built(path, model, about, plans, tensors)
+    model = _pruned(model, plans)
     own = model.state_dict(keep_vars=True)
-    wrong = sorted(own.keys() ^ tensors.keys()) or [k for k in own if own[k].shape != tensors[k].shape]
-    if wrong:
-        raise SlimError(f"checkpoint {str(path)!r} doesn't fit {about['arch'] or 'the model'}: see {wrong[0]!r}")
+    _check_fits(path, own, tensors, about["arch"])
     dtypes = {t.dtype for t in tensors.values() if t.is_floating_point()}
     if len(dtypes) == 1:
         model.to(dtypes.pop())  # this reaches the buffers that aren't saved, too
@@ -113,8 +108,44 @@ def load(path: str | Path, model: nn.Module | Builder) -> nn.Module:
     return model.eval()
 
 
+def _built(
+    path: str | Path,
+    builder: Builder,
+    about: Mapping[str, Any],
+    plans: Sequence[PruningPlan],
+    tensors: Mapping[str, Tensor],
+) -> nn.Module:
+    """Return the unpruned network that a file names. Its shapes are compared first, without memory for them, and it
+    gets no more memory than there is: a file of a few bytes may name a network of any size."""
+    arch, kwargs = about["arch"], about["arch_kwargs"]
+    with torch.random.fork_rng(devices=[]):
+        try:
+            with torch.device("meta"), _Building(math.inf):
+                sketch = builder(arch, kwargs)
+        except Exception:  # its code looks at values, or is at fault; the real network will say
+            sketch = None
+        if sketch is not None:
+            _check_fits(path, _pruned(sketch, plans).state_dict(), tensors, arch)
+        with _Building(free_memory()):
+            return builder(arch, kwargs)
+
+
+def _pruned(model: nn.Module, plans: Sequence[PruningPlan]) -> nn.Module:
+    for plan in plans:
+        model = plan.apply(model)
+    return model
+
+
+def _check_fits(path: str | Path, own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], arch: str | None) -> None:
+    """Raise SlimError where the tensors of a network and those of a file differ in names or shapes."""
+    wrong = sorted(own.keys() ^ tensors.keys()) or [k for k in own if own[k].shape != tensors[k].shape]
+    if wrong:
+        raise SlimError(f"checkpoint {str(path)!r} doesn't fit {arch or 'the model'}: see {wrong[0]!r}")
+
+
 def read_metadata(path: str | Path) -> dict[str, Any]:
-    """Return what the file says of itself: the arguments of `save` by name (`plans` is a list of dicts).
+    """Return what the file says of itself: the arguments of `save` by name (`plans` is a list of dicts; in the place of
+    `images` there are `input_shape`, `classes`, `mean` and `std`, see `ImageSpec.of`).
 
     Reads the header alone, and so doesn't check the tensors: `load` does.
     """
@@ -152,6 +183,9 @@ def _read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     tensors = load_file(path)
     if _digest(header["slim"], tensors) != header.get("sha256"):
         raise SlimError(f"checkpoint {str(path)!r} was altered: its content doesn't match its hash")
+    for name, first in about["shared"].items():
+        if first not in tensors:
+            raise SlimError(f"checkpoint {str(path)!r} says that {name!r} is {first!r}, which it lacks")
     return about, tensors | {name: tensors[first] for name, first in about["shared"].items()}
 
 
@@ -179,18 +213,82 @@ def _parse(path: str | Path, header: Mapping[str, str]) -> dict[str, Any]:
     try:
         about = json.loads(header["slim"])
         version = about["format"]
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         raise SlimError(f"checkpoint {str(path)!r} was altered: its metadata is not readable") from None
     if version != FORMAT:
         raise SlimError(f"checkpoint {str(path)!r} has format {version!r}: this slim reads format {FORMAT}")
+    _check_schema(path, about)
     return about
 
 
-class _NoInitialisation(TorchFunctionMode):
-    """Leave out torch.nn.init, which takes most of the time of building: the weights come from the file."""
+def _check_schema(path: str | Path, about: Mapping[str, Any]) -> None:
+    for key, (expected, fits) in _SCHEMA.items():
+        if key not in about or not fits(about[key]):
+            raise SlimError(f"checkpoint {str(path)!r} has {key} {str(about.get(key))[:40]!r}: expected {expected}")
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _optional(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or fits(value)
+
+
+def _list_of(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(map(fits, value))
+
+
+def _mapping_to(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, dict) and all(map(fits, value.values()))
+
+
+def _is_shape(value: Any) -> bool:
+    return _list_of(_is_size)(value) and len(value) > 0 and math.prod(value) <= LARGEST_INPUT
+
+
+# What the metadata hold: key -> what is expected, and whether a value is that.
+_SCHEMA: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "stage": ("a name or null", _optional(_is_text)),
+    "arch": ("a name or null", _optional(_is_text)),
+    "arch_kwargs": ("arguments by name", _mapping_to(lambda _: True)),
+    "plans": ("a list of plans", _list_of(_mapping_to(lambda _: True))),
+    "metrics": ("metrics by name", _mapping_to(lambda _: True)),
+    "config": ("settings or null", _optional(_mapping_to(lambda _: True))),
+    "classes": ("a list of names or null", _optional(_list_of(_is_text))),
+    "mean": ("a list of numbers or null", _optional(_list_of(_is_number))),
+    "std": ("a list of positive numbers or null", _optional(_list_of(lambda v: _is_number(v) and v > 0))),
+    "input_shape": ("sizes such as [3, 224, 224], or null", _optional(_is_shape)),
+    "shared": ("names of tensors by name", _mapping_to(_is_text)),
+}
+
+
+class _Building(TorchFunctionMode):
+    """Leave out torch.nn.init, which takes most of the time of building, as the weights come from the file; and refuse
+    what takes more memory than a limit, in bytes."""
+
+    def __init__(self, limit: float) -> None:
+        super().__init__()
+        self.left = limit
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if getattr(func, "__module__", None) == "torch.nn.init":
             return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        if func in _MAKERS:
+            size = kwargs.get("size", args[0] if args and isinstance(args[0], tuple | list) else args)
+            self.left -= 4 * math.prod(n for n in size if isinstance(n, int))
+            if self.left < 0:
+                raise SlimError(f"a network with a tensor of size {list(size)} takes more memory than there is")
         return func(*args, **kwargs)
+
+
+_MAKERS = {torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.eye, torch.arange}

@@ -2,12 +2,16 @@
 
 import json
 import os
+import resource
 import struct
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import slim
@@ -129,13 +133,12 @@ def test_metadata(tmp_path: Path) -> None:
         "arch_kwargs": DIGITS,
         "stage": "sparse",
         "metrics": {"accuracy": 0.5},
-        "classes": ["null", "eins"],
-        "mean": [0.1],
-        "std": [0.2],
-        "input_shape": [1, 8, 8],
         "config": {"seed": 3},
     }
-    about = checkpoint.read_metadata(slim.save(tmp_path / "x.safetensors", untrained(**DIGITS), **given))
+    images = slim.ImageSpec((1, 8, 8), ("null", "eins"), (0.1,), (0.2,))
+    path = slim.save(tmp_path / "x.safetensors", untrained(**DIGITS), images=images, **given)
+    about = checkpoint.read_metadata(path)
+    assert slim.ImageSpec.of(about) == images
     assert {key: about[key] for key in given} == given
     assert about["slim"] == slim.__version__ and about["plans"] == []
 
@@ -172,9 +175,6 @@ def test_every_altered_byte_is_noticed(saved: Path) -> None:
 
 
 def test_renamed_tensors_and_other_formats(saved: Path, tmp_path: Path) -> None:
-    from safetensors import safe_open
-    from safetensors.torch import load_file, save_file
-
     with safe_open(saved, framework="pt") as file:
         metadata = file.metadata()
     tensors = load_file(saved)
@@ -234,6 +234,52 @@ def test_a_network_that_does_not_fit(saved: Path) -> None:
 def test_missing_files(tmp_path: Path) -> None:
     with pytest.raises(SlimError, match="can't be read"):
         slim.load(tmp_path / "none.safetensors")
+
+
+def rewritten(path: Path, **changes: Any) -> Path:
+    """The file with other metadata, and a hash that is right."""
+    with safe_open(path, framework="pt") as file:
+        about = json.loads(file.metadata()["slim"])
+    tensors, text = load_file(path), json.dumps(about | changes)
+    save_file(tensors, path, metadata={"slim": text, "sha256": checkpoint._digest(text, tensors)})
+    return path
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *[(key, value) for key in ("stage", "arch") for value in (3, [], {})],
+        *[(key, value) for key in ("arch_kwargs", "metrics", "shared") for value in (None, 3, ["a"])],
+        *[("plans", value) for value in (None, {}, [3], [{}], [{"format": "slim-plan"}])],
+        *[("config", value) for value in ("x", 3, [1])],
+        *[("classes", value) for value in ("ab", [1], {"a": 1})],
+        *[("mean", value) for value in ("0", [None], ["0.5"], [True])],
+        *[("std", value) for value in ([0], [-1.0], [[1]])],
+        *[("input_shape", value) for value in ([], [0], [1.5], [-3, 8, 8], [True], "3", [3, 10**9, 10**9])],
+        *[("shared", value) for value in ({"a": 3}, {"fc.weight": "nowhere"})],
+    ],
+)
+def test_odd_metadata_is_one_line(key: str, value: Any, saved: Path) -> None:
+    with pytest.raises(SlimError) as caught:
+        slim.load(rewritten(saved, **{key: value}))
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("arch", ["slim:vgg7", "slim:mlp", "torchvision:resnet18", "greedy:net"])
+def test_a_small_file_takes_little_memory_whatever_it_names(
+    arch: str, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`greedy` looks at a value before it makes its layers, so that its shapes aren't known beforehand."""
+    (tmp_path / "greedy.py").write_text(
+        "import torch\ndef net(num_classes):\n"
+        "    torch.linspace(0, 1, 3)[1].item()\n    return torch.nn.Linear(10**6, num_classes)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(checkpoint, "free_memory", lambda: 1e9)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(SlimError, match=r"doesn't fit|more memory than there is"):
+        slim.load(rewritten(saved, arch=arch, arch_kwargs={"num_classes": 10**8}), allow_code="greedy:net")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
 
 
 # -- writing -------------------------------------------------------------------------------------------

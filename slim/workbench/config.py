@@ -57,8 +57,14 @@ class DataConfig:
 class ModelConfig:
     arch: str = setting("slim:vgg7", "slim:NAME, torchvision:NAME, timm:NAME, or package.module:factory")
     kwargs: dict[str, Any] = field(default_factory=dict, metadata=about("passed to the architecture"))
+    weights: str | None = setting(
+        None, "trained weights: a file (.safetensors, .pt, .pth), or a name such as DEFAULT of torchvision: and timm:"
+    )
     gamma: float | None = setting(
-        0.5, "first value of every BatchNorm scale, 0.5 in the paper; null leaves it", "(0, inf)"
+        0.5,
+        "first value of every BatchNorm scale of a new network, 0.5 in the paper; null leaves it; weights and networks "
+        "of your own keep theirs",
+        "(0, inf)",
     )
 
 

@@ -293,7 +293,7 @@ def test_a_checkpoint_runs_in_pytorch(tmp_path: Path, monkeypatch: pytest.Monkey
     torch.manual_seed(0)
     given = {"num_classes": 10, "in_channels": 1}
     model, path = models.build("slim:vgg7", **given), tmp_path / "net.safetensors"
-    slim.save(path, model, arch="slim:vgg7", arch_kwargs=given, input_shape=[1, 8, 8])
+    slim.save(path, model, arch="slim:vgg7", arch_kwargs=given, images=slim.ImageSpec((1, 8, 8)))
     compiled: list[nn.Module] = []
     monkeypatch.setattr(torch, "compile", lambda net, **_: (compiled.append(net), net)[1])
     bench = config.BenchConfig(batch_sizes=[2], threads=1, runs=1, warmup=0)

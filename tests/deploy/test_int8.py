@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -221,8 +222,8 @@ def test_images_are_normalised_as_the_file_says(
     trained = train_stage(Run(tmp_path / "checkpoints" / "own", settings))
     about, net = checkpoint.read_metadata(trained), slim.load(trained)
     next(module for module in net.modules() if isinstance(module, nn.Conv2d)).weight.data *= 10
-    facts = {key: about[key] for key in ("arch", "arch_kwargs", "classes", "mean", "input_shape")}
-    facts["std"] = [10 * about["std"][0]]
+    facts = {key: about[key] for key in ("arch", "arch_kwargs")}
+    facts["images"] = replace(slim.ImageSpec.of(about), std=(10 * about["std"][0],))
     path = tmp_path / "checkpoints" / "own2" / "finetuned.safetensors"
     slim.save(path, net, config=about["config"] if trained_by_slim else None, **facts)
     settings.export.int8 = True

@@ -1,10 +1,20 @@
 """Code runs only where the user's own command line or config names it: no file decides what is imported."""
 
+import contextlib
+import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
-from commands import Command
+from commands import Command, call
+from torch import nn
+
+import slim
+from slim.workbench import config, models
+from slim.workbench.config import RunConfig
+from slim.workbench.train import Snapshots
 
 
 def test_code_runs_only_where_it_is_allowed(
@@ -21,3 +31,82 @@ def test_code_runs_only_where_it_is_allowed(
     command("train", "--model.arch", "my_nets:small", "--epochs", "1")
     assert "allow_code" in mistake("prune")
     assert "next: slim-finetune" in command("prune", "--allow-code", "my_nets:small")
+
+
+EVIL = """
+from pathlib import Path
+from torch import nn
+Path(__file__).with_name("ran").touch()
+def net(**_): return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.Linear(64, 10))
+def make(*_): return [], [], []
+class Task: pass
+"""
+SETTINGS: dict[str, dict[str, Any]] = {
+    "arch": {"model": {"arch": "evil:net"}},
+    "file": {"model": {"arch": "evil.py:net"}},
+    "data": {"data": {"name": "evil:make"}},
+    "task": {"task": "evil:Task"},
+    "os": {"model": {"arch": "os:system", "kwargs": {"command": "touch ran"}}},
+}
+RUN = "checkpoints/x"
+COMMANDS = [
+    ["train", "--name", "x", "--resume"],
+    ["run", "--name", "x", "--resume"],
+    ["prune"],
+    ["prune", "--dry-run"],
+    ["prune", f"{RUN}/sparse.safetensors"],
+    ["finetune"],
+    ["finetune", f"{RUN}/pruned.safetensors", "--resume"],
+    ["export"],
+    ["export", f"{RUN}/sparse.safetensors", "--int8"],
+    ["bench", f"{RUN}/finetuned.safetensors", "--runs", "1"],
+    ["report", RUN],
+]
+
+
+@pytest.mark.parametrize("argv", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize("named", SETTINGS)
+def test_no_file_decides_what_is_imported(
+    argv: list[str], named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every file of a run names code, which lies in the working folder and could be imported."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    Path("evil.py").write_text(EVIL)
+    settings = config.updated(RunConfig(name="x"), SETTINGS[named])
+    model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.Linear(64, 10))
+    for stage in ("baseline", "sparse", "pruned", "finetuned"):
+        slim.save(
+            f"{RUN}/{stage}.safetensors", model, arch=settings.model.arch, arch_kwargs=settings.model.kwargs,
+            stage=stage, config=settings, images=slim.ImageSpec((1, 8, 8), tuple("0123456789")),
+        )  # fmt: skip
+        Snapshots(Path(f"{RUN}/{stage}.state"), asdict(settings)).save(1, {})
+    Path(RUN, "config.yaml").write_text(config.to_yaml(settings))
+    Path(RUN, "summary.json").write_text(json.dumps({"sparse": {"params": 1}}))
+    with contextlib.suppress(SystemExit):
+        call(*argv)
+    assert not Path("ran").exists() and "evil" not in sys.modules
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_no_file_decides_where_data_lie_or_what_is_downloaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mistake: Command
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked: list[tuple[str, bool]] = []
+
+    def cifar(root: str, download: bool, **_: Any) -> None:
+        asked.append((root, download))
+        raise OSError("not there")
+
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", cifar)
+    model = models.build("slim:vgg7", num_classes=10)
+    images = slim.ImageSpec((3, 32, 32), tuple("0123456789"))
+    facts = {"arch": "slim:vgg7", "arch_kwargs": {"num_classes": 10}, "images": images}
+    for root in ("data", "elsewhere"):
+        settings = config.updated(RunConfig(), {"data": {"name": "cifar10", "root": root, "download": True}})
+        slim.save("x/sparse.safetensors", model, config=settings, **facts)
+        line = mistake("prune", "x/sparse.safetensors")
+        assert ("--data.root elsewhere" in line) == (root == "elsewhere")
+    mistake("prune", "x/sparse.safetensors", "--data.root", "elsewhere")
+    assert asked == [("data", False), ("elsewhere", False)]

@@ -196,11 +196,14 @@ def test_gamma_of_every_batchnorm(arch):
     assert all((m.weight == 1).all() for m in chosen.modules() if isinstance(m, _BatchNorm))
 
 
-def test_gamma_starts_at_a_half_and_spares_other_layers(code):
+def test_gamma_of_a_factory_is_its_own(code: str) -> None:
+    """It may be trained; a new network of a library starts as the paper's do, but for what isn't BatchNorm."""
     batch, plain, layer, group = build(f"{code}:norms", num_classes=2, allow_code=f"{code}:norms")
-    assert (batch.weight == 0.5).all()
-    assert plain.weight is None
+    assert (batch.weight == 1).all() and plain.weight is None
     assert (layer.weight == 1).all() and (group.weight == 1).all()
+    swin = build("torchvision:swin_t", num_classes=2)
+    assert all((module.weight == 1).all() for module in swin.modules() if isinstance(module, nn.LayerNorm))
+    assert (build("torchvision:resnet18", num_classes=2).bn1.weight == 0.5).all()
 
 
 def test_initial_weights():

@@ -229,7 +229,7 @@ def test_residual_networks_show_their_ties(tmp_path: Path) -> None:
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.uniform_(module.weight)
     plan = slim.plan(model, torch.randn(1, 1, 16, 16), ratio=0.3)
-    about = {**facts, "input_shape": [1, 16, 16], "classes": list("0123456789")}
+    about = {**facts, "images": slim.ImageSpec((1, 16, 16), tuple("0123456789"))}
     checkpoint.save(tmp_path / "sparse.safetensors", model, stage="sparse", **about)
     checkpoint.save(tmp_path / "pruned.safetensors", plan.apply(model), plan, stage="pruned", **about)
     found = json.loads(gather(stages.Run(tmp_path, RunConfig(), QUIET)).read_text())

@@ -85,7 +85,26 @@ class ParsedCommand:
 
         name = self.name or RunConfig().name
         stored = unfinished(name, stages) or RunConfig()
-        return self.run(self.settings(config.without_permissions(replace(stored, name=name))))
+        settings = self.settings(config.without_permissions(replace(stored, name=name)))
+        if settings.model.weights and "weights" not in self._own("model"):
+            raise SlimError(
+                f"run {name!r} began with weights {settings.model.weights!r}, and no file decides what is read: "
+                f"expected --model.weights {settings.model.weights}, if that is so"
+            )
+        return self.run(settings)
+
+    @property
+    def names_data(self) -> bool:
+        """Whether the user's own words name a data set."""
+        return bool(self._own("data").keys() & {"name", "root"})
+
+    def run_of_network(self, arch: str, weights: str | None) -> "Run":
+        """Return the run to begin with a network that the user named, named after it."""
+        settings = self.settings()
+        model = replace(settings.model, arch=arch, weights=weights)
+        name = self.name or arch.rpartition(":")[2].replace("/", "-")
+        run = self.run(replace(settings, model=model, name=name))
+        return run.replace(allow_code=(arch, *run.allow_code))
 
     def run_after(self, stage: str) -> "tuple[Run, Path]":
         """Return the run of the file of a stage, with its settings, and that file: the one given, or the newest of the

@@ -3,7 +3,8 @@ layers, and check that the result equals the network with those channels zeroed.
 Then win accuracy back from training images, without training (--recover false
 leaves that out).
 
-reads   FILE, or the newest sparse.safetensors under checkpoints/
+reads   FILE, or the newest sparse.safetensors under checkpoints/; or with
+        --arch any network, and images where --data.name and --data.root say
 writes  beside it: pruned.safetensors, plan.json, summary.json, config.yaml
 next    slim-finetune
 """
@@ -11,6 +12,7 @@ next    slim-finetune
 from collections.abc import Sequence
 
 from slim.errors import SlimError
+from slim.workbench.cli.command import ParsedCommand
 from slim.workbench.cli.errors import report_user_errors
 from slim.workbench.cli.parser import SettingsParser
 
@@ -20,18 +22,39 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser = SettingsParser("slim-prune", __doc__, "prune", ["bench"])
         parser.add_file("the trained network (the newest sparse.safetensors)")
         parser.add_argument("--dry-run", action="store_true", help="print the plan, and write nothing")
-        parser.add_argument("--arch", metavar="NAME", help="with --dry-run: plan for this untrained network")
+        parser.add_argument(
+            "--arch", metavar="NAME", help="in place of FILE: this network, with --weights or with its own"
+        )
+        parser.add_argument("--weights", metavar="FILE", help="its trained weights, or a name such as DEFAULT")
         given = parser.read(argv)
-        arch, file, dry_run = given.arguments.arch, given.arguments.file, given.arguments.dry_run
-        if arch and (file or not dry_run):
-            raise SlimError(f"--arch {arch} is untrained: expected --dry-run with it, and no FILE")
-        run, source = (given.run(given.settings()), None) if arch else given.run_after("sparse")
-        from slim.workbench.run.pruning import plan_architecture, plan_file, prune_stage
+        arguments = given.arguments
+        if arguments.weights and not arguments.arch:
+            raise SlimError(f"--weights {arguments.weights} of which network? Expected --arch with it")
+        if arguments.arch and arguments.file:
+            raise SlimError(f"--arch {arguments.arch} and {arguments.file}: expected one of them")
+        if arguments.arch:
+            _prune_given(given)
+            return
+        run, source = given.run_after("sparse")
+        from slim.workbench.run.pruning import plan_file, prune_stage
 
-        if source is None:
-            made = plan_architecture(run, arch)
-            given.finish([], "slim-prune", plan=made.to_dict())
-        elif dry_run:
+        if arguments.dry_run:
             given.finish([], "slim-prune", plan=plan_file(run, source).to_dict())
         else:
             given.finish(prune_stage(run, source), "slim-finetune")
+
+
+def _prune_given(given: ParsedCommand) -> None:
+    """Prune a network that no run has trained."""
+    arguments = given.arguments
+    run = given.run_of_network(arguments.arch, arguments.weights)
+    from slim.workbench.run.pruning import plan_architecture, plan_given, prune_given
+
+    library = arguments.arch.partition(":")[0] in ("slim", "torchvision", "timm")
+    if arguments.dry_run:
+        planned = plan_architecture if library and not arguments.weights else plan_given
+        given.finish([], "slim-prune", plan=planned(run).to_dict())
+    elif library and not arguments.weights:
+        raise SlimError(f"--arch {arguments.arch} is untrained: expected --weights with it, or --dry-run")
+    else:
+        given.finish(prune_given(run, with_data=given.names_data), "slim-finetune")

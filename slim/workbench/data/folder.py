@@ -16,6 +16,7 @@ from torch import Tensor
 from slim.errors import SlimError
 from slim.files import replacing
 from slim.images import IMAGE_FILES, read_image
+from slim.memory import free_memory
 from slim.workbench.config import DataConfig
 from slim.workbench.data.files import ImageFiles
 from slim.workbench.data.splits import Split
@@ -89,7 +90,7 @@ def _list_images(folder: Path, classes: list[str]) -> tuple[np.ndarray, Tensor]:
 
 
 def _fits(files: dict[str, ImageFiles]) -> bool:
-    return sum(math.prod(part.shape) for part in files.values()) <= SHARE_OF_MEMORY * _free_memory() / _processes_here()
+    return sum(math.prod(part.shape) for part in files.values()) <= SHARE_OF_MEMORY * free_memory() / _processes_here()
 
 
 def _processes_here() -> int:
@@ -97,18 +98,6 @@ def _processes_here() -> int:
     if not (dist.is_available() and dist.is_initialized()):
         return 1
     return int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size()))
-
-
-def _free_memory() -> float:
-    """Bytes that a process can still take."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            return next(1024.0 * int(line.split()[1]) for line in file if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):  # no Linux: half of the whole
-        names = os.sysconf_names if hasattr(os, "sysconf") else {}
-        if "SC_PHYS_PAGES" not in names:
-            return 8e9
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2
 
 
 def _decoded(files: dict[str, ImageFiles], home: Path | None) -> dict[str, Tensor]:

@@ -79,7 +79,8 @@ def build(
         - `package.module:factory`: imports the module and calls the factory, a function or class. It gets
           num_classes and in_channels where its signature has them.
     num_classes, in_channels: width of the last layer (None: the network's own default), and channels of the images.
-    gamma: initial value of every BatchNorm scale γ (0.5 in Network Slimming); None leaves the network's own.
+    gamma: initial value of every BatchNorm scale γ (0.5 in Network Slimming); None leaves the network's own, as does a
+        factory of the user's, whose network may be trained.
     allow_code: the name `package.module:factory`, or several, that may be imported: what the user wrote, never what a
         file says.
     kwargs: passed on to the network.
@@ -102,7 +103,7 @@ def build(
         model = _timm(name, sizes, kwargs)
     else:
         model = _code(arch, sizes, kwargs, allow_code)
-    if gamma is not None:
+    if gamma is not None and source in ("slim", "torchvision", "timm"):  # a factory's network may be trained
         for module in model.modules():
             if isinstance(module, _BatchNorm) and module.affine:
                 nn.init.constant_(module.weight, gamma)
@@ -192,7 +193,7 @@ def _call(arch: str, factory: Callable[..., Any], kwargs: dict[str, Any]) -> nn.
 def _refuse_weights(arch: str, kwargs: dict[str, Any]) -> None:
     for key in kwargs:
         if key in _WEIGHTS:
-            raise SlimError(f"{arch} takes no {key!r} here: it starts untrained, load weights into it later")
+            raise SlimError(f"{arch} takes no {key!r} here: it starts untrained; expected model.weights (--weights)")
 
 
 def _one_line(error: Exception) -> str:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from slim.workbench.config import ExportConfig
 from slim.workbench.data import Dataset
 from slim.workbench.report import card
 from slim.workbench.run.folder import Run
+from slim.workbench.run.measuring import benchmark_rules
 from slim.workbench.run.networks import Trained, normalised_as, unpruned_beside
 
 
@@ -81,7 +82,7 @@ def int8_stage(run: Run, source: Path) -> Path:
         record.pop(key, None)
     run.records.enter("int8", record, settings)
     timed = replace(settings.bench, batch_sizes=settings.bench.batch_sizes[:1], memory=False, profile=0)
-    timing = benchmark(files, **asdict(timed))
+    timing = benchmark(files, **benchmark_rules(timed))
     rows = {row.model: {"latency_ms": row.median_ms} for row in timing.rows}
     run.console.print(report.stage_table({"onnx": was | rows["onnx"], "int8": record | rows["int8"]}, "INT8"))
     return files["int8"]
@@ -89,7 +90,7 @@ def int8_stage(run: Run, source: Path) -> Path:
 
 def write_onnx(network: Trained, path: Path, export: ExportConfig) -> "onnx.ExportReport":
     """Export a network as the settings say, with what its file says of it."""
-    facts = network.facts
+    images = network.images
     return onnx.export_onnx(
         network.model,
         network.example,
@@ -100,9 +101,9 @@ def write_onnx(network: Trained, path: Path, export: ExportConfig) -> "onnx.Expo
         preprocess=export.preprocess,
         float64=export.float64,
         metadata={
-            "classes": facts["classes"],
-            "mean": facts["mean"],
-            "std": facts["std"],
+            "classes": images.classes,
+            "mean": images.mean,
+            "std": images.std,
             "plan_digest": network.plans[-1].digest if network.plans else None,
         },
     )
@@ -117,12 +118,12 @@ def _show_errors(run: Run, made: "onnx.ExportReport") -> None:
 
 def _data_for(run: Run, network: Trained, source: Path) -> Dataset:
     """Return images like those that a network was trained on; SlimError where the settings name others."""
-    dataset = network.dataset or normalised_as(network.facts, run.dataset())
-    shape, classes = list(dataset.test.images.shape[1:]), network.facts["classes"] or dataset.classes
-    if shape != network.facts["input_shape"] or len(dataset.classes) != len(classes):
+    dataset = network.dataset or normalised_as(network.images, run.dataset())
+    shape, classes = tuple(dataset.test.images.shape[1:]), network.images.classes or dataset.classes
+    if shape != network.images.shape or len(dataset.classes) != len(classes):
         raise SlimError(
-            f"data.name is {run.settings.data.name!r}, with {len(dataset.classes)} classes of images {shape}: INT8 "
-            f"needs images like those that {source} was trained on, {network.facts['input_shape']}"
+            f"data.name is {run.settings.data.name!r}, with {len(dataset.classes)} classes of images {list(shape)}: "
+            f"INT8 needs images like those that {source} was trained on, {list(network.images.shape or ())}"
         )
     return dataset
 

@@ -12,12 +12,13 @@ from rich.console import Console
 from slim import checkpoint
 from slim.errors import SlimError
 from slim.files import locked
+from slim.images import ImageSpec
 from slim.prune.plan import PruningPlan
 from slim.trace.size import network_size
 from slim.workbench import config, data, models, report, train
 from slim.workbench.config import DataConfig, RunConfig
 from slim.workbench.data import Dataset
-from slim.workbench.run.networks import Trained, example_images, normalised_as
+from slim.workbench.run.networks import Trained, normalised_as
 from slim.workbench.run.records import Records
 from slim.workbench.run.stages import STAGES
 
@@ -82,15 +83,17 @@ class Run:
                 raise SlimError(
                     f"data.name is {self.settings.data.name!r}: {source} was trained on {trained.data.name!r}"
                 )
-            dataset = normalised_as(about, dataset)
+            dataset = normalised_as(ImageSpec.of(about), dataset)
         if about["input_shape"] is None:
-            raise SlimError(f"{source} doesn't say how large its images are: expected input_shape in slim.save")
+            raise SlimError(f"{source} doesn't say how large its images are: expected images= in slim.save")
         return Trained(
             stage=about["stage"] or source.stem,
             model=models.load(source, allow_code=self.allow_code),
             plans=[PruningPlan.from_dict(plan) for plan in about["plans"]],
             metrics=about["metrics"] | {"file_size": source.stat().st_size},
-            facts={key: about[key] for key in ("arch", "arch_kwargs", "classes", "mean", "std", "input_shape")},
+            arch=about["arch"],
+            arch_kwargs=about["arch_kwargs"],
+            images=ImageSpec.of(about),
             dataset=dataset,
         )
 
@@ -111,7 +114,7 @@ class Run:
         if not train.is_rank_zero():
             return {}
         path, settings, model = self.path(stage), self.settings, network.model
-        record: dict[str, Any] = asdict(network_size(model, example_images(network.facts["input_shape"])))
+        record: dict[str, Any] = asdict(network_size(model, network.example))
         if network.dataset:
             metric, test = network.dataset.task.metric, network.dataset.test
             found = train.evaluate(model, test, network.dataset, compute=settings.compute)
@@ -121,7 +124,15 @@ class Run:
         if made:
             record["prunes"] = len(made)
         checkpoint.save(
-            path, model, [*network.plans, *made], stage=stage, metrics=record, config=settings, **network.facts
+            path,
+            model,
+            [*network.plans, *made],
+            arch=network.arch,
+            arch_kwargs=network.arch_kwargs,
+            stage=stage,
+            metrics=record,
+            config=settings if network.dataset else None,
+            images=network.images,
         )
         record["file_size"] = path.stat().st_size
         self.records.enter(stage, record, settings, epochs, fresh=fresh)

@@ -54,7 +54,7 @@ def _in_pytorch(run: Run, name: str, path: Path) -> "dict[str, Runner]":
 
     shape, bench = checkpoint.read_metadata(path)["input_shape"], run.settings.bench
     if shape is None:
-        raise SlimError(f"{path} doesn't say how large its images are: expected input_shape in slim.save")
+        raise SlimError(f"{path} doesn't say how large its images are: expected images= in slim.save")
     model = models.load(path, allow_code=run.allow_code)
     modes = {"eager": False, "compiled": True} if bench.compiled else {"eager": False}
     return {

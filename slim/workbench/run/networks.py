@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from slim import checkpoint
+from slim.images import ImageSpec
 from slim.prune.plan import PruningPlan
 from slim.workbench import models
 from slim.workbench.data import Dataset
@@ -23,12 +24,14 @@ class Trained:
     model: nn.Module
     plans: list[PruningPlan]
     metrics: dict[str, Any]
-    facts: dict[str, Any]  # arch, arch_kwargs, classes, mean, std, input_shape: as checkpoint.save takes them
+    arch: str | None
+    arch_kwargs: dict[str, Any]
+    images: ImageSpec
     dataset: Dataset | None  # normalised as the file says; None for a network that wasn't trained by slim
 
     @property
     def example(self) -> Tensor:
-        return example_images(self.facts["input_shape"])
+        return example_images(self.images.shape or ())
 
     def replace(self, **changes: Any) -> "Trained":
         """Return it with some of its fields changed."""
@@ -49,15 +52,11 @@ def times_pruned(path: Path) -> int:
     return len(checkpoint.read_metadata(path)["plans"])
 
 
-def normalised_as(facts: dict[str, Any], dataset: Dataset) -> Dataset:
+def normalised_as(images: ImageSpec, dataset: Dataset) -> Dataset:
     """Return the data set normalised by the mean and std that a network's file names, or by its own where it names
     none."""
-    mean, std = (tuple(facts[key] or getattr(dataset.spec, key)) for key in ("mean", "std"))
-    return replace(dataset, spec=replace(dataset.spec, mean=mean, std=std))
-
-
-def facts_of(dataset: Dataset) -> dict[str, Any]:
-    return dataset.spec.to_dict()
+    spec = dataset.spec
+    return replace(dataset, spec=replace(spec, mean=images.mean or spec.mean, std=images.std or spec.std))
 
 
 def example_images(shape: Sequence[int]) -> Tensor:

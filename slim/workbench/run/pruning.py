@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -15,12 +14,13 @@ from slim.prune.planner import plan
 from slim.prune.recovery.recover import Recovery, recover
 from slim.prune.verify import verify
 from slim.tables import render
-from slim.workbench import data, models, report, train
+from slim.workbench import data, report, train
 from slim.workbench.config import PruneConfig, RunConfig
 from slim.workbench.data import Dataset
 from slim.workbench.run import asked
+from slim.workbench.run.beginning import first_network
 from slim.workbench.run.folder import Run
-from slim.workbench.run.networks import Trained, example_images, image_size
+from slim.workbench.run.networks import Trained
 from slim.workbench.train.gradual import Pruning
 
 
@@ -56,19 +56,34 @@ def plan_file(run: Run, source: Path) -> PruningPlan:
     return _planned(run, source)[2]
 
 
-def plan_architecture(run: Run, arch: str) -> PruningPlan:
-    """Print the plan for an untrained network on images of 3 channels and `data.image_size` pixels (224, for
-    slim's own 32). Equal γ would have no order, so they are drawn at random."""
-    pixels = run.settings.data.image_size or (32 if arch.startswith("slim:") else 224)
-    arguments = {"num_classes": 1000, **image_size(arch, pixels), **run.settings.model.kwargs}
-    torch.manual_seed(run.settings.seed)
-    model = models.build(arch, allow_code=(arch, *run.allow_code), **arguments).eval()
-    for module in model.modules():
+def prune_given(run: Run, *, with_data: bool) -> list[Path]:
+    """Save the network that the settings name, with its weights, as the baseline of a new run, and prune it; with data,
+    evaluate and recover it. Returns the files of both and the plan's."""
+    with run.lock():
+        network = first_network(run, "baseline", run.dataset() if with_data else None)
+        run.save("baseline", network, fresh=True)
+        return [run.path("baseline"), *prune_stage(run, run.path("baseline"))]
+
+
+def plan_given(run: Run) -> PruningPlan:
+    """Print the plan for the network that the settings name, with its weights, and write nothing."""
+    network = first_network(run, "baseline", None)
+    made = _made(run, network.model.eval(), network.example)
+    _show(made, run.console)
+    return made
+
+
+def plan_architecture(run: Run) -> PruningPlan:
+    """Print the plan for an untrained network on images of `data.image_size` pixels (224, for slim's own 32). Equal γ
+    would have no order, so they are drawn at random."""
+    network = first_network(run, "baseline", None)
+    for module in network.model.eval().modules():
         if isinstance(module, _BatchNorm) and module.affine:
             nn.init.uniform_(module.weight)
-    made = _made(run, model, example_images([3, pixels, pixels]))
+    made = _made(run, network.model, network.example)
     _show(made, run.console)
-    run.console.print(f"{arch}, untrained, γ drawn at random, 3×{pixels}×{pixels} pixels; nothing was written")
+    size = "×".join(map(str, network.images.shape or ()))
+    run.console.print(f"{run.settings.model.arch}, untrained, γ drawn at random, {size} pixels; nothing was written")
     return made
 
 

@@ -4,16 +4,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from slim.errors import SlimError
 from slim.prune.plan import PruningPlan
-from slim.workbench import models, report, train
+from slim.workbench import report, train
 from slim.workbench.config import OptimConfig, SparsityConfig
+from slim.workbench.run.beginning import first_network
 from slim.workbench.run.folder import Run
-from slim.workbench.run.networks import Trained, facts_of, image_size, times_pruned
+from slim.workbench.run.networks import Trained, times_pruned
 from slim.workbench.run.pruning import gradual_pruning
 from slim.workbench.run.resuming import check_same, is_done
 from slim.workbench.run.stages import STAGES
@@ -47,10 +46,27 @@ def train_new(run: Run, stage: str, sparsity: SparsityConfig | None, *, fresh: b
     """Train a new network as a stage, unless a run that resumes has it already."""
     if run.resume and is_done(run, stage, prunes=0):
         return run.path(stage)
-    network = _untrained(run, stage)
-    run.records.check()
+    network = _first(run, stage)
     _fit_and_save(run, stage, network, run.settings.train, sparsity, fresh=fresh)
     return run.path(stage)
+
+
+def evaluate_given(run: Run) -> Path:
+    """Save the network with the weights that it came with as the baseline of a new run, unless a run that resumes has
+    it already."""
+    if not (run.resume and is_done(run, "baseline", prunes=0)):
+        record = run.save("baseline", _first(run, "baseline"), fresh=True)
+        train.wait_for_all()  # for the file
+        run.console.print(report.stage_table({"baseline": record}, "as it came"))
+    return run.path("baseline")
+
+
+def _first(run: Run, stage: str) -> Trained:
+    with train.rank_zero_first():
+        dataset = run.dataset()
+    network = first_network(run, stage, dataset)
+    run.records.check()  # before the work, so that a broken file costs none of it
+    return network
 
 
 def train_sparse(run: Run, source: Path | None) -> Path:
@@ -58,26 +74,6 @@ def train_sparse(run: Run, source: Path | None) -> Path:
     if source is None:
         return train_new(run, "sparse", run.settings.sparsity)
     return _train_on(run, "sparse", source, run.settings.train, run.settings.sparsity)
-
-
-def _untrained(run: Run, stage: str) -> Trained:
-    settings = run.settings
-    with train.rank_zero_first():
-        dataset = run.dataset()
-    arch = settings.model.arch
-    arguments = {
-        "num_classes": len(dataset.classes),
-        "in_channels": dataset.channels,
-        "gamma": settings.model.gamma,
-        **image_size(arch, dataset.image_size),
-        **settings.model.kwargs,
-    }
-    torch.manual_seed(settings.seed)
-    model = models.build(arch, allow_code=run.allow_code, **arguments)
-    if not any(isinstance(module, _BatchNorm) and module.affine for module in model.modules()):
-        raise SlimError(f"{arch} has no BatchNorm with a scale γ: there is nothing to prune")
-    facts = facts_of(dataset) | {"arch": arch, "arch_kwargs": arguments}
-    return Trained(stage, model, [], {}, facts, dataset)
 
 
 def _train_on(
@@ -97,9 +93,7 @@ def _train_on(
         before = run.open(source)
         dataset = before.dataset or run.dataset()
     unpruned = run.open(teacher).model if teacher else None
-    network = Trained(
-        before.stage, before.model, before.plans, before.metrics, before.facts | facts_of(dataset), dataset
-    )
+    network = before.replace(images=dataset.spec, dataset=dataset)
     _fit_and_save(run, stage, network, optim, sparsity, teacher=unpruned)
     return run.path(stage)
 

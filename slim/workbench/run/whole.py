@@ -16,7 +16,7 @@ from slim.workbench.run.pruning import prune_stage
 from slim.workbench.run.records import Records
 from slim.workbench.run.reporting import report_stage
 from slim.workbench.run.resuming import is_done
-from slim.workbench.run.training import finetune_stage, train_new, train_sparse
+from slim.workbench.run.training import evaluate_given, finetune_stage, train_new, train_sparse
 
 FLOOR_OF_A_PASS = 0.5  # share of each layer that stays in one of several passes, as in the paper
 
@@ -45,8 +45,9 @@ def _stages(run: Run, command: str | None) -> list[Path]:
         for folder in run.folder.glob("pass-*"):
             Records(folder).forget()
     passes = [run.replace(folder=run.folder / f"pass-{number}") for number in range(1, run.settings.passes)] + [run]
-    baseline = train_new(run, "baseline", None, fresh=True)
-    wrote, source = [baseline], None
+    given = run.settings.model.weights is not None
+    baseline = evaluate_given(run) if given else train_new(run, "baseline", None, fresh=True)
+    wrote, source = [baseline], baseline if given else None
     for each in passes:
         wrote += _one_pass(each, source, baseline)
         source = each.path("finetuned")

@@ -65,6 +65,8 @@ def tradeoff(networks: Networks, seconds: float | None) -> dict[str, Any]:
             continue
         if all(abs(made.ratio_achieved - other["ratio"]) > NEAR for other in points):
             points.append(point(share, made))
+    if not points:
+        raise SlimError("no ratio could be planned: see slim-prune --dry-run")
     return {
         **{"points": sorted(points, key=lambda each: each["ratio"]), "skipped": sorted(skipped)},
         **{"split": name, "images": len(split)},

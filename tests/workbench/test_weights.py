@@ -1,0 +1,182 @@
+"""Trained weights: from every kind of file, fitted to the network with another head, or refused by name."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from commands import Command, contents
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import slim
+from slim import checkpoint
+from slim.errors import SlimError
+from slim.workbench.models import build
+from slim.workbench.models.weights import fit_weights, read_weights
+
+ARCH = "slim:vgg7"
+
+
+def trained(classes: int = 10) -> nn.Module:
+    """A network whose γ, β and statistics all differ from their first values."""
+    torch.manual_seed(1)
+    model = build(ARCH, num_classes=classes, in_channels=1)
+    for tensor in model.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.uniform_(0.1, 1)
+    return model
+
+
+def assert_equal(model: nn.Module, state: dict[str, Tensor], but: str = "-") -> None:
+    assert all(
+        torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items() if not name.startswith(but)
+    )
+
+
+def prefixed(prefix: str) -> Callable[[dict[str, Tensor]], Any]:
+    return lambda state: {prefix + name: tensor for name, tensor in state.items()}
+
+
+CONTENTS: dict[str, Callable[[dict[str, Tensor]], Any]] = {
+    "a state dict": dict,
+    "state_dict": lambda state: {"epoch": 3, "state_dict": state},
+    "model": lambda state: {"model": state, "optimizer": {"lr": 0.1}},
+    "model_state_dict": lambda state: {"model_state_dict": state},
+    "ema": lambda state: {"ema": state, "step": torch.tensor(3)},
+    "module.": prefixed("module."),
+    "_orig_mod.": prefixed("_orig_mod."),
+    "compiled and distributed": prefixed("module._orig_mod."),
+    "Lightning": lambda state: {"state_dict": prefixed("net.")(state)},
+    "without counters": lambda state: {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")},
+}
+
+
+@pytest.mark.parametrize("kind", CONTENTS)
+def test_every_usual_kind_of_file(kind: str, tmp_path: Path) -> None:
+    state = trained().state_dict()
+    torch.save(CONTENTS[kind](state), tmp_path / "w.pth")
+    model = build(ARCH, num_classes=10, in_channels=1)
+    assert fit_weights(model, read_weights(ARCH, str(tmp_path / "w.pth")), 10) == []
+    assert_equal(model, dict(state))
+
+
+def test_safetensors_and_a_new_head(tmp_path: Path) -> None:
+    state = trained(1000).state_dict()
+    save_file(state, tmp_path / "w.safetensors")
+    model = build(ARCH, num_classes=7, in_channels=1)
+    head = model.get_parameter("classifier.weight").clone()
+    notes = fit_weights(model, read_weights(ARCH, str(tmp_path / "w.safetensors")), 7)
+    assert notes == ["classifier: made new for 7 classes (the weights have 1000)"]
+    assert_equal(model, dict(state), but="classifier")
+    assert torch.equal(model.get_parameter("classifier.weight"), head)
+
+
+class Own:
+    """Something that only a pickle can hold."""
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (lambda state: {**state, "extra": torch.ones(1)}, "have too many tensors: extra$"),
+        (lambda state: {k: v for k, v in state.items() if k != "conv2.weight"}, "lack conv2.weight$"),
+        (lambda state: {**state, "conv2.weight": torch.ones(3, 3)}, "another shape of conv2.weight$"),
+        (
+            lambda state: {f"other.{k}": v for k, v in state.items()},
+            r"lack conv1.weight, bn1.weight, .* and \d+ more$",
+        ),
+        (lambda _: {"epoch": 3, "lr": 0.1}, r"hold epoch, lr: expected a state dict, or one under state_dict, model"),
+        (lambda _: Own(), "a pickled object, which can run code when opened: expected tensors alone"),
+    ],
+)
+def test_what_does_not_fit_is_named(content: Callable[[dict[str, Tensor]], Any], message: str, tmp_path: Path) -> None:
+    torch.save(content(dict(trained().state_dict())), tmp_path / "w.pt")
+    with pytest.raises(SlimError, match=message) as caught:
+        fit_weights(build(ARCH, num_classes=10, in_channels=1), read_weights(ARCH, str(tmp_path / "w.pt")), 10)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arch", "source", "message"),
+    [
+        (ARCH, "none.pth", "none.pth' can't be read: No such file"),
+        (ARCH, "none.safetensors", "can't be read: No such file"),
+        (ARCH, "broken.pt", "are broken|pickled object"),
+        (ARCH, "DEFAULT", "expected a file that ends in"),
+        ("torchvision:resnet18", "IMAGENET1K_V3", "did you mean 'IMAGENET1K_V1'"),
+    ],
+)
+def test_weights_that_are_not_there(
+    arch: str, source: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("broken.pt").write_bytes(b"PK\x03\x04 no archive")
+    with pytest.raises(SlimError, match=message) as caught:
+        read_weights(arch, source)
+    assert "\n" not in str(caught.value)
+
+
+def test_torchvision_finds_its_own_and_what_belongs_to_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = build("torchvision:resnet18").state_dict()
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *_, **__: state)
+    weights = read_weights("torchvision:resnet18", "DEFAULT")
+    assert weights.state.keys() == state.keys()
+    assert weights.mean == (0.485, 0.456, 0.406) and weights.std == (0.229, 0.224, 0.225)
+    assert weights.image_size == 224 and weights.classes is not None and weights.classes[0] == "tench"
+
+
+def test_pruned_without_any_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command) -> None:
+    """From a file of weights to a thin network, which the next commands take."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    model = build("torchvision:resnet18", num_classes=5)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.1, 1)
+    torch.save({"state_dict": model.state_dict()}, "mine.pth")
+    argv = ["--arch", "torchvision:resnet18", "--weights", "mine.pth", "--ratio", "0.5", "--data.image-size", "32"]
+    assert "nothing was written" not in command("prune", *argv, "--dry-run") and not Path("checkpoints").exists()
+    command("prune", *argv)
+    run = Path("checkpoints/resnet18")
+    base, thin = slim.load(run / "baseline.safetensors"), slim.load(run / "pruned.safetensors")
+    assert_equal(base, dict(model.state_dict()))  # γ too, and the head of 5 classes
+    plan = slim.PruningPlan.load(run / "plan.json")
+    assert plan.ratio_achieved == pytest.approx(0.5, abs=0.01)
+    x = torch.randn(2, 3, 32, 32)
+    assert slim.verify(base, thin, plan, x) < 1e-10 and thin(x).shape == (2, 5)
+    Path("mine.pth").unlink()  # a later stage needs it no more
+    assert "model.onnx" in command("export", str(run / "pruned.safetensors"))
+
+
+def test_a_network_in_a_file_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mynet.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "class Net(nn.Sequential):\n"
+        "    def __init__(self):\n"
+        "        super().__init__(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 4, 3))\n"
+        "        torch.manual_seed(3)\n"
+        "        nn.init.uniform_(self[1].weight, 0.2, 0.9)\n"
+    )
+    command("prune", "--arch", "mynet.py:Net", "--ratio", "0.5", "--data.image_size", "16")
+    about = checkpoint.read_metadata("checkpoints/Net/pruned.safetensors")
+    assert about["arch"] == "mynet.py:Net" and about["metrics"]["channels"] == 8
+    base = slim.load("checkpoints/Net/baseline.safetensors", allow_code="mynet.py:Net")
+    assert ((base[1].weight > 0.2) & (base[1].weight < 0.9)).all()  # its own γ
+
+
+def test_a_run_begins_with_the_network_as_it_came(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command, mistake: Command
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_file(trained().state_dict(), "w.safetensors")
+    options = ["--train.epochs", "1", "--finetune.epochs", "1", "--bench.runs", "2", "--report.page", "false"]
+    command("run", "--model.weights", "w.safetensors", "--name", "given", *options)
+    run = Path("checkpoints/given")
+    assert_equal(slim.load(run / "baseline.safetensors"), dict(trained().state_dict()))
+    assert checkpoint.read_metadata(run / "finetuned.safetensors")["metrics"]["accuracy"] > 0
+    before = contents(run)
+    assert "--model.weights w.safetensors" in mistake("run", "--name", "given", "--resume")
+    assert contents(run) == before
