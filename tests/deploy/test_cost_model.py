@@ -1,6 +1,8 @@
 """The cost model: sums of operators, measured once, in onnxruntime or on a made-up machine."""
 
 import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from networks import ZOO, randomise
 import slim
 from slim.deploy.cost import model
 from slim.deploy.onnx.kernel_graph import KernelGraph
-from slim.deploy.target import Kernel
+from slim.deploy.target import Kernel, SizedKernel
 from slim.trace.tracer import trace
 from slim.workbench.models import build
 
@@ -117,3 +119,41 @@ def test_more_work_takes_more_time() -> None:
     many = (few[0], 128, 128)
     times = dict(itertools.chain.from_iterable(ONE_THREAD.time([few, many])))
     assert times[many] > 4 * times[few]  # 16 times the arithmetic
+
+
+@dataclass
+class Slow(MadeUp):
+    """A machine on which each kernel takes its time to be measured, by a clock of its own."""
+
+    seconds_each: float = 0.0
+    seconds: float = 0.0
+
+    def time(self, kernels: Sequence[SizedKernel]) -> Iterator[list[tuple[SizedKernel, float]]]:
+        for batch in super().time(kernels):
+            self.seconds += self.seconds_each * len(batch)
+            yield batch
+
+
+@pytest.mark.parametrize("seconds_each, finest", [(0.0, True), (0.01, True), (0.05, False)])
+def test_measuring_ends_in_time(seconds_each: float, finest: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A coarser grid, where the finer one would take longer than the 20 s; its predictions stay near the truth."""
+    traced = trace(randomise(torchvision.models.resnet18()), X)
+    machine, patient = Slow(seconds_each=seconds_each, batch_of_kernels=64), MadeUp("patient")
+    monkeypatch.setattr(model.time, "monotonic", lambda: machine.seconds)
+    found, whole = model.latency_model(traced, machine), model.latency_model(traced, patient)
+    probes = 3 * len(model.PROBED) * seconds_each
+    assert machine.seconds - probes <= model.SECONDS
+    assert (len(machine.asked) == len(patient.asked)) == finest
+    kept = np.random.default_rng(0).random(len(traced.classes)) < 0.6
+    assert found.of(kept) == pytest.approx(whole.of(kept), rel=1e-9 if finest else 0.1)
+
+
+def test_a_bar_shows_only_where_it_takes_long(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as in a terminal
+    for seconds_each, shown in [(0.0, False), (1.0, True)]:
+        machine = Slow(f"{seconds_each} s each", batch_of_kernels=4, seconds_each=seconds_each)
+        monkeypatch.setattr(model.time, "monotonic", lambda machine=machine: machine.seconds)
+        model.Times(machine).measure((Kernel("gemm", (1,)), 8, makes) for makes in range(1, 20))
+        assert ("timing 19 operators" in capsys.readouterr().err) == shown

@@ -9,9 +9,10 @@ from typing import Any
 from torch import nn
 
 from slim.deploy.cost import network
-from slim.deploy.cost.correction import TOLERANCE, Attempt, correct
+from slim.deploy.cost.correction import ATTEMPTS, TOLERANCE, Attempt, correct
 from slim.deploy.cost.model import LatencyModel
 from slim.deploy.cost.runtime import Runtime
+from slim.deploy.progress import progress
 from slim.errors import SlimError
 from slim.prune.budgets import BoundBudget, Budget, Cost, Costs, Plans
 from slim.prune.plan import PruningPlan
@@ -111,6 +112,7 @@ class Correction:
             latest.clear()
             latest[plan.digest] = thin = self._network(plan)
             shares[plan.digest] = network.share_of(network.in_turn([self.original, thin]))
+            advance(1)
             return shares[plan.digest]
 
         def predicted(share: float) -> tuple[PruningPlan, float]:
@@ -118,7 +120,8 @@ class Correction:
             return plan, plan.achieved["latency"]
 
         budget = self.asked if self.kind == "latency" else self.asked / self.first
-        best = correct(predicted, measured, budget)
+        with progress("timing whole networks", ATTEMPTS) as advance:
+            best = correct(predicted, measured, budget)
         kept = latest.get(best.plan.digest) or self._network(best.plan)
         kept.check()
         return self._told(best, shares[best.plan.digest])

@@ -9,15 +9,18 @@ import json
 import math
 import os
 import sys
+import time
 from collections.abc import Iterable, Iterator
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from slim.deploy.cost.operators import Operator, operators
 from slim.deploy.cost.staircase import Surface, levels, quantum
+from slim.deploy.progress import progress
 from slim.deploy.target import Kernel, SizedKernel, Target
 from slim.files import replacing
 from slim.prune.knapsack import CostPart
@@ -27,6 +30,9 @@ from slim.trace.tracer import Trace
 PROBED = range(33, 98)
 OTHER = 64
 SPACE = 14
+
+SECONDS = 20.0  # of measuring for one network, about
+STEPS = (4, 2, 1)  # of the grids: every fourth count of each side, every second, all
 
 
 @dataclass
@@ -53,14 +59,23 @@ class LatencyModel:
 def latency_model(traced: Trace, target: Target, batch_size: int = 1) -> LatencyModel:
     """Return the cost model of a traced model on a target, for batches of `batch_size`.
 
-    What isn't in the cache is measured: under a minute for ResNet-50 at batch 1 in onnxruntime.
+    What isn't in the cache is measured, for about 20 s at most: on the coarsest grid first, then on finer ones as far
+    as time allows, with a progress bar where it takes longer than 2 s.
     """
     found = operators(traced, batch_size)
     table = Times(target)
     table.measure(_probes(batch_size))
     widths = _widths(table, batch_size)
-    grids = {_key(operator): _grid(operator, widths) for operator in found}
-    table.measure((operator.kernel, r, m) for operator in found for r, m in _points(grids[_key(operator)]))
+    whole = {_key(operator): _grid(operator, widths) for operator in found}
+    deadline = time.monotonic() + SECONDS
+    grids: dict[Any, Grid] = {}
+    for step in STEPS:
+        finer = {key: grid.every(step) for key, grid in whole.items()}
+        points = [(operator.kernel, *point) for operator in found for point in _points(finer[_key(operator)])]
+        if grids and table.seconds_for(points) > deadline - time.monotonic():
+            break
+        table.measure(points)
+        grids = finer
     surfaces = []
     for operator in found:
         grid = grids[_key(operator)]
@@ -77,6 +92,11 @@ class Grid:
     makes: list[int]
     widths: tuple[int, int]
     mixes: bool
+
+    def every(self, step: int) -> "Grid":
+        """Return the grid with every `step`-th count of each side, the ends included."""
+        reads, makes = (sorted({side[0], *side[::-step]}) for side in (self.reads, self.makes))
+        return replace(self, reads=reads, makes=makes)
 
 
 def _key(operator: Operator) -> tuple[Kernel, int, int, bool, bool]:
@@ -157,6 +177,7 @@ class Times:
 
     def __init__(self, target: Target) -> None:
         self.target, self.identity = target, target.identity
+        self._pace = 0.0  # seconds for each kernel
         name = hashlib.sha256(self.identity.encode()).hexdigest()[:16]
         self.path = cache_folder() / f"latency-{name}.json"
         self.times = self._read()
@@ -166,10 +187,24 @@ class Times:
 
     def measure(self, sized: Iterable[SizedKernel]) -> None:
         """Measure what is missing, and save after every batch, so that an interrupted run goes on where it was."""
-        missing = [each for each in dict.fromkeys(sized) if self._text(each) not in self.times]
-        for batch in self.target.time(missing) if missing else ():
-            self.times |= {self._text(each): float(ms) for each, ms in batch}
-            self._write()
+        missing = self._missing(sized)
+        if not missing:
+            return
+        start = time.monotonic()
+        with progress(f"timing {len(missing)} operators on {self.target}", len(missing)) as advance:
+            for batch in self.target.time(missing):
+                measured = {self._text(each): float(ms) for each, ms in batch}
+                self.times |= measured
+                self._write()
+                advance(len(measured))
+        self._pace = (time.monotonic() - start) / len(missing)
+
+    def seconds_for(self, sized: Iterable[SizedKernel]) -> float:
+        """Return how long it will take to measure what is missing, at the pace of the last time."""
+        return self._pace * len(self._missing(sized))
+
+    def _missing(self, sized: Iterable[SizedKernel]) -> list[SizedKernel]:
+        return [each for each in dict.fromkeys(sized) if self._text(each) not in self.times]
 
     @staticmethod
     def _text(sized: SizedKernel) -> str:
