@@ -20,10 +20,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from torch import nn
 
 if TYPE_CHECKING:
     from slim.workbench.data import Dataset
 
+NORMS = nn.modules.batchnorm._BatchNorm
 Device = Literal["auto", "cpu", "cuda", "mps"]
 RESULTS = Path(__file__).parent / "results"
 
@@ -146,6 +148,26 @@ def dataset(name: str, images: int = 0, *, val_fraction: float = 0.1, seed: int 
         return loaded
     chosen = torch.randperm(len(loaded.train), generator=torch.Generator().manual_seed(0))[:images]
     return dataclasses.replace(loaded, train=loaded.train[chosen])
+
+
+@torch.no_grad()
+def randomise(model: nn.Module, seed: int) -> None:
+    """Give BatchNorms random γ, β and statistics, and noise to what starts as a constant: zeros would hide faults."""
+    generator = torch.Generator().manual_seed(seed)
+    for norm in (m for m in model.modules() if isinstance(m, NORMS)):
+        if norm.affine:
+            norm.weight.uniform_(0.01, 1, generator=generator)
+            norm.bias.normal_(0, 0.1, generator=generator)
+        if norm.track_running_stats:
+            norm.get_buffer("running_mean").normal_(0, 0.3, generator=generator)
+            norm.get_buffer("running_var").uniform_(0.5, 2, generator=generator)
+    for parameter in model.parameters():
+        if (
+            parameter.numel() > 1
+            and parameter.is_floating_point()
+            and bool((parameter == parameter.flatten()[0]).all())
+        ):
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
 
 
 def rows_of(examine: Callable[..., None], *arguments: Any, seconds: int) -> Iterator[dict[str, Any]]:

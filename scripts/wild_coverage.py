@@ -32,7 +32,7 @@ from unittest import mock
 
 import numpy as np
 import torch
-from shared import RESULTS, add_row, parser_of, ran_on, read_rows, rows_of, table
+from shared import NORMS, RESULTS, add_row, parser_of, ran_on, randomise, read_rows, rows_of, table
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 from wild_networks import NETWORKS, Network
@@ -40,7 +40,6 @@ from wild_networks import NETWORKS, Network
 import slim
 
 Row = dict[str, Any]
-NORMS = nn.modules.batchnorm._BatchNorm
 PRODUCERS = (nn.modules.conv._ConvNd, nn.Linear)
 STATUSES = ("ok", "short", "refused", "differs", "crashed", "timeout", "not built")
 
@@ -53,7 +52,7 @@ def build(name: str) -> Network:
     _seed()
     model, inputs = NETWORKS[name]()
     training = model.training and name.endswith("-train")
-    randomise(model)
+    randomise(model, seed=1)
     return model.train(training), inputs
 
 
@@ -61,23 +60,6 @@ def _seed(seed: int = 0) -> None:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-
-
-@torch.no_grad()
-def randomise(model: nn.Module) -> None:
-    """Give BatchNorms random γ and β, and noise to whatever starts as a constant: zeros would hide faults."""
-    generator = torch.Generator().manual_seed(1)
-    norms = [m for m in model.modules() if isinstance(m, NORMS) and m.affine]
-    for norm in norms:
-        norm.weight.uniform_(0.01, 1, generator=generator)
-        norm.bias.normal_(0, 0.1, generator=generator)
-    for parameter in model.parameters():
-        if (
-            parameter.numel() > 1
-            and parameter.is_floating_point()
-            and bool((parameter == parameter.flatten()[0]).all())
-        ):
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
 
 
 def call(model: nn.Module, inputs: Any) -> list[Tensor]:

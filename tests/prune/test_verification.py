@@ -2,6 +2,7 @@
 
 import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 
 import slim
 from slim.prune import verify as verification
+from slim.prune.verify import Proof
 from slim.workbench.models import build
 
 CASES = {
@@ -260,3 +262,9 @@ def test_inputs_that_the_network_can_not_take_are_one_line() -> None:
     with pytest.raises(slim.SlimError, match=r"can't be run on example_inputs: RuntimeError: .*3 channels") as caught:
         slim.verify(model, plan.apply(model), plan, torch.randn(2, 5, 8, 8))
     assert "\n" not in str(caught.value)
+
+
+def test_a_proof_travels_between_processes() -> None:
+    proof = Proof(1e-15, layers=3, places=5, compared=4)
+    again = pickle.loads(pickle.dumps(proof))
+    assert (again, again.layers, again.places, again.compared) == (1e-15, 3, 5, 4)
