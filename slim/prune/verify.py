@@ -25,7 +25,7 @@ from slim.trace.tracer import call
 
 NORMS = nn.modules.batchnorm._BatchNorm
 DTYPE = ("dtype", "scalar type", "Double")  # what errors say where forward code insists on its own
-ENOUGH = 2**19  # elements of inputs
+ENOUGH = 2**17  # elements of inputs
 _COMPUTED = "parametrizations.weight.original"
 WEIGHTS = ("weight", _COMPUTED, f"{_COMPUTED}1", "weight_v", "weight_orig")  # where a layer keeps it, or what makes it
 LEAST_SHARE = 0.5  # of the places that must be comparable: with fewer, nothing would be proved
@@ -137,16 +137,15 @@ def _same_function(
 
 def _candidates(example_inputs: Any, device: torch.device, dtype: torch.dtype | None) -> list[Any]:
     """What to run the networks on, the best first: many samples, none like another, if the model takes such."""
-    size = sum(tensor.numel() for tensor in find_tensors(example_inputs).values())
-    times = 3 if size < ENOUGH else 1  # large ones, volumes and videos, have enough places to fit statistics to
-    larger = tree_map_only(
-        Tensor, lambda t: t.repeat(times, *[1] * (t.dim() - 1)) if t.dim() > 1 else t, example_inputs
-    )
+    larger = tree_map_only(Tensor, lambda t: t.repeat(3, *[1] * (t.dim() - 1)) if t.dim() > 1 else t, example_inputs)
+    sizes = [larger, example_inputs]
+    if sum(tensor.numel() for tensor in find_tensors(example_inputs).values()) > ENOUGH:
+        sizes.reverse()  # large images and volumes have enough places to fit statistics to
 
     def converted(tensor: Tensor) -> Tensor:
         return tensor.to(device, dtype if tensor.is_floating_point() else None)
 
-    plain = [tree_map_only(Tensor, converted, candidate) for candidate in (larger, example_inputs)]
+    plain = [tree_map_only(Tensor, converted, candidate) for candidate in sizes]
     return [tree_map_only(Tensor, _with_noise, candidate) for candidate in plain] + plain
 
 
