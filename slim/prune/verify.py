@@ -21,7 +21,7 @@ from slim.prune.rebuild import kept, thin_tensor
 from slim.trace.copy import all_tensors, clone, named_tensors, unwrapped
 from slim.trace.outputs import find_tensors, output_tensors
 from slim.trace.state import restored
-from slim.trace.tracer import call
+from slim.trace.tracer import call, cannot_run, check_inputs
 
 NORMS = nn.modules.batchnorm._BatchNorm
 DTYPE = ("dtype", "scalar type", "Double")  # what errors say where forward code insists on its own
@@ -73,7 +73,7 @@ def verify(
     4
     """
     model, thin = unwrapped(model), unwrapped(thin)
-    _check_finite(model, example_inputs)
+    _check_arguments(model, plan, example_inputs)
     _same_weights(model, thin, plan)
     attempts: list[tuple[torch.dtype | None, float]] = [(torch.float64, 1e-10), (None, 1e-4)]
     if next(model.parameters()).device.type == "mps":  # which has no float64
@@ -86,14 +86,20 @@ def verify(
         except Exception as error:
             said = " ".join(str(error).split())
             if dtype is None or not any(word in said for word in DTYPE):
-                raise SlimError(
-                    f"the network can't be run on example_inputs: {type(error).__name__}: {said}"
-                ) from error
+                raise cannot_run(error) from error
     raise AssertionError("the last attempt returns or raises")
 
 
-def _check_finite(model: nn.Module, example_inputs: Any) -> None:
-    """SlimError where a weight or an input isn't a number: nothing could be compared."""
+def _check_arguments(model: nn.Module, plan: PruningPlan, example_inputs: Any) -> None:
+    """SlimError where the plan is of another model, or a weight or an input isn't a number: nothing to compare."""
+    if not isinstance(plan, PruningPlan):
+        raise SlimError(f"plan is a {type(plan).__name__}: expected what slim.plan returned")
+    named = dict(named_tensors(model))
+    for name, shape in plan.shapes.items():
+        found = list(named[name].shape) if name in named else "missing"
+        if found != list(shape):
+            raise SlimError(f"the plan isn't of this model: {name} is {found}, expected {list(shape)}")
+    check_inputs(example_inputs)
     given = find_tensors(example_inputs, "example_inputs")
     for name, tensor in (*named_tensors(model), *given.items()):
         if not tensor.is_floating_point() and not tensor.is_complex():

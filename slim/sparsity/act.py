@@ -77,6 +77,8 @@ def sparsify(
     """
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise SlimError(f"{type(optimizer).__name__} is no optimizer: expected one of torch.optim, then a penalty")
+    if not isinstance(penalty, Penalty):
+        raise SlimError(f"{penalty!r} is no penalty: expected one such as slim.L1(1e-4)")
     if method not in METHODS:
         raise unknown("sparsity method", method, METHODS)
     if method not in penalty.methods:

@@ -23,7 +23,9 @@ INTERNAL = nn.Module().__dict__.keys()  # attributes that every module has
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """Return the model that a compiled or a distributed one wraps; any other as it is."""
+    """Return the model that a compiled or a distributed one wraps; any other as it is. SlimError for what is none."""
+    if not isinstance(model, nn.Module):
+        raise SlimError(f"model is a {type(model).__name__}: expected a torch.nn.Module")
     while True:
         inner = getattr(model, "_orig_mod", None)  # torch.compile's
         if isinstance(model, nn.parallel.DistributedDataParallel):

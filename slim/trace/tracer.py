@@ -26,7 +26,7 @@ from slim.trace.constants import constants_of, mark_result
 from slim.trace.copy import all_tensors, clone, named_modules, named_tensors, unwrapped
 from slim.trace.labeller import INDEXED, Executed, Labeller, Product
 from slim.trace.op import META, Op
-from slim.trace.outputs import output_tensors
+from slim.trace.outputs import find_tensors, output_tensors
 from slim.trace.recurrence import OneStep
 from slim.trace.rules.builtin import rule_for
 from slim.trace.state import restored
@@ -226,6 +226,7 @@ def trace(model: nn.Module, example_inputs: Any, *, select: bool = False, whole_
     whole groups, instead of the same places within each. Raises SlimError where the model can't be run.
     """
     _check_kind(model)
+    check_inputs(example_inputs)
     traced = _trace_somehow(model, example_inputs, set(), whole_groups)
     if not select:
         return traced
@@ -237,10 +238,24 @@ def trace(model: nn.Module, example_inputs: Any, *, select: bool = False, whole_
     return traced
 
 
+def check_inputs(example_inputs: Any) -> None:
+    """SlimError for inputs that hold no tensor, or none with an element: they would show nothing."""
+    tensors = find_tensors(example_inputs, arrays=False).values()
+    if not tensors and not isinstance(example_inputs, tuple | list | dict):
+        raise SlimError(f"example_inputs is a {type(example_inputs).__name__}: expected a tensor, a tuple or a dict")
+    if tensors and not any(tensor.numel() for tensor in tensors):
+        raise SlimError("example_inputs is an empty batch: expected at least one sample")
+
+
+def cannot_run(error: Exception) -> SlimError:
+    """Say in one line that the model can't be run."""
+    said = " ".join(str(error).split())
+    said = said if len(said) <= 300 else f"{said[:299]}…"
+    return SlimError(f"the model can't be run on example_inputs: {type(error).__name__}: {said}")
+
+
 def _check_kind(model: nn.Module) -> None:
     """SlimError for a model without a forward in Python, or without shapes."""
-    if not isinstance(model, nn.Module):
-        raise SlimError(f"model is a {type(model).__name__}: expected a torch.nn.Module")
     for name, module in named_modules(model):
         where = name[:-1] or "the model"
         if isinstance(module, torch.jit.ScriptModule):
@@ -273,4 +288,4 @@ def _trace_somehow(model: nn.Module, example_inputs: Any, select: set[str], whol
                 last = error
     if isinstance(last, SlimError):
         raise last
-    raise SlimError(f"the model can't be run on example_inputs: {type(last).__name__}: {last}") from last
+    raise cannot_run(last) from last

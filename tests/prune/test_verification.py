@@ -259,7 +259,9 @@ def test_inputs_that_take_no_noise_are_taken_as_they_are(model: nn.Module, x: to
 def test_inputs_that_the_network_can_not_take_are_one_line() -> None:
     model = small()
     plan = slim.plan(model, X, ratio=0.5)
-    with pytest.raises(slim.SlimError, match=r"can't be run on example_inputs: RuntimeError: .*3 channels") as caught:
+    with pytest.raises(
+        slim.SlimError, match=r"the model can't be run on example_inputs: RuntimeError: .*3 channels"
+    ) as caught:
         slim.verify(model, plan.apply(model), plan, torch.randn(2, 5, 8, 8))
     assert "\n" not in str(caught.value)
 

@@ -114,3 +114,9 @@ def test_sparsify_refuses_what_is_no_optimizer() -> None:
     model = network()
     with pytest.raises(SlimError, match=r"is no optimizer: expected one of torch\.optim"):
         sparsify(model, L1(1e-4), torch.optim.SGD(model.parameters(), 0.1))  # type: ignore[arg-type]
+
+
+def test_sparsify_refuses_what_is_no_penalty() -> None:
+    model = network()
+    with pytest.raises(SlimError, match=r"0\.001 is no penalty: expected one such as slim\.L1"):
+        sparsify(model, torch.optim.SGD(model.parameters(), 0.1), 1e-3)  # type: ignore[arg-type]

@@ -84,3 +84,42 @@ def test_a_batchnorm_in_a_list_is_named_as_the_cause() -> None:
         slim.SlimError, match=r"a norm that is no submodule \(nn\.ModuleList registers those of a list\)"
     ):
         slim.plan(Net(), X, ratio=0.5)
+
+
+INPUTS: dict[str, tuple[object, str]] = {
+    "None": (None, "example_inputs is a NoneType: expected a tensor, a tuple or a dict"),
+    "a number": (3, "example_inputs is a int: expected a tensor"),
+    "an array": (X.numpy(), "example_inputs is a ndarray: expected a tensor"),
+    "no samples": (X[:0], "example_inputs is an empty batch"),
+    "no arguments": ((), r"can't be run on example_inputs: TypeError: .*missing 1 required positional argument"),
+    "another shape": (torch.randn(1, 5, 8, 8), "can't be run on example_inputs: RuntimeError: Given groups=1"),
+    "a list of what it doesn't take": ([None], "can't be run on example_inputs: TypeError: conv2d"),
+}
+
+
+@pytest.mark.parametrize("case", INPUTS)
+def test_inputs_that_show_nothing_are_refused_in_one_line(case: str) -> None:
+    inputs, said = INPUTS[case]
+    model = body()
+    plan = slim.plan(model, X, ratio=0.5)
+    thin = plan.apply(model)
+    for refused in (lambda: slim.plan(model, inputs), lambda: slim.verify(model, thin, plan, inputs)):
+        with pytest.raises(slim.SlimError, match=said) as caught:
+            refused()
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+def test_arguments_in_another_order_are_refused_in_one_line() -> None:
+    model = body()
+    plan = slim.plan(model, X, ratio=0.5)
+    thin = plan.apply(model)
+    tries: list[tuple[Callable[[], object], str]] = [
+        (lambda: slim.plan(X, model), "model is a Tensor"),  # type: ignore[arg-type]
+        (lambda: slim.verify(thin, model, plan, X), "the plan isn't of this model: 0.weight is"),
+        (lambda: slim.verify(model, plan, thin, X), "is a PruningPlan: expected a torch.nn.Module"),  # type: ignore
+        (lambda: slim.verify(model, thin, X, plan), "plan is a Tensor: expected what slim.plan"),  # type: ignore
+        (lambda: plan.apply(None), "model is a NoneType"),  # type: ignore[arg-type]
+    ]
+    for refused, said in tries:
+        with pytest.raises(slim.SlimError, match=said):
+            refused()
