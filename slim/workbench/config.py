@@ -19,6 +19,8 @@ import yaml
 
 from slim.errors import SlimError, unknown
 
+MOST_VALUES = 10_000  # in a file of settings
+
 
 def setting(default: Any, help: str, within: str = "") -> Any:
     """A dataclass field with its help text and its range in interval notation, such as "[0, 1)"."""
@@ -283,9 +285,10 @@ def _walk(config: Any, prefix: str) -> Iterator[Setting]:
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """The settings that a YAML file holds, unchecked. SlimError where there is no such file or mapping."""
+    """Return the settings that a YAML file holds, unchecked. SlimError where there is no such file or mapping."""
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        _check_extent(values)
     except OSError as e:
         raise SlimError(f"config {str(path)!r} can't be read: {e.strerror}") from None
     except UnicodeDecodeError:
@@ -295,11 +298,25 @@ def read(path: str | Path) -> dict[str, Any]:
         line = f", line {mark.line + 1}" if mark else ""
         reason = getattr(e, "problem", None) or "not readable"
         raise SlimError(f"config {str(path)!r} is not valid YAML{line}: {reason}") from None
+    except Exception as e:  # dates that there aren't, nesting without end: whatever the values make safe_load raise
+        reason = " ".join(f"{type(e).__name__}: {e}".split())[:100]
+        raise SlimError(f"config {str(path)!r} holds a value that can't be ({reason})") from None
     if values is None:  # an empty file, or comments only
         return {}
     if not isinstance(values, dict):
         raise SlimError(f"config {str(path)!r} holds {values!r:.40}: expected settings such as 'seed: 1'")
     return values
+
+
+def _check_extent(values: Any) -> None:
+    """Raise ValueError for more values than settings have: a few aliases of aliases can stand for billions."""
+    left, count = [values], 0
+    while left:
+        value = left.pop()
+        count += 1
+        if count > MOST_VALUES:
+            raise ValueError(f"more than {MOST_VALUES} values")
+        left += [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else []
 
 
 def updated(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
@@ -357,7 +374,7 @@ def _checked(s: Setting, value: Any) -> Any:
     # text, and YAML 1.1 takes 1e-3 for text.
     meant = value
     if isinstance(value, str) and s.type is not str and get_origin(s.type) is not Literal:
-        with contextlib.suppress(yaml.YAMLError):
+        with contextlib.suppress(Exception):  # whatever the value makes it raise: then it is text
             meant = yaml.safe_load(value)
         with contextlib.suppress(ValueError):
             meant = float(meant) if isinstance(meant, str) else meant

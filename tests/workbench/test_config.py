@@ -159,3 +159,46 @@ def test_yaml_out_and_in_again(tmp_path: Path) -> None:
 def test_settings_come_without_torch() -> None:
     code = "import sys, slim, slim.workbench.config; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+BOMB = "\n".join(
+    ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    + [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 12)]
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "seed: 2020-99-99",
+        "seed: !!int abc",
+        "seed: !!float abc",
+        "seed: !!bool abc",
+        "seed: !!timestamp abc",
+        "seed: !!binary é",
+        "seed: !!python/object/apply:os.system [true]",
+        f"seed: {'9' * 5000}",
+        "seed: " + "[" * 5000,
+        "{" * 5000,
+        BOMB,
+        "\x00",
+        "- a",
+        "? [a]\n: b",
+        "seed: 1\nseed: : 2",
+    ],
+    ids=lambda text: text[:20],
+)
+def test_no_yaml_makes_more_than_one_line(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "odd.yaml"
+    path.write_text(text)
+    with pytest.raises(SlimError) as caught:
+        config.updated(RunConfig(), config.read(path))
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("value", ["2020-99-99", "!!int abc", "9" * 5000, "[" * 5000, "1e999", "nan", "\x00"])
+def test_no_value_on_the_command_line_makes_a_traceback(value: str) -> None:
+    with pytest.raises(SlimError):
+        config.updated(RunConfig(), {"seed": value})
+    with pytest.raises(SlimError):
+        config.updated(RunConfig(), {"prune": {"keep": value if value != "nan" else "{a: b}"}, "seed": -1})

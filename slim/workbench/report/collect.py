@@ -134,7 +134,7 @@ def _read(folder: Path) -> RunRecords:
         summary=_object(folder / "summary.json"),
         epochs=_lines(folder / "metrics.jsonl"),
         evidence=_object(folder / EVIDENCE),
-        sizes={path.name: path.stat().st_size for path in sorted(folder.glob("*.onnx"))},
+        sizes={path.name: path.stat().st_size for path in sorted(folder.glob("[!.]*.onnx"))},
     )
 
 

@@ -1,8 +1,8 @@
 """A run: a folder, and all that its stages share."""
 
 import dataclasses
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,9 +51,16 @@ class Run:
         """Return the file of a stage, which may not be there."""
         return self.folder / STAGES[stage].file
 
-    def lock(self) -> AbstractContextManager[None]:
-        """Hold the folder for this process, of several the first; SlimError where another one holds it."""
-        return locked(self.folder) if train.is_rank_zero() else nullcontext()
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder for this process, of several the first, and clear what kills left there; SlimError where
+        another process holds it."""
+        if not train.is_rank_zero():
+            yield
+            return
+        with locked(self.folder):
+            self.records.clear_stale_states()
+            yield
 
     def dataset(self) -> Dataset:
         """Return the data that the settings name, with their task."""

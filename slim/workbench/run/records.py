@@ -30,7 +30,7 @@ class Records:
         path = self.folder / "summary.json"
         if not path.exists():
             return {}
-        summary = _parsed(path.read_text(encoding="utf-8"), path)
+        summary = _parsed(_text(path), path)
         if not isinstance(summary, dict) or not all(isinstance(stage, dict) for stage in summary.values()):
             raise _broken(path)
         return summary
@@ -38,9 +38,9 @@ class Records:
     def epochs(self) -> list[dict[str, Any]]:
         """Return the epochs of all trainings in order. SlimError where the file is broken."""
         path = self.folder / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        lines = _text(path).splitlines() if path.exists() else []
         epochs = [_parsed(line, path) for line in lines]
-        if not all(isinstance(line, dict) and "stage" in line for line in epochs):
+        if not all(isinstance(e, dict) and isinstance(e.get("stage"), str) and _is_epoch(e) for e in epochs):
             raise _broken(path)
         return epochs
 
@@ -100,6 +100,16 @@ class Records:
         """Return the folder of the states that the training of a stage resumes from."""
         return (self.folder / STAGES[stage].file).with_suffix(".state")
 
+    def clear_stale_states(self) -> None:
+        """Remove states of trainings that are done: a kill between the two leaves them beside the stage's file."""
+        done = self.summary()
+        for stage in STAGES:
+            file, states = self.folder / STAGES[stage].file, list(self.states(stage).glob("step-*"))
+            if stage in done and states and file.exists():
+                newest = max(path.stat().st_mtime_ns for path in states)
+                if newest <= file.stat().st_mtime_ns:
+                    self._clear_states([stage])
+
     def _clear_states(self, stages: Iterable[str]) -> None:
         for stage in stages:
             train.Snapshots(self.states(stage), {}).clear()
@@ -113,6 +123,17 @@ class Records:
 
 def _before(stage: str, fresh: bool) -> list[str]:
     return [] if fresh else list(STAGES)[: list(STAGES).index(stage)]
+
+
+def _is_epoch(entry: dict[str, Any]) -> bool:
+    return isinstance(entry.get("epoch"), int) and not isinstance(entry["epoch"], bool)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise _broken(path) from None
 
 
 def _parsed(text: str, path: Path) -> Any:
