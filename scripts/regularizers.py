@@ -192,7 +192,7 @@ def seen(given: Problem, found: dict[str, Tensor], paths: dict[str, Tensor]) -> 
     missed = {name: float((w - given.truth).norm()) for name, w in found.items()}
     zeros = listed([f"{count} ({name})" for name, count in sorted(right.items(), key=lambda each: -each[1]) if count])
     best = min(missed, key=lambda name: missed[name])
-    none = listed([name for name, count in right.items() if not count])
+    none = listed([name for name, count in right.items() if not count and name != "none"])
     said.append(f"Of {int(empty.sum())} weights that should be zero, found: {zeros}; no zero by {none}.")
     return " ".join([*said, f"Closest to the truth: {best}, {missed[best]:.3f} from it."])
 

@@ -72,25 +72,27 @@ class RunRecords:
     @property
     def rows(self) -> list[tuple[str, Record]]:
         """The stages by name; those of earlier passes come between the baseline and those of the last."""
-        rows = [(words.stage(key), record) for key, record in self.stages.items() if key == "baseline"]
-        for number, each in enumerate(self.passes, 1):
-            rows += [(f"{words.stage(key)}, pass {number}", record) for key, record in each.stages.items()]
-        last = {"onnx": "", "int8": ""} if self.passes else {key: "" for key in self.stages}
-        end = f", pass {len(self.passes) + 1}"
-        own = self.stages.items()
-        return rows + [(words.stage(key) + last.get(key, end), record) for key, record in own if key != "baseline"]
+        whole = [(words.stage(key), record) for key, record in self.stages.items() if key == "baseline"]
+        passes = [(key, each, n) for n, each in enumerate([*self.passes, self], 1) for key in each.stages]
+        return whole + [
+            (
+                words.stage(key) + (f", pass {n}" if self.passes and key not in ("onnx", "int8") else ""),
+                each.stages[key],
+            )
+            for key, each, n in passes
+            if key != "baseline"
+        ]
 
     @property
     def parts(self) -> list[tuple[str, list[dict[str, Any]]]]:
         """The epochs of each training, one after the other: its name, its records."""
-        own: dict[str, list[dict[str, Any]]] = {}
-        for record in self.epochs:
-            own.setdefault(str(record.get("stage")), []).append(record)
-        parts = [("baseline", own.pop("baseline"))] if "baseline" in own else []
-        for number, each in enumerate(self.passes, 1):
-            parts += [(f"{name}, pass {number}", records) for name, records in each.parts]
-        last = f", pass {len(self.passes) + 1}" if self.passes else ""
-        return parts + [(words.stage(stage) + last, records) for stage, records in own.items()]
+        parts: dict[str, list[dict[str, Any]]] = {}
+        for n, each in enumerate([*self.passes, self], 1):
+            for record in each.epochs:
+                stage = str(record.get("stage"))
+                number = f", pass {n}" if self.passes and stage != "baseline" else ""
+                parts.setdefault(words.stage(stage) + number, []).append(record)
+        return sorted(parts.items(), key=lambda part: part[0] != "baseline")  # the first, whatever the passes
 
     @property
     def course(self) -> list[dict[str, Any]]:

@@ -33,50 +33,28 @@ def write(runs: Sequence[RunRecords], path: Path) -> Path:
 
 def html(runs: Sequence[RunRecords]) -> str:
     """Return the page of one run, or the comparison of several."""
-    drawn = _figures_of_one(runs[0]) if len(runs) == 1 else _figures_of_several(runs)
-    figures = {figure.name: figure for figure in drawn if figure is not None}
-    data = {
-        name: {key: getattr(f, key) for key in ("traces", "layout", "height", "frames")} for name, f in figures.items()
-    }
-    alone = len(runs) == 1
-    return (
-        environment("html")
-        .get_template("run.html" if alone else "comparison.html")
-        .render(
-            run=runs[0],
-            lede=lede(runs[0]) if alone else comparison_lede(runs),
-            cards=_cards(runs[0]),
-            facts=_facts(runs[0]),
-            how_far=advice.how_far(runs[0]),
-            deployment=advice.deployment(runs[0]),
-            runs=runs,
-            figures=figures,
-            data={"template": TEMPLATE, "figures": data},
-            plotly=_plotly() if data else "",
-            columns=columns([record for run in runs for record in (*run.stages.values(), *(r for _, r in run.rows))]),
-            settings=yaml.safe_dump(runs[0].settings, sort_keys=False, allow_unicode=True),
-            differences=_differences(runs),
-            date=max(str(run.made.get("date", "")) for run in runs),
-            version=__version__,
-        )
-    )
+    run, alone = runs[0], len(runs) == 1
+    figures = {figure.name: figure for figure in _figures(runs) if figure is not None}
+    shown = {"run": run, "runs": runs, "figures": figures, "version": __version__}
+    shown |= {"data": {"template": TEMPLATE, "figures": {name: vars(figure) for name, figure in figures.items()}}}
+    shown |= {"plotly": _plotly() if figures else "", "date": max(str(run.made.get("date", "")) for run in runs)}
+    shown |= {"columns": columns(record for run in runs for _, record in run.rows)}
+    if alone:
+        shown |= {"lede": lede(run), "cards": _cards(run), "facts": _facts(run)}
+        shown |= {"how_far": advice.how_far(run), "deployment": advice.deployment(run)}
+        shown |= {"settings": yaml.safe_dump(run.settings, sort_keys=False, allow_unicode=True)}
+    else:
+        shown |= {"lede": comparison_lede(runs), "differences": _differences(runs)}
+    return environment("html").get_template("run.html" if alone else "comparison.html").render(shown)
 
 
-def _figures_of_one(run: RunRecords) -> list[Figure | None]:
-    return [
-        training.training(run) if run.course else None,
-        gamma.by_epoch(run),
-        gamma.by_layer(run),
-        layers.layers(run),
-        results.tradeoff([run]),
-        latency.times(run),
-        latency.operators(run),
-    ]
-
-
-def _figures_of_several(runs: Sequence[RunRecords]) -> list[Figure | None]:
-    frontiers = [results.frontier(runs, key) for key in ("flops", "params", "latency_ms")]
-    return [*frontiers, results.tradeoff(runs), training.progress(runs)]
+def _figures(runs: Sequence[RunRecords]) -> list[Figure | None]:
+    if len(runs) > 1:
+        frontiers = [results.frontier(runs, key) for key in ("flops", "params", "latency_ms")]
+        return [*frontiers, results.tradeoff(runs), training.progress(runs)]
+    [run] = runs
+    drawn = [training.training(run) if run.course else None, gamma.by_epoch(run), gamma.by_layer(run)]
+    return [*drawn, layers.layers(run), results.tradeoff(runs), latency.times(run), latency.operators(run)]
 
 
 def lede(run: RunRecords) -> str:
@@ -109,9 +87,8 @@ def comparison_lede(runs: Sequence[RunRecords]) -> str:
     pruned = [run for run in runs if run.after.get(metric.name) is not None]
     if not pruned:
         return said
-    best = pruned[0]
-    for run in pruned:
-        best = run if metric.is_better(run.after[metric.name], best.after[metric.name]) else best
+    choose = max if metric.direction == "max" else min
+    best = choose(pruned, key=lambda run: float(run.after[metric.name]))
     return f"{said} After pruning, {best.name} has the best {metric.title}: {metric.format(best.after[metric.name])}."
 
 

@@ -95,7 +95,7 @@ def by_layer(run: RunRecords) -> Figure | None:
     some = f" Of {left_out + RIDGES} layers, {RIDGES} are shown." if left_out > 0 else ""
     caption = (
         "Each ridge is one layer's |γ| at the moment of pruning, the first layer on top, every ridge scaled to its own "
-        f"height. Layers with most of their mass at zero lose most of their channels.{ties}{some}"
+        f"height. Layers with most of their mass at zero have most of their channels removed.{ties}{some}"
     )
     return Figure("ridges", "|γ| layer by layer", caption, traces, layout, max(300, 150 + 30 * len(names)))
 

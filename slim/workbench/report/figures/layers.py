@@ -49,9 +49,11 @@ def layers(run: RunRecords) -> Figure | None:
         traces += [_lane(rows, tie, -lane) for tie, lane in lanes.items()]
         layout["yaxis2"] = {"domain": [0, bottom - 0.02], "range": [-deepest - 0.6, 0.6], "visible": False}
     gone = sum(heights["removed"])
-    ties = " Dots on one line beneath are coupled layers: their channels go together or not at all." if lanes else ""
+    ties = (
+        " Dots on one line beneath are coupled layers: a channel is removed in all of them or in none." if lanes else ""
+    )
     caption = (
-        f"{gone:,} of {sum(heights['kept']) + gone:,} prunable output channels went, layers in the order of execution. "
+        f"{gone:,} of {sum(heights['kept']) + gone:,} prunable output channels were removed, layers in the order of execution. "
         "The full height is the original width, the hatched part is what was removed. Hover for shapes, FLOPs and "
         f"time.{ties}"
     )

@@ -38,41 +38,30 @@ def training(run: RunRecords) -> Figure:
     for i, (title, lines) in enumerate(panels.items()):
         for line in lines:
             shown = len(lines) > 1 and line[1] not in {trace["name"] for trace in traces}
-            traces += _curve(run, line, anchor("y", i), in_legend=shown)
-        layout[axis("y", i)] |= nested(title_text=title)
-        if title in (metric.title, "share of γ"):
-            layout[axis("y", i)] |= {"tickformat": ".0%" if metric.share or title != metric.title else ""}
-        elif title == "loss":
-            layout[axis("y", i)] |= {"type": "log", **_log_ticks([e.get(key) for e in records for key, *_ in lines])}
-        else:
-            layout[axis("y", i)] |= {"rangemode": "tozero", "exponentformat": "power"}
+            traces.append(_curve(run, *line) | {"yaxis": anchor("y", i), "showlegend": shown})
+        layout[axis("y", i)] |= nested(title_text=title) | _scale(title, lines, run)
     layout["xaxis"] = _epochs(len(records)) | {"anchor": anchor("y", len(panels) - 1)}
     layout["legend"] = {"y": -0.09, "yanchor": "top"}
     title = f"Loss, {metric.title}, learning rate, λ, γ{', channels' if shrinks else ''} by epoch"
     return Figure("training", title, _caption(run, shrinks), traces, layout, height=70 + round(sum(heights) * 112))
 
 
-def _curve(run: RunRecords, line: tuple[str, str, str, str], yaxis: str, *, in_legend: bool) -> list[Trace]:
-    """One trace for each training, so that the line breaks between them."""
-    key, label, colour, form = line
-    look: dict[str, Any] = {
-        "line_color": colour,
-        "marker_color": colour,
-        "marker_size": 5,
-        "yaxis": yaxis,
-        "legendgroup": label,
-    }
+def _curve(run: RunRecords, key: str, name: str, colour: str, form: str) -> Trace:
+    """A line with a gap before each training, so that they aren't joined."""
+    x: list[int] = []
+    y: list[float | None] = []
+    where: list[str] = []
+    for part, epochs in run.parts:
+        start, gap = (x[-1], 1) if x else (0, 0)
+        x += [*[start] * gap, *range(start + 1, start + len(epochs) + 1)]
+        y += [*[None] * gap, *(epoch.get(key) for epoch in epochs)]
+        where += [*[""] * gap, *(f"{part}, epoch {epoch.get('epoch')}" for epoch in epochs)]
+    look: dict[str, Any] = {"line_color": colour, "marker_color": colour, "marker_size": 5, "legendgroup": name}
+    look |= {"mode": "lines+markers" if len(run.course) < 36 else "lines", "customdata": where}
     look |= {"line_dash": "dot"} if key.startswith("val_") or key == "zero" else {}
     look |= {"line_shape": "hvh"} if key == "channels" else {}
-    traces: list[Trace] = []
-    for part, epochs in run.parts:
-        start = traces[-1]["x"][-1] if traces else 0
-        x, y = range(start + 1, start + len(epochs) + 1), [epoch.get(key) for epoch in epochs]
-        look |= {"mode": "lines+markers" if len(epochs) < 12 else "lines", "showlegend": in_legend and not traces}
-        where = [f"{part}, epoch {epoch.get('epoch')}" for epoch in epochs]
-        traces.append(trace("scatter", x, y, label, customdata=where, **look))
-        traces[-1]["hovertemplate"] = f"{label} %{{y:{form}}}<extra>%{{customdata}}</extra>"
-    return traces
+    hover = f"{name} %{{y:{form}}}<extra>%{{customdata}}</extra>"
+    return trace("scatter", x, y, name, **look) | {"hovertemplate": hover}
 
 
 def _bands(run: RunRecords) -> dict[str, Any]:
@@ -95,6 +84,15 @@ def _stacked(heights: Sequence[float]) -> dict[str, Any]:
         axes[axis("y", i)] = {"domain": [max(0.0, end - unit * height), end]}
         end -= unit * height + GAP
     return axes
+
+
+def _scale(title: str, lines: Sequence[tuple[str, ...]], run: RunRecords) -> dict[str, Any]:
+    if title == "loss":
+        return {"type": "log", **_log_ticks([epoch.get(key) for epoch in run.course for key, *_ in lines])}
+    if title == run.metric.title:
+        return {"tickformat": ".0%"} if run.metric.share else {}
+    share = {"tickformat": ".0%"} if title == "share of γ" else {"exponentformat": "power"}
+    return {"rangemode": "tozero", **share}
 
 
 def _epochs(count: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""|γ| of every channel of the network that was pruned, which of them went, and the threshold between."""
+"""|γ| of every channel of the network that was pruned, which of them were removed, and the threshold between."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ CLEAN = 0.95  # the share of channels that lie on the right side of what may be 
 
 
 def gamma(networks: Networks) -> dict[str, Any]:
-    """`layers`: BatchNorm -> |γ| of the channels that were kept and of those that went; `threshold`: the score above
+    """Return `layers`: BatchNorm -> |γ| of the kept and of the removed channels; `threshold`: the score above
     which a group of channels stayed, None where the plan followed more than |γ|."""
     model, plan = networks.decided_on, networks.plans[-1] if networks.plans else None
     named = dict(named_tensors(model))

@@ -39,7 +39,7 @@ def layers(networks: Networks) -> list[dict[str, Any]]:
     """Return a row for each layer, in the order of execution.
 
     `before` and `after` are output channels; `floor` and `frozen` how many stayed because of them, `reason` why they
-    are frozen; layers with one number as `tie` keep or lose (some of) their channels together.
+    are frozen; layers with one number as `tie` are coupled (in some of their channels).
     """
     whole = _layers_of(networks.unpruned, networks.example)
     thin = _layers_of(networks.after, networks.example)

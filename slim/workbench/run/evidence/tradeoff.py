@@ -17,7 +17,7 @@ from slim.workbench.run.evidence.examples import drawn
 from slim.workbench.run.evidence.networks import Networks
 from slim.workbench.run.pruning import calibration_images
 
-# Of the run's budget, what goes; the coarse picture first, in case the time runs out
+# Shares to remove, of the run's own kind of budget; the coarse picture first, in case the time runs out
 SHARES = (0.0, 0.5, 0.7, 0.3, 0.9, 0.1, 0.6, 0.4, 0.8, 0.2)
 NEAR = 0.02  # ratios that are closer than this are one point
 IMAGES = 2000  # at most, held out
@@ -76,7 +76,7 @@ def tradeoff(networks: Networks, seconds: float | None) -> dict[str, Any]:
 
 
 def _sized(settings: RunConfig, share: float) -> RunConfig:
-    """The settings with a budget of their own kind of which `share` goes."""
+    """The settings with a budget of their own kind that removes `share`."""
     kind = next((name for name in PruneConfig.ONE_OF if getattr(settings.prune, name) is not None), "ratio")
     changed: dict[str, Any] = {kind: share if kind == "ratio" else 1 - share}
     return replace(settings, prune=replace(settings.prune, **changed))
