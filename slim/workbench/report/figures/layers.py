@@ -49,13 +49,11 @@ def layers(run: RunRecords) -> Figure | None:
         traces += [_lane(rows, tie, -lane) for tie, lane in lanes.items()]
         layout["yaxis2"] = {"domain": [0, bottom - 0.02], "range": [-deepest - 0.6, 0.6], "visible": False}
     gone = sum(heights["removed"])
-    ties = (
-        " Dots on one line beneath are coupled layers: a channel is removed in all of them or in none." if lanes else ""
-    )
+    ties = " Dots on one line beneath are coupled: a channel is removed in all of them or none." if lanes else ""
     caption = (
-        f"{gone:,} of {sum(heights['kept']) + gone:,} prunable output channels were removed, layers in the order of execution. "
-        "The full height is the original width, the hatched part is what was removed. Hover for shapes, FLOPs and "
-        f"time.{ties}"
+        f"{gone:,} of {sum(heights['kept']) + gone:,} prunable output channels were removed, layers in the order of "
+        "execution. The full height is the original width, the hatched part is what was removed. Hover for shapes, "
+        f"FLOPs and time.{ties}"
     )
     return Figure("layers", "Channels of every layer", caption, traces, layout, 460 if many else 400)
 
