@@ -180,3 +180,26 @@ def test_a_run_begins_with_the_network_as_it_came(
     before = contents(run)
     assert "--model.weights w.safetensors" in mistake("run", "--name", "given", "--resume")
     assert contents(run) == before
+
+
+def test_a_tag_of_timm_names_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mistake: Command) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "names trained weights" in mistake("train", "--model.arch", "timm:resnet18.a1_in1k")
+
+
+def test_named_data_are_used_for_a_network_that_no_run_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command, mistake: Command
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    images = slim.ImageSpec((1, 8, 8), mean=(0.3,), std=(0.2,))
+    slim.save(
+        "own/net.safetensors", trained(), arch=ARCH, arch_kwargs={"num_classes": 10, "in_channels": 1}, images=images
+    )
+    assert "accuracy" not in command("prune", "own/net.safetensors")
+    assert "accuracy" in command("prune", "own/net.safetensors", "--data.name", "digits")
+    about = checkpoint.read_metadata("own/pruned.safetensors")
+    assert about["stage"] == "recovered" and 0 < about["metrics"]["accuracy"] <= 1
+    assert (about["mean"], about["std"]) == ([0.3], [0.2])
+    command("finetune", "own/pruned.safetensors", "--epochs", "1")
+    slim.save("own/net.safetensors", trained(3), arch=ARCH, images=slim.ImageSpec((1, 8, 8), ("a", "b", "c")))
+    assert "data.name is 'digits'" in mistake("prune", "own/net.safetensors", "--data.name", "digits")

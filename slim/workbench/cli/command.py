@@ -74,7 +74,8 @@ class ParsedCommand:
         from slim.workbench.run.folder import ROOT, Run
 
         resume = getattr(self.arguments, "resume", False)
-        return Run(folder or ROOT / settings.name, settings, self.console, self.allow_code, resume)
+        own_data = bool(self._own("data").keys() & {"name", "root"})
+        return Run(folder or ROOT / settings.name, settings, self.console, self.allow_code, resume, own_data)
 
     def new_run(self, *stages: str) -> "Run":
         """Return the run to begin, or with --resume the one to go on with, in which one of `stages` was interrupted.
@@ -92,11 +93,6 @@ class ParsedCommand:
                 f"expected --model.weights {settings.model.weights}, if that is so"
             )
         return self.run(settings)
-
-    @property
-    def names_data(self) -> bool:
-        """Whether the user's own words name a data set."""
-        return bool(self._own("data").keys() & {"name", "root"})
 
     def run_of_network(self, arch: str, weights: str | None) -> "Run":
         """Return the run to begin with a network that the user named, named after it."""

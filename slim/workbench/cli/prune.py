@@ -57,4 +57,4 @@ def _prune_given(given: ParsedCommand) -> None:
     elif library and not arguments.weights:
         raise SlimError(f"--arch {arguments.arch} is untrained: expected --weights with it, or --dry-run")
     else:
-        given.finish(prune_given(run, with_data=given.names_data), "slim-finetune")
+        given.finish(prune_given(run), "slim-finetune")

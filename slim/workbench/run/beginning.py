@@ -26,6 +26,8 @@ def first_network(run: Run, stage: str, dataset: Dataset | None) -> Trained:
     the normalisation does. Raises SlimError where the network has nothing to prune.
     """
     spec = run.settings.model
+    if spec.arch.startswith("timm:") and "." in spec.arch and not spec.weights:
+        raise SlimError(f"{spec.arch} names trained weights: expected model.weights DEFAULT with it, or no tag")
     weights = read_weights(spec.arch, spec.weights) if spec.weights else None
     pixels = _pixels(run, weights)
     arguments: dict[str, Any] = {"gamma": None if weights else spec.gamma}

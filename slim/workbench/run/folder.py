@@ -31,6 +31,7 @@ class Run:
 
     allow_code: names `package.module:factory` that may be imported where a file of the run names them.
     resume: whether a stage that is done with these settings is left as it is, and an interrupted one goes on.
+    own_data: whether the user named the data, which then are used for networks that no run trained, too.
     """
 
     folder: Path
@@ -38,6 +39,7 @@ class Run:
     console: Console = field(default_factory=Console)
     allow_code: tuple[str, ...] = ()
     resume: bool = False
+    own_data: bool = False
 
     def replace(self, **changes: Any) -> "Run":
         """Return a run that differs in some of its fields."""
@@ -77,7 +79,6 @@ class Run:
         which the network has seen many.
         """
         about = checkpoint.read_metadata(source)
-        dataset = None
         if about["config"] is not None:
             trained = config.updated(RunConfig(), about["config"])
             for name in ("seed", "task", "model"):
@@ -85,12 +86,7 @@ class Run:
                 if was != now:
                     raise SlimError(f"{name} is {now}: {source} was trained with {was}, which can't change any more")
             check_root(source, trained.data, self.settings.data)
-            dataset = self.dataset()
-            if dataset.classes != about["classes"]:
-                raise SlimError(
-                    f"data.name is {self.settings.data.name!r}: {source} was trained on {trained.data.name!r}"
-                )
-            dataset = normalised_as(ImageSpec.of(about), dataset)
+        dataset = self._dataset_for(source, about) if about["config"] is not None or self.own_data else None
         if about["input_shape"] is None:
             raise SlimError(f"{source} doesn't say how large its images are: expected images= in slim.save")
         return Trained(
@@ -103,6 +99,14 @@ class Run:
             images=ImageSpec.of(about),
             dataset=dataset,
         )
+
+    def _dataset_for(self, source: Path, about: dict[str, Any]) -> Dataset:
+        """Return the data for a network, normalised as its file says; SlimError where they have other classes."""
+        dataset = self.dataset()
+        if about["classes"] is not None and list(dataset.classes or ()) != about["classes"]:
+            name = (about["config"] or {}).get("data", {}).get("name", "other data")
+            raise SlimError(f"data.name is {self.settings.data.name!r}: {source} was trained on {name!r}")
+        return normalised_as(ImageSpec.of(about), dataset)
 
     def save(
         self,

@@ -56,11 +56,11 @@ def plan_file(run: Run, source: Path) -> PruningPlan:
     return _planned(run, source)[2]
 
 
-def prune_given(run: Run, *, with_data: bool) -> list[Path]:
+def prune_given(run: Run) -> list[Path]:
     """Save the network that the settings name, with its weights, as the baseline of a new run, and prune it; with data,
     evaluate and recover it. Returns the files of both and the plan's."""
     with run.lock():
-        network = first_network(run, "baseline", run.dataset() if with_data else None)
+        network = first_network(run, "baseline", run.dataset() if run.own_data else None)
         run.save("baseline", network, fresh=True)
         return [run.path("baseline"), *prune_stage(run, run.path("baseline"))]
 
