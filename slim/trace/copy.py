@@ -131,6 +131,8 @@ def clone(
     for old, new in fresh:  # all are known by now, so attributes that refer to other modules find their copies
         copied = {k: v if type(v) in _PLAIN else _copy(v, memo) for k, v in old.__dict__.items()}
         copied.pop("_compiled_call_impl", None)  # model.compile(): it runs the original
+        if "_orig_mod" in old._modules:  # torch.compile(module): so does its forward
+            copied["forward"] = memo[id(old._modules["_orig_mod"])]
         object.__setattr__(new, "__dict__", copied)
     for name, module in others:
         try:

@@ -260,6 +260,8 @@ def _check_kind(model: nn.Module) -> None:
         where = name[:-1] or "the model"
         if isinstance(module, torch.jit.ScriptModule):
             raise SlimError(f"{where} is a TorchScript module: expected the torch.nn.Module that it was made from")
+        if isinstance(module, nn.parallel.DistributedDataParallel):
+            raise SlimError(f"{where} is a DistributedDataParallel inside the model: wrap the thin network instead")
         if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():
             raise SlimError(f"{where} ({type(module).__name__}) has no shape yet: run the model on a batch first")
 

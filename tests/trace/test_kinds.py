@@ -1,6 +1,6 @@
 """Kinds of models beside the plain ones: wrappers are seen through, what can't be traced is refused in one line."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -30,6 +30,7 @@ class Holding(nn.Module):
 WRAPPED: dict[str, Callable[[], nn.Module]] = {
     "compiled": lambda: torch.compile(body(), backend="eager"),  # type: ignore[return-value]
     "compiled, around a module": lambda: torch.compile(Holding(body()), backend="eager"),  # type: ignore[return-value]
+    "a part compiled": lambda: Holding(torch.compile(body(), backend="eager")),  # type: ignore[arg-type]
     "DataParallel": lambda: nn.DataParallel(body()),
 }
 
@@ -47,6 +48,24 @@ def test_a_wrapper_is_planned_by_what_it_wraps(case: str) -> None:
     assert {id(p) for p in optimizer.param_groups[0]["params"]} == {id(p) for p in thin.parameters()}
     recovered = slim.recover(model, thin, plan, torch.randn(32, 3, 8, 8))
     assert recovered.chosen == "regression"
+
+
+@pytest.fixture
+def one_process() -> Iterator[None]:
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def test_a_distributed_model_is_planned_by_what_it_wraps(one_process: None) -> None:
+    model = nn.parallel.DistributedDataParallel(body().train())
+    model(X).square().sum().backward()
+    plan = slim.plan(model, X, ratio=0.5)
+    thin = plan.apply(model)
+    assert isinstance(thin, nn.Sequential) and plan.ratio_achieved == 0.5
+    assert slim.verify(model, thin, plan, X) < 1e-10
+    with pytest.raises(slim.SlimError, match="held is a DistributedDataParallel inside the model"):
+        slim.plan(Holding(model), X)
 
 
 def lazy() -> nn.Module:
