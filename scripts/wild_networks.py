@@ -29,15 +29,7 @@ class Lazy:
         self._name = name
 
     def __getattr__(self, attribute: str) -> Any:
-        if self._name.partition(".")[0] in (
-            "asteroid",
-            "braindecode",
-            "encodec",
-            "openunmix",
-            "speechbrain",
-            "torchaudio",
-        ):
-            torch.version.cuda = None  # torchaudio refuses to be imported beside a torch for another CUDA
+        torch.version.cuda = None  # torchaudio refuses to be imported beside a torch for another CUDA
         return getattr(importlib.import_module(self._name), attribute)
 
 
@@ -169,7 +161,7 @@ TRANSFORMERS: Builders = {
           num_groups=8),
     **_hf("ConvNext", "ConvNextForImageClassification", hidden_sizes=[24, 32, 48, 64], depths=[1, 1, 2, 1]),
     **_hf("ConvNextV2", "ConvNextV2ForImageClassification", hidden_sizes=[24, 32, 48, 64], depths=[1, 1, 2, 1]),
-    **_hf("Cvt", "CvtForImageClassification", embed_dim=[32, 64, 96], num_heads=[1, 2, 3], depth=[1, 1, 2]),
+    **_hf("Cvt", "CvtForImageClassification"),
     **_hf("DPT", "DPTForDepthEstimation", hidden_size=64, num_hidden_layers=4, num_attention_heads=4,
           intermediate_size=128, image_size=64, patch_size=16, backbone_out_indices=[0, 1, 2, 3],
           neck_hidden_sizes=[16, 32, 48, 64], fusion_hidden_size=32),
@@ -178,9 +170,10 @@ TRANSFORMERS: Builders = {
           encoder_ffn_dim=128, decoder_ffn_dim=128, encoder_attention_heads=4, decoder_attention_heads=4,
           num_queries=10, use_pretrained_backbone=False),
     **_hf("EfficientNet", "EfficientNetForImageClassification", width_coefficient=0.5, depth_coefficient=0.5,
-          hidden_dim=1280),
+          hidden_dim=640),
     **_hf("FocalNet", "FocalNetForImageClassification", embed_dim=32, depths=[1, 1, 2, 1], image_size=64),
-    **_hf("GLPN", "GLPNForDepthEstimation", hidden_sizes=[16, 32, 48, 64], depths=[1, 1, 1, 1]),
+    **_hf("GLPN", "GLPNForDepthEstimation", hidden_sizes=[16, 32, 64, 128], depths=[1, 1, 1, 1],
+          num_attention_heads=[1, 2, 4, 8]),
     **_hf("HGNetV2", "HGNetV2ForImageClassification"),
     **_hf("Hiera", "HieraModel", embed_dim=32, image_size=[224, 224], depths=[1, 1, 2, 1],
           inputs=partial(pixels, 224)),
@@ -191,7 +184,8 @@ TRANSFORMERS: Builders = {
     **_hf("MobileViT", "MobileViTForImageClassification"),
     **_hf("MobileViTV2", "MobileViTV2ForImageClassification", width_multiplier=0.5),
     **_hf("PoolFormer", "PoolFormerForImageClassification", hidden_sizes=[32, 64, 96, 128], depths=[1, 1, 2, 1]),
-    **_hf("Pvt", "PvtForImageClassification", image_size=64, hidden_sizes=[16, 32, 64, 128], depths=[1, 1, 1, 1]),
+    **_hf("Pvt", "PvtForImageClassification", image_size=64, hidden_sizes=[16, 32, 64, 128], depths=[1, 1, 1, 1],
+          num_attention_heads=[1, 2, 4, 8]),
     **_hf("PvtV2", "PvtV2ForImageClassification", image_size=64, depths=[1, 1, 1, 1]),
     **_hf("PPLCNet", "PPLCNetForImageClassification"),
     **_hf("PatchTSMixer", "PatchTSMixerForPrediction", lambda: {"past_values": torch.randn(1, 32, 3)},
@@ -213,7 +207,7 @@ TRANSFORMERS: Builders = {
     **_hf("TimmBackbone", "TimmBackbone", config="TimmBackboneConfig", backbone="resnet18",
           use_pretrained_backbone=False),
     **_hf("UPerNet", "UperNetForSemanticSegmentation", partial(pixels, 128), config="UperNetConfig", hidden_size=64,
-          auxiliary_channels=32, auxiliary_in_channels=256),
+          auxiliary_channels=32, auxiliary_in_channels=1024),
     **_hf("ViT", "ViTForImageClassification", hidden_size=64, num_hidden_layers=3, num_attention_heads=4,
           intermediate_size=128, image_size=64),
     **_hf("ViTMAE", "ViTMAEModel", hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128,
@@ -351,11 +345,11 @@ AUDIO: Builders = {
     **_of("speechbrain", "speechbrain.lobes.models.ResNet", "ResNet", spectrogram, in_channels=80,
           channels=[16, 16, 32, 32], block_sizes=[1, 1, 1, 1], lin_neurons=32),
     **_of("asteroid", "asteroid.models", "ConvTasNet", waveform, 2, n_blocks=2, n_repeats=1, n_filters=64, bn_chan=32,
-          hid_chan=64, norm_type="BN"),
+          hid_chan=64, norm_type="bN"),
     **_of("asteroid", "asteroid.models", "SuDORMRFNet", waveform, 2, bn_chan=32, num_blocks=2, upsampling_depth=3,
           n_filters=64),
-    **_of("asteroid", "asteroid.models", "DCUNet", partial(waveform, 16000), "DCUNet-10"),
-    **_of("asteroid", "asteroid.models", "DCCRNet", partial(waveform, 16000), "DCCRN-CL"),
+    **_of("asteroid", "asteroid.models", "DCUNet", partial(waveform, 16000), "DCUNet-10",
+          fix_length_mode="pad"),
     **_of("asteroid", "asteroid.models", "DPRNNTasNet", partial(waveform, 2000), 2, n_repeats=1, n_filters=32,
           bn_chan=32, hid_size=32, chunk_size=20),
     **_of("asteroid", "asteroid.models", "DeMask", waveform, hidden_dims=(64, 64)),
