@@ -137,16 +137,27 @@ def fit(model: nn.Module, inputs: Any) -> Any:
             model.train(training)
 
 
-@torch.no_grad()
-def mask(model: nn.Module, removed: dict[str, list[int]]) -> None:
-    """Set to zero what makes the removed channels: γ and β of a norm, rows and bias of a layer."""
-    modules = dict(model.named_modules(remove_duplicate=False))
+Masks = dict[str, dict[int, list[int]]]  # tensor -> dimension -> indices
+
+
+def masks_of(model: nn.Module, removed: dict[str, list[int]]) -> Masks:
+    """What makes the removed channels of each layer: γ and β of a norm, rows and bias of another layer."""
+    masks: Masks = {}
     for name, channels in removed.items():
-        module = modules[name]
+        module = model.get_submodule(name)
         transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
-        module.weight.index_fill_(int(transposed), torch.tensor(channels), 0)
-        if module.bias is not None:
-            module.bias[channels] = 0
+        masks[f"{name}.weight"] = {int(transposed): channels}
+        if getattr(module, "bias", None) is not None:
+            masks[f"{name}.bias"] = {0: channels}
+    return masks
+
+
+@torch.no_grad()
+def mask(model: nn.Module, masks: Masks) -> None:
+    tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    for name, axes in masks.items():
+        for axis, indices in axes.items():
+            tensors[name].index_fill_(axis, torch.tensor(indices), 0)
 
 
 @torch.no_grad()
@@ -225,7 +236,7 @@ def part_slim(name: str, ratio: float, row: Row) -> None:
         masked, _ = build(name)
         masked.load_state_dict(original.state_dict())
         masked.to(dtype)
-        mask(masked, plan.removed)
+        mask(masked, getattr(plan, "masks", None) or masks_of(masked, plan.removed))
         batch = fit(masked, inputs)
         fitted, _ = build(name)
         fitted.to(dtype).load_state_dict(
@@ -294,7 +305,7 @@ def part_torch_pruning(name: str, ratio: float, row: Row) -> None:
         row["stage"] = "prune"
         removed, (gone, total) = torch_pruned(torch_pruning, thin, noisy(inputs, 1, dtype), ratio)
         row["plan_s"], row["ratio"] = round(time.process_time() - start, 2), round(gone / total, 4)
-        mask(masked, removed)
+        mask(masked, masks_of(masked, removed))
         return difference(masked, thin, noisy(inputs, 3, dtype))
 
     row |= in_float64(prune)

@@ -9,7 +9,7 @@ import pytest
 import torch
 import wild_coverage
 from torch import Tensor, nn
-from wild_coverage import Row, counts, difference, fit, in_float64, mask, part_slim, report, tensors
+from wild_coverage import Row, counts, difference, fit, in_float64, mask, masks_of, part_slim, report, tensors
 
 DOZEN = (
     "torchvision:resnet18",
@@ -83,7 +83,7 @@ def without(model: nn.Sequential, channels: list[int]) -> nn.Sequential:
 def test_the_check_tells_right_from_wrong(cut: list[int], exact: bool) -> None:
     def check(dtype: torch.dtype) -> tuple[float, float]:
         masked = network().to(dtype)
-        mask(masked, {"1": [1, 4]})
+        mask(masked, masks_of(masked, {"1": [1, 4]}))
         batch = fit(masked, torch.randn(1, 3, 8, 8))
         fitted = network().to(dtype)
         fitted[1].load_state_dict({**masked[1].state_dict(), "weight": fitted[1].weight, "bias": fitted[1].bias})
@@ -94,7 +94,7 @@ def test_the_check_tells_right_from_wrong(cut: list[int], exact: bool) -> None:
 
 def test_a_channel_that_a_layer_makes_is_its_row_and_bias() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ConvTranspose2d(4, 5, 2), nn.Flatten(), nn.Linear(20, 6))
-    mask(model, {"0": [1], "1": [2], "3": [0, 5]})
+    mask(model, masks_of(model, {"0": [1], "1": [2], "3": [0, 5]}))
     made = nn.Sequential(*model[:2])(torch.randn(1, 3, 2, 2))
     assert (made[:, 2] == 0).all() and (made[:, 1] != 0).any()
     weights, bias = [layer.get_parameter("weight") for layer in (model[0], model[3])], model[0].get_parameter("bias")
