@@ -33,7 +33,11 @@ def about(help: str, within: str = "") -> dict[str, str]:
 
 @dataclass
 class DataConfig:
-    name: str = setting("digits", "digits, cifar10, cifar100, svhn, mnist, fashionmnist, or imagefolder")
+    name: str = setting(
+        "digits",
+        "digits, shapes (for segmentation), cifar10, cifar100, svhn, mnist, fashionmnist, imagefolder, or your own "
+        "package.module:factory or file.py:factory",
+    )
     root: str = setting("data", "its folder; for imagefolder, a tree split/class/image or class/image")
     download: bool = setting(False, "let torchvision fetch what is missing under the root")
     image_size: int | None = setting(
@@ -244,7 +248,10 @@ class RunConfig:
     save_minutes: float = setting(10.0, "minutes between states to resume from, beside one for each epoch", "(0, inf)")
     keep_states: int = setting(2, "states to resume from that are kept", "[1, inf)")
     tensorboard: bool = setting(False, "also write TensorBoard's files (needs slim[tensorboard])")
-    task: str = setting("classification", "what is learned: classification, package.module:Task, or file.py:Task")
+    task: str = setting(
+        "classification",
+        "what is learned: classification, multilabel, regression, segmentation, package.module:Task, or file.py:Task",
+    )
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

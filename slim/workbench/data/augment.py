@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from slim.errors import unknown
+from slim.errors import SlimError, unknown
 from slim.workbench.data.policies import POLICIES, Policy
 
+OUTSIDE = 255  # of a map of classes: doesn't count
 OPERATIONS = ("crop", "flip", *POLICIES, "cutout")  # in the order of their use
 
 
@@ -70,6 +71,18 @@ class Augmentation:
             images = policy(images, here)
         return images
 
+    def targets(self, targets: Tensor, here: slice) -> Tensor:
+        """Return the targets of those images: maps [B, H, W] move with them, and what comes in from outside is 255."""
+        if targets.ndim != 3:
+            return targets
+        for name in POLICIES.keys() & set(self.names):
+            raise SlimError(f"data.augment {name} would move images without their maps: expected crop, flip or cutout")
+        if "crop" in self.names:
+            targets = crop(targets[:, None], self.top[here], self.left[here], self.pads, fill=OUTSIDE)[:, 0]
+        if "flip" in self.names:
+            targets = torch.where(self.mirrored[here, None, None], targets.flip(2), targets)
+        return targets
+
     def normalised(self, images: Tensor, here: slice) -> Tensor:
         """What is done to normalised images, in place: there the mean is 0."""
         if "cutout" in self.names:
@@ -82,10 +95,10 @@ class Augmentation:
         return images
 
 
-def crop(images: Tensor, top: Tensor, left: Tensor, pads: tuple[int, int]) -> Tensor:
-    """Each image of [B, C, H, W] shifted: padded with black by `pads` = (rows, columns) on each side, then
-    cut to its old size with the corner at (top[i], left[i]), both int64 [B] in 0 … 2·pad."""
+def crop(images: Tensor, top: Tensor, left: Tensor, pads: tuple[int, int], fill: int = 0) -> Tensor:
+    """Shift each image of [B, C, H, W]: pad it with `fill`, black, by `pads` = (rows, columns) on each side, then
+    cut it to its old size with the corner at (top[i], left[i]), both int64 [B] in 0 … 2·pad."""
     height, width = images.shape[2:]
-    padded = F.pad(images, (pads[1], pads[1], pads[0], pads[0]))
+    padded = F.pad(images, (pads[1], pads[1], pads[0], pads[0]), value=fill)
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view [B, C, top, left, H, W]
     return windows[torch.arange(len(images), device=images.device), :, top, left]

@@ -62,7 +62,7 @@ def batches(
     taken = split.take([order[part] for part in parts], device)
     for here, (images, labels) in zip(parts, taken):
         images = changes.pixels(images, here).float().mul_(scale).add_(shift)
-        yield changes.normalised(images, here), labels
+        yield changes.normalised(images, here), changes.targets(labels, here)
 
 
 def steps_per_epoch(size: int, batch_size: int) -> int:

@@ -18,6 +18,7 @@ from slim.workbench.data import folder
 from slim.workbench.data.augment import operations
 from slim.workbench.data.factory import from_factory
 from slim.workbench.data.loaders import Loaders
+from slim.workbench.data.shapes import CLASSES, render
 from slim.workbench.data.splits import Dataset, Split, hold_out, spec_of
 
 TEST_FRACTION = 0.2  # held out for testing where the source has no test set of its own
@@ -82,6 +83,12 @@ def _digits(cfg: DataConfig) -> tuple[list[str], Parts]:
     return [str(digit) for digit in range(10)], {"train": _split(images, bunch.target, cfg.image_size)}
 
 
+def _shapes(cfg: DataConfig) -> tuple[list[str], Parts]:
+    """2,400 images for segmentation, the same in each run."""
+    made = render(2400, cfg.image_size or 48)
+    return list(CLASSES), {"train": Split(made.images, made.maps)}
+
+
 def _torchvision(cls_name: str, cfg: DataConfig) -> tuple[list[str], Parts]:
     from torchvision import datasets
 
@@ -122,6 +129,7 @@ class _Source:
 
 SOURCES = {
     "digits": _Source(_digits, "crop"),
+    "shapes": _Source(_shapes, "crop+flip"),
     "mnist": _Source(partial(_torchvision, "MNIST"), "crop"),
     "svhn": _Source(partial(_torchvision, "SVHN"), "crop"),
     "fashionmnist": _Source(partial(_torchvision, "FashionMNIST"), "crop+flip"),

@@ -20,6 +20,7 @@ from slim.workbench.code import Allowed, import_object
 from slim.workbench.models.densenet import densenet
 from slim.workbench.models.resnet import preresnet, resnet
 from slim.workbench.models.stacks import VGG_WIDTHS, lenet, mlp, vgg
+from slim.workbench.models.unet import unet
 
 __all__ = ["arguments", "build", "names"]
 
@@ -31,6 +32,7 @@ _SLIM: dict[str, Callable[..., nn.Module]] = {
     "densenet40": partial(densenet, 40),
     "mlp": mlp,
     "lenet": lenet,
+    "unet": unet,
 }
 _FORMS = "slim:NAME, torchvision:NAME, timm:NAME, package.module:factory or file.py:factory"
 # Arguments that make torchvision or timm fetch or read weights: building a model reads no files.

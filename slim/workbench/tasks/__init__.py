@@ -2,7 +2,10 @@
 
 from slim.workbench.tasks.classification import Classification
 from slim.workbench.tasks.metric import Metric
+from slim.workbench.tasks.multilabel import MultiLabel
 from slim.workbench.tasks.names import build
+from slim.workbench.tasks.regression import Regression
+from slim.workbench.tasks.segmentation import Segmentation
 from slim.workbench.tasks.task import Mixing, Task
 
-__all__ = ["Classification", "Metric", "Mixing", "Task", "build"]
+__all__ = ["Classification", "Metric", "Mixing", "MultiLabel", "Regression", "Segmentation", "Task", "build"]

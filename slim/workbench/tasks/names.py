@@ -5,9 +5,17 @@ from collections.abc import Callable
 from slim.errors import SlimError, unknown
 from slim.workbench.code import Allowed, import_object, names_code
 from slim.workbench.tasks.classification import Classification
+from slim.workbench.tasks.multilabel import MultiLabel
+from slim.workbench.tasks.regression import Regression
+from slim.workbench.tasks.segmentation import Segmentation
 from slim.workbench.tasks.task import Task
 
-TASKS: dict[str, Callable[[int | None], Task]] = {"classification": Classification}  # from the number of classes
+TASKS: dict[str, Callable[[int | None], Task]] = {  # from the number of classes
+    "classification": Classification,
+    "multilabel": MultiLabel,
+    "regression": lambda classes: Regression(),
+    "segmentation": Segmentation,
+}
 
 
 def build(name: str, *, classes: int | None = None, allow_code: Allowed = ()) -> Task:
