@@ -1,6 +1,6 @@
 """A float ONNX file as an INT8 one: quantised statically, and kept only if it predicts as well."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +20,7 @@ class Int8Report:
     file_size: int  # bytes
     accuracy: float  # of the INT8 file, 0 to 1; without labels, the share of images on which both files agree
     float_accuracy: float  # of the float file; 1 without labels
-    images: int  # that both were compared on
+    images: int  # that both were compared on; 0 where a function told how good they are
 
     @property
     def loss(self) -> float:
@@ -32,7 +32,7 @@ def quantize_onnx(
     source: str | Path,
     path: str | Path,
     calibration: Iterable[Any],
-    test: Iterable[tuple[Any, Any]],
+    test: Iterable[tuple[Any, Any]] | Callable[[OnnxModel], float],
     *,
     max_loss: float = 0.01,
     method: Literal["minmax", "entropy", "percentile"] = "minmax",
@@ -46,8 +46,9 @@ def quantize_onnx(
     Quantization", arXiv:2106.08295, section 3). Metadata is kept.
 
     calibration: batches of images as the file takes them (arrays or tensors, such as float [N, C, H, W]).
-    test: batches (images, labels [N]) to compare both files on; labels None: by how often they agree.
-    max_loss: share of the test images, 0 to 1, that INT8 may lose.
+    test: batches (images, labels [N]) to compare both files on; labels None: by how often they agree. Or how
+        good a file is, a function of it: more where it is better.
+    max_loss: share of the test images, 0 to 1, that INT8 may lose; or how much of what `test` returns.
     method: how a range follows from the values seen; entropy and percentile keep all of them in memory.
     reduce_range: weights in 7 bits, for x86 processors without VNNI, where sums of 8-bit products saturate.
 
@@ -78,8 +79,8 @@ def quantize_onnx(
             accuracy, float_accuracy, images = _compare(before, OnnxModel(temporary), test)
             if float_accuracy - accuracy > max_loss:
                 raise SlimError(
-                    f"INT8 {_told(accuracy, float_accuracy)} on {images} images: expected a loss of at most "
-                    f"{max_loss:.2%}; {Path(path).name} was not kept"
+                    f"INT8 {_told(accuracy, float_accuracy, images)}: expected a loss of at most {max_loss:.2%}; "
+                    f"{Path(path).name} was not kept"
                 )
             size = temporary.stat().st_size
     except SlimError:
@@ -140,8 +141,12 @@ def _keep_metadata(source: onnx.ModelProto, path: Path) -> None:
     onnx.save(model, path)
 
 
-def _compare(before: OnnxModel, after: OnnxModel, test: Iterable[tuple[Any, Any]]) -> tuple[float, float, int]:
-    """Accuracies of `after` and `before`, and on how many images."""
+def _compare(
+    before: OnnxModel, after: OnnxModel, test: Iterable[tuple[Any, Any]] | Callable[[OnnxModel], float]
+) -> tuple[float, float, int]:
+    """Return how good `after` and `before` are, and on how many images that was counted here."""
+    if callable(test):
+        return test(after), test(before), 0
     right, right_before, count = 0, 0, 0
     for images, labels in test:
         expected = before(images).argmax(1)
@@ -154,5 +159,7 @@ def _compare(before: OnnxModel, after: OnnxModel, test: Iterable[tuple[Any, Any]
     return right / count, right_before / count, count
 
 
-def _told(accuracy: float, float_accuracy: float) -> str:
-    return f"is right on {accuracy:.2%} where float is on {float_accuracy:.2%}"
+def _told(accuracy: float, float_accuracy: float, images: int) -> str:
+    if not images:
+        return f"reaches {abs(accuracy):.4g} where float reaches {abs(float_accuracy):.4g}"
+    return f"is right on {accuracy:.2%} where float is on {float_accuracy:.2%} on {images} images"

@@ -8,7 +8,7 @@ and from the position in the epoch, so that an epoch can be entered at any step,
 
 from slim.workbench.data.augment import crop
 from slim.workbench.data.epoch import batches, steps_per_epoch
-from slim.workbench.data.feed import Batch, Feed, feed, ordered
+from slim.workbench.data.feed import Batch, Data, Feed, feed, ordered, sample_inputs
 from slim.workbench.data.loaders import Loaders
 from slim.workbench.data.sources import SOURCES, load, load_any
 from slim.workbench.data.splits import Dataset, Split, spec_of, statistics
@@ -16,6 +16,7 @@ from slim.workbench.data.splits import Dataset, Split, spec_of, statistics
 __all__ = [
     "SOURCES",
     "Batch",
+    "Data",
     "Dataset",
     "Feed",
     "Loaders",
@@ -26,6 +27,7 @@ __all__ = [
     "load",
     "load_any",
     "ordered",
+    "sample_inputs",
     "spec_of",
     "statistics",
     "steps_per_epoch",

@@ -9,10 +9,11 @@ import torch
 from slim.errors import SlimError
 from slim.workbench.data.epoch import batches, steps_per_epoch
 from slim.workbench.data.loaders import Batches, Loaders
-from slim.workbench.data.nested import length, moved, part
+from slim.workbench.data.nested import joined, length, moved, part
 from slim.workbench.data.splits import Dataset, Split
 from slim.workbench.tasks import Task
 
+Data = Dataset | Loaders
 Shard = tuple[int, int]  # (i, n): the part of process i of n
 
 
@@ -141,6 +142,21 @@ def ordered(
         assert isinstance(chosen, Split)
         return batches(chosen.to(device), data, batch_size, device=device)
     return _ordered(chosen, data.name, device)  # type: ignore[arg-type]  # loaders have no splits
+
+
+def sample_inputs(data: Data, count: int, seed: int) -> Any:
+    """Return so many training inputs, or all there are, without augmentation: of a data set drawn by `seed`, of loaders
+    the first."""
+    if isinstance(data, Dataset):
+        return next(batches(data.train, data, count, shuffle_seed=seed))[0]
+    torch.manual_seed(seed)
+    found: list[Any] = []
+    for inputs, _ in _ordered(data.train, data.name, torch.device("cpu")):
+        found.append(inputs)
+        count -= length(inputs)
+        if count <= 0:
+            break
+    return part(joined(found), slice(None, count or None))
 
 
 def _ordered(given: Batches, name: str, device: torch.device, shard: Shard = (0, 1)) -> Iterator[tuple[Any, Any]]:

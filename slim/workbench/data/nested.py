@@ -4,6 +4,7 @@ A list of samples of their own sizes, as detection takes them, is a `Samples`.
 """
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -41,6 +42,18 @@ def split(batch: Any, parts: int) -> list[Any]:
     each, more = divmod(length(batch), parts)
     ends = [number * each + min(number, more) for number in range(parts + 1)]
     return [part(batch, slice(start, end)) for start, end in itertools.pairwise(ends) if end > start]
+
+
+def joined(batches: Sequence[Any]) -> Any:
+    """Return several batches as one."""
+    leaves, structures = zip(*map(tree_flatten, batches))
+    return tree_unflatten([_chained(each) for each in zip(*leaves, strict=True)], structures[0])
+
+
+def _chained(leaves: Sequence[Any]) -> Any:
+    if isinstance(leaves[0], Samples):
+        return Samples(itertools.chain(*leaves))
+    return torch.cat(list(leaves)) if isinstance(leaves[0], Tensor) and leaves[0].ndim else leaves[0]
 
 
 def moved(batch: Any, device: torch.device | str) -> Any:

@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from slim.errors import SlimError
 from slim.images import ImageSpec
 from slim.workbench import models
-from slim.workbench.data import Dataset
+from slim.workbench.data import Data
 from slim.workbench.models.weights import Weights, classes_of, fit_weights, read_weights
 from slim.workbench.run.folder import Run
 from slim.workbench.run.networks import Trained, image_size, normalised_as
@@ -18,7 +18,7 @@ from slim.workbench.run.networks import Trained, image_size, normalised_as
 PIXELS = 224  # of images, where neither settings nor weights say; slim's own networks are for 32
 
 
-def first_network(run: Run, stage: str, dataset: Dataset | None) -> Trained:
+def first_network(run: Run, stage: str, dataset: Data | None) -> Trained:
     """Return the network that the settings name, with the weights that they name, for a data set or, without one, for
     the classes that the weights were trained on.
 
@@ -31,10 +31,8 @@ def first_network(run: Run, stage: str, dataset: Dataset | None) -> Trained:
     weights = read_weights(spec.arch, spec.weights) if spec.weights else None
     pixels = _pixels(run, weights)
     arguments: dict[str, Any] = {"gamma": None if weights else spec.gamma}
-    arguments |= image_size(spec.arch, pixels if dataset is None else dataset.image_size)
-    if dataset is not None:
-        arguments |= {"num_classes": len(dataset.classes), "in_channels": dataset.channels}
-    elif spec.arch.startswith("slim:"):
+    arguments |= image_size(spec.arch, pixels) if dataset is None else _of_data(spec.arch, dataset)
+    if dataset is None and spec.arch.startswith("slim:"):
         arguments["num_classes"] = 1000  # they have no number of their own
     arguments |= spec.kwargs
     model = _built(run, arguments)
@@ -56,6 +54,15 @@ def first_network(run: Run, stage: str, dataset: Dataset | None) -> Trained:
     else:
         images = replace(known, shape=(arguments.get("in_channels", 3), pixels, pixels))
     return Trained(stage, model, [], {}, spec.arch, arguments, images, dataset)
+
+
+def _of_data(arch: str, dataset: Data) -> dict[str, Any]:
+    """The arguments of a network that follow from its data."""
+    shape, classes = dataset.spec.shape, dataset.spec.classes
+    if shape is None:
+        raise SlimError(f"the inputs of {dataset.name} are no tensors: expected batches of images (or other tensors)")
+    named = {"num_classes": len(classes)} if classes else {}
+    return {"in_channels": shape[0], **named, **image_size(arch, shape[1:])}
 
 
 def _built(run: Run, arguments: dict[str, Any]) -> nn.Module:

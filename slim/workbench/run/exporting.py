@@ -1,9 +1,7 @@
 """The stage that writes ONNX files: in float, checked against PyTorch, and in 8-bit integers, checked on images."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 
 import torch
@@ -13,11 +11,12 @@ from slim.deploy import onnx
 from slim.errors import SlimError
 from slim.workbench import data, report
 from slim.workbench.config import ExportConfig
-from slim.workbench.data import Dataset
+from slim.workbench.data import Data
 from slim.workbench.report import card
 from slim.workbench.run.folder import Run
 from slim.workbench.run.measuring import benchmark_rules
 from slim.workbench.run.networks import Trained, normalised_as, unpruned_beside
+from slim.workbench.tasks import Classification
 
 
 def export_stage(run: Run, source: Path, *, unpruned: Path | None = None) -> list[Path]:
@@ -40,7 +39,7 @@ def export_stage(run: Run, source: Path, *, unpruned: Path | None = None) -> lis
             write_onnx(whole, written[-1], run.settings.export)
         record = before.metrics | {"file_size": made.file_size, "max_relative_error": made.max_relative_error}
         if before.dataset:
-            record[before.dataset.task.metric.name] = _onnx_metric(path, before.dataset)
+            record[before.dataset.task.metric.name] = _metric(onnx.OnnxModel(path), before.dataset)
         run.records.enter("onnx", record, run.settings)
         run.console.print(report.stage_table({before.stage: before.metrics, "onnx": record}, "export"))
         _show_errors(run, made)
@@ -64,20 +63,22 @@ def int8_stage(run: Run, source: Path) -> Path:
     files = {stage: run.path(stage) for stage in ("onnx", "int8")}
     net = onnx.OnnxModel(files["onnx"])
     size = 32
-    batches = data.batches(dataset.train, dataset, size, shuffle_seed=settings.seed)
-    calibration = (_as_taken(net, images, dataset) for images, _ in batches)
+    images = data.sample_inputs(dataset, settings.export.calibration_images, settings.seed)
+    calibration = (_as_taken(net, some, dataset) for some in images.split(size))
+    metric = dataset.task.metric
+    sign = 1 if metric.direction == "max" else -1  # quantize_onnx wants more where it is better
     made = onnx.quantize_onnx(
         files["onnx"],
         files["int8"],
-        islice(calibration, math.ceil(settings.export.calibration_images / size)),
-        _test_batches(net, dataset),
+        calibration,
+        lambda file: sign * _metric(file, dataset),
         max_loss=settings.export.max_loss,
         method=settings.export.calibration,
         reduce_range=settings.export.reduce_range,
     )
-    was = run.records.summary()["onnx"] | {"accuracy": made.float_accuracy}
+    was = run.records.summary()["onnx"] | {metric.name: sign * made.float_accuracy, "metric": metric.to_dict()}
     run.records.enter("onnx", was, settings)
-    record = was | {"accuracy": made.accuracy, "file_size": made.file_size}
+    record = was | {metric.name: sign * made.accuracy, "file_size": made.file_size}
     for key in ("latency_ms", "speedup", "differs", "bench", "max_relative_error"):
         record.pop(key, None)
     run.records.enter("int8", record, settings)
@@ -90,7 +91,10 @@ def int8_stage(run: Run, source: Path) -> Path:
 
 def write_onnx(network: Trained, path: Path, export: ExportConfig) -> "onnx.ExportReport":
     """Export a network as the settings say, with what its file says of it."""
-    images = network.images
+    images, data_of = network.images, network.dataset
+    if export.preprocess and data_of is not None and not isinstance(data_of.task, Classification):
+        kind = type(data_of.task).__name__
+        raise SlimError(f"export.preprocess ends in probabilities of classes: expected false for {kind}")
     return onnx.export_onnx(
         network.model,
         network.example,
@@ -116,32 +120,32 @@ def _show_errors(run: Run, made: "onnx.ExportReport") -> None:
         run.console.print(f"in float64, before optimisation: {reached} ({made.float64_engine})")
 
 
-def _data_for(run: Run, network: Trained, source: Path) -> Dataset:
+def _data_for(run: Run, network: Trained, source: Path) -> Data:
     """Return images like those that a network was trained on; SlimError where the settings name others."""
     dataset = network.dataset or normalised_as(network.images, run.dataset())
-    shape, classes = tuple(dataset.test.images.shape[1:]), network.images.classes or dataset.classes
-    if shape != network.images.shape or len(dataset.classes) != len(classes):
+    shape, classes = dataset.spec.shape, dataset.spec.classes or ()
+    if shape != network.images.shape or len(classes) != len(network.images.classes or classes):
         raise SlimError(
-            f"data.name is {run.settings.data.name!r}, with {len(dataset.classes)} classes of images {list(shape)}: "
+            f"data.name is {run.settings.data.name!r}, with {len(classes)} classes of images {list(shape or ())}: "
             f"INT8 needs images like those that {source} was trained on, {list(network.images.shape or ())}"
         )
     return dataset
 
 
-def _onnx_metric(path: Path, dataset: Dataset) -> float:
+def _metric(net: "onnx.OnnxModel", dataset: Data) -> float:
     """Return the task's metric on the test images, run in onnxruntime."""
-    net, task = onnx.OnnxModel(path), dataset.task
+    task = dataset.task
     sums = [task.tally(torch.from_numpy(net(images)), labels) for images, labels in _test_batches(net, dataset)]
     return task.value(torch.stack(sums).sum(0))
 
 
-def _test_batches(net: "onnx.OnnxModel", dataset: Dataset) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the test images as a file takes them, with their labels."""
-    for images, labels in data.batches(dataset.test, dataset, 256):
+def _test_batches(net: "onnx.OnnxModel", dataset: Data) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the test images as a file takes them, with their targets."""
+    for images, labels in data.ordered(dataset, dataset.test or [], 256, torch.device("cpu")):
         yield _as_taken(net, images, dataset), labels
 
 
-def _as_taken(net: "onnx.OnnxModel", images: Tensor, dataset: Dataset) -> Tensor:
+def _as_taken(net: "onnx.OnnxModel", images: Tensor, dataset: Data) -> Tensor:
     """Return normalised images [N, C, H, W] as they are, or as the pixels that they were where the file normalises."""
     if not net.raw:
         return images

@@ -17,7 +17,7 @@ from slim.prune.plan import PruningPlan
 from slim.trace.size import network_size
 from slim.workbench import config, data, models, report, train
 from slim.workbench.config import DataConfig, RunConfig
-from slim.workbench.data import Dataset
+from slim.workbench.data import Data
 from slim.workbench.run.networks import Trained, normalised_as
 from slim.workbench.run.records import Records
 from slim.workbench.run.stages import STAGES
@@ -64,13 +64,10 @@ class Run:
             self.records.clear_stale_states()
             yield
 
-    def dataset(self) -> Dataset:
+    def dataset(self) -> Data:
         """Return the data that the settings name, with their task."""
         settings = self.settings
-        found = data.load_any(settings.data, settings.seed, task=settings.task, allow_code=self.allow_code)
-        if not isinstance(found, Dataset):
-            raise SlimError(f"{found.name} gives batches: a run needs a slim.workbench.data.Dataset")
-        return found
+        return data.load_any(settings.data, settings.seed, task=settings.task, allow_code=self.allow_code)
 
     def open(self, source: Path) -> Trained:
         """Return the network in a file, with the data set of its run.
@@ -100,10 +97,10 @@ class Run:
             dataset=dataset,
         )
 
-    def _dataset_for(self, source: Path, about: dict[str, Any]) -> Dataset:
+    def _dataset_for(self, source: Path, about: dict[str, Any]) -> Data:
         """Return the data for a network, normalised as its file says; SlimError where they have other classes."""
         dataset = self.dataset()
-        if about["classes"] is not None and list(dataset.classes or ()) != about["classes"]:
+        if about["classes"] is not None and dataset.spec.to_dict()["classes"] != about["classes"]:
             name = (about["config"] or {}).get("data", {}).get("name", "other data")
             raise SlimError(f"data.name is {self.settings.data.name!r}: {source} was trained on {name!r}")
         return normalised_as(ImageSpec.of(about), dataset)
@@ -127,7 +124,7 @@ class Run:
         path, settings, model = self.path(stage), self.settings, network.model
         record: dict[str, Any] = asdict(network_size(model, network.example))
         if network.dataset:
-            metric, test = network.dataset.task.metric, network.dataset.test
+            metric, test = network.dataset.task.metric, network.dataset.test or ()
             found = train.evaluate(model, test, network.dataset, compute=settings.compute)
             record |= {metric.name: found[metric.name], "metric": metric.to_dict()}
         if epochs:

@@ -12,7 +12,7 @@ from slim import checkpoint
 from slim.images import ImageSpec
 from slim.prune.plan import PruningPlan
 from slim.workbench import models
-from slim.workbench.data import Dataset
+from slim.workbench.data import Data, Loaders
 from slim.workbench.run.stages import STAGES
 
 
@@ -27,7 +27,7 @@ class Trained:
     arch: str | None
     arch_kwargs: dict[str, Any]
     images: ImageSpec
-    dataset: Dataset | None  # normalised as the file says; None for a network that wasn't trained by slim
+    dataset: Data | None  # normalised as the file says; None for a network that wasn't trained by slim
 
     @property
     def example(self) -> Tensor:
@@ -52,9 +52,11 @@ def times_pruned(path: Path) -> int:
     return len(checkpoint.read_metadata(path)["plans"])
 
 
-def normalised_as(images: ImageSpec, dataset: Dataset) -> Dataset:
+def normalised_as(images: ImageSpec, dataset: Data) -> Data:
     """Return the data set normalised by the mean and std that a network's file names, or by its own where it names
-    none."""
+    none. Loaders normalise by themselves."""
+    if isinstance(dataset, Loaders):
+        return dataset
     spec = dataset.spec
     return replace(dataset, spec=replace(spec, mean=images.mean or spec.mean, std=images.std or spec.std))
 
@@ -63,6 +65,6 @@ def example_images(shape: Sequence[int]) -> Tensor:
     return torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
 
 
-def image_size(arch: str, pixels: int | tuple[int, int]) -> dict[str, Any]:
+def image_size(arch: str, pixels: int | tuple[int, ...]) -> dict[str, Any]:
     """Return the argument image_size for the networks whose layers depend on it."""
     return {"image_size": pixels} if "image_size" in models.arguments(arch) else {}

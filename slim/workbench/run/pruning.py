@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from slim.prune.verify import verify
 from slim.tables import render
 from slim.workbench import data, report, train
 from slim.workbench.config import PruneConfig, RunConfig
-from slim.workbench.data import Dataset
+from slim.workbench.data import Data
 from slim.workbench.run import asked
 from slim.workbench.run.beginning import first_network
 from slim.workbench.run.folder import Run
@@ -87,20 +88,19 @@ def plan_architecture(run: Run) -> PruningPlan:
     return made
 
 
-def gradual_pruning(dataset: Dataset, settings: RunConfig) -> Pruning:
+def gradual_pruning(dataset: Data, settings: RunConfig) -> Pruning:
     """Return what `slim.plan` is asked for by a training that prunes."""
     needed = settings.prune.score == "residual"
     return asked.pruning(settings, calibration_images(dataset, settings.prune, settings.seed) if needed else None)
 
 
-def calibration_images(dataset: Dataset, prune: PruneConfig, seed: int) -> Tensor:
+def calibration_images(dataset: Data, prune: PruneConfig, seed: int) -> Any:
     """Return training images without augmentation, as many as the settings and memory allow."""
-    count = fitting(prune.calibration_images, dataset.image_size)
-    images, _ = next(data.batches(dataset.train, dataset, count, shuffle_seed=seed))
-    return images
+    assert dataset.spec.shape is not None  # checked before the network was trained
+    return data.sample_inputs(dataset, fitting(prune.calibration_images, dataset.spec.shape[1:]), seed)
 
 
-def _planned(run: Run, source: Path) -> tuple[Trained, Tensor | None, PruningPlan]:
+def _planned(run: Run, source: Path) -> tuple[Trained, Any, PruningPlan]:
     """Return the network in `source`, images to calibrate on, and the plan for it, and show that."""
     before = run.open(source)
     settings = run.settings
@@ -116,7 +116,7 @@ def _planned(run: Run, source: Path) -> tuple[Trained, Tensor | None, PruningPla
 
 
 def _made(
-    run: Run, model: nn.Module, example: Tensor, *, images: Tensor | None = None, after: Sequence[PruningPlan] = ()
+    run: Run, model: nn.Module, example: Tensor, *, images: Any = None, after: Sequence[PruningPlan] = ()
 ) -> PruningPlan:
     """Return the plan by the rules of the settings. Where times are measured for it, it says so while that lasts."""
     pruning = asked.pruning(run.settings, images)
@@ -129,7 +129,7 @@ def _made(
     return wanted()
 
 
-def _recover(model: nn.Module, thin: nn.Module, made: PruningPlan, images: Tensor, settings: RunConfig) -> Recovery:
+def _recover(model: nn.Module, thin: nn.Module, made: PruningPlan, images: Any, settings: RunConfig) -> Recovery:
     """Recover the thin network on the device that trains."""
     device = train.resolve_device(settings.compute.device)
     try:

@@ -92,7 +92,10 @@ class Networks:
         if self.about["config"] is None:
             raise SlimError("the network wasn't trained by slim, so its data aren't known")
         check_root(self.run.folder, self._stored.data, self.settings.data)
-        return self.run.replace(settings=self.settings).dataset()
+        found = self.run.replace(settings=self.settings).dataset()
+        if not isinstance(found, Dataset):
+            raise SlimError(f"{found.name} comes in batches: this is shown of data sets of images")
+        return found
 
     @property
     def example(self) -> Tensor:
