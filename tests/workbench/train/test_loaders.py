@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from slim.errors import SlimError
+from slim.prune.budgets import Ratio
 from slim.workbench.config import ComputeConfig, OptimConfig, SparsityConfig
 from slim.workbench.data import Loaders
 from slim.workbench.tasks import Classification
 from slim.workbench.train import Snapshots, evaluate, fit
+from slim.workbench.train.gradual import Pruning
 from slim.workbench.train.state import mixed
 
 ON_CPU = ComputeConfig(device="cpu", precision="32-true", channels_last=False)
@@ -87,9 +89,9 @@ LOADERS: dict[str, Callable[[], Loaders]] = {
 def test_every_kind_of_iterable_trains_alike(kind: str) -> None:
     found, expected = network(), network()
     sparsity = SparsityConfig(strength=0.01, penalty="group_lasso", gradual=2)
-    fit(found, LOADERS[kind](), OPTIM, compute=ON_CPU, sparsity=sparsity, pruning={"ratio": 0.5})
+    fit(found, LOADERS[kind](), OPTIM, compute=ON_CPU, sparsity=sparsity, pruning=Pruning(Ratio(0.5)))
     batches = list(DataLoader(samples(), batch_size=16))
-    fit(expected, batches, OPTIM, compute=ON_CPU, sparsity=sparsity, pruning={"ratio": 0.5})
+    fit(expected, batches, OPTIM, compute=ON_CPU, sparsity=sparsity, pruning=Pruning(Ratio(0.5)))
     assert found[1].num_features == 3 and same(found, expected)
 
 
