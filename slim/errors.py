@@ -17,7 +17,7 @@ class NothingToPrune(SlimError):
 
 
 def unknown(kind: str, value: str, choices: Iterable[str]) -> SlimError:
-    """The error for a name that isn't one of `choices`, with the nearest valid one."""
+    """Return the error for a name that isn't one of `choices`, with the nearest valid one."""
     choices = sorted(choices)
     near = get_close_matches(value, choices, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else "expected one of " + ", ".join(choices)

@@ -102,7 +102,7 @@ def test_no_file_decides_where_data_lie_or_what_is_downloaded(
     monkeypatch.setattr("torchvision.datasets.CIFAR10", cifar)
     model = models.build("slim:vgg7", num_classes=10)
     images = slim.ImageSpec((3, 32, 32), tuple("0123456789"))
-    facts = {"arch": "slim:vgg7", "arch_kwargs": {"num_classes": 10}, "images": images}
+    facts: dict[str, Any] = {"arch": "slim:vgg7", "arch_kwargs": {"num_classes": 10}, "images": images}
     for root in ("data", "elsewhere"):
         settings = config.updated(RunConfig(), {"data": {"name": "cifar10", "root": root, "download": True}})
         slim.save("x/sparse.safetensors", model, config=settings, **facts)

@@ -1,8 +1,10 @@
 """slim.workbench.models against closed forms, published counts, torchvision's layers and formulas written out."""
 
 import sys
+from collections.abc import Callable, Iterator
 from math import prod, sqrt
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -121,7 +123,7 @@ def flops(model: nn.Module, *shape: int) -> int:
         ("slim:densenet40", count_densenet),
     ],
 )
-def test_counts_follow_from_the_widths(arch, counter, classes):
+def test_counts_follow_from_the_widths(arch: str, counter: Callable[[int], Count], classes: int) -> None:
     with torch.device("meta"):
         model = build(arch, num_classes=classes)
     count = counter(classes)
@@ -142,18 +144,18 @@ def test_counts_follow_from_the_widths(arch, counter, classes):
         (count_densenet(100), "1.06", None),
     ],
 )
-def test_published_counts(count, params, flops):
+def test_published_counts(count: Count, params: str, flops: str | None) -> None:
     assert f"{count.params / 1e6:.2f}" == params
     # The convention that the docstrings state: 2 per multiply-add, 1 per output value of a convolution.
     assert flops is None or f"{(2 * count.macs + count.outputs) / 1e8:.2f}" == flops
 
 
-def test_densenet_flops_are_near_the_paper():
+def test_densenet_flops_are_near_the_paper() -> None:
     count = count_densenet(10)
     assert (2 * count.macs + count.outputs) / 5.33e8 == pytest.approx(1, abs=0.006)
 
 
-def test_published_counts_of_other_papers():
+def test_published_counts_of_other_papers() -> None:
     # He et al. 2016, table 6, with the parameters that option B's 1×1 convolutions and their BatchNorms add.
     projections = (16 * 32 + 2 * 32) + (32 * 64 + 2 * 64)
     for depth, published in ((20, "0.27"), (56, "0.85")):
@@ -166,7 +168,7 @@ def test_published_counts_of_other_papers():
 
 
 @pytest.mark.parametrize("arch", names())
-def test_takes_any_channels_classes_and_image_sizes(arch):
+def test_takes_any_channels_classes_and_image_sizes(arch: str) -> None:
     small = 16 if arch == "slim:lenet" else 8
     for shape in ((1, 28, 28), (3, 33, 20), (2, small, small)):
         kwargs = {"image_size": shape[1:]} if "image_size" in arguments(arch) else {}
@@ -176,7 +178,7 @@ def test_takes_any_channels_classes_and_image_sizes(arch):
             assert model(torch.empty(4, *shape)).shape == (4, 7, *maps)
 
 
-def test_image_size_is_what_the_flattening_networks_take():
+def test_image_size_is_what_the_flattening_networks_take() -> None:
     assert [arch for arch in names() if arguments(arch)] == ["slim:lenet", "slim:mlp"]
     assert arguments("slim:mlp") == ["image_size"]
     assert arguments("torchvision:resnet18") == []
@@ -189,7 +191,7 @@ def test_image_size_is_what_the_flattening_networks_take():
 
 
 @pytest.mark.parametrize("arch", ["slim:vgg7", "slim:mlp", "slim:preresnet164", "torchvision:resnet18"])
-def test_gamma_of_every_batchnorm(arch):
+def test_gamma_of_every_batchnorm(arch: str) -> None:
     norms = [m for m in build(arch, num_classes=2, gamma=0.25).modules() if isinstance(m, _BatchNorm)]
     assert norms
     assert all((norm.weight == 0.25).all() and (norm.bias == 0).all() for norm in norms)
@@ -207,7 +209,7 @@ def test_gamma_of_a_factory_is_its_own(code: str) -> None:
     assert (build("torchvision:resnet18", num_classes=2).bn1.weight == 0.5).all()
 
 
-def test_initial_weights():
+def test_initial_weights() -> None:
     torch.manual_seed(0)
     vgg = build("slim:vgg16", num_classes=100)
     for layer in vgg.modules():
@@ -219,7 +221,7 @@ def test_initial_weights():
     assert (vgg.classifier.bias == 0).all()
 
 
-def test_the_seed_decides_the_weights():
+def test_the_seed_decides_the_weights() -> None:
     def weights(seed: int) -> Tensor:
         torch.manual_seed(seed)
         return nn.utils.parameters_to_vector(build("slim:vgg7", num_classes=10).parameters())
@@ -238,7 +240,7 @@ def fitted(model: nn.Module) -> nn.Module:
     return model.double().eval()
 
 
-def test_vgg_is_torchvisions_stack_with_a_mean():
+def test_vgg_is_torchvisions_stack_with_a_mean() -> None:
     ours = fitted(build("slim:vgg16", num_classes=10))
     theirs = peer_vgg.make_layers(peer_vgg.cfgs["D"][:-1], batch_norm=True).double().eval()
     for module in theirs.modules():
@@ -252,7 +254,7 @@ def test_vgg_is_torchvisions_stack_with_a_mean():
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_resnet_block_is_torchvisions(stage):
+def test_resnet_block_is_torchvisions(stage: int) -> None:
     ours = fitted(getattr(build("slim:resnet20", num_classes=10), f"layer{stage}")[0])
     inputs, outputs = ours.conv1.in_channels, ours.conv1.out_channels
     downsample = ours.shortcut if stage > 1 else None
@@ -269,7 +271,7 @@ def norm(layer: nn.BatchNorm2d, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("stage", [1, 2])
-def test_preresnet_block_is_its_formula(stage):
+def test_preresnet_block_is_its_formula(stage: int) -> None:
     block = fitted(getattr(build("slim:preresnet164", num_classes=10), f"layer{stage}")[0])
     x = torch.randn(2, block.conv1.in_channels, 8, 8, dtype=torch.float64)
     out = F.conv2d(norm(block.bn1, x), block.conv1.weight)
@@ -279,7 +281,7 @@ def test_preresnet_block_is_its_formula(stage):
     torch.testing.assert_close(block(x.clone()), expected)
 
 
-def test_densenet_layer_is_its_formula():
+def test_densenet_layer_is_its_formula() -> None:
     layer = fitted(build("slim:densenet40", num_classes=10).dense2[3])
     x = torch.randn(2, layer.bn.num_features, 8, 8, dtype=torch.float64)
     out = layer(x.clone())
@@ -297,14 +299,14 @@ def test_densenet_layer_is_its_formula():
         ("r3d_18", (1, 3, 4, 32, 32)),
     ],
 )
-def test_torchvision(name, shape, monkeypatch):
+def test_torchvision(name: str, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     forbid_downloads(monkeypatch)
     with torch.device("meta"):
         out = build(f"torchvision:{name}", num_classes=6).eval()(torch.empty(shape))
     assert (out["out"] if isinstance(out, dict) else out).shape[1] == 6
 
 
-def test_torchvision_detection(monkeypatch):
+def test_torchvision_detection(monkeypatch: pytest.MonkeyPatch) -> None:
     forbid_downloads(monkeypatch)
     with torch.device("meta"):
         model = build("torchvision:fasterrcnn_mobilenet_v3_large_fpn", num_classes=6)
@@ -312,20 +314,20 @@ def test_torchvision_detection(monkeypatch):
     assert any(isinstance(m, _BatchNorm) for m in model.backbone.modules())
 
 
-def forbid_downloads(monkeypatch):
-    def fail(*args, **kwargs):
+def forbid_downloads(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
         raise AssertionError("tried to download weights")
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fail)
 
 
-def test_timm_is_optional(monkeypatch):
+def test_timm_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(SlimError, match="pip install timm"):
         build("timm:resnet18", num_classes=10)
 
 
-def test_timm():
+def test_timm() -> None:
     pytest.importorskip("timm")
     model = build("timm:repvgg_a0", num_classes=5, in_channels=1).eval()
     assert model(torch.ones(2, 1, 32, 32)).shape == (2, 5)
@@ -359,7 +361,7 @@ def number():
 
 
 @pytest.fixture
-def code(tmp_path: Path, monkeypatch):
+def code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The name of a new module that can be imported."""
     name = f"user_code_{tmp_path.name.replace('-', '_')}"
     (tmp_path / f"{name}.py").write_text(CODE)
@@ -368,7 +370,7 @@ def code(tmp_path: Path, monkeypatch):
     sys.modules.pop(name, None)
 
 
-def test_code_is_imported_only_where_allowed(code):
+def test_code_is_imported_only_where_allowed(code: str) -> None:
     with pytest.raises(SlimError, match="--allow-code"):
         build(f"{code}:fixed", num_classes=2)
     assert code not in sys.modules
@@ -392,7 +394,7 @@ def test_a_factory_may_lie_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert build("mynet.py:head", num_classes=7, allow_code="mynet.py:head").weight.shape == (7, 4)
 
 
-def test_mistakes_in_code(code):
+def test_mistakes_in_code(code: str) -> None:
     for name, message in (("heed", "did you mean 'head'"), ("number", "gave int, expected a torch")):
         with pytest.raises(SlimError, match=message):
             build(f"{code}:{name}", num_classes=2, allow_code=f"{code}:{name}")
@@ -421,7 +423,7 @@ def test_mistakes_in_code(code):
         ("slim:vgg19", {"num_classes": 0}, "num_classes 0: expected at least 1"),
     ],
 )
-def test_mistakes_get_one_line(arch, kwargs, message):
+def test_mistakes_get_one_line(arch: str, kwargs: dict[str, Any], message: str) -> None:
     with pytest.raises(SlimError) as caught:
         build(arch, **({"num_classes": 10} | kwargs))
     assert message in str(caught.value)

@@ -42,20 +42,20 @@ class ParsedCommand:
         return settings
 
     def _own(self, section: str) -> dict[str, Any]:
-        """What the user's own words say about a section of the settings; "" holds those of none."""
+        """Return what the user's own words say about a section of the settings; "" holds those of none."""
         if not section:
             return self.in_file | self.as_options
         return self.in_file.get(section, {}) | self.as_options.get(section, {})
 
     @property
     def name(self) -> str | None:
-        """The run that the user's own words name."""
+        """Return the run that the user's own words name."""
         return self._own("").get("name")
 
     @property
     def allow_code(self) -> tuple[str, ...]:
-        """The code that may be imported: what the user's own command line or --config names. It may lie in the working
-        folder, as for `python -m`."""
+        """Return the code that may be imported: what the user's own command line or --config names. It may lie in the
+        working folder, as for `python -m`."""
         own = (self._own("model").get("arch"), self._own("data").get("name"), self._own("").get("task"))
         named = (*self.arguments.allow_code, *(name for name in own if name))
         if named and os.getcwd() not in sys.path:
@@ -64,7 +64,7 @@ class ParsedCommand:
 
     @property
     def console(self) -> "Console":
-        """Where the stages tell what they do: nowhere with --quiet, on stderr with --json, else on stdout."""
+        """Return where the stages tell what they do: nowhere with --quiet, on stderr with --json, else on stdout."""
         from rich.console import Console
 
         return Console(stderr=self.arguments.json, quiet=self.arguments.quiet)
@@ -118,8 +118,8 @@ class ParsedCommand:
         return self.run(self.settings(base), path.parent), path
 
     def _stored(self, path: Path) -> RunConfig:
-        """The settings that a checkpoint holds, or that lie beside another file of a run; of a training to resume,
-        those that it was begun with."""
+        """Return the settings that a checkpoint holds, or that lie beside another file of a run; of a training to
+        resume, those that it was begun with."""
         from slim import checkpoint
         from slim.workbench.run.resuming import begun
 

@@ -38,7 +38,7 @@ class PlainParser(argparse.ArgumentParser):
         return arguments
 
     def _spelled(self, args: Sequence[str]) -> list[str]:
-        """The options spelled as they are known: --data.batch-size is --data.batch_size."""
+        """Return the options spelled as they are known: --data.batch-size is --data.batch_size."""
         known = {_alike(option): option for option in self._option_string_actions}
         words = []
         for word in args:
@@ -47,8 +47,9 @@ class PlainParser(argparse.ArgumentParser):
         return words
 
     def _joined(self, args: Sequence[str]) -> list[str]:
-        """What argparse would take apart: a switch alone means true (--int8 FILE is --int8=true FILE, and --int8 false
-        stays), and what looks like a number below zero is a value (--latency -2ms), for which it has the last word."""
+        """Join what argparse would take apart: a switch alone means true (--int8 FILE is --int8=true FILE, and --int8
+        false stays), and what looks like a number below zero is a value (--latency -2ms), for which it has the last
+        word."""
         switches = {o for a in self._actions if a.metavar == SWITCH for o in a.option_strings}
         valued = {o for a in self._actions if a.metavar and a.metavar != SWITCH for o in a.option_strings}
         words: list[str] = []

@@ -43,12 +43,12 @@ _WEIGHTS = {
 
 
 def names() -> list[str]:
-    """slim's own networks, as `build` takes them: ["slim:densenet40", …]."""
+    """Return slim's own networks, as `build` takes them: ["slim:densenet40", …]."""
     return sorted(f"slim:{name}" for name in _SLIM)
 
 
 def arguments(arch: str) -> list[str]:
-    """What one of slim's own networks takes besides num_classes and in_channels; [] for any other name.
+    """Return what one of slim's own networks takes besides num_classes and in_channels; [] for any other name.
 
     `image_size` is among them where the layers depend on it ("slim:mlp", "slim:lenet"): pass the data's.
     """
@@ -180,7 +180,7 @@ def _code(arch: str, sizes: dict[str, int], kwargs: dict[str, Any], allow_code: 
 
 
 def _call(arch: str, factory: Callable[..., Any], kwargs: dict[str, Any]) -> nn.Module:
-    """What the factory makes of the arguments; its complaints about them become one line."""
+    """Return what the factory makes of the arguments; its complaints about them become one line."""
     try:
         model = factory(**kwargs)
     except SlimError:
@@ -203,7 +203,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _unnamed(arch: str) -> SlimError:
-    """For a name without a source: the nearest one that has it."""
+    """Return the error for a name without a source: the nearest one that has it."""
     full = {name: f"torchvision:{name}" for name in _torchvision_names()}
     full |= {name: f"slim:{name}" for name in _SLIM}
     near = get_close_matches(arch.strip(":"), full, n=1, cutoff=0.5)

@@ -22,7 +22,7 @@ VGG_WIDTHS: dict[int, list[int | str]] = {
 
 
 def vgg(depth: int, *, num_classes: int, in_channels: int = 3) -> nn.Sequential:
-    """The VGG of Network Slimming (Liu et al., ICCV 2017, §4.2): convolutions, mean, one linear layer.
+    """Build the VGG of Network Slimming (Liu et al., ICCV 2017, §4.2): convolutions, mean, one linear layer.
 
     Takes [N, in_channels, H, W], made for 32×32, and any other size; gives [N, num_classes].
 
@@ -84,7 +84,7 @@ def lenet(*, num_classes: int, in_channels: int = 1, image_size: int | Sequence[
 
 
 def mlp(*, num_classes: int, in_channels: int = 1, image_size: int | Sequence[int] = 28) -> nn.Sequential:
-    """The fully connected 784-500-300-10 network of Network Slimming (§4.2), with BatchNorm before each ReLU.
+    """Build the fully connected 784-500-300-10 network of Network Slimming (§4.2), with BatchNorm before each ReLU.
 
     Takes [N, in_channels, H, W] with (H, W) = `image_size` pixels (one number: a square), or the same values
     flattened; gives [N, num_classes]. On MNIST it has 546,610 parameters.

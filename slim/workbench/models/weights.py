@@ -191,7 +191,7 @@ def _numbers(values: Sequence[float] | None) -> tuple[float, ...] | None:
 
 
 def _downloaded(read: Any, source: str) -> Any:
-    """What another library finds or downloads; what goes wrong there in one line."""
+    """Return what another library finds or downloads; what goes wrong there in one line."""
     try:
         return read()
     except Exception as error:

@@ -46,8 +46,8 @@ def check_same(run: Run, stage: str, *, prunes: bool) -> None:
 
 
 def is_done(run: Run, stage: str, *, prunes: int) -> bool:
-    """Whether a stage has been done with these settings on a network pruned so often by then (not counting the stage's
-    own training), and still follows from those before it."""
+    """Say whether a stage has been done with these settings on a network pruned so often by then (not counting the
+    stage's own training), and still follows from those before it."""
     path, settings = run.path(stage), run.settings
     last = "recovered" if stage == "pruned" and settings.prune.recover else stage  # of what the file becomes
     if last not in run.records.summary() or not path.exists():
@@ -69,7 +69,7 @@ def is_done(run: Run, stage: str, *, prunes: int) -> bool:
 
 
 def _alike(was: Any, now: Any) -> bool:
-    """Whether a section of the settings means the same. Where images lie and who decodes them changes no batch."""
+    """Say whether a section of the settings means the same. Where images lie and who decodes them changes no batch."""
     if isinstance(was, DataConfig):
         where = ("root", "download", "storage", "workers", "cache")
         return replace(was, **{name: getattr(now, name) for name in where}) == now

@@ -40,7 +40,7 @@ class Networks:
 
     @cached_property
     def about(self) -> dict[str, Any]:
-        """What the last network's file says of it."""
+        """Return what the last network's file says of it."""
         return checkpoint.read_metadata(self.file(*AFTER, *reversed(BEFORE)))
 
     @cached_property
@@ -49,7 +49,7 @@ class Networks:
 
     @cached_property
     def before(self) -> nn.Module:
-        """The network before any pruning: the baseline, or the sparse network of a single pass."""
+        """Return the network before any pruning: the baseline, or the sparse network of a single pass."""
         for path in map(self.run.path, BEFORE):
             if path.is_file() and not checkpoint.read_metadata(path)["plans"]:
                 return self._load(path)
@@ -57,7 +57,7 @@ class Networks:
 
     @cached_property
     def decided_on(self) -> nn.Module:
-        """The network that the last plan was made for."""
+        """Return the network that the last plan was made for."""
         path = self.file("sparse", "baseline")
         if checkpoint.read_metadata(path)["plans"] != self.about["plans"][:-1]:
             raise SlimError(f"{path.name} isn't the network that was pruned last")
@@ -65,12 +65,12 @@ class Networks:
 
     @cached_property
     def after(self) -> nn.Module:
-        """The pruned network, as good as the run made it."""
+        """Return the pruned network, as good as the run made it."""
         return self._load(self.file(*AFTER))
 
     @cached_property
     def unpruned(self) -> nn.Module:
-        """The architecture before pruning, for its shapes: the weights are the first ones at hand."""
+        """Return the architecture before pruning, for its shapes: the weights are the first ones at hand."""
         try:
             return self.before
         except SlimError:
@@ -84,7 +84,7 @@ class Networks:
 
     @cached_property
     def settings(self) -> RunConfig:
-        """The settings that the last network was made with."""
+        """Return the settings that the last network was made with."""
         return config.without_permissions(self._stored, self.run.settings.data)
 
     @cached_property
@@ -99,7 +99,7 @@ class Networks:
 
     @property
     def example(self) -> Tensor:
-        """One image, [1, C, H, W], of noise."""
+        """Return one image, [1, C, H, W], of noise."""
         if self.about["input_shape"] is None:
             raise SlimError("the network's file doesn't say how large its images are")
         return example_images(self.about["input_shape"])
