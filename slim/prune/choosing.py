@@ -16,6 +16,7 @@ from slim.prune.knapsack import CostModel, by_value_for_cost, sizes_after, terms
 from slim.prune.rules import Rules, number
 
 Ints = NDArray[np.int64]
+SHORT = 0.01  # of the whole: a plan that misses a ratio by more is short of it
 
 
 @dataclass
@@ -67,6 +68,8 @@ def by_threshold(choice: Choice) -> Chosen:
     keep = sizes(taken)
     if not choice.budget.stops_short:
         _fill(keep, choice)
+    elif choice.cost(keep) - choice.budget.limit > SHORT * choice.budget.whole:
+        _take_smaller(keep, choice)
     return Chosen(choice.pruned(keep), taken == steps)
 
 
@@ -107,6 +110,29 @@ def _fill(keep: Ints, choice: Choice) -> None:
             keep[p] = had  # and its others, which cost the same, don't fit either
         elif keep[p] < groups.pattern_size[p]:
             heappush(open_, (-score[best_first[p][keep[p]]], p))
+
+
+def _take_smaller(keep: Ints, choice: Choice) -> None:
+    """Prune more groups, in place, where the first one to stay was too large: the lowest ones that leave the limit."""
+    groups, score, unit = choice.groups, choice.scores, choice.units
+    best_first = np.split(np.lexsort((groups.rank, groups.pattern)), np.cumsum(groups.pattern_size)[:-1])
+    least = np.maximum(choice.least, 1)
+
+    def lower(p: int) -> int:
+        return int((keep[p] - 1) // unit[p] * unit[p])
+
+    def place(p: int) -> tuple[float, int]:
+        return float(score[best_first[p][keep[p] - 1]]), p
+
+    open_ = [place(p) for p in np.flatnonzero(choice.fixed < 0).tolist() if lower(p) >= least[p]]
+    heapify(open_)
+    while open_:
+        _, p = heappop(open_)
+        had, keep[p] = int(keep[p]), lower(p)
+        if choice.cost(keep) < choice.budget.limit - 1e-9:
+            keep[p] = had  # and its others, which are as large, don't fit either
+        elif lower(p) >= least[p]:
+            heappush(open_, place(p))
 
 
 def by_cost(choice: Choice, model: CostModel, by_flops: bool) -> Chosen:

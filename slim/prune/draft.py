@@ -6,6 +6,7 @@ import numpy as np
 
 from slim.errors import NothingToPrune
 from slim.prune.budgets import BoundBudget, Budget, Chosen, Costs
+from slim.prune.choosing import SHORT
 from slim.prune.groups import Bools, Groups
 from slim.prune.plan import PlannedLayer, PruningPlan
 
@@ -79,7 +80,7 @@ def _shortfall(
     exhausted: bool,
 ) -> str:
     """Return one line on what held the plan back, or nothing where it meets the budget to within a point."""
-    if budget.missed(achieved) <= 0.01:
+    if budget.missed(achieved) <= SHORT:
         return ""
     floors = sum(layer.floor for layer in layers)
     why = [] if exhausted else ["the next group of channels is too large"]

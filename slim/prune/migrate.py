@@ -1,20 +1,28 @@
 """What belongs to a network goes on with the thinner one: its optimizer's state, parameter by parameter."""
 
-from collections.abc import Mapping
+import warnings
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils._pytree import tree_leaves
 
 from slim.errors import SlimError
 from slim.prune.rebuild import Cuts, thin_tensor
 from slim.trace.copy import named_tensors
+
+Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Replacement:
     """The tensor of the thin network in the place of one of the original, and what it lacks: dimension -> indices."""
 
+    name: str
     tensor: Tensor
     cuts: Mapping[int, list[int]]
 
@@ -37,19 +45,141 @@ def replacements(cuts: Cuts, model: nn.Module, thin: nn.Module) -> dict[int, Rep
         if id(tensor) not in found or name in cuts:
             if name not in thinner:
                 raise SlimError(f"the thin network doesn't come from this model: it has no {name}")
-            found[id(tensor)] = Replacement(thinner[name], cuts.get(name, {}))
+            found[id(tensor)] = Replacement(name, thinner[name], cuts.get(name, {}))
     return found
 
 
-def migrate_optimizer(optimizer: torch.optim.Optimizer, found: Mapping[int, Replacement]) -> None:
-    """Hand an optimizer over to the thin network, in place."""
-    for group in optimizer.param_groups:
-        group["params"] = [found[id(p)].tensor if id(p) in found else p for p in group["params"]]
+def migrate_optimizer(optimizer: Optimizer, found: Mapping[int, Replacement]) -> None:
+    """Hand an optimizer over to the thin network, in place, with the optimizers that it wraps.
+
+    State of a parameter is thinned where its axes tell how; else it starts anew, with a warning. Raises SlimError where
+    the optimizer holds none of the model's parameters.
+    """
+    if not any(id(p) in found for group in optimizer.param_groups for p in group["params"]):
+        raise SlimError(
+            f"the {type(optimizer).__name__} holds no parameter of this model: expected the optimizer that trained it"
+        )
+    anew: list[str] = []
+    for each in _wrapped(optimizer):
+        for group in each.param_groups:
+            _replace(group["params"], found)
+        anew += _migrate_state(each, found)
+        for value in vars(each).values():  # what it keeps of its parameters besides
+            if isinstance(value, list):
+                _replace(value, found)
+            elif isinstance(value, dict) and value is not each.state:
+                for key in [key for key in value if id(key) in found]:
+                    del value[key]
+        if isinstance(each, torch.optim.LBFGS):
+            each._numel_cache = None
+    if anew:
+        warnings.warn(
+            f"{type(optimizer).__name__} starts anew for {len(anew)} parameters, such as {anew[0]}: what it keeps of "
+            "them doesn't tell which channels it belongs to",
+            stacklevel=3,
+        )
+
+
+def _wrapped(optimizer: Optimizer) -> Iterator[Optimizer]:
+    """Yield an optimizer and those inside it, as in Lookahead."""
+    yield optimizer
+    for value in list(vars(optimizer).values()):
+        if isinstance(value, Optimizer) and value is not optimizer:
+            yield from _wrapped(value)
+
+
+def _replace(tensors: list[Any], found: Mapping[int, Replacement]) -> None:
+    tensors[:] = [found[id(t)].tensor if id(t) in found else t for t in tensors]
+
+
+def _migrate_state(optimizer: Optimizer, found: Mapping[int, Replacement]) -> list[str]:
+    """Hand over the state of each parameter; return the names of those whose state starts anew."""
+    anew = []
     for parameter in [p for p in optimizer.state if id(p) in found]:
         replacement = found[id(parameter)]
-        optimizer.state[replacement.tensor] = {
-            key: thin_tensor(value, replacement.cuts)
-            if isinstance(value, Tensor) and value.shape == parameter.shape
-            else value
-            for key, value in optimizer.state.pop(parameter).items()
-        }
+        state = optimizer.state.pop(parameter)
+        thin = {key: _thinned(value, tuple(parameter.shape), replacement.cuts) for key, value in state.items()}
+        if _unknown(thin) or not _fits(optimizer, replacement.tensor, parameter, thin):
+            anew.append(replacement.name)
+        else:
+            optimizer.state[replacement.tensor] = thin
+        for key, value in vars(parameter).items():  # Adahessian notes the curvature there
+            left = _thinned(value, tuple(parameter.shape), replacement.cuts)
+            if not hasattr(replacement.tensor, key) and not _unknown(left):
+                setattr(replacement.tensor, key, left)
+    return anew
+
+
+class _Unknown:
+    """State whose axes don't tell which channels it belongs to."""
+
+
+def _unknown(state: Any) -> bool:
+    return any(isinstance(leaf, _Unknown) for leaf in tree_leaves(state))
+
+
+def _thinned(value: Any, shape: Shape, cuts: Mapping[int, list[int]]) -> Any:
+    """Return what is left of a part of the state of a parameter of this `shape`."""
+    if isinstance(value, Tensor):
+        readings = _readings(tuple(value.shape), shape, cuts)
+        if not readings or any(other != readings[0] for other in readings):
+            return _Unknown()
+        return thin_tensor(value, readings[0]) if readings[0] else value
+    if isinstance(value, (list, tuple)):
+        if len(value) == len(shape) > 1:  # one for each axis, as preconditioners are
+            return type(value)(_thinned(v, (n,), _cut(cuts, axis)) for axis, (v, n) in enumerate(zip(value, shape)))
+        return type(value)(_thinned(v, shape, cuts) for v in value)
+    return value
+
+
+def _readings(state: Shape, shape: Shape, cuts: Mapping[int, list[int]]) -> list[dict[int, list[int]]]:
+    """Return how state of one shape can follow a parameter of another, the likeliest alone where there is one."""
+    if all(n == 1 for n in state):
+        return [{}]
+    if len(state) == len(shape) and all(mine in (1, n) for mine, n in zip(state, shape)):  # as large, or a factor of it
+        return [{axis: cut for axis, cut in cuts.items() if state[axis] == shape[axis]}]
+    axes = [axis for axis in range(len(shape)) if (*shape[:axis], *shape[axis + 1 :]) == state]
+    if axes and len(shape) > 1:  # the mean over one axis
+        return [{a - (a > axis): cut for a, cut in cuts.items() if a != axis} for axis in axes]
+    if len(state) == 2 and state[0] == state[1]:  # a preconditioner of one axis
+        axes = [axis for axis, n in enumerate(shape) if n == state[0]]
+        return [{d: cut for d in (0, 1) for cut in _cut(cuts, axis).values()} for axis in axes]
+    return []
+
+
+def _cut(cuts: Mapping[int, list[int]], axis: int) -> dict[int, list[int]]:
+    """Return the cut of one axis, as that of a vector."""
+    return {0: cuts[axis]} if axis in cuts else {}
+
+
+def _fits(optimizer: Optimizer, thin: Tensor, parameter: Tensor, state: Mapping[str, Any]) -> bool:
+    """Return whether the optimizer itself would give a thin parameter state of these shapes: where it factors by the
+    sizes of a parameter, fewer channels may mean other factors."""
+    factors = {key: shape for key, shape in _shapes(state).items() if shape not in ((), tuple(thin.shape))}
+    if thin.shape == parameter.shape or not factors:
+        return True
+    scratch = nn.Parameter(thin.detach().clone())
+    scratch.grad = torch.ones_like(scratch)
+    group = next((g for g in optimizer.param_groups if any(p is thin for p in g["params"])), optimizer.param_groups[0])
+    trial = object.__new__(type(optimizer))
+    own = {key: dict(value) if type(value) is dict else value for key, value in vars(optimizer).items()}
+    trial.__dict__ = own | {"param_groups": [{**group, "params": [scratch]}], "state": defaultdict(dict)}
+    trial.__dict__ |= {key: OrderedDict() for key in own if key.endswith("_hooks")}
+    try:
+        with torch.random.fork_rng(devices=[]):
+            trial.step()
+    except Exception:  # it needs more than a gradient
+        return True
+    fresh = _shapes(trial.state[scratch])
+    return all(fresh.get(key) == shape for key, shape in factors.items())
+
+
+def _shapes(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the shapes of tensors in a state: key -> shape, or the shapes of a list."""
+    found: dict[str, Any] = {}
+    for key, value in state.items():
+        if isinstance(value, Tensor):
+            found[key] = tuple(value.shape)
+        elif isinstance(value, Sequence) and any(isinstance(v, Tensor) for v in value):
+            found[key] = [tuple(v.shape) for v in value if isinstance(v, Tensor)]
+    return found

@@ -14,12 +14,12 @@ from torch import nn
 from slim.errors import SlimError
 from slim.files import replacing
 from slim.prune.migrate import migrate_optimizer, replacements
+from slim.prune.plan_format import FORMAT, VERSION, check_record, hash_of
 from slim.prune.rebuild import Change, rebuild
 from slim.tables import FittingTable, render
 from slim.trace.copy import named_tensors
 
 BAR = 20  # characters for a whole layer
-VERSION = 1
 
 
 @dataclass
@@ -109,8 +109,8 @@ class PruningPlan:
 
         removed = {bn: number(gone) for bn, gone in self.removed.items()}
         cuts = {name: {str(d): number(gone) for d, gone in cut.items()} for name, cut in self.cuts.items()}
-        return {
-            "format": "slim-plan",
+        record = {
+            "format": FORMAT,
             "version": VERSION,
             "requested": self.requested,
             "achieved": self.achieved,
@@ -126,16 +126,14 @@ class PruningPlan:
             "shortfall": self.shortfall,
             "timing": self.timing,
         }
+        return record | {"hash": hash_of(record)}
 
     @classmethod
     def from_dict(cls, d: Mapping[str, Any]) -> "PruningPlan":
         """The plan that `to_dict` gave. Raises SlimError where it isn't one."""
-        if d.get("format") != "slim-plan":
-            raise SlimError("not a pruning plan: expected an object with 'format': 'slim-plan'")
-        if d.get("version") != VERSION:
-            raise SlimError(f"a pruning plan of version {d.get('version')!r}: this slim reads version {VERSION}")
+        check_record(d)
         try:
-            indices = [list(map(int, entry)) for entry in d["indices"]]
+            indices = [list(entry) for entry in d["indices"]]
             return cls(
                 requested=dict(d["requested"]),
                 achieved=dict(d["achieved"]),

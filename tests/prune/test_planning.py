@@ -4,6 +4,7 @@ import copy
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import nn
 
 import slim
 from slim.prune.budgets import Cost, Costs
+from slim.prune.plan_format import hash_of
 from slim.trace.size import network_size
 from slim.workbench.models import build
 
@@ -339,3 +341,92 @@ def test_what_scores_and_budgets_refuse() -> None:
         slim.Gamma("min")  # type: ignore[arg-type]
     with pytest.raises(slim.SlimError, match="p 0 of Magnitude"):
         slim.Magnitude(0)
+
+
+# -- the file ----------------------------------------------------------------------------------------------------------
+
+
+def rehashed(record: dict[str, Any]) -> dict[str, Any]:
+    return record | {"hash": hash_of(record)}
+
+
+def tampered(record: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """The record with another value, and the hash that belongs to it."""
+    changed = json.loads(json.dumps(record))
+    *path, last = key.split("/")
+    at = changed
+    for step in path:
+        at = at[int(step)] if isinstance(at, list) else at[step]
+    at[int(last) if isinstance(at, list) else last] = value
+    return rehashed(changed)
+
+
+def test_a_changed_bit_of_a_plans_file_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    slim.plan(vgg(), X, ratio=0.3).save(path)
+    content = path.read_bytes()
+    random = np.random.default_rng(0)
+    for bit in random.integers(0, 8 * len(content), 100):
+        broken = bytearray(content)
+        broken[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(broken)
+        with pytest.raises(slim.SlimError) as error:
+            slim.PruningPlan.load(path)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "key, value, words",
+    [
+        ("indices/0", [3, 2], "each larger than the one before"),
+        ("indices/0", [-5, 2], "each larger than the one before"),
+        ("indices/0", [1.0, 2.0], "expected whole numbers"),
+        ("indices/0", [True], "expected whole numbers"),
+        ("indices/0", [10**9], "doesn't fit its shape"),
+        ("indices/0", 7, "TypeError"),
+        ("achieved/ratio", float("inf"), "achieved ratio is inf: expected a number"),
+        ("removed/bn1", 1, "what is removed of bn1 isn't what its tensors lose"),
+        ("removed/other", 0, "what is removed of other isn't"),
+        ("layers/0/after", 3, "by other indices"),
+        ("cuts", {}, "KeyError"),
+        ("shapes/bn1.weight", [2], "doesn't fit its shape"),
+    ],
+)
+def test_plans_that_contradict_themselves(key: str, value: Any, words: str) -> None:
+    record = slim.plan(vgg(), X, ratio=0.3).to_dict()
+    assert slim.PruningPlan.from_dict(json.loads(json.dumps(record))).to_dict() == record
+    with pytest.raises(slim.SlimError, match=words) as error:
+        slim.PruningPlan.from_dict(tampered(record, key, value))
+    assert "\n" not in str(error.value)
+
+
+# -- a ratio goes on below a group that is too large -------------------------------------------------------------------
+
+
+class Stream(nn.Module):
+    """A stream of 8 channels that 12 layers share, all small, and one layer of its own with larger scales."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8))
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)) for _ in range(12))
+        self.last = nn.Sequential(nn.Conv2d(8, 40, 1), nn.BatchNorm2d(40), nn.ReLU(), nn.Conv2d(40, 2, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = x + block(x)
+        out: torch.Tensor = self.last(x)
+        return out
+
+
+@pytest.mark.parametrize("ratio, removed", [(0.12, 17), (0.2, 28)])
+def test_a_ratio_takes_smaller_groups_below_one_that_is_too_large(ratio: float, removed: int) -> None:
+    """144 channels, of which groups of 13 are the lowest: 17 is one of them and 4 others, 28 is two and 2 others."""
+    model = randomise(Stream())
+    model.last[1].weight.data.uniform_(2, 3)
+    plan = slim.plan(model, X, ratio=ratio)
+    assert plan.totals["channels"][0] - plan.totals["channels"][1] == removed and not plan.shortfall
+    lowest = model.last[1].weight.argsort()[: len(plan.removed["last.1"])]
+    assert plan.removed["last.1"] == sorted(lowest.tolist())
+    assert slim.verify(model, plan.apply(model), plan, X) < 1e-10
