@@ -114,13 +114,13 @@ class Kernel:
         return self.kind in ("conv", "conv_transpose", "gemm")
 
     def group_count(self, reads: int, makes: int) -> int:
-        """The number of its groups. What it reads is counted by group, or, transposed, what it makes."""
+        """Return the number of its groups. What it reads is counted by group, or, transposed, what it makes."""
         if not self.whole:
             return self.groups
         return (reads if self.kind == "conv_transpose" else makes) // self.whole
 
     def flops(self, reads: ArrayLike, makes: ArrayLike) -> NDArray[np.float64]:
-        """Multiply-adds × 2, as torch.utils.flop_counter counts them."""
+        """Return the multiply-adds × 2, as torch.utils.flop_counter counts them."""
         each = 2.0 * math.prod(self.shape)
         if self.window and self.kind != "conv_transpose":
             batch, *space = self.shape

@@ -18,7 +18,7 @@ from slim.deploy.bench.runners import FileRunner, Runner, shapes_in_words
 from slim.deploy.load import OtherWork
 from slim.deploy.target import Batch, NodeTime
 from slim.deploy.targets import target_of
-from slim.deploy.timing import Rounds, machine, time_in_turn
+from slim.deploy.timing import Rounds, Times, machine, time_in_turn
 from slim.errors import SlimError
 
 if TYPE_CHECKING:
@@ -66,19 +66,9 @@ def benchmark(
     }
     _check_image_size(runners, image_size)
     taken = _batch_sizes(runners, batch_sizes)
-    times, busiest = {}, 0.0
-    for batch_size in dict.fromkeys(size for sizes in taken.values() for size in sizes):
-        calls = {name: runner.prepare(batch_size) for name, runner in runners.items() if batch_size in taken[name]}
-        with OtherWork() as others:
-            times[batch_size] = time_in_turn(calls, Rounds(runs), warmup)
-        busiest = max(busiest, others.share or 0.0)
-    sizes = {name: runner.file_size for name, runner in runners.items()}
+    times, busiest = _times(runners, taken, Rounds(runs), warmup)
     peaks = {name: peak_memory(runner, taken[name]) if memory else {} for name, runner in runners.items()}
-    first, alike = _like_the_first(runners)
-    rows: list[BenchRow] = []
-    for batch_size, each in times.items():
-        compared = alike if first in each else []
-        rows += rows_of(batch_size, each, {name: peak.get(batch_size) for name, peak in peaks.items()}, sizes, compared)
+    rows = _rows(runners, times, peaks)
     return BenchReport(
         rows,
         provider=", ".join(dict.fromkeys(runner.provider for runner in runners.values())),
@@ -93,6 +83,31 @@ def benchmark(
         notes=_notes(runners, batch_sizes, taken),
         cautions=cautions(rows, busiest),
     )
+
+
+def _times(
+    runners: Mapping[str, Runner], taken: Mapping[str, Sequence[int]], rounds: Rounds, warmup: int
+) -> tuple[dict[int, dict[str, Times]], float]:
+    """The times of each batch size, and the share of the machine that others took while it was busiest."""
+    times, busiest = {}, 0.0
+    for batch_size in dict.fromkeys(size for sizes in taken.values() for size in sizes):
+        calls = {name: runner.prepare(batch_size) for name, runner in runners.items() if batch_size in taken[name]}
+        with OtherWork() as others:
+            times[batch_size] = time_in_turn(calls, rounds, warmup)
+        busiest = max(busiest, others.share or 0.0)
+    return times, busiest
+
+
+def _rows(
+    runners: Mapping[str, Runner], times: Mapping[int, Mapping[str, Times]], peaks: Mapping[str, Mapping[int, int]]
+) -> list[BenchRow]:
+    sizes = {name: runner.file_size for name, runner in runners.items()}
+    first, alike = _like_the_first(runners)
+    rows: list[BenchRow] = []
+    for batch_size, each in times.items():
+        compared = alike if first in each else []
+        rows += rows_of(batch_size, each, {name: peak.get(batch_size) for name, peak in peaks.items()}, sizes, compared)
+    return rows
 
 
 def _check_settings(

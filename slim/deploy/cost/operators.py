@@ -63,13 +63,13 @@ class Operator:
     makes: Size
 
     def counts(self, kept: NDArray[np.bool_]) -> tuple[int, int]:
-        """The numbers of channels that it reads and makes, where `kept` says of each label whether it stays."""
+        """Return the numbers of channels that it reads and makes, where `kept` says of each label whether it stays."""
         reads, makes = (size if isinstance(size, int) else int(kept[size].sum()) for size in (self.reads, self.makes))
         return reads, makes
 
 
 def operators(traced: Trace, batch_size: int) -> list[Operator]:
-    """The operators of a traced model's inference forward, for batches of `batch_size`."""
+    """Return the operators of a traced model's inference forward, for batches of `batch_size`."""
     recorder = Recorder(traced, batch_size)
     with torch.random.fork_rng(devices=[]):
         run_once(traced.meta_copy, traced.inputs, recorder, training=False)

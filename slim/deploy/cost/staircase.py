@@ -16,7 +16,7 @@ AT_STEPS = 0.75  # of the climb: 1 for a perfect staircase; half the steps of on
 
 
 def quantum(counts: Sequence[int], times: ArrayLike) -> int:
-    """The width of the steps in which `times` climb with consecutive `counts` of channels; 1 where there are none.
+    """Return the width of the steps in which `times` climb with consecutive `counts` of channels; 1 without steps.
 
     A count costs at most what any higher one does, since channels can be padded, so the staircase is the lower envelope
     of the times. Of the widths 32, 16, 8, 4 and 2, the largest at whose multiples three quarters of the climb happen.
@@ -30,7 +30,7 @@ def quantum(counts: Sequence[int], times: ArrayLike) -> int:
 
 
 def levels(size: int, width: int) -> list[int]:
-    """The counts at which up to `size` channels are measured: ends of steps, from 1/32 on ever further apart."""
+    """Return the counts at which up to `size` channels are measured: ends of steps, from 1/32 on ever further apart."""
     unit = width * max(1, -(-size // (32 * width)))
     found = {width, size} if width < size else {size}
     factor = 1
@@ -59,7 +59,7 @@ class Surface:
             self.times = (up + down) / 2
 
     def __call__(self, reads: ArrayLike, makes: ArrayLike) -> Floats:
-        """Milliseconds for numbers of channels, which broadcast. No channels on either side: no time."""
+        """Return the milliseconds for numbers of channels, which broadcast. No channels on either side: no time."""
         taken, made = np.broadcast_arrays(np.asarray(reads), np.asarray(makes))
         i, u = self._between(taken, self.reads, self.widths[0])
         j, v = self._between(made, self.makes, self.widths[1])

@@ -16,6 +16,8 @@ from slim.files import replacing
 
 @dataclass(frozen=True)
 class Int8Report:
+    """What `slim.quantize_onnx` wrote, and how well it predicts."""
+
     path: Path
     file_size: int  # bytes
     accuracy: float  # of the INT8 file, 0 to 1; without labels, the share of images on which both files agree
@@ -24,7 +26,7 @@ class Int8Report:
 
     @property
     def loss(self) -> float:
-        """What quantisation cost: below 0 where INT8 is the better one."""
+        """What quantisation costs: below 0 where INT8 is the better one."""
         return self.float_accuracy - self.accuracy
 
 
@@ -55,26 +57,12 @@ def quantize_onnx(
     Raises SlimError where `source` can't be quantised, either set is empty, or INT8 loses more than `max_loss`: then
     what was at `path` stays.
     """
-    from onnxruntime import quantization  # a second, and only this function needs it
-
     before = OnnxModel(source)
     feeds = _Feeds(before, calibration)
     model = onnx.load(source)
     try:
         with replacing(path) as temporary:
-            with silence():
-                quantization.quantize_static(
-                    model,
-                    temporary,
-                    feeds,
-                    quant_format=quantization.QuantFormat.QDQ,
-                    per_channel=True,
-                    reduce_range=reduce_range,
-                    activation_type=quantization.QuantType.QUInt8,
-                    weight_type=quantization.QuantType.QInt8,
-                    calibrate_method=_method(method),
-                    nodes_to_exclude=_in_float(model),
-                )
+            _quantize(model, temporary, feeds, method, reduce_range=reduce_range)
             _keep_metadata(model, temporary)
             accuracy, float_accuracy, images = _compare(before, OnnxModel(temporary), test)
             if float_accuracy - accuracy > max_loss:
@@ -90,6 +78,24 @@ def quantize_onnx(
             raise SlimError("no calibration images: expected at least one, to find the ranges of activations") from None
         raise SlimError(f"{str(source)!r} can't be quantised to INT8: {brief(error)}") from error
     return Int8Report(Path(path), size, accuracy, float_accuracy, images)
+
+
+def _quantize(model: onnx.ModelProto, path: Path, feeds: "_Feeds", method: str, *, reduce_range: bool) -> None:
+    from onnxruntime import quantization  # takes a second, and only this function needs it
+
+    with silence():
+        quantization.quantize_static(
+            model,
+            path,
+            feeds,
+            quant_format=quantization.QuantFormat.QDQ,
+            per_channel=True,
+            reduce_range=reduce_range,
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+            calibrate_method=_method(method),
+            nodes_to_exclude=_in_float(model),
+        )
 
 
 class _Feeds:

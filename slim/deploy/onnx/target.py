@@ -101,7 +101,7 @@ class OnnxFile:
         return ready_call(self.session, feed, repr(self._path.name))
 
     def profile(self, feed: Feed, runs: int, warmup: int) -> list[NodeTime]:
-        """A session of its own runs the nodes, because the profiler costs time."""
+        """Return what each node takes; a session of its own runs them, because the profiler costs time."""
         with TemporaryDirectory() as folder:
             session = open_session(
                 self._path, self.provider, self._threads, SESSION_SETTINGS, profile=Path(folder, "profile")

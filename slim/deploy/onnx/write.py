@@ -131,6 +131,10 @@ def export_onnx(
         preprocess=preprocess,
         metadata=metadata,
     )
+    return _write_checked(draft, path, tolerance, float64=float64)
+
+
+def _write_checked(draft: "Draft", path: Path, tolerance: float, *, float64: bool) -> ExportReport:
     content, error, engine = draft.content, None, None
     try:
         with replacing(path) as temporary:

@@ -7,7 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from slim.deploy import onnx
+from slim.deploy.onnx.predict import OnnxModel
+from slim.deploy.onnx.quantize import quantize_onnx
+from slim.deploy.onnx.write import ExportReport, export_onnx
 from slim.errors import SlimError
 from slim.workbench import data, report
 from slim.workbench.config import ExportConfig
@@ -39,7 +41,7 @@ def export_stage(run: Run, source: Path, *, unpruned: Path | None = None) -> lis
             write_onnx(whole, written[-1], run.settings.export)
         record = before.metrics | {"file_size": made.file_size, "max_relative_error": made.max_relative_error}
         if before.dataset:
-            record[before.dataset.task.metric.name] = _metric(onnx.OnnxModel(path), before.dataset)
+            record[before.dataset.task.metric.name] = _metric(OnnxModel(path), before.dataset)
         run.records.enter("onnx", record, run.settings)
         run.console.print(report.stage_table({before.stage: before.metrics, "onnx": record}, "export"))
         _show_errors(run, made)
@@ -61,13 +63,13 @@ def int8_stage(run: Run, source: Path) -> Path:
     settings = run.settings
     dataset = _data_for(run, run.open(source), source)
     files = {stage: run.path(stage) for stage in ("onnx", "int8")}
-    net = onnx.OnnxModel(files["onnx"])
+    net = OnnxModel(files["onnx"])
     size = 32
     images = data.sample_inputs(dataset, settings.export.calibration_images, settings.seed)
     calibration = (_as_taken(net, some, dataset) for some in images.split(size))
     metric = dataset.task.metric
     sign = 1 if metric.direction == "max" else -1  # quantize_onnx wants more where it is better
-    made = onnx.quantize_onnx(
+    made = quantize_onnx(
         files["onnx"],
         files["int8"],
         calibration,
@@ -89,13 +91,13 @@ def int8_stage(run: Run, source: Path) -> Path:
     return files["int8"]
 
 
-def write_onnx(network: Trained, path: Path, export: ExportConfig) -> "onnx.ExportReport":
+def write_onnx(network: Trained, path: Path, export: ExportConfig) -> ExportReport:
     """Export a network as the settings say, with what its file says of it."""
     images, data_of = network.images, network.dataset
     if export.preprocess and data_of is not None and not isinstance(data_of.task, Classification):
         kind = type(data_of.task).__name__
         raise SlimError(f"export.preprocess ends in probabilities of classes: expected false for {kind}")
-    return onnx.export_onnx(
+    return export_onnx(
         network.model,
         network.example,
         path,
@@ -113,7 +115,7 @@ def write_onnx(network: Trained, path: Path, export: ExportConfig) -> "onnx.Expo
     )
 
 
-def _show_errors(run: Run, made: "onnx.ExportReport") -> None:
+def _show_errors(run: Run, made: ExportReport) -> None:
     run.console.print(f"the ONNX file equals PyTorch's network to {made.max_relative_error:.0e} (relative)")
     if made.float64_engine:
         reached = "not compared" if made.float64_error is None else f"equal to {made.float64_error:.0e}"
@@ -132,20 +134,20 @@ def _data_for(run: Run, network: Trained, source: Path) -> Data:
     return dataset
 
 
-def _metric(net: "onnx.OnnxModel", dataset: Data) -> float:
+def _metric(net: OnnxModel, dataset: Data) -> float:
     """Return the task's metric on the test images, run in onnxruntime."""
     task = dataset.task
     sums = [task.tally(torch.from_numpy(net(images)), labels) for images, labels in _test_batches(net, dataset)]
     return task.value(torch.stack(sums).sum(0))
 
 
-def _test_batches(net: "onnx.OnnxModel", dataset: Data) -> Iterator[tuple[Tensor, Tensor]]:
+def _test_batches(net: OnnxModel, dataset: Data) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the test images as a file takes them, with their targets."""
     for images, labels in data.ordered(dataset, dataset.test or [], 256, torch.device("cpu")):
         yield _as_taken(net, images, dataset), labels
 
 
-def _as_taken(net: "onnx.OnnxModel", images: Tensor, dataset: Data) -> Tensor:
+def _as_taken(net: OnnxModel, images: Tensor, dataset: Data) -> Tensor:
     """Return normalised images [N, C, H, W] as they are, or as the pixels that they were where the file normalises."""
     if not net.raw:
         return images
