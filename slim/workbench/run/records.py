@@ -83,6 +83,8 @@ class Records:
                 continue
             for stage in SAME_LATENCY.get(row.model, [row.model]):
                 if stage in summary:
+                    for stale in ("speedup", "differs"):
+                        summary[stage].pop(stale, None)
                     summary[stage] |= {"latency_ms": row.median_ms}
                     if row.speedup is not None:  # else of other images than the first file
                         summary[stage] |= {"speedup": row.speedup, "differs": row.differs}
