@@ -180,7 +180,7 @@ class PruneConfig:
 
 @dataclass
 class ExportConfig:
-    batch: str = setting("any", "batch sizes that the file takes: any, 8 (that alone), 8n (its multiples: clips of 8)")
+    batch: int | str = setting("any", "batch sizes that the file takes: any; 8 alone; 8n: its multiples, clips of 8")
     opset: int = setting(20, "version of the ONNX operator set", "[18, 25]")
     dynamic_size: bool = setting(False, "leave height and width of the images open")
     preprocess: bool = setting(False, "normalise inside: raw images in, uint8 [N, H, W, C], probabilities out")

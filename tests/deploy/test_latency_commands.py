@@ -62,7 +62,8 @@ def test_mistakes_on_the_command_line(
 
 
 @pytest.mark.parametrize(
-    "given", [["--prune.latency", "soon"], ["--prune.latency", "0.5", "--bench.provider", "abacus"]]
+    "given",
+    [["--prune.latency", "soon"], ["--prune.latency", "0.5", "--bench.provider", "abacus"], ["--export.batch", "n"]],
 )
 def test_a_whole_run_refuses_before_it_trains(
     given: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from slim.deploy.cost.latency import Latency
 from slim.deploy.cost.runtime import Runtime
+from slim.deploy.target import Batch
 from slim.errors import SlimError
 from slim.prune.budgets import Budget, Flops, Params, Ratio
 from slim.prune.residual import Residual
@@ -23,8 +24,9 @@ def pruning(settings: RunConfig, images: Tensor | None = None) -> Pruning:
 
 
 def check(settings: RunConfig) -> None:
-    """Raise SlimError for a latency or a runtime that can't be, before any work."""
+    """Raise SlimError for a latency, a runtime or a batch that can't be, before any work."""
     budget(settings)
+    Batch.of(settings.export.batch)
     if settings.prune.round_to == "auto":
         runtime(settings)
 
