@@ -34,12 +34,15 @@ FREE: dict[str, Operation] = {
     "memory filled": filled,
     "circular padding": lambda x: F.pad(x, (1, 1, 2, 0), mode="circular"),
     "zeros like it": lambda x: x + torch.zeros_like(x),
+    "dropout that stays on": lambda x: F.dropout(x, 0.0, training=True),
+    "dropout drawn by hand": lambda x: x * torch.empty_like(x).bernoulli_(1.0),
     "noise of its size, times": lambda x: x * torch.ones_like(x),
 }
 HELD: dict[str, Operation] = {
     "ones added": lambda x: x + torch.ones_like(x),
     "new_ones added": lambda x: x + x.new_ones(x.shape),
     "ones written": lambda x: shifted(x).index_fill_(2, torch.tensor([0]), 1.0),
+    "noise drawn over it": lambda x: x + x.clone().bernoulli_(1.0),
     "a fixed number of channels": lambda x: x + x.new_zeros(4, 8, 1, 1),
 }
 

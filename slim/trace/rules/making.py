@@ -37,3 +37,16 @@ def _sized_after(op: Op) -> TensorCodes:
         for d, codes in found.items():
             op.count(size[d], codes)
     return found
+
+
+@rule("bernoulli_", "normal_", "uniform_", "exponential_")
+def noise(op: Op) -> Tensor:
+    """Drawn into a tensor: nothing that was there counts any more. Where that was new, as dropout's is, nothing passes
+    for it; else views of it may still."""
+    earlier = op.labeller.executed[-2:-1]
+    new = bool(earlier) and earlier[0].func.overloadpacket.__name__ in ("empty_like", "new_empty")
+    codes = op.codes()
+    if not new:
+        for vector in codes.values():
+            op.freeze(vector)
+    return op.label(op.run(), {d: vector.ungated() for d, vector in codes.items()})
