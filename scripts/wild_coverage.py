@@ -432,7 +432,7 @@ def report(rows: list[Row], ratio: float) -> str:
         ran_on("torch-pruning"),
         "",
         f"{len(built)} networks of {len(packages)} packages, from the packages' own constructors with "
-        f" random weights; asked for ratio {ratio}. γ ~ U(0.01, 1), β ~ N(0, 0.1), statistics fitted. "
+        f"random weights; asked for ratio {ratio}. γ ~ U(0.01, 1), β ~ N(0, 0.1), statistics fitted. "
         "`ok`: every output tensor equals the masked original's in float64, to 1e-10 (checked by code of its own), and "
         "the ratio is reached to within a point; `short`: equal, but less was removed. Seconds are of one core's "
         'processor time. "the original can\'t either": what fails on the thin network fails on the original as well.',
