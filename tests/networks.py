@@ -28,11 +28,18 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def masked(model: nn.Module, removed: dict[str, list[int]]) -> nn.Module:
-    """The definition: the original with γ = β = 0 on what goes."""
+    """The definition: the original with zeros in all that makes what goes (γ and β, rows and biases)."""
     model = copy.deepcopy(model)
     for name, channels in removed.items():
-        for parameter in model.get_submodule(name).parameters():
-            parameter.data[channels] = 0
+        holder, _, key = name.rpartition(".")
+        whole = key != "in_proj_weight"  # of nn.MultiheadAttention, which has no weight of its own
+        layer: Any = model.get_submodule(name if whole else holder)
+        weight, bias = (layer.weight, layer.bias) if whole else (layer.in_proj_weight, layer.in_proj_bias)
+        rows = weight.data.transpose(0, 1) if getattr(layer, "transposed", False) else weight.data
+        for c in channels:
+            rows[c] = 0
+            if bias is not None:
+                bias.data[c] = 0
     return model
 
 
@@ -242,6 +249,8 @@ ZOO = {
         m=nn.BatchNorm2d(16),
     ),
     "norm over channels": lambda: net(lambda s, x: s.a(F.normalize(x)), a=cbr(16, 16)),
+    "group norm": lambda: net(lambda s, x: s.a(s.gn(x)), gn=nn.GroupNorm(4, 16), a=cbr(16, 16)),
+    "added convolution": lambda: net(lambda s, x: s.a(x + s.bare(x)), bare=nn.Conv2d(16, 16, 1), a=cbr(16, 16)),
     "flatten": lambda: nn.Sequential(
         cbr(3, 8, s=2), nn.Flatten(), nn.Linear(8 * 64, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 5)
     ),
@@ -259,12 +268,7 @@ TRAPS = {
         lambda: net(lambda s, x: s.a(x * torch.linalg.vector_norm(x, -torch.inf, 1, keepdim=True)), a=cbr(16, 16)),
         ["stem.1"],
     ),
-    "group norm": (lambda: net(lambda s, x: s.a(s.gn(x)), gn=nn.GroupNorm(4, 16), a=cbr(16, 16)), ["stem.1"]),
     "added parameter": (lambda: _with_parameter(lambda s, x: s.after(x + s.scale)), ["stem.1"]),
-    "added convolution": (
-        lambda: net(lambda s, x: s.a(x + s.bare(x)), bare=nn.Conv2d(16, 16, 1), a=cbr(16, 16)),
-        ["stem.1"],
-    ),
     "in place on a view": (lambda: net(lambda s, x: (x.view(-1).add_(1), s.a(x))[1], a=cbr(16, 16)), ["stem.1"]),
     "scaled by a constant table": (
         lambda: net(lambda s, x: s.a(x * torch.linspace(1, 2, 16).view(1, 16, 1, 1)), a=cbr(16, 16)),

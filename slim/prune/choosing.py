@@ -190,5 +190,5 @@ def matching(names: Sequence[str], pattern: str, setting: str) -> list[str]:
     """Return the layers that a shell pattern of a setting means. Raises SlimError where there are none."""
     found = [name for name in names if fnmatch(name, pattern)]
     if not found:
-        raise SlimError(f"{setting} {pattern!r} matches no BatchNorm: expected a name such as {names[0]!r}")
+        raise SlimError(f"{setting} {pattern!r} matches no layer: expected a name such as {names[0]!r}")
     return found

@@ -17,7 +17,8 @@ def draft(costs: Costs, budget: Budget, bound: BoundBudget, chosen: Chosen, safe
     everything = groups.kept()
     cuts = _cuts(groups, kept)
     layers, frozen = _layers(groups, chosen.pruned, safe), _frozen(groups)
-    removed = {name: np.flatnonzero(~kept[labels]).tolist() for name, labels in groups.labels.items()}
+    producers = groups.traced.producers
+    removed = {name: np.flatnonzero(~kept[producer.labels]).tolist() for name, producer in producers.items()}
     removed = {name: indices for name, indices in removed.items() if indices}
     achieved = budget.achieved(bound.cost(kept), bound.whole)
     sums = {"channels": costs.channels, "params": costs.params, "flops": costs.flops}
@@ -25,14 +26,25 @@ def draft(costs: Costs, budget: Budget, bound: BoundBudget, chosen: Chosen, safe
         requested=budget.requested,
         achieved={budget.name: achieved},
         removed=removed,
+        masks=groups.traced.masks(kept),
         cuts=cuts,
         shapes={name: list(groups.traced.shapes[name]) for name in cuts if name not in groups.traced.stored},
         selects=sorted(groups.traced.selecting & removed.keys()),
         totals={kind: (total(everything), total(kept)) for kind, total in sums.items()},
         layers=layers,
+        kinds=_kinds(groups),
         frozen=frozen,
         shortfall=_shortfall(budget, achieved, layers, frozen, chosen.exhausted),
     )
+
+
+def _kinds(groups: Groups) -> dict[str, int]:
+    """Return how many of the channels that count are made by what kind of layer."""
+    kinds: dict[str, int] = {}
+    for name, labels in groups.labels.items():
+        kind = groups.traced.made[name].kind
+        kinds[kind] = kinds.get(kind, 0) + len(labels)
+    return kinds
 
 
 def _cuts(groups: Groups, kept: Bools) -> dict[str, dict[int, list[int]]]:
@@ -69,6 +81,11 @@ def _frozen(groups: Groups) -> dict[str, dict[str, int]]:
             reason = groups.traced.classes.reason(int(groups.roots[group])) or "fixed size"
             where = found.setdefault(reason, {})
             where[name] = where.get(name, 0) + int((members == group).sum())
+    if groups.names != list(groups.traced.norms):  # what makes channels that can't go doesn't count: named all the same
+        for name in groups.traced.bare - groups.labels.keys():
+            for label in groups.traced.made[name].labels.tolist():
+                where = found.setdefault(groups.traced.classes.reason(label) or "fixed size", {})
+                where[name] = where.get(name, 0) + 1
     return found
 
 
@@ -95,7 +112,7 @@ def nothing_to_prune(groups: Groups, budget: Budget, safe: Bools, no_steps: bool
     why = "every group of channels would empty a layer" if free.any() else "all channels are frozen"
     if (~safe).any():
         smallest = int(groups.size[~safe].min())
-        why = f"the smallest group that may go holds {smallest} of {len(groups.member)} BatchNorm channels"
+        why = f"the smallest group that may go holds {smallest} of {len(groups.member)} channels"
         why = "no layer has a whole step of channels to spare on this runtime" if no_steps else why
     elif not free.any():
         reasons = {groups.traced.classes.reason(int(r)) for r in groups.roots}

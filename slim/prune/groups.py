@@ -46,10 +46,10 @@ class Vectors:
 class Groups:
     """The channel groups of a traced model, in arrays with one entry for each group.
 
-    `labels` maps the layers whose channels are counted to the labels of these. `roots` are the groups' labels, and
-    `size` is the number of channels that a group holds. `member` and `layer` list which group sits in which layer, once
-    for each channel. A *pattern* is a set of layers that groups share: groups of one pattern are interchangeable but
-    for their score. `before` gives the layers' widths before earlier plans, if there were any.
+    `labels` maps the layers whose channels are counted (default: the BatchNorms) to the labels of these. `roots` are
+    the groups' labels, and `size` is the number of channels that a group holds. `member` and `layer` list which group
+    sits in which layer, once for each channel. A *pattern* is a set of layers that groups share: groups of one pattern
+    are interchangeable but for their score. `before` gives the layers' widths before earlier plans, if there were any.
 
     `model` is the network itself, for scores that look at its tensors, and `savings` what a group's removal saves of
     the budget. `score` and `rank`, the place within the pattern from the best, are there after `rank_by`.
@@ -59,9 +59,15 @@ class Groups:
     rank: NDArray[np.int64]
     savings: Floats
 
-    def __init__(self, traced: Trace, model: nn.Module, before: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self,
+        traced: Trace,
+        model: nn.Module,
+        before: Mapping[str, int] | None = None,
+        counted: Mapping[str, NDArray[np.int64]] | None = None,
+    ) -> None:
         self.traced, self.model = traced, model
-        self.labels = traced.norms
+        self.labels = traced.norms if counted is None else counted
         self.names = list(self.labels)
         classes = traced.classes
         self.root_of = classes.roots(np.arange(len(classes)))

@@ -37,13 +37,15 @@ class PlannedLayer:
 class PruningPlan:
     """What to remove from a model; plain data that goes through JSON and back.
 
-    `removed` maps each BatchNorm's name to the channels that go (indices of the original model). `cuts` spells out
-    what that means for every parameter and buffer: tensor name -> dimension -> removed indices. (It names tensors in
-    plain attributes of modules, too; `shapes` doesn't, for a model that never ran may lack them.) `selects` are the
-    BatchNorms that choose their own channels of a shared stream (mode "select"). `totals` holds (before, after) of
-    channels, params and flops. `frozen` says what couldn't be touched: reason -> BatchNorm -> number of channels.
-    `shortfall` is empty where the request was met to within a point, else one line on what held it back. `timing` is
-    what was measured for a latency budget: runtime, milliseconds of the original and the thin network, and more.
+    `removed` maps each layer that makes channels which go, a BatchNorm say, to these (indices of the original model).
+    `masks` says what is zero in the original where they are masked, `cuts` what every parameter and buffer loses, both
+    as tensor name -> dimension -> indices. (`cuts` names tensors in plain attributes of modules, too; `shapes` doesn't,
+    for a model that never ran may lack them.) `selects` are the BatchNorms that choose their own channels of a shared
+    stream (mode "select"). `kinds` says by what kinds of layers the channels that count are made: kind -> number.
+    `totals` holds (before, after) of channels, params and flops. `frozen` says what couldn't be touched: reason ->
+    layer -> number of channels. `shortfall` is empty where the request was met to within a point, else one line on what
+    held it back. `timing` is what was measured for a latency budget: runtime, milliseconds of the original and the thin
+    network, and more.
     """
 
     requested: dict[str, float]
@@ -51,6 +53,8 @@ class PruningPlan:
     removed: dict[str, list[int]]
     cuts: dict[str, dict[int, list[int]]]
     shapes: dict[str, list[int]]
+    masks: dict[str, dict[int, list[int]]] = field(default_factory=dict)
+    kinds: dict[str, int] = field(default_factory=dict)
     selects: list[str] = field(default_factory=list)
     sizes: dict[str, Any] = field(default_factory=dict)
     totals: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -94,7 +98,7 @@ class PruningPlan:
 
     @property
     def ratio_achieved(self) -> float:
-        """The share of all BatchNorm channels that the plan removes, 0 to 1."""
+        """The share of all channels that count (see `kinds`) that the plan removes, 0 to 1."""
         before, after = self.totals["channels"]
         return 1 - after / before
 
@@ -108,7 +112,10 @@ class PruningPlan:
             return lists.setdefault(tuple(indices), len(lists))
 
         removed = {bn: number(gone) for bn, gone in self.removed.items()}
-        cuts = {name: {str(d): number(gone) for d, gone in cut.items()} for name, cut in self.cuts.items()}
+        cuts, masks = (
+            {name: {str(d): number(gone) for d, gone in each.items()} for name, each in places.items()}
+            for places in (self.cuts, self.masks)
+        )
         record = {
             "format": FORMAT,
             "version": VERSION,
@@ -117,6 +124,8 @@ class PruningPlan:
             "totals": {k: list(v) for k, v in self.totals.items()},
             "removed": removed,
             "cuts": cuts,
+            "masks": masks,
+            "kinds": self.kinds,
             "indices": [list(indices) for indices in lists],
             "shapes": self.shapes,
             "selects": self.selects,
@@ -134,12 +143,16 @@ class PruningPlan:
         check_record(d)
         try:
             indices = [list(entry) for entry in d["indices"]]
+            of_norms = {f"{bn}.{key}": {"0": i} for bn, i in d["removed"].items() for key in ("weight", "bias")}
+            masks = d.get("masks", of_norms)  # older plans know BatchNorms alone
             return cls(
                 requested=dict(d["requested"]),
                 achieved=dict(d["achieved"]),
                 removed={bn: indices[i] for bn, i in d["removed"].items()},
                 cuts={name: {int(k): indices[i] for k, i in cut.items()} for name, cut in d["cuts"].items()},
                 shapes={name: list(shape) for name, shape in d["shapes"].items()},
+                masks={name: {int(k): indices[i] for k, i in mask.items()} for name, mask in masks.items()},
+                kinds=dict(d.get("kinds", {"BatchNorm": d["totals"]["channels"][0]})),
                 selects=list(d["selects"]),
                 sizes=dict(d["sizes"]),
                 totals={k: (int(v[0]), int(v[1])) for k, v in d["totals"].items()},
@@ -180,7 +193,7 @@ class PruningPlan:
     def table(self) -> FittingTable:
         """Lay out the layers: channels before and after, the share that stays, what floors and ties held back."""
         table = FittingTable(
-            f"pruning plan: {self.ratio_achieved:.1%} of all BatchNorm channels go",
+            f"pruning plan: {self.ratio_achieved:.1%} of all {' and '.join(self.kinds)} channels go",
             drops=["stays", "held by floor", "frozen"],
         )
         held = {

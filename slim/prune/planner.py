@@ -23,9 +23,9 @@ from slim.prune.groups import Bools, Floats, Groups
 from slim.prune.knapsack import CostModel, MeasuresCost
 from slim.prune.plan import PruningPlan
 from slim.prune.rules import Rules, Scope
-from slim.prune.scores import Score, as_score, scored
+from slim.prune.scores import Score, as_score, ranked, scored
 from slim.prune.stored_sizes import StoredSizes
-from slim.trace.tracer import Trace, trace
+from slim.trace.tracer import KEPT, Trace, trace
 
 ATTEMPTS = 100  # plans, after each of which more channels are frozen or coupled
 
@@ -83,7 +83,7 @@ def plan(
     if after and layer_ratios:
         raise SlimError("layer_ratios can't be planned after other plans: expected a budget alone")
     traced = trace(model, example_inputs, select=mode == "select", whole_groups=grouped == "whole")
-    planner = Planner(model, example_inputs, traced, as_score(score), rules, after)
+    planner = Planner(model, example_inputs, traced, as_score(score, traced), rules, after)
     if not isinstance(round_to, int):
         planner.cost_model = round_to.cost_model(traced)
     return budget.meet(planner)
@@ -104,24 +104,29 @@ class Planner:
         rules: Rules,
         after: Sequence[PruningPlan] = (),
     ) -> None:
-        if not traced.norms:
-            raise SlimError("nothing to prune: the network has no BatchNorm with a scale γ that forward uses")
-        channels = sum(len(labels) for labels in traced.norms.values())
+        labels = ranked(score, traced)
+        if not labels:
+            raise SlimError(f"nothing to prune: {_why_nothing(traced)}")
+        channels = sum(map(len, labels.values()))
         if after and after[-1].totals["channels"][1] != channels:
             raise SlimError(
-                f"the model has {channels} BatchNorm channels: expected the {after[-1].totals['channels'][1]} that the "
+                f"the model has {channels} prunable channels: expected the {after[-1].totals['channels'][1]} that the "
                 "plans in after leave"
             )
-        for pattern in rules.keep:
-            for name in matching(list(traced.norms), pattern, "keep"):
-                traced.classes.freeze(traced.norms[name], "kept on request")
-        self.model, self.example_inputs, self.traced = model, example_inputs, traced
+        self.model, self.example_inputs = model, example_inputs
         self.score, self.rules, self.after = score, rules, after
+        self._use(traced)
         self.widths = {layer.name: layer.before for layer in after[0].layers} if after else {}
         self.totals = {kind: before for kind, (before, _) in after[0].totals.items()} if after else None
         self.cost_model: CostModel | None = None
-        self.sizes = StoredSizes(traced)
         self._scored: tuple[NDArray[np.int64], Floats] | None = None
+
+    def _use(self, traced: Trace) -> None:
+        """Plan from this trace from now on."""
+        self.traced, self.sizes = traced, StoredSizes(traced)
+        for pattern in self.rules.keep:
+            for name in matching(list(traced.made), pattern, "keep"):
+                traced.classes.freeze(traced.made[name].labels, KEPT)
 
     def within(self, budget: Budget) -> tuple[PruningPlan, Chosen]:
         """Return a plan that the model's forward code can run, and what was chosen for it.
@@ -141,12 +146,17 @@ class Planner:
                 continue
             if not len(misfit.labels):
                 break
-            self.traced.classes.freeze(misfit.labels, misfit.reason)
+            settled = self.traced.settle(misfit.labels, misfit.reason)
+            if settled is not self.traced:
+                self._use(settled)
         raise SlimError(f"no plan found that this model's forward code can run: {reason}")
 
     def _attempt(self, budget: Budget) -> tuple[PruningPlan, Chosen, Bools]:
         """Plan with what is known so far of the channels that are frozen and coupled."""
-        groups = Groups(self.traced, self.model, self.widths)
+        counted = ranked(self.score, self.traced)
+        if not counted:
+            raise SlimError(f"nothing to prune: {_why_nothing(self.traced)}")
+        groups = Groups(self.traced, self.model, self.widths, counted)
         costs = Costs(groups, self.totals)
         groups.savings = budget.savings(costs)
         groups.rank_by(self._scores(groups))
@@ -179,12 +189,20 @@ class Planner:
         return self._scored[1]
 
 
+def _why_nothing(traced: Trace) -> str:
+    """Return what keeps all channels of a network in which none can be ranked."""
+    frozen = {traced.classes.reason(int(label)) for made in traced.made.values() for label in made.labels}
+    reasons = sorted(reason for reason in frozen if reason)
+    return f"all channels are frozen ({'; '.join(reasons[:3])})" if reasons else "no layer makes channels"
+
+
 def explain(model: nn.Module, example_inputs: Any) -> str:
     """Return the groups of a model in one line each: which layers' channels are coupled, and what is frozen and why."""
     traced = trace(model, example_inputs)
-    if not traced.norms:
-        return "no BatchNorm with a scale γ that forward uses"
-    groups = Groups(traced, model)
+    labels = ranked(as_score(None, traced), traced)
+    if not labels:
+        return f"nothing to prune: {_why_nothing(traced)}"
+    groups = Groups(traced, model, counted=labels)
     lines = []
     for pattern, size in enumerate(groups.pattern_size):
         mine = groups.pattern == pattern

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from slim.errors import SlimError
+from slim.trace.attention import run_headwise
 from slim.trace.copy import all_tensors, clone, detached, named_modules
 
 Cuts = Mapping[str, Mapping[int, list[int]]]  # tensor name -> dimension -> removed indices
@@ -176,6 +177,8 @@ def _adjust(model: nn.Module, change: Change) -> None:
     for owner in {_owner(name) for name in change.cuts}:
         if (module := modules.get(owner and owner + ".")) is not None:
             resize(module)
+            if f"{owner}.in_proj_weight" in change.cuts:
+                run_headwise(module)
     for name, index in change.selects.items():
         bn = modules[name + "."]
         bn.__class__ = selecting(type(bn))
@@ -212,5 +215,7 @@ def resize(module: nn.Module) -> None:
         module.out_features, module.in_features = weight.shape
     elif isinstance(module, nn.modules.batchnorm._NormBase):
         module.num_features = weight.shape[0]
+    elif isinstance(module, nn.GroupNorm):
+        module.num_channels = weight.shape[0]
     elif isinstance(module, nn.PReLU):
         module.num_parameters = weight.shape[0]

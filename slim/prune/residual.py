@@ -11,7 +11,7 @@ follow.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -84,6 +84,7 @@ class Residual:
     """
 
     images: Any = field(repr=False)
+    ranks_all: ClassVar[bool] = True
 
     def __call__(self, groups: Groups) -> Floats:
         readers = _readers(groups.model, groups.traced, self.images)

@@ -13,13 +13,15 @@ Values that lie ready need no function: a mapping from layer names to one value 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, get_args
+from typing import Any, ClassVar, Protocol, get_args
 
 import numpy as np
 from torch import nn
 
 from slim.errors import SlimError
 from slim.prune.groups import Floats, Groups, Reduce, as_array
+from slim.trace.classes import Ints
+from slim.trace.tracer import Trace
 
 
 class Score(Protocol):
@@ -32,10 +34,16 @@ class Score(Protocol):
 class Gamma:
     """|γ| of the BatchNorms, the score of Network Slimming (Liu et al., ICCV 2017, section 3).
 
-    `reduce`: over the channels of a group, "mean" (default), "max" or "sum".
+    `reduce`: over the channels of a group, "mean" (default), "max" or "sum". Groups that no BatchNorm scales aren't
+    pruned; with `rest` they are, too, and count, by their magnitude (`Magnitude`) in units of the mean |γ|.
     """
 
     reduce: Reduce = "mean"
+    rest: bool = False
+
+    @property
+    def ranks_all(self) -> bool:
+        return self.rest
 
     def __post_init__(self) -> None:
         if self.reduce not in get_args(Reduce):
@@ -44,12 +52,18 @@ class Gamma:
     def __call__(self, groups: Groups) -> Floats:
         tensors = groups.tensors()
         gammas = {}
-        for name in groups.names:
-            gamma = tensors[f"{name}.weight"].detach().abs().double().cpu().numpy()
+        for name in groups.traced.norms:
+            gamma = tensors[next(iter(groups.traced.made[name].tensors))].detach().abs().double().cpu().numpy()
             if not np.isfinite(gamma).all():
                 raise SlimError(f"γ of {name} has values that aren't finite: expected numbers")
             gammas[name] = gamma
-        return groups.reduce(gammas, self.reduce)
+        if groups.names == list(gammas):
+            return groups.reduce(gammas, self.reduce)
+        scaled = Groups(groups.traced, groups.model)
+        found = Magnitude()(groups) * np.concatenate([*gammas.values(), np.ones(0)]).mean()
+        place = np.searchsorted(groups.roots, scaled.roots)
+        found[place] = scaled.reduce(gammas, self.reduce)
+        return found
 
 
 @dataclass(frozen=True)
@@ -62,6 +76,7 @@ class Magnitude:
     """
 
     p: float = 2
+    ranks_all: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if isinstance(self.p, bool) or not isinstance(self.p, (int, float)) or not self.p > 0:
@@ -90,17 +105,42 @@ class Random:
     """A random number for each group, the same for the same `seed`: what any score must beat."""
 
     seed: int = 0
+    ranks_all: ClassVar[bool] = True
 
     def __call__(self, groups: Groups) -> Floats:
         return np.random.default_rng(self.seed).random(len(groups.roots))
 
 
-def as_score(given: Any) -> Score:
-    """Return a score: the one that was given, one that looks up the values of a mapping, or `Gamma()` for None."""
+@dataclass(frozen=True)
+class Given:
+    """Values that lie ready: layer name -> one for each channel. The layers that they name are ranked."""
+
+    values: Mapping[str, Any]
+
+    def __call__(self, groups: Groups) -> Floats:
+        return groups.reduce(self.values)
+
+
+def ranked(score: Score, traced: Trace) -> dict[str, Ints]:
+    """Return the layers whose channels are ranked and counted, with the labels of these.
+
+    The BatchNorms, where there are any; all that makes channels where there are none, or where the score has
+    `ranks_all`; what a mapping names, where it names others.
+    """
+    norms = traced.norms
+    everything = {name: producer.labels for name, producer in traced.producers.items()}
+    if isinstance(score, Given) and not score.values.keys() <= norms.keys():
+        return {name: labels for name, labels in everything.items() if name in score.values} or everything
+    return everything if getattr(score, "ranks_all", False) or not norms else norms
+
+
+def as_score(given: Any, traced: Trace) -> Score:
+    """Return a score: the one that was given, or that looks up the values of a mapping. For None it is `Gamma()`, or
+    `Magnitude()` where the network has no γ."""
     if given is None:
-        return Gamma()
+        return Gamma() if traced.norms else Magnitude()
     if isinstance(given, Mapping):
-        return lambda groups: groups.reduce(given)
+        return Given(given)
     if not callable(given) or isinstance(given, type):
         raise SlimError(
             f"score {given!r}: expected slim.Gamma(), slim.Magnitude(), slim.Residual(images), slim.Random(), a "

@@ -1,4 +1,4 @@
-"""The proof: a rebuilt network equals the original with the removed channels' γ and β set to 0.
+"""The proof: a rebuilt network equals the original with the removed channels set to 0 where they are made.
 
 Two things are checked. Every weight of the thin network must be the original's, bit for bit, less what the plan cuts.
 And both networks must compute the same: in float64, on BatchNorm statistics fitted to the data that runs through (with
@@ -184,14 +184,12 @@ def _converted(network: nn.Module, dtype: torch.dtype | None) -> nn.Module:
 
 
 def mask(model: nn.Module, plan: PruningPlan) -> None:
-    """Set γ and β of the plan's removed channels to 0, in place."""
-    modules = dict(model.named_modules(remove_duplicate=False))
+    """Set what makes the plan's removed channels to 0, in place: γ and β of norms, rows and biases of other layers."""
+    tensors = dict(named_tensors(model))
     with torch.no_grad():
-        for name, gone in plan.removed.items():
-            bn = modules[name]
-            bn.weight[gone] = 0
-            if bn.bias is not None:
-                bn.bias[gone] = 0
+        for name in plan.masks.keys() & tensors.keys():
+            for dim, pruned in plan.masks[name].items():
+                tensors[name].index_fill_(dim, torch.tensor(pruned, device=tensors[name].device), 0)
 
 
 def _same_weights(model: nn.Module, thin: nn.Module, plan: PruningPlan) -> None:

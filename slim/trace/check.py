@@ -6,7 +6,7 @@ stored split size, a constant in a view) shows as a union that doesn't hold or a
 met there must stay.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -102,7 +102,7 @@ class Follower(Tracer):
         if not same(before.constants, executed.constants):
             raise Mismatch(f"a constant that follows a size, in {_step_of(executed)} after {self.place}")
 
-    def decide(self, choice: Choice) -> Choice:
+    def decide(self, choice: Choice, options: Sequence[Choice] = ()) -> Choice:
         return cast(Choice, next(self.readings, choice))
 
     def __torch_dispatch__(self, func: OpOverload, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -173,16 +173,19 @@ def _described(follower: Follower) -> str:
 
 
 def _masked_run(traced: Trace, kept: Bools, training: bool) -> ForwardPass:
-    """Trace the original with γ = β = 0 on the pruned channels again, under the classes that are known."""
+    """Trace the original again, its pruned channels masked, under the classes that are known."""
+    masks = traced.masks(kept)
 
     def mask(tensor: Tensor) -> Tensor:
-        bn, _, kind = (name_of(tensor) or "").rpartition(".")
-        if bn not in traced.norms or kind not in ("weight", "bias"):
+        pruned = masks.get(name_of(tensor) or "")
+        if pruned is None:
             return tensor
-        stays = torch.from_numpy(kept[traced.norms[bn]])
-        masked = nn.Parameter(tensor.detach() * stays.to(tensor), requires_grad=False)
-        masked.__dict__.update(tensor.__dict__)
-        return masked
+        masked = tensor.detach().clone()
+        for dim, indices in pruned.items():
+            masked.index_fill_(dim, torch.tensor(indices, device=masked.device), 0)
+        parameter = nn.Parameter(masked, requires_grad=False)
+        parameter.__dict__.update(tensor.__dict__)
+        return parameter
 
     tracer = Tracer(traced.classes, traced)
     outputs = run_once(clone(traced.meta_copy, mask, mask), traced.inputs, tracer, training=training)
@@ -203,7 +206,8 @@ def _stored_sizes(
     running, trace = [], error.__traceback__
     while trace is not None:
         module = trace.tb_frame.f_locals.get("self")
-        if id(module) in names and not type(module).__module__.startswith("torch.nn"):
+        own = isinstance(module, nn.GroupNorm) or not type(module).__module__.startswith("torch.nn")
+        if id(module) in names and own:
             running.append(module)
         trace = trace.tb_next
     found: dict[str, Counted] = {}

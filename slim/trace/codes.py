@@ -8,21 +8,26 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from slim.trace.classes import Ints
 
 Bools = NDArray[np.bool_]
 
 
-class Codes:
-    """A label (see `classes`) for each channel, and whether the channel is *gated*: exactly zero once everything that
-    makes the channels of its class is masked.
+OPEN, BY_PRODUCER, BY_NORM = 0, 1, 3  # gates; a norm is one of the producers, so its gate includes theirs
 
-    An immutable array, of one dimension or, while channels are moved about, several. Label 0 is a fixed size.
+
+class Codes:
+    """A label (see `classes`) for each channel, and its gate: what makes the channel exactly zero.
+
+    The gate is `BY_NORM` where the channel is zero once the norms of its class are masked (γ = β = 0), `BY_PRODUCER`
+    where it takes the convolutions and linear layers that make channels of its class, too, and `OPEN` where it isn't
+    sure to be zero. An immutable array, of one dimension or, while channels are moved about, several. Label 0 is a
+    fixed size.
     """
 
-    __slots__ = ("_bits", "_labels")  # 2 * label, + 1 where gated: moving both as one array halves the work
+    __slots__ = ("_bits", "_labels")  # 4 * label + gate: moving both as one array halves the work
 
     def __init__(self, bits: Ints) -> None:
         self._bits = bits
@@ -31,7 +36,7 @@ class Codes:
     @classmethod
     def of(cls, labels: Ints) -> "Codes":
         """Return ungated codes of these labels."""
-        return cls(2 * labels)
+        return cls(4 * labels)
 
     @classmethod
     def fixed(cls, n: int) -> "Codes":
@@ -46,32 +51,31 @@ class Codes:
     @property
     def labels(self) -> Ints:
         if self._labels is None:
-            self._labels = self._bits >> 1
+            self._labels = self._bits >> 2
         return self._labels
 
     @property
-    def gated(self) -> Bools:
-        return (self._bits & 1).astype(bool)
+    def gate(self) -> Ints:
+        return self._bits & 3
 
     def ungated(self) -> "Codes":
         """Return the same labels, none of them gated."""
-        return Codes(self._bits & ~1)
+        return Codes(self._bits & ~3)
 
-    def with_gate(self, gated: Bools | bool = True) -> "Codes":
-        """Return the same labels, gated where `gated` says so and nowhere else."""
-        return Codes(self._bits & ~1 | gated)
+    def with_gate(self, gate: Ints | int = BY_NORM) -> "Codes":
+        """Return the same labels with this gate (default: zero whatever makes them)."""
+        return Codes(self._bits & ~3 | gate)
 
-    def gated_as(self, *others: "Codes") -> "Codes":
+    def gated_where_all(self, *others: "Codes") -> "Codes":
         """Return the same labels, gated where this and all the others are."""
         bits = self._bits
         for other in others:
-            bits = bits & (other._bits | ~1)
+            bits = bits & (other._bits | ~3)
         return Codes(bits)
 
-    def lost_gate(self, after: "Codes | None") -> Ints:
-        """Return the labels that are gated here and not in `after`, which holds none where it is None."""
-        lost = self.gated if after is None else self.gated & ~after.gated
-        return self.labels[lost]
+    def gated_where_any(self, other: "Codes") -> "Codes":
+        """Return the same labels, gated where this or the other is."""
+        return Codes(self._bits | other.gate)
 
     # -- as an array -----------------------------------------------------------------------------------------------
 
@@ -110,7 +114,7 @@ class Codes:
 
     def first_row(self) -> "Codes":
         """Return the first row of a grid, gated where its whole column is."""
-        return Codes(self._bits[0] & ~1 | (self._bits & 1).min(axis=0))
+        return Codes(self._bits[0] & ~3 | np.bitwise_and.reduce(self._bits & 3, axis=0))
 
     def varies_along(self, dim: int) -> bool:
         return self._bits.shape[dim] > 1 and bool((np.diff(self._bits, axis=dim) != 0).any())
@@ -143,6 +147,11 @@ def label(tensor: Tensor, codes: TensorCodes) -> Tensor:
     return tensor
 
 
+def clear(tensor: Tensor) -> None:
+    """Forget a tensor's codes, as before a run."""
+    tensor.__dict__.pop("_codes", None)
+
+
 def name_of(tensor: Tensor) -> str | None:
     """Return the name of a parameter or buffer of the traced network, None for any other tensor."""
     found: str | None = tensor.__dict__.get("_slim_name")
@@ -158,11 +167,42 @@ def layer_of(name: str) -> str:
     return name.rpartition(".")[0] or name
 
 
-def mark_fresh(tensor: Tensor) -> Tensor:
+def mark_fresh(tensor: Tensor, producer: str = "") -> Tensor:
     """Mark what comes straight out of a layer that makes channels, as opposed to a stream that several layers share."""
-    tensor.__dict__["_fresh"] = True
+    tensor.__dict__["_fresh"] = producer
     return tensor
 
 
-def is_fresh(tensor: Tensor) -> bool:
-    return "_fresh" in tensor.__dict__
+def mark_unset(tensor: Tensor) -> Tensor:
+    """Mark new memory: nothing holds a view of it, and what writes it first loses nothing."""
+    tensor.__dict__["_unset"] = True
+    return tensor
+
+
+def pop_unset(tensor: Tensor) -> bool:
+    """Return whether nothing has met the tensor since it was made, and forget it."""
+    return tensor.__dict__.pop("_unset", False)
+
+
+def fresh_from(tensor: Tensor) -> str | None:
+    """Return the producer that a tensor comes straight out of ("" where it has no name), None for any other tensor."""
+    found: str | None = tensor.__dict__.get("_fresh")
+    return found
+
+
+Source = tuple[Tensor, dict[int, int]]  # a parameter, and which of its dimensions each dimension of a view of it is
+
+
+def source_of(tensor: Tensor) -> Source | None:
+    """Return the parameter that a tensor is, or is a view of by moving dimensions about; None for any other tensor."""
+    if isinstance(tensor, nn.Parameter) and name_of(tensor) is not None:
+        return tensor, {d: d for d in range(tensor.dim())}
+    found: Source | None = tensor.__dict__.get("_source")
+    return found
+
+
+def pass_source(tensor: Tensor, out: Tensor, dims: dict[int, int]) -> None:
+    """Let `out` know the parameter that `tensor` is, where its dimension d is dimension `dims[d]` of that."""
+    source = source_of(tensor)
+    if source is not None:
+        out.__dict__["_source"] = source[0], {d: source[1][own] for d, own in dims.items() if own in source[1]}

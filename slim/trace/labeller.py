@@ -1,6 +1,6 @@
 """What one run of a network has told so far: codes of its tensors, coupled labels, and what else follows channels."""
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -8,7 +8,19 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from slim.trace.classes import Classes, Ints
-from slim.trace.codes import Codes, TensorCodes, codes_on, is_labelled, layer_of, name_of, set_codes
+from slim.trace.codes import (
+    BY_NORM,
+    BY_PRODUCER,
+    OPEN,
+    Codes,
+    Source,
+    TensorCodes,
+    codes_on,
+    is_labelled,
+    layer_of,
+    name_of,
+    set_codes,
+)
 
 Choice = TypeVar("Choice")
 INDEXED = "read through an index by"  # the reason for what a BatchNorm chooses its own channels of
@@ -24,6 +36,22 @@ class Product:
 
 
 @dataclass
+class Producer:
+    """What makes channels and can set each of them to zero: a norm with its scale, a convolution, a linear layer.
+
+    A channel is masked where `tensors` are zero: each has the labels along this dimension of it.
+    """
+
+    kind: str  # "BatchNorm", "Conv", "Linear", …
+    tensors: dict[str, int]
+    labels: Ints
+
+    @property
+    def is_norm(self) -> bool:
+        return self.kind.endswith("Norm")
+
+
+@dataclass
 class Executed:
     """One operator of a run: what it was, the numbers that it was given (see `constants`), the codes of what it took,
     and the sizes that it was given for what follows channels (the size, and the labels that it counts)."""
@@ -32,6 +60,15 @@ class Executed:
     constants: Sequence[object]
     codes: list[Codes]
     sizes: list[tuple[int, Ints]] = field(default_factory=list)
+
+
+@dataclass
+class Ambiguous:
+    """An operator that can be read in several ways; `shapes` are alike for all that are read alike."""
+
+    options: tuple[object, ...]
+    shapes: object
+    labels: Ints
 
 
 class Labeller:
@@ -48,20 +85,41 @@ class Labeller:
         self.whole_groups = whole_groups
         self.group_counts: dict[str, Ints] = {}
         self.streams: set[str] = set()  # BatchNorms that read what isn't straight out of a layer
-        self.norms: dict[str, Tensor] = {}  # BatchNorm name -> its γ in the traced copy
+        self.producers: dict[str, Producer] = {}
+        self.bare: set[str] = set()  # producers whose output is read by something else than a norm
+        self.relied: list[Ints] = []  # labels that are read as zero although no norm makes them so
         self.products: list[Product] = []
         self.executed: list[Executed] = []
         self.decisions: list[object] = []
+        self.preferred: Mapping[int, object] = {}  # readings other than the first choice, by the operator's number
+        self.ambiguous: dict[int, Ambiguous] = {}
         self.place = "the input"  # the last layer met, for messages
 
     def count(self, size: int, codes: Codes) -> None:
         """Note that the operator at hand was given `size` for these channels."""
         self.executed[-1].sizes.append((size, codes.labels))
 
-    def decide(self, choice: Choice) -> Choice:
-        """Return how to read an operator that can be read in several ways, and remember it for later runs."""
+    def decide(self, choice: Choice, options: Sequence[Choice] = ()) -> Choice:
+        """Return how to read an operator that can be read in several ways, and remember it for later runs.
+
+        `options` are ways that are as exact as `choice`; a trace that wants another than that says so by `preferred`.
+        """
+        wanted = self.preferred.get(self.number)
+        choice = next((option for option in options if option == wanted), choice)
         self.decisions.append(choice)
         return choice
+
+    @property
+    def number(self) -> int:
+        """The place of the operator at hand among those executed."""
+        return len(self.executed) - 1
+
+    def could_be_read(self, options: Sequence[object], shapes: object, codes: Codes) -> None:
+        """Note the ways to read the operator at hand, the likeliest first, and the codes that the one taken gave.
+
+        Operators of the same `shapes` are read in the same way.
+        """
+        self.ambiguous[self.number] = Ambiguous(tuple(options), shapes, codes.labels)
 
     def codes(self, tensor: Tensor) -> TensorCodes:
         """Return the tensor's codes by dimension. A parameter that is first met here gets labels of its own."""
@@ -123,9 +181,48 @@ class Labeller:
     def freeze_tensor(self, tensor: Tensor, why: str) -> None:
         for codes in self.codes(tensor).values():
             self.freeze(codes, why)
+        self.meet(tensor)
+
+    def defer(self, tensor: Tensor, codes: Codes, why: str) -> None:
+        """Keep these channels if anything reads `tensor`: many modules return what nobody looks at."""
+        tensor.__dict__.setdefault("_deferred", []).append((codes, why))
+
+    def meet(self, tensor: Tensor) -> None:
+        """Do what was put off until something reads the tensor."""
+        for codes, why in tensor.__dict__.pop("_deferred", ()):
+            self.freeze(codes, why)
 
     def mix(self, codes: Codes, why: str) -> None:
         """Note that a layer mixes these channels: one that isn't zero when its class is masked can't go."""
-        gated = codes.gated
-        if not gated.all():
-            self.freeze(codes[~gated], why)
+        gate = codes.gate
+        if (gate != BY_NORM).any():
+            self.freeze(codes[gate == OPEN], why)
+            self.relied.append(codes.labels[gate == BY_PRODUCER])
+
+    def lose_gate(self, before: Codes, after: Codes | None, why: str) -> None:
+        """Note that a tensor was written over: a view of it may still pass for gated as `before`."""
+        gate = before.gate if after is None else before.gate & after.gate
+        self.freeze(before[(before.gate != OPEN) & (gate == OPEN)], why)
+        self.relied.append(before.labels[(before.gate == BY_NORM) & (gate == BY_PRODUCER)])
+
+    def produce(self, kind: str, parts: Iterable[tuple[Source, int]]) -> str | None:
+        """Note what makes the channels at hand: parameters, each with the dimension of it that holds them.
+
+        Returns the producer's name, None where a part is no parameter of the network, so that nothing can mask it.
+        """
+        tensors: dict[str, int] = {}
+        labels: Ints | None = None
+        for (parameter, dims), d in parts:
+            name = name_of(parameter)
+            own = codes_on(parameter).get(dims[d]) if d in dims else None
+            if name is None or own is None:
+                return None
+            tensors[name] = dims[d]
+            labels = own.labels if labels is None else labels
+        if labels is None:
+            return None
+        first = next(iter(tensors))
+        made = first.removesuffix(".weight")
+        known = self.producers.get(made)
+        self.producers[made] = Producer(kind, tensors if known is None else known.tensors | tensors, labels)
+        return made

@@ -1,5 +1,6 @@
 """An operator at hand: what a rule is given."""
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -8,7 +9,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils._pytree import tree_map_only
 
-from slim.trace.codes import Codes, TensorCodes, codes_on, label, name_of
+from slim.trace.codes import Codes, TensorCodes, codes_on, label, name_of, pop_unset, source_of
 from slim.trace.labeller import Choice, Labeller
 
 META = torch.device("meta")
@@ -20,11 +21,13 @@ class Op:
     `labeller` holds what the run has told so far; the methods below speak to it about this operator's tensors.
     """
 
-    __slots__ = ("_named", "args", "func", "kwargs", "labeller", "tensors")
+    __slots__ = ("_named", "args", "func", "is_norm", "kwargs", "labeller", "tensors", "unset")
 
     def __init__(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], labeller: Labeller) -> None:
         self.func, self.args, self.kwargs, self.labeller = func, args, kwargs, labeller
         self.tensors = tensors_in(args, kwargs)  # those among the arguments, in order
+        self.is_norm = False  # whether what it reads may count as masked by its scale
+        self.unset = [pop_unset(tensor) for tensor in self.tensors]  # which of them nothing has met yet
         self._named: dict[str, Any] | None = None
 
     # -- what it is --------------------------------------------------------------------------------------------------
@@ -121,6 +124,19 @@ class Op:
         """Note that the operator mixes these channels: one that isn't zero when its class is masked can't go."""
         self.labeller.mix(codes, why or self.where)
 
+    def lose_gate(self, before: Codes, after: Codes | None) -> None:
+        """Note that a tensor was written over: a view of it may still pass for gated as `before`."""
+        self.labeller.lose_gate(before, after, self.where)
+
+    def produce(self, kind: str, *parts: tuple[Tensor | None, int]) -> str | None:
+        """Note what makes the channels of the result: parameters (None: there is none), each with its dimension.
+
+        Returns the producer's name, None where a part is no parameter of the network, so that nothing can mask it.
+        """
+        sources = [(source_of(tensor), dim) for tensor, dim in parts if tensor is not None]
+        known = [(source, dim) for source, dim in sources if source is not None]
+        return self.labeller.produce(kind, known) if len(known) == len(sources) else None
+
     def fresh(self, n: int) -> Codes:
         """Return codes of `n` new channels, each in a class of its own."""
         return Codes.of(self.labeller.classes.fresh(n))
@@ -129,9 +145,12 @@ class Op:
         """Note that the operator was given `size` for these channels: the attribute that holds it must follow them."""
         self.labeller.count(size, codes)
 
-    def decide(self, choice: Choice) -> Choice:
-        """Return how to read an operator that can be read in several ways: the thin network's is read alike."""
-        return self.labeller.decide(choice)
+    def decide(self, choice: Choice, options: Sequence[Choice] = ()) -> Choice:
+        """Return how to read an operator that can be read in several ways: the thin network's is read alike.
+
+        `options` are ways that are as exact as `choice`, tried where that leaves channels that can't go.
+        """
+        return self.labeller.decide(choice, options)
 
 
 @cache

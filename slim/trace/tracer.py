@@ -10,9 +10,10 @@ fixed size. What each operator does to the codes is in `rules`.
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
@@ -20,32 +21,43 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from slim.errors import SlimError
+from slim.trace.attention import run_headwise
 from slim.trace.classes import Classes, Ints
-from slim.trace.codes import codes_on, name_of, set_name
+from slim.trace.codes import Bools, clear, codes_on, fresh_from, is_labelled, name_of, set_codes, set_name
 from slim.trace.constants import constants_of, mark_result
 from slim.trace.copy import all_tensors, clone, named_modules, named_tensors, unwrapped
-from slim.trace.labeller import INDEXED, Executed, Labeller, Product
+from slim.trace.labeller import INDEXED, Ambiguous, Executed, Labeller, Producer, Product
 from slim.trace.op import META, Op
 from slim.trace.outputs import find_tensors, output_tensors
 from slim.trace.recurrence import OneStep
 from slim.trace.rules.builtin import rule_for
 from slim.trace.state import restored
 
+KEPT = "kept on request"  # the reason for channels that could go
+
 
 @dataclass
 class Trace:
     """What a run of the model told: labels of every parameter's dimensions, and which of them are one class.
 
-    `labels[name][dim]` are the labels along one dimension of a parameter or buffer; `norms[bn]` are those of a
-    BatchNorm's channels; `selecting` names the BatchNorms that choose their own channels of a shared stream, and
-    `streams` those that read one. With `whole_groups`, `group_counts` has one label for each group of the grouped
+    `labels[name][dim]` are the labels along one dimension of a parameter or buffer; `made` holds everything that makes
+    channels, `bare` the names of what something else than a norm reads, `relied` the labels that are read as zero
+    although no norm makes them so; `selecting` names the BatchNorms that choose their own channels of a shared stream,
+    and `streams` those that read one. `group_counts` has, with `whole_groups`, one label for each group of grouped
     convolutions: "layer.groups" -> labels.
     """
 
     classes: Classes
     labels: dict[str, dict[int, Ints]] = field(default_factory=dict)
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    norms: dict[str, Ints] = field(default_factory=dict)
+    made: dict[str, Producer] = field(default_factory=dict)
+    bare: set[str] = field(default_factory=set)
+    relied: list[Ints] = field(default_factory=list)
+    readings: dict[tuple[bool, int], object] = field(
+        default_factory=dict
+    )  # (training, decision) -> not the first choice
+    misfits: list[tuple[str, Bools, str]] = field(default_factory=list)  # producers' channels that `settle` froze, why
+    ambiguous: dict[tuple[bool, int], Ambiguous] = field(default_factory=dict)
     selecting: set[str] = field(default_factory=set)
     whole_groups: bool = False
     group_counts: dict[str, Ints] = field(default_factory=dict)
@@ -61,7 +73,9 @@ class Trace:
     def add_run(self, *, training: bool) -> "ForwardPass":
         """Run the meta-device copy once more, in this mode, and take in what it tells."""
         tracer = Tracer(self.classes, self)
+        tracer.preferred = {number: choice for (mode, number), choice in self.readings.items() if mode == training}
         outputs = run_once(self.meta_copy, self.inputs, tracer, training=training)
+        self.ambiguous |= {(training, number): found for number, found in tracer.ambiguous.items()}
         run = ForwardPass(training, tracer.executed, tracer.decisions, shapes_of(outputs))
         self.runs.append(run)
         self.products = tracer.products
@@ -75,8 +89,102 @@ class Trace:
                 self.shapes[name] = tuple(tensor.shape)
                 if found := codes_on(tensor):
                     self.labels[name] = {d: codes.labels for d, codes in sorted(found.items())}
-        self.norms |= {name: codes_on(gamma)[0].labels for name, gamma in tracer.norms.items() if codes_on(gamma)}
+        self.made |= tracer.producers
+        self.bare |= tracer.bare
+        self.relied += tracer.relied
         return run
+
+    @property
+    def producers(self) -> dict[str, Producer]:
+        """What can be ranked, and is zero where a channel is masked: norms with a scale, and the convolutions and
+        linear layers of channels that no norm gates on their way to every reader. Only BatchNorms are there although
+        none of their channels can go."""
+        relied = np.zeros(len(self.classes), bool)
+        relied[self.classes.roots(np.unique(np.concatenate([*self.relied, np.zeros(0, np.int64)])))] = True
+        found = {}
+        for name, producer in self.made.items():
+            free = producer.labels[~self.classes.frozen(producer.labels)]
+            needed = producer.is_norm or (name in self.bare and relied[self.classes.roots(free)].any())
+            kept = self.classes.reason(int(producer.labels[0])) == KEPT and (producer.is_norm or name in self.bare)
+            if producer.kind == "BatchNorm" or kept or (len(free) and needed):
+                found[name] = producer
+        return found
+
+    @property
+    def norms(self) -> dict[str, Ints]:
+        """The labels of every BatchNorm that has a scale γ."""
+        return {name: norm.labels for name, norm in self.made.items() if norm.kind == "BatchNorm"}
+
+    @property
+    def free(self) -> int:
+        """The number of channels that can go, over all that makes some."""
+        return sum(int((~self.classes.frozen(producer.labels)).sum()) for producer in self.made.values())
+
+    def settle(self, labels: Ints, reason: str) -> "Trace":
+        """Deal with channels that can't go as planned: return a trace that reads otherwise what split or merged them,
+        into heads say, where that leaves more channels free than to freeze them; else freeze them here."""
+        without = self.classes.roots(labels)
+        lost = sum(int(np.isin(self.classes.roots(made.labels), without).sum()) for made in self.made.values())
+        other = self._reread(labels, self.free - lost + 1)
+        if other is None:
+            for name, made in self.made.items():
+                stuck = np.isin(self.classes.roots(made.labels), without)
+                if stuck.any():
+                    self.misfits.append((name, stuck, reason))
+            self.classes.freeze(labels, reason)
+        return other or self
+
+    def read_best(self) -> "Trace":
+        """Return a trace that reads otherwise what this one reads so that it is frozen, where that frees channels."""
+        stuck = [found.labels for found in self.ambiguous.values() if self.classes.frozen(found.labels).all()]
+        other = self._reread(np.concatenate(stuck), self.free + 1) if stuck else None
+        return self if other is None else other.read_best()
+
+    def _reread(self, labels: Ints, at_least: int) -> "Trace | None":
+        """Return a trace that reads these channels otherwise and leaves `at_least` channels free, if there is one."""
+        roots, readings = self.classes.roots(labels), self.readings
+        held = [(tensor, codes_on(tensor)) for _, tensor in all_tensors(self.meta_copy) if is_labelled(tensor)]
+        met = {a.shapes for a in self.ambiguous.values() if np.isin(self.classes.roots(a.labels), roots).any()}
+        mine = [place for place, a in self.ambiguous.items() if a.shapes in met]  # all blocks of a kind alike
+        while True:
+            flips = {}
+            for place in mine:
+                options = self.ambiguous[place].options
+                after = options.index(readings.get(place, options[0])) + 1
+                if after < len(options):
+                    flips[place] = options[after]
+            if not flips:
+                break
+            readings = readings | flips
+            other = self._traced_again(readings)
+            if other.free >= at_least:
+                return other
+        if readings != self.readings:
+            for tensor, codes in held:
+                set_codes(tensor, codes)
+        return None
+
+    def _traced_again(self, readings: dict[tuple[bool, int], object]) -> "Trace":
+        """Trace the same copy with other readings."""
+        empty = Trace(Classes())
+        other = replace(self, **{name: getattr(empty, name) for name in _TOLD}, readings=readings)
+        for _, tensor in all_tensors(self.meta_copy):
+            clear(tensor)
+        for run in self.runs:
+            other.add_run(training=run.training)
+        for name, stuck, reason in self.misfits:
+            other.classes.freeze(other.made[name].labels[stuck], reason)
+        return other
+
+    def masks(self, kept: Bools) -> dict[str, dict[int, list[int]]]:
+        """Return what is zero in the masked original: tensor -> dimension -> indices of channels that aren't `kept`."""
+        found: dict[str, dict[int, list[int]]] = {}
+        for producer in self.producers.values():
+            pruned = np.flatnonzero(~kept[producer.labels]).tolist()
+            if pruned:
+                for name, dim in producer.tensors.items():
+                    found.setdefault(name, {})[dim] = pruned
+        return found
 
     def add_inference(self) -> bool:
         """Trace the inference forward too, unless that was done; whether it differs from the training one."""
@@ -84,6 +192,13 @@ class Trace:
             return False
         run = self.add_run(training=False)
         return [e.func for e in run.executed] != [e.func for e in self.runs[0].executed]
+
+
+# what a run tells a Trace, as opposed to what it was run on
+_TOLD = (
+    *("classes", "labels", "shapes", "made", "bare", "relied", "group_counts", "streams", "products", "runs"),
+    "ambiguous",
+)
 
 
 @dataclass
@@ -112,9 +227,19 @@ class Tracer(Labeller, TorchDispatchMode):
         taken = [codes for tensor in op.tensors for codes in codes_on(tensor).values()]
         constants = constants_of(op, meta=self.meta)
         self.note(Executed(func, constants or (), taken))
+        for tensor in op.tensors:
+            self.meet(tensor)
         result = rule_for(func)(op)
         mark_result(op, result, constant=constants is None, meta=self.meta)
+        self._note_bare(op, result)
         return result
+
+    def _note_bare(self, op: Op, out: Any) -> None:
+        """Note the layers whose output something else reads than a norm, or a view that passes it on."""
+        read = {producer for tensor in op.tensors if (producer := fresh_from(tensor))}
+        if read and not op.is_norm:
+            first = out[0] if isinstance(out, (tuple, list)) and out else out
+            self.bare |= read - {fresh_from(first) if isinstance(first, Tensor) else None}
 
     def note(self, executed: Executed) -> None:
         self.executed.append(executed)
@@ -150,6 +275,7 @@ def data_copy(model: nn.Module) -> nn.Module:
 def name_tensors(copied: nn.Module) -> list[tuple[str, Tensor]]:
     """Let each tensor of a copy know its (first) name, and return them all. Counters of batches are of no use to it."""
     for _, module in named_modules(copied):
+        run_headwise(module)
         if isinstance(module, nn.modules.batchnorm._NormBase):
             module._buffers["num_batches_tracked"] = None
     tensors = all_tensors(copied)
@@ -227,14 +353,14 @@ def trace(model: nn.Module, example_inputs: Any, *, select: bool = False, whole_
     """
     _check_kind(model)
     check_inputs(example_inputs)
-    traced = _trace_somehow(model, example_inputs, set(), whole_groups)
+    traced = _trace_somehow(model, example_inputs, set(), whole_groups).read_best()
     if not select:
         return traced
     # Which BatchNorms read a shared stream? Those after a sum or a concat; and then those that share with them.
     chosen: set[str] = set()
     while more := traced.streams - chosen | {bn for bn in traced.norms.keys() - chosen if _is_indexed(traced, bn)}:
         chosen |= more
-        traced = _trace_somehow(model, example_inputs, set(chosen), whole_groups)
+        traced = _trace_somehow(model, example_inputs, set(chosen), whole_groups).read_best()
     return traced
 
 

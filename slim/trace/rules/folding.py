@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from slim.trace.codes import Codes
+from slim.trace.codes import BY_NORM, Codes
 from slim.trace.op import META, Op
 from slim.trace.rules.pointwise import pointwise
 from slim.trace.rules.registry import rule
@@ -45,6 +45,7 @@ def reduce(op: Op) -> Any:
     if not codes:
         return out
     result: dict[int, Codes] = {}
+    folded = []
     for d, vector in codes.items():
         if d not in dims:
             at = d if op.get("keepdim") else d - sum(g < d for g in dims)
@@ -52,15 +53,17 @@ def reduce(op: Op) -> Any:
         elif op.name == "sum" or _is_norm(op):
             op.mix(vector, f"summed over by {op.where}")
         else:
-            op.freeze(vector, f"{op.where} runs over the channels")
+            folded.append(vector)
     for t in tree_leaves(out):
         if isinstance(t, Tensor):
             op.label(t, result)
+            for vector in folded:
+                op.labeller.defer(t, vector, f"{op.where} runs over the channels")
     return out
 
 
 @rule(
-    *("_softmax", "_log_softmax", "cumsum", "cumprod", "sort", "topk", "native_layer_norm", "native_group_norm"),
+    *("_softmax", "_log_softmax", "cumsum", "cumprod", "sort", "topk", "native_layer_norm"),
     *("_fused_rms_norm", "_safe_softmax"),
 )
 def normalise(op: Op) -> Any:
@@ -79,10 +82,40 @@ def normalise(op: Op) -> Any:
     return out
 
 
+@rule("native_group_norm")
+def group_norm(op: Op) -> Any:
+    """Normalise over the channels of each group: all of a group are coupled, and zero once γ and β are."""
+    outs = op.run()
+    weight, bias, groups = op["weight"], op["bias"], op["group"]
+    codes = dict(op.codes())
+    channels = codes.pop(1, None)
+    for vector in codes.values():
+        op.freeze(vector, f"{op.where} runs along it")
+    if channels is not None:
+        whole = op.couple_rows(channels.reshape(groups, -1).columns)
+        op.count(groups, whole)
+        op.count(len(channels), channels)
+        width = len(channels) // groups
+        if op.decide(width) != width:
+            raise RuntimeError(f"a GroupNorm of {groups} groups got {len(channels)} channels")
+        channels = whole.repeat(len(channels) // groups)
+        if groups == 1:
+            op.freeze(channels, f"{op.where} needs all of its channels")
+    for t in (weight, bias):
+        channels = channels if t is None else op.axis(t, 0, channels)
+    name = None if channels is None or weight is None else op.produce("GroupNorm", (weight, 0), (bias, 0))
+    if channels is not None:
+        if name is not None:
+            op.is_norm = True
+            channels = channels.with_gate(BY_NORM)
+        elif weight is not None:
+            channels = channels.ungated()
+        op.label(outs[0], {1: channels})
+    return outs
+
+
 def _mixed(op: Op) -> list[int]:
     n = op.input.dim()
-    if op.name == "native_group_norm":
-        return list(range(1, n))
     if "normalized_shape" in op.arguments:
         return list(range(n - len(op["normalized_shape"]), n))
     return _dims(op["dim"], n)

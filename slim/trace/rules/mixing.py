@@ -9,7 +9,18 @@ import torch
 from torch import Tensor
 
 from slim.trace.classes import Ints
-from slim.trace.codes import Codes, TensorCodes, codes_on, layer_of, mark_fresh, name_of
+from slim.trace.codes import (
+    BY_PRODUCER,
+    OPEN,
+    Codes,
+    TensorCodes,
+    codes_on,
+    layer_of,
+    mark_fresh,
+    name_of,
+    pass_source,
+    source_of,
+)
 from slim.trace.labeller import Product
 from slim.trace.op import META, Op
 from slim.trace.rules.registry import rule
@@ -38,11 +49,15 @@ def convolution(op: Op) -> Tensor:
     if bias is not None:
         biased = op.axis(bias, 0, outgoing, conv.why)
         outgoing = None if biased is None else biased.ungated()
+    producer = None
+    if outgoing is not None and not (conv.transposed and reading == "whole groups"):
+        producer = op.produce("Conv", (weight, 1 if conv.transposed else 0), (bias, 0))
+        outgoing = outgoing.with_gate(outgoing.gate | (OPEN if producer is None else BY_PRODUCER))
     own = codes_on(weight)
     dims: list[int | Ints] = [own[d].labels if d < 2 and d in own else n for d, n in enumerate(weight.shape)]
     space = x if conv.transposed else out
     op.labeller.products.append(Product(conv.name, x.shape[0] * math.prod(space.shape[2:]), dims))
-    return mark_fresh(op.label(out, {} if outgoing is None else {1: outgoing}))
+    return mark_fresh(op.label(out, {} if outgoing is None else {1: outgoing}), producer or "")
 
 
 @rule("torchvision::deform_conv2d")
@@ -90,7 +105,7 @@ class Convolution:
 
     @property
     def why(self) -> str:
-        return f"read by {self.name} with no BatchNorm before it"
+        return f"not zero where {self.name} reads it"
 
     def axis(self, dim: int, codes: Codes | None) -> Codes | None:
         return self.op.axis(self.weight, dim, codes, self.why)
@@ -111,7 +126,7 @@ class Convolution:
             outgoing = None if by_channel is None else by_channel.repeat(many)
         else:
             outgoing = self.axis(0, expanded)
-        return None if outgoing is None else outgoing.with_gate(False if expanded is None else expanded.gated)
+        return None if outgoing is None else outgoing.with_gate(OPEN if expanded is None else expanded.gate)
 
     def within_groups(self, incoming: Codes | None) -> Codes | None:
         """Each group of channels reads a group of its own: the same places of all groups are coupled."""
@@ -170,7 +185,7 @@ def product(op: Op) -> Tensor:
     name = op.labeller.place
     of_a, of_b = op.codes(a), op.codes(b)
     last = out.dim() - 1
-    why = f"read by {name} with no BatchNorm before it"
+    why = f"not zero where {name} reads it"
     inner_a, inner_b = of_a.get(last), of_b.get(last - 1)
     _contract(op, inner_a, inner_b, why)
     codes: TensorCodes = {}
@@ -178,7 +193,7 @@ def product(op: Op) -> Tensor:
         one, other = of_a.get(0), of_b.get(0)
         if one is not None and other is not None:
             op.couple(one, other, why)
-            codes[0] = one.with_gate(one.gated | other.gated)
+            codes[0] = one.gated_where_any(other)
         for only in (one, other):
             if only is not None and 0 not in codes:
                 op.freeze(only, f"batch of a product in {name}")
@@ -188,19 +203,34 @@ def product(op: Op) -> Tensor:
         own = op.axis(bias, bias.dim() - 1, codes.get(last), why)
         if own is not None:
             codes[last] = own.ungated()
+    producer = _gate_products(op, codes, {last - 1: a, last: b}, bias)
     rows = math.prod(a.shape[:-1])
     dims: list[Any] = [_sizes(inner_a, a.shape[last]), _sizes(codes.get(last), out.shape[last])]
     if last - 1 in of_a:
         rows, dims = rows // a.shape[last - 1], [of_a[last - 1].labels, *dims]
     op.labeller.products.append(Product(name, rows, dims))
-    return mark_fresh(op.label(out, codes))
+    return mark_fresh(op.label(out, codes), producer or "")
+
+
+def _gate_products(op: Op, codes: TensorCodes, operands: dict[int, Tensor], bias: Tensor | None) -> str | None:
+    """Gate what a parameter makes along a dimension of a product; the name of the last one that does."""
+    producer = None
+    for d, operand in operands.items():
+        along_bias = bias is not None and d == max(operands)
+        if d not in codes or source_of(operand) is None or (bias is not None and not along_bias):
+            continue
+        made = op.produce("Linear", (operand, d), (bias, bias.dim() - 1 if bias is not None else 0))
+        if made is not None:
+            codes[d] = codes[d].with_gate(codes[d].gate | BY_PRODUCER)
+            producer = made
+    return producer
 
 
 def _contract(op: Op, a: Codes | None, b: Codes | None, why: str) -> None:
     """Sum over what two operands have in common: a channel can go where one of them is zero."""
     if a is not None and b is not None:
         op.couple(a, b, why)
-        op.mix(a.with_gate(a.gated | b.gated), why)
+        op.mix(a.gated_where_any(b), why)
         return
     for inner in (a, b):
         if inner is not None:
@@ -223,4 +253,35 @@ def weight_norm(op: Op) -> Any:
         else:
             op.freeze(vector, f"{op.where} runs over it")
     weight, lengths = op.run()
+    pass_source(g, weight, {op["dim"]: op["dim"]})  # without length a direction is zero
     return op.label(weight, codes), lengths
+
+
+@rule(
+    *("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention"),
+    *("_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention"),
+    *("_scaled_dot_product_fused_attention_overrideable", "scaled_dot_product_attention"),
+)
+def attention(op: Op) -> Any:
+    """softmax(q kᵀ) v over the last two dimensions: what comes before them, heads say, is coupled."""
+    out = op.run()
+    tensors = [op["query"], op["key"], op["value"]]
+    q, k, v = (op.codes(t) for t in tensors)
+    n = op["query"].dim()
+    for d in range(n - 2):
+        along = [codes[d] for codes in (q, k, v) if d in codes]
+        for codes in along[1:]:
+            op.couple(along[0], codes)
+        if len(along) < 3:
+            for codes in along:
+                op.freeze(codes, f"combined with a fixed size by {op.where}")
+    for codes in (c[n - 2] for c in (q, k, v) if n - 2 in c):
+        op.freeze(codes, f"{op.where} runs along it")
+    _contract(op, q.get(n - 1), k.get(n - 1), op.where)
+    if op.get("scale") is None and n - 1 in q:  # it follows the number of channels
+        op.freeze(q[n - 1])
+    for t in op.tensors[3:]:
+        op.freeze_tensor(t)
+    first = out[0] if isinstance(out, (tuple, list)) else out
+    op.label(first, {d: codes for d, codes in v.items() if d != n - 2})
+    return out

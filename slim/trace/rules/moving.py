@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from slim.trace.codes import Codes, TensorCodes, codes_on, is_fresh, mark_fresh, name_of, set_codes
+from slim.trace.codes import Codes, TensorCodes, codes_on, fresh_from, mark_fresh, name_of, pass_source, set_codes
 from slim.trace.op import Op
 from slim.trace.rules.registry import no_rule, rule
 
@@ -63,12 +63,16 @@ def view(op: Op) -> Tensor:
             op.freeze(grid.reshape(-1))
             continue
         varying = [k for k in range(len(outs)) if grid.varies_along(k)]
-        keep = op.decide(max(varying or range(len(outs)), key=lambda k: (grid.shape[k], k)))
+        largest = sorted(varying or range(len(outs)), key=lambda k: (grid.shape[k], k), reverse=True)
+        keep = op.decide(largest[0], largest)
         rows = grid.with_last(keep)
         result[outs[keep]] = rows[0] if len(varying) < 2 else op.couple_rows(rows)
+        if len(varying) > 1:  # heads and the channels of each: whole heads, or the same channels of all
+            op.labeller.could_be_read(largest, (old, new), result[outs[keep]])
         op.count(new[outs[keep]], result[outs[keep]])
     op.label(out, result)
-    return mark_fresh(out) if is_fresh(x) else out
+    producer = fresh_from(x)
+    return out if producer is None else mark_fresh(out, producer)
 
 
 @rule("permute", "transpose", "t", "transpose_", "t_")
@@ -81,7 +85,9 @@ def permute(op: Op) -> Tensor:
     elif n > 1:
         i, j = op.get("dim0", 0) % n, op.get("dim1", 1) % n
         order[i], order[j] = order[j], order[i]
-    return op.label(op.run(), {k: codes[d] for k, d in enumerate(order) if d in codes})
+    out = op.label(op.run(), {k: codes[d] for k, d in enumerate(order) if d in codes})
+    pass_source(op.input, out, dict(enumerate(order)))
+    return out
 
 
 @rule("unsqueeze", "unsqueeze_")
@@ -134,6 +140,7 @@ def slice_(op: Op) -> Tensor:
         codes[d] = vector[start::step][:size]
         if not size:
             codes.pop(d)
+    pass_source(op.input, out, {k: k for k in range(out.dim())})
     return op.label(out, codes)
 
 
@@ -154,6 +161,7 @@ def split(op: Op) -> Any:
         part = vector[start : start + t.shape[d]]
         op.count(t.shape[d], part)
         op.label(t, {**codes, d: part})
+        pass_source(op.input, t, {k: k for k in range(t.dim())})
         start += t.shape[d]
     op.count(start, vector)  # the whole may be what is stored: x.split(self.channels // 2)
     return outs
@@ -195,7 +203,7 @@ def cat(op: Op) -> Tensor:
             op.couple(named[0], v, why)
         if len(named) < len(vectors):
             op.freeze(named[0], f"joined with a fixed size by {why}")
-        result[d + (stacked and d >= along)] = named[0].gated_as(*named[1:])
+        result[d + (stacked and d >= along)] = named[0].gated_where_all(*named[1:])
     return op.label(out, result)
 
 
@@ -203,6 +211,7 @@ def cat(op: Op) -> Tensor:
 def repeat(op: Op) -> Tensor:
     out = op.run()
     shift = out.dim() - op.input.dim()
+    pass_source(op.input, out, {d + shift: d for d in range(op.input.dim())})
     return op.label(out, {d + shift: v.tile(op["repeats"][d + shift]) for d, v in op.codes().items()})
 
 
@@ -280,7 +289,7 @@ def copy_(op: Op) -> Tensor:
             a, b = mine.get(d), theirs.get(d - shift)
             if a is not None and b is not None and len(a) == len(b):
                 op.couple(a, b)
-                op.labeller.classes.freeze(a.lost_gate(b), op.where)
+                op.lose_gate(a, b)
             else:
                 for v in (a, b):
                     if v is not None:

@@ -9,7 +9,20 @@ from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.utils._pytree import tree_leaves, tree_map
 
-from slim.trace.codes import Codes, TensorCodes, codes_on, is_fresh, layer_of, mark_fresh, name_of
+from slim.trace.codes import (
+    BY_NORM,
+    BY_PRODUCER,
+    OPEN,
+    Codes,
+    TensorCodes,
+    codes_on,
+    fresh_from,
+    mark_fresh,
+    name_of,
+    pass_source,
+    set_codes,
+    source_of,
+)
 from slim.trace.labeller import INDEXED
 from slim.trace.op import META, Op
 from slim.trace.rules.registry import rule, rule_where
@@ -39,10 +52,12 @@ def batch_norm(op: Op) -> Any:
     channels = codes.pop(1, None)
     for vector in codes.values():
         op.freeze(vector, "a BatchNorm runs along it")
-    name = name_of(weight) if isinstance(weight, nn.Parameter) else None
-    layer = layer_of(name) if name is not None else UNREGISTERED if _is_unregistered(weight) else "a norm without γ"
-    if name is not None and channels is not None:
-        if not is_fresh(x):
+    source = None if weight is None else source_of(weight)
+    name = None if source is None else name_of(source[0])
+    layer = "a norm without γ" if name is None else name.removesuffix(".weight")
+    layer = UNREGISTERED if _is_unregistered(weight) else layer
+    if source is not None and channels is not None:
+        if fresh_from(x) is None:
             op.labeller.streams.add(layer)
         if layer in op.labeller.select:  # reads a shared stream through an index of its own
             op.freeze(channels, f"{INDEXED} {layer}")
@@ -50,10 +65,15 @@ def batch_norm(op: Op) -> Any:
             channels = op.fresh(x.shape[1]) if chosen is None else chosen
     for t in own:
         channels = op.axis(t, 0, channels, f"{layer} has channels of fixed size")
-    if name is not None:
-        op.labeller.norms[layer] = weight
     out = outs[0] if isinstance(outs, (list, tuple)) else outs
-    op.label(out, {} if channels is None else {1: channels.with_gate(name is not None)})
+    if channels is not None:
+        per_image = op.get("running_mean") is None and op.get("training", False)
+        gate = channels.gate if per_image and not own else OPEN  # of zeros without a spread are zeros
+        kind = "BatchNorm" if source is None or name_of(weight) is not None else "InstanceNorm"  # which repeats its γ
+        if weight is not None and op.produce(kind, (weight, 0), (op["bias"], 0)):
+            gate, op.is_norm = channels.gate | BY_NORM, True
+        channels = channels.with_gate(gate)
+    op.label(out, {} if channels is None else {1: channels})
     return tuple(outs) if isinstance(outs, list) else outs
 
 
@@ -138,15 +158,29 @@ def pointwise(op: Op) -> Any:
         out = op.run()
     if not isinstance(out, Tensor) or not op.labelled:
         return out
-    before = codes_on(out) if out is first else {}
+    before = codes_on(out) if out is first and not op.unset[0] else {}
     if len(operands) == 1 and name_of(first) is None:  # the same as below, and most of what networks do
         codes = op.codes(first)
         codes = codes if keeps_zero(op, (True,)) else {d: v.ungated() for d, v in codes.items()}
     else:
         codes = combine(op, out)
     for d, was in before.items():  # a view of this tensor may still pass for gated
-        op.labeller.classes.freeze(was.lost_gate(codes.get(d)), op.where)
-    return op.label(out, codes)
+        op.lose_gate(was, codes.get(d))
+    op.label(out, codes)
+    if op.name in ("add", "add_"):
+        _add_bias(op, out)
+    return out
+
+
+def _add_bias(op: Op, out: Tensor) -> None:
+    """A parameter that is added straight to what a layer gives is that layer's bias, and masked with it."""
+    for x, bias in ((op.tensors[0], op.tensors[-1]), (op.tensors[-1], op.tensors[0])):
+        producer, source = fresh_from(x), source_of(bias)
+        codes = codes_on(out).get(out.dim() - 1)
+        if producer and source is not None and bias.dim() == 1 and codes is not None and x.shape == out.shape:
+            op.labeller.producers[producer].tensors[str(name_of(source[0]))] = 0
+            set_codes(out, codes_on(out) | {out.dim() - 1: codes.with_gate(BY_PRODUCER)})
+            mark_fresh(out, producer)
 
 
 def combine(op: Op, out: Tensor) -> TensorCodes:
@@ -183,7 +217,7 @@ def _combined(op: Op, taking: list[Taken | None], size: int, why: str) -> Codes 
         if size == 1 or not any(taken and name_of(taken[0]) is not None for taken in taking):
             return None
         lead = op.fresh(size)
-    zeros = np.zeros(size, np.int64)  # which operands are zero, as bits
+    zeros = np.zeros((2, size), np.int64)  # which operands are zero, as bits: once norms are masked, or all producers
     for place, taken in enumerate(taking):
         if taken is None:
             continue
@@ -196,11 +230,12 @@ def _combined(op: Op, taking: list[Taken | None], size: int, why: str) -> Codes 
             op.freeze(lead, f"combined with a fixed size by {why}")
         else:
             op.couple(lead, vector, why)
-            zeros |= vector.gated.astype(np.int64) << place
-    gate = np.zeros(size, bool)
-    for bits in np.flatnonzero(np.bincount(zeros)):
+            zeros[0] |= (vector.gate == BY_NORM).astype(np.int64) << place
+            zeros[1] |= (vector.gate != OPEN).astype(np.int64) << place
+    gate = np.zeros(size, np.int64)
+    for bits in np.flatnonzero(np.bincount(zeros.ravel())):
         if bits and keeps_zero(op, tuple(bool(bits >> place & 1) for place in range(len(taking)))):
-            gate |= zeros == bits
+            gate |= np.where(zeros[0] == bits, BY_NORM, OPEN) | np.where(zeros[1] == bits, BY_PRODUCER, OPEN)
     return lead.with_gate(gate)
 
 
@@ -209,8 +244,10 @@ def same(op: Op) -> Any:
     out = op.run()
     first = out[0] if isinstance(out, (tuple, list)) else out
     op.label(first, dict(op.codes()))
-    if is_fresh(op.input):
-        mark_fresh(first)
+    pass_source(op.input, first, {d: d for d in range(op.input.dim())})
+    producer = fresh_from(op.input)
+    if producer is not None:
+        mark_fresh(first, producer)
     return out
 
 

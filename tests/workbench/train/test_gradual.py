@@ -406,7 +406,7 @@ def test_every_way_to_plan(budget: slim.Budget, rules: dict[str, Any], digits: D
         ),
         ({"gradual": 9}, {}, 8, "gradual is 9: expected at most 4, as this training has 8 steps"),
         ({"gradual": 2}, {"budget": slim.Latency(0.5)}, 8, "prune.latency is 0.5, which gradual pruning can't reach"),
-        ({"gradual": 2}, {"rules": {"keep": ["bn*"]}}, 8, "keep 'bn\\*' matches no BatchNorm"),
+        ({"gradual": 2}, {"rules": {"keep": ["bn*"]}}, 8, "keep 'bn\\*' matches no layer"),
         ({"gradual": 2}, {"budget": Ratio(0.01)}, 8, "ratio 0.01 would remove nothing"),
     ],
 )

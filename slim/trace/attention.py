@@ -1,0 +1,79 @@
+"""nn.MultiheadAttention, so that whole heads of it can be pruned.
+
+torch computes the width of a head from the width of the stream, which stays when heads go. So the copy that is traced,
+and a thin network that has lost heads, run the same arithmetic from the number of heads and the width of one.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class HeadwiseAttention(nn.MultiheadAttention):
+    """nn.MultiheadAttention with `num_heads` heads of `head_dim` channels each, whatever the width of the stream."""
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return what nn.MultiheadAttention returns: the attended values, and the weights where they are asked for."""
+        single = query.dim() == 2
+        swap = not single and not self.batch_first
+        projected = self._project(query, key, value)
+        heads = [x.unsqueeze(0) if single else x.transpose(0, 1) if swap else x for x in projected]
+        q, k, v = (x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2) for x in heads)  # [B, H, N, D]
+        mask = self._mask(q, k, key_padding_mask, attn_mask)
+        dropout = self.dropout if self.training else 0.0
+        weights = None
+        if need_weights:
+            scores = (q * self.head_dim**-0.5) @ k.transpose(-2, -1)
+            weights = (scores if mask is None else scores + mask).softmax(-1)
+            attended = (F.dropout(weights, dropout) if dropout else weights) @ v
+            weights = weights.mean(1) if average_attn_weights else weights
+        else:
+            attended = F.scaled_dot_product_attention(q, k, v, mask, dropout)
+        out: Tensor = self.out_proj(attended.transpose(1, 2).flatten(2))
+        if single:
+            return out.squeeze(0), None if weights is None else weights.squeeze(0)
+        return out.transpose(0, 1) if swap else out, weights
+
+    def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
+        if query is key and key is value:
+            return F.linear(query, self.in_proj_weight, self.in_proj_bias).chunk(3, -1)
+        biases = [None] * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
+        pairs = zip(self.in_proj_weight.chunk(3), biases)
+        return tuple(F.linear(x, weight, bias) for x, (weight, bias) in zip((query, key, value), pairs))
+
+    def _mask(self, q: Tensor, k: Tensor, padding: Tensor | None, mask: Tensor | None) -> Tensor | None:
+        """Return what is added to the scores, [B or 1, H or 1, N, S]; None where nothing is."""
+        if mask is not None:
+            mask = _additive(mask, q.dtype)
+            mask = mask.unflatten(0, (-1, self.num_heads)) if mask.dim() == 3 else mask[None, None]
+        if padding is not None:
+            padded = _additive(padding, q.dtype).reshape(-1, 1, 1, k.shape[2])
+            mask = padded if mask is None else mask + padded
+        return mask
+
+
+def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a mask as numbers to add: a boolean one is true where nothing may be seen."""
+    if mask.dtype != torch.bool:
+        return mask
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(mask, -torch.inf)
+
+
+def run_headwise(module: nn.Module) -> None:
+    """Let an nn.MultiheadAttention run from the width of its heads, where it is of the usual kind: one matrix for
+    queries, keys and values, and nothing appended to the keys."""
+    if type(module) is not nn.MultiheadAttention:
+        return
+    if module._qkv_same_embed_dim and module.bias_k is None and not module.add_zero_attn:
+        module.__class__ = HeadwiseAttention
+        module._qkv_same_embed_dim = False  # keeps nn.TransformerEncoderLayer from computing it all by itself

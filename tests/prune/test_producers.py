@@ -1,0 +1,244 @@
+"""Networks without BatchNorm: a channel goes wherever what makes it can be set to zero.
+
+The truth is the original with zeros in all that makes the pruned channels, run in float64.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from networks import cbr, difference, masked, net, randomise
+from torch import Tensor, nn
+
+import slim
+from slim.trace.attention import HeadwiseAttention
+
+X = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+def stack(*norms: Callable[[int], nn.Module], head: int = 24) -> nn.Module:
+    """Two convolutions, each with what makes a norm of its width, and a head."""
+    first, second = norms
+    return nn.Sequential(
+        *(nn.Conv2d(3, 16, 3), first(16), nn.ReLU(), nn.Conv2d(16, head, 3), second(head), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * head, 5)),
+    )
+
+
+def nothing(width: int) -> nn.Module:
+    return nn.Identity()
+
+
+class Tokens(nn.Module):
+    """Patches as tokens, through attention and an MLP with shortcuts, to a head."""
+
+    def __init__(self, attention: nn.Module, norm: bool = True, **kwargs: Any) -> None:
+        super().__init__()
+        self.embed, self.attention, self.kwargs = nn.Conv2d(3, 24, 4, 4), attention, kwargs
+        self.norms = nn.ModuleList(nn.LayerNorm(24) if norm else nn.Identity() for _ in range(2))
+        self.mlp = nn.Sequential(nn.Linear(24, 48), nn.GELU(), nn.Linear(48, 24))
+        self.head = nn.Linear(24, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x).flatten(2).transpose(1, 2)
+        y = self.norms[0](x)
+        x = x + self.attention(y, y, y, **self.kwargs)[0]
+        return self.head((x + self.mlp(self.norms[1](x))).mean(1))
+
+
+class Fused(nn.Module):
+    """Attention over one matrix for queries, keys and values, that stores the number of heads and the size of one."""
+
+    def __init__(self, width: int, heads: int, fused: bool) -> None:
+        super().__init__()
+        self.heads, self.size, self.inner, self.fused = heads, width // heads, width, fused
+        self.scale = self.size**-0.5
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, x: Tensor, *others: Tensor) -> tuple[Tensor]:
+        b, n, _ = x.shape
+        q, k, v = self.qkv(x).reshape(b, n, 3, self.heads, self.size).permute(2, 0, 3, 1, 4).unbind(0)
+        if self.fused:
+            mixed = nn.functional.scaled_dot_product_attention(q, k, v)
+        else:
+            mixed = (q * self.scale @ k.transpose(-2, -1)).softmax(-1) @ v
+        return (self.proj(mixed.transpose(1, 2).reshape(b, n, self.inner)),)
+
+
+MHA: dict[str, Any] = {"embed_dim": 24, "num_heads": 4, "batch_first": True}
+# name -> (network, kinds of layers that make the channels that count)
+KINDS: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
+    "plain": (lambda: stack(nothing, nothing), {"Conv"}),
+    "GroupNorm": (lambda: stack(lambda n: nn.GroupNorm(8, n), lambda n: nn.GroupNorm(n // 2, n)), {"GroupNorm"}),
+    "GroupNorm without γ": (
+        lambda: stack(lambda n: nn.GroupNorm(8, n, affine=False), lambda n: nn.GroupNorm(8, n, affine=False)),
+        {"Conv"},
+    ),
+    "InstanceNorm": (
+        lambda: stack(*[lambda n: nn.InstanceNorm2d(n, affine=True)] * 2),
+        {"InstanceNorm"},
+    ),
+    "InstanceNorm without γ": (lambda: stack(nn.InstanceNorm2d, nn.InstanceNorm2d), {"Conv"}),
+    "depthwise": (
+        lambda: nn.Sequential(
+            *(nn.Conv2d(3, 16, 3), nn.ReLU6(), nn.Conv2d(16, 16, 3, groups=16), nn.ReLU6(), nn.Conv2d(16, 24, 1)),
+            *(nn.Hardswish(), nn.Conv2d(24, 5, 1)),
+        ),
+        {"Conv"},
+    ),
+    "grouped": (
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 24, 3, groups=4), nn.ReLU(), nn.Conv2d(24, 5, 1)
+        ),
+        {"Conv"},
+    ),
+    "transposed": (
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 16, 3), nn.ReLU(), nn.ConvTranspose2d(16, 12, 2, 2), nn.ReLU(), nn.Conv2d(12, 5, 1)
+        ),
+        {"Conv"},
+    ),
+    "linear layers": (
+        lambda: nn.Sequential(
+            *(nn.Flatten(), nn.Linear(768, 32), nn.GELU(), nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 5))
+        ),
+        {"Linear"},
+    ),
+    "LayerNorm": (lambda: Tokens(Fused(24, 4, fused=True)), {"Linear"}),
+    "attention with a stored scale": (lambda: Tokens(Fused(24, 4, fused=False)), {"Linear"}),
+    "MultiheadAttention": (lambda: Tokens(nn.MultiheadAttention(**MHA), need_weights=False), {"Linear"}),
+    "MultiheadAttention, weights unused": (lambda: Tokens(nn.MultiheadAttention(**MHA)), {"Linear"}),
+    "MultiheadAttention without LayerNorm": (
+        lambda: Tokens(nn.MultiheadAttention(**MHA), norm=False),
+        {"Conv", "Linear"},
+    ),
+    "TransformerEncoderLayer": (
+        lambda: nn.Sequential(
+            nn.Flatten(2), nn.Linear(256, 24), nn.TransformerEncoderLayer(24, 4, 48, batch_first=True), nn.Linear(24, 5)
+        ),
+        {"Linear"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_thin_is_masked(name: str) -> None:
+    make, kinds = KINDS[name]
+    torch.manual_seed(0)
+    model = make().eval()
+    plan = slim.plan(model, X, ratio=0.4)
+    thin = plan.apply(model)
+    assert set(plan.kinds) == kinds and plan.ratio_achieved > 0.3
+    assert difference(model, thin, plan.removed, X) < 1e-12
+    assert slim.verify(model, thin, plan, X) < 1e-10
+    again = slim.PruningPlan.from_dict(plan.to_dict())
+    assert again == plan and slim.verify(model, again.apply(model), again, X) < 1e-10
+    thin.train()(X).sum().backward()
+    assert all(p.grad is not None and p.grad.shape == p.shape for p in thin.parameters())
+
+
+@pytest.mark.parametrize("attention", [lambda: nn.MultiheadAttention(**MHA), lambda: Fused(24, 4, fused=True)])
+def test_whole_heads_go(attention: Callable[[], nn.Module]) -> None:
+    """A head keeps its width, and the scale that follows from it."""
+    torch.manual_seed(0)
+    model = (
+        Tokens(attention(), need_weights=False)
+        if isinstance(attention(), nn.MultiheadAttention)
+        else Tokens(attention())
+    )
+    model.eval()
+    plan = slim.plan(model, X, ratio=0.5, keep=["mlp.0"])
+    thin: Any = plan.apply(model)
+    old: Any = model.attention
+    heads = "num_heads" if isinstance(old, nn.MultiheadAttention) else "heads"
+    kept = getattr(thin.attention, heads)
+    assert 0 < kept < getattr(old, heads)
+    rows = thin.attention.in_proj_weight if isinstance(old, nn.MultiheadAttention) else thin.attention.qkv.weight
+    assert len(rows) == 3 * kept * 6
+    assert difference(model, thin, plan.removed, X) < 1e-12
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("cross", [True, False])
+@pytest.mark.parametrize("masks", ["none", "boolean", "numbers"])
+@pytest.mark.parametrize("weights", [True, False])
+def test_headwise_attention_is_torchs(batch_first: bool, cross: bool, masks: str, weights: bool) -> None:
+    torch.manual_seed(0)
+    theirs = nn.MultiheadAttention(12, 3, batch_first=batch_first).double().eval()
+    nn.init.normal_(theirs.in_proj_bias)
+    ours = HeadwiseAttention(12, 3, batch_first=batch_first).double().eval()
+    ours.load_state_dict(theirs.state_dict())
+    query = torch.randn(2, 5, 12, dtype=torch.float64)
+    key = torch.randn(2, 7, 12, dtype=torch.float64) if cross else query
+    settings: dict[str, Any] = {"need_weights": weights}
+    if masks != "none":
+        mask = torch.rand(5, key.shape[1]) < 0.3
+        mask[:, 0] = False
+        padding = torch.zeros(2, key.shape[1], dtype=torch.bool)
+        padding[0, -2:] = True
+        settings |= {"attn_mask": mask, "key_padding_mask": padding}
+    if masks == "numbers":
+        settings = settings | {"attn_mask": torch.randn(5, key.shape[1], dtype=torch.float64), "key_padding_mask": None}
+    if not batch_first:
+        query, key = query.transpose(0, 1), key.transpose(0, 1)
+    key = key if cross else query
+    for a, b in zip(theirs(query, key, key, **settings), ours(query, key, key, **settings)):
+        assert (a is None and b is None) or torch.allclose(a, b, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["vit", "convnext_tiny", "swin_t"])
+def test_torchvision_without_batchnorm(name: str) -> None:
+    torch.manual_seed(0)
+    vit = {"image_size": 64, "patch_size": 16, "num_layers": 2, "num_heads": 4, "hidden_dim": 64, "mlp_dim": 128}
+    model = torchvision.models.VisionTransformer(**vit) if name == "vit" else torchvision.models.get_model(name)
+    for parameter in model.parameters():
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    x = torch.randn(1, 3, 64, 64)
+    plan = slim.plan(model.eval(), x, ratio=0.5)
+    thin = plan.apply(model)
+    assert plan.ratio_achieved > 0.4
+    assert any("native_layer_norm" in reason for reason in plan.frozen)  # a stream that LayerNorm reads stays, by name
+    assert difference(model, thin, plan.removed, x) < 1e-12
+    assert slim.verify(model, thin, plan, x) < 1e-10
+
+
+def test_batchnorm_networks_count_and_remove_batchnorms_alone() -> None:
+    model = randomise(torchvision.models.efficientnet_b0()).eval()
+    x = torch.randn(1, 3, 64, 64)
+    plan = slim.plan(model, x, ratio=0.3)
+    norms = {name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)}
+    assert plan.removed.keys() <= norms and plan.kinds.keys() == {"BatchNorm"}
+    rest = slim.plan(model, x, ratio=0.3, score=slim.Gamma(rest=True))
+    assert rest.kinds["BatchNorm"] == plan.kinds["BatchNorm"] and rest.kinds["Conv"] > 0
+    assert "BatchNorm" in str(rest) and "Conv" in str(rest)
+    assert difference(model, rest.apply(model), rest.removed, x) < 1e-12
+
+
+def test_a_class_with_a_norm_and_a_bare_convolution_is_masked_at_both() -> None:
+    torch.manual_seed(0)
+    model = randomise(net(lambda s, x: s.a(x + s.bare(x)), bare=nn.Conv2d(16, 16, 1), a=cbr(16, 16))).eval()
+    plan = slim.plan(model, X, ratio=0.3)
+    assert plan.removed["stem.1"] == plan.removed["bare"] and plan.kinds == {"BatchNorm": 32}
+    norms_alone = {name: gone for name, gone in plan.removed.items() if name != "bare"}
+    thin = plan.apply(model)
+    assert difference(model, thin, plan.removed, X) < 1e-12 < difference(model, thin, norms_alone, X)
+
+
+def test_optimizer_export_and_recovery_go_on(tmp_path: Any) -> None:
+    torch.manual_seed(0)
+    model = Tokens(nn.MultiheadAttention(**MHA), need_weights=False)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    model(X).square().sum().backward()
+    optimizer.step()
+    plan = slim.plan(model.eval(), X, ratio=0.4)
+    thin = plan.apply(model)
+    images = torch.randn(16, 3, 16, 16)
+    recovered = slim.recover(model, thin, plan, images).model
+    assert recovered(X).shape == model(X).shape
+    plan.prune_optimizer(optimizer, model, thin)
+    thin.train()(X).square().sum().backward()
+    optimizer.step()
+    slim.export_onnx(thin.eval(), X, tmp_path / "thin.onnx")
+    assert torch.allclose(masked(model, plan.removed)(X), plan.apply(model)(X), atol=1e-5)
