@@ -109,3 +109,24 @@ print(plan)
 
 def test_pruning_ones_own_model_needs_few_packages() -> None:
     assert not {"lightning_fabric", "sklearn", "plotly", "onnx", "onnxruntime", "torchvision"} & loaded_after(PRUNING)
+
+
+def functions() -> Iterator[tuple[str, ast.FunctionDef]]:
+    for module, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                yield module, node
+
+
+def test_functions_take_at_most_ten_parameters() -> None:
+    def count(arguments: ast.arguments) -> int:
+        named = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
+        return len([each for each in named if each.arg not in ("self", "cls")])
+
+    many = {node.name for module, node in functions() if count(node.args) > 10 and "cli" not in module}
+    assert many == {"plan"}  # the network, its inputs and a budget, and ten keywords
+
+
+def test_functions_of_the_library_have_at_most_sixty_lines() -> None:
+    long = {node.name for module, node in functions() if (node.end_lineno or 0) - node.lineno >= 60}
+    assert long <= {"fit"}  # the workbench's, most of it the description of its arguments

@@ -3,6 +3,14 @@
 Network Slimming (Liu et al., ICCV 2017, https://arxiv.org/abs/1708.06519, equation 1) trains on loss + λ·Σ|γ|. The
 hooks sit on the optimizer: before each of its steps the subgradient joins the gradients, or after it the proximal
 operator is applied. The loop itself stays as it is.
+
+Penalised are all matching layers' weights that train. The penalty enters once per step of the optimizer, however
+many backward passes came before it, and on each process of a distributed run after gradients were averaged, so it
+needs no scaling for either. With `torch.amp.GradScaler` the gradients are already unscaled when an ordinary
+optimizer steps; fused ones unscale inside the step, and the subgradient is multiplied by their scale to match. A
+step that GradScaler skips is skipped here. With `optimizer.step(closure)` the subgradient enters after the closure
+has computed the gradients. Clipping gradients before the step doesn't see the penalty; adaptive optimizers such
+as Adam rescale a subgradient with the rest of the gradient, and not a proximal step.
 """
 
 import copy
@@ -37,7 +45,6 @@ def sparsify(
     method: str = "subgradient",
     targets: Targets = "*",
     types: Types = "batchnorm",
-    biases: bool = False,
     schedule: str = "constant",
     target: float | None = None,
     floor: float = 0.1,
@@ -54,7 +61,7 @@ def sparsify(
     - `targets`: a shell pattern for names in `model.named_modules()`, such as "layer1.*"; several in a list; or a
       mapping from patterns to strengths relative to λ, such as {"layer1.*": 1, "layer2.*": 0.5}, of which the first
       that matches counts. Values of different strengths are penalised apart: groups don't reach across.
-    - `types`: which layers: "batchnorm", "conv", "linear", a module class, or several. `biases`: also their biases.
+    - `types`: which layers: "batchnorm", "conv", "linear", a module class, or several; with "bias" also their biases.
     - `schedule`: of λ, over `steps` steps of the optimizer: see `slim.sparsity.scheduled`.
     - `target`: the share of values to be exactly zero after `steps` steps. λ, which starts at the penalty's strength,
       is then adapted during training, only the lowest values are pushed, and each layer keeps the share `floor` of
@@ -62,19 +69,19 @@ def sparsify(
 
     `model` is the network itself: inside a DDP or compiled wrapper, names begin with the wrapper's prefix.
 
-    Penalised are all matching layers' weights that train. The penalty enters once per step of the optimizer, however
-    many backward passes came before it, and on each process of a distributed run after gradients were averaged, so it
-    needs no scaling for either. With `torch.amp.GradScaler` the gradients are already unscaled when an ordinary
-    optimizer steps; fused ones unscale inside the step, and the subgradient is multiplied by their scale to match. A
-    step that GradScaler skips is skipped here. With `optimizer.step(closure)` the subgradient enters after the closure
-    has computed the gradients. Clipping gradients before the step doesn't see the penalty; adaptive optimizers such
-    as Adam rescale a subgradient with the rest of the gradient, and not a proximal step.
-
     Warns where the optimizer also decays what is penalised (`slim.parameter_groups` keeps the two apart), and where the
     parameters change while this optimizer takes no step: then another optimizer inside it does (SAM's). Raises
     `SlimError` when nothing matches, when the optimizer lacks what does, for an unknown method or one that the penalty
     hasn't got, and for values out of range.
     """
+    _check_penalty(optimizer, penalty, method)
+    _check_control(penalty, method, schedule, target, steps)
+    found = chosen(model, targets, types)
+    _check_parameters(found, optimizer, targets)
+    return Sparsity(found, optimizer, penalty, method, schedule, target, floor, steps or 0)
+
+
+def _check_penalty(optimizer: torch.optim.Optimizer, penalty: Penalty, method: str) -> None:
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise SlimError(f"{type(optimizer).__name__} is no optimizer: expected one of torch.optim, then a penalty")
     if not isinstance(penalty, Penalty):
@@ -85,6 +92,9 @@ def sparsify(
         raise SlimError(
             f"method {method!r} can't act with {type(penalty).__name__}: expected {' or '.join(penalty.methods)}"
         )
+
+
+def _check_control(penalty: Penalty, method: str, schedule: str, target: float | None, steps: int | None) -> None:
     if schedule not in SCHEDULES:
         raise unknown("schedule", schedule, SCHEDULES)
     if (schedule != "constant" or target is not None) and not (steps and steps > 0):
@@ -96,7 +106,12 @@ def sparsify(
         )
     if target is not None and penalty.strength == 0:
         raise SlimError("sparsity strength is 0: a target needs a λ above 0 to start from, such as 1e-4")
-    found = chosen(model, targets, types, biases)
+
+
+def _check_parameters(
+    found: Mapping[str, tuple[nn.Parameter, float]], optimizer: torch.optim.Optimizer, targets: Targets
+) -> None:
+    """Refuse parameters that the optimizer lacks; warn of those that it decays, too."""
     numbers = {id(p): i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
     for name, (parameter, _) in found.items():
         if id(parameter) not in numbers:
@@ -109,9 +124,8 @@ def sparsify(
         warnings.warn(
             f"weight decay acts on {len(decayed)} of the {len(found)} penalised parameters too, such as {decayed[0]}: "
             "build the optimizer from slim.parameter_groups(model, weight_decay) to keep it off them",
-            stacklevel=2,
+            stacklevel=3,
         )
-    return Sparsity(found, optimizer, penalty, method, schedule, target, floor, steps or 0)
 
 
 class _Part:

@@ -13,19 +13,21 @@ from slim.trace.tracer import trace
 
 KINDS: dict[str, type[nn.Module]] = {"batchnorm": _BatchNorm, "conv": _ConvNd, "linear": nn.Linear}
 
+BIAS = "bias"  # beside the types of layers: their biases, too
+
 Targets = str | Sequence[str] | Mapping[str, float]
 Types = str | type[nn.Module] | Sequence[str | type[nn.Module]]
 
 
 def chosen(
-    model: nn.Module, targets: Targets = "*", types: Types = "batchnorm", biases: bool = False
+    model: nn.Module, targets: Targets = "*", types: Types = "batchnorm"
 ) -> dict[str, tuple[nn.Parameter, float]]:
-    """The parameters that match, by name, each with its relative strength.
+    """Return the parameters that match, by name, each with its relative strength.
 
-    They are the trainable weights (and with `biases` the biases) of the layers of the given `types` ("batchnorm",
-    "conv", "linear", or module classes) whose names match `targets`: a shell pattern, several, or a mapping from
-    patterns to strengths relative to λ, of which the first that matches counts. Tied parameters appear once. Raises
-    SlimError for a type that isn't known, a strength below 0, and a pattern that nothing matches.
+    They are the trainable weights (and with "bias" among the `types` the biases) of the layers of the given `types`
+    ("batchnorm", "conv", "linear", or module classes) whose names match `targets`: a shell pattern, several, or a
+    mapping from patterns to strengths relative to λ, of which the first that matches counts. Tied parameters appear
+    once. Raises SlimError for a type that isn't known, a strength below 0, and a pattern that nothing matches.
     """
     strengths = {targets: 1.0} if isinstance(targets, str) else targets
     if not isinstance(strengths, Mapping):
@@ -34,7 +36,8 @@ def chosen(
         if not strength >= 0:
             raise SlimError(f"the relative strength of {pattern!r} is {strength}: expected a number ≥ 0")
     kinds = [types] if isinstance(types, (str, type)) else list(types)
-    classes = tuple(_kind(kind) for kind in kinds)
+    keys = ("weight", "bias") if BIAS in kinds else ("weight",)
+    classes = tuple(_kind(kind) for kind in kinds if kind != BIAS)
 
     found: dict[str, tuple[nn.Parameter, float]] = {}
     seen: set[int] = set()
@@ -43,7 +46,7 @@ def chosen(
         matching = [pattern for pattern in strengths if fnmatchcase(name, pattern)]
         if not matching or not isinstance(module, classes):
             continue
-        for key in ("weight", "bias") if biases else ("weight",):
+        for key in keys:
             parameter = getattr(module, key, None)
             if isinstance(parameter, nn.Parameter) and parameter.requires_grad:
                 used.update(matching)
@@ -74,17 +77,16 @@ def parameter_groups(
     *,
     targets: Targets = "*",
     types: Types = "batchnorm",
-    biases: bool = False,
 ) -> list[dict[str, Any]]:
     """The trainable parameters as groups for an optimizer, with and without weight decay.
 
     Decayed are weights with two or more dimensions, which are those of convolutions and linear layers. Not decayed
     are vectors, which are biases and the scales and shifts of normalisation, and whatever `sparsify` penalises with
-    the same `targets`, `types` and `biases`: two pulls on one weight would blur λ. With `decay_norm` everything is
+    the same `targets` and `types`: two pulls on one weight would blur λ. With `decay_norm` everything is
     decayed, as in the code of Network Slimming.
     """
-    every = types == "batchnorm" and not biases  # their penalised parameters are vectors anyway
-    penalised = {} if every else chosen(model, targets, types, biases)
+    every = types == "batchnorm"  # their penalised parameters are vectors anyway
+    penalised = {} if every else chosen(model, targets, types)
     kept_off = {id(parameter) for parameter, _ in penalised.values()}
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     decayed = [p for p in parameters if decay_norm or (p.ndim >= 2 and id(p) not in kept_off)]
