@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from made_up import MadeUp
-from onnx_networks import METADATA, ConvNet, shake
+from deploy.made_up import MadeUp
+from deploy.onnx_networks import METADATA, ConvNet, shake
 from torch import nn
 
 from slim.deploy import timing

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from made_up import MadeUp, synthetic
+from deploy.made_up import MadeUp, synthetic
 from networks import ZOO, randomise
 
 import slim

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from made_up import WHOLE, MadeUp
+from deploy.made_up import WHOLE, MadeUp
 from networks import ZOO, randomise
 from torch import nn
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_up import MadeUp
+from deploy.made_up import MadeUp
 
 
 def test_command_line(

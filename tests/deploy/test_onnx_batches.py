@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from onnx_networks import run_raw
+from deploy.onnx_networks import run_raw
 from torch import nn
 
 import slim

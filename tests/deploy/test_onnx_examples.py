@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from deploy.onnx_networks import CLASSES
 from networks import digits_network
-from onnx_networks import CLASSES
 from sklearn.datasets import load_digits
 
 from slim.deploy.onnx.write import export_onnx

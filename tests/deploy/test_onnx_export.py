@@ -10,7 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from onnx_networks import CLASSES, ConvNet, Weighted, ops, run_raw, shake
+from deploy.onnx_networks import CLASSES, ConvNet, Weighted, ops, run_raw, shake
 from torch import nn
 
 import slim

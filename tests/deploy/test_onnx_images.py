@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from onnx_networks import CLASSES, run_raw, softmax
+from deploy.onnx_networks import CLASSES, run_raw, softmax
 from PIL import ExifTags, Image, ImageOps
 
 from slim.deploy.onnx.predict import OnnxModel, find_images

@@ -8,7 +8,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from onnx_networks import CLASSES, Weighted
+from deploy.onnx_networks import CLASSES, Weighted
 from torch import nn
 
 from slim.deploy.onnx.predict import OnnxModel

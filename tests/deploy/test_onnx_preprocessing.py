@@ -7,7 +7,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from onnx_networks import METADATA, ops, shake, softmax
+from deploy.onnx_networks import METADATA, ops, shake, softmax
 from torch import nn
 
 from slim.deploy.onnx import translate

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from made_up import blocks
+from deploy.made_up import blocks
 
 from slim.deploy.cost.staircase import Surface, levels, quantum
 

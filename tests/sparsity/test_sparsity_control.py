@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_sparsity import gammas, network, train
+from sparsity.training import gammas, network, train
 from torch import nn
 
 import slim

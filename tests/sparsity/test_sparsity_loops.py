@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from test_sparsity import batch, gammas, network, same
+from sparsity.training import batch, gammas, network, same
 from torch import Tensor, nn
 
 from slim import L1, Sparsity, sparsify

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import ElasticNet, Lasso
-from test_sparsity import batch, gammas, network, same, train
+from sparsity.training import batch, gammas, network, same, train
 from torch import Tensor, nn
 
 import slim

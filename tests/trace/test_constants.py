@@ -1,35 +1,15 @@
 """Numbers that forward computes from a number of channels: the channels stay, whatever form the number has."""
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from scaled import Operation, Scaled, X, difference
+from torch import Tensor
 
 import slim
-
-X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-Operation = Callable[[Tensor], Tensor]
-
-
-class Scaled(nn.Module):
-    """Two layers of eight channels; an operation on what the second one gives."""
-
-    def __init__(self, operation: Operation) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.first = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
-        self.second = nn.Sequential(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), nn.ReLU())
-        self.head = nn.Conv2d(8, 2, 1, bias=False)
-        self.operation = operation
-        for norm in (self.first[1], self.second[1]):
-            nn.init.uniform_(norm.weight, 0.1, 1)  # type: ignore[arg-type]
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.operation(self.second(self.first(x))))
 
 
 class LooksAtValues(Scaled):
@@ -77,15 +57,6 @@ CONSTANT: dict[str, Operation] = {
     "a value that isn't a number": lambda x: torch.where(x > math.inf, torch.tensor(math.nan), x),
     "channels elsewhere": lambda x: x * torch.tensor([1, 2, 3]).float().mean(),
 }
-
-
-@torch.no_grad()
-def difference(model: nn.Module, thin: nn.Module, removed: dict[str, list[int]]) -> float:
-    for name, gone in removed.items():
-        norm = model.get_submodule(name)
-        norm.weight[gone], norm.bias[gone] = 0, 0  # type: ignore[index, operator]
-    expected, found = model.double().eval()(X.double()), thin.double().eval()(X.double())
-    return float((expected - found).abs().max() / expected.abs().max())
 
 
 @pytest.mark.parametrize("kind", [Scaled, LooksAtValues])

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from test_constants import Scaled, X, difference
+from scaled import Scaled, X, difference
 from torch import Tensor
 
 import slim
