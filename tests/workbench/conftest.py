@@ -4,8 +4,8 @@ import os
 from pathlib import Path
 
 import pytest
-from commands import Command, call
 from rich.console import Console
+from workbench.commands import Command, call
 
 from slim.workbench.cli.command import ParsedCommand
 

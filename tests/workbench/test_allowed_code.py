@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import Command, call
 from torch import nn
+from workbench.commands import Command, call
 
 import slim
 from slim.workbench import config, models

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from commands import Command, call, contents
 from PIL import Image
+from workbench.commands import Command, call, contents
 
 import slim
 from slim import checkpoint

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from commands import Command, call, contents
+from workbench.commands import Command, call, contents
 
 import slim
 from slim.workbench.cli.main import main

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from commands import Command, call, contents
+from workbench.commands import Command, call, contents
 
 import slim
 from slim.workbench import config

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from commands import Command, contents
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from workbench.commands import Command, contents
 
 import slim
 from slim import checkpoint
