@@ -19,7 +19,7 @@ from slim.errors import SlimError
 from slim.prune.groups import Bools, Floats, Groups, Vectors
 from slim.prune.knapsack import CostModel
 from slim.prune.plan import PruningPlan
-from slim.prune.rules import Rules, number
+from slim.prune.rules import Rules, checked_number
 from slim.trace.tracer import Trace
 
 Cost = Callable[[Bools], float]  # of a choice: for every label of the trace, whether it is kept
@@ -86,7 +86,7 @@ class Budget(ABC):
     by_flops: ClassVar[bool] = False  # with a cost model: time is to shrink as FLOPs do
 
     def __post_init__(self) -> None:
-        if not number(self.name, self.asked) > 0:
+        if not checked_number(self.name, self.asked) > 0:
             raise SlimError(
                 f"{self.name} {self.asked!r} is out of range: expected a share above 0, up to 1, or an absolute number"
             )
@@ -168,7 +168,7 @@ class Ratio(Budget):
     name, total = "ratio", "channels"
 
     def __post_init__(self) -> None:
-        if not 0 <= number(self.name, self.asked) < 1:
+        if not 0 <= checked_number(self.name, self.asked) < 1:
             raise SlimError(f"ratio {self.asked!r} is out of range: expected 0 <= ratio < 1")
 
     def cost(self, costs: "Costs") -> Cost:

@@ -13,7 +13,7 @@ from slim.errors import SlimError
 from slim.prune.budgets import BoundBudget, Chosen
 from slim.prune.groups import Bools, Floats, Groups
 from slim.prune.knapsack import CostModel, by_value_for_cost, sizes_after, terms_of, within
-from slim.prune.rules import Rules, number
+from slim.prune.rules import Rules, checked_number
 
 Ints = NDArray[np.int64]
 SHORT = 0.01  # of the whole: a plan that misses a ratio by more is short of it
@@ -179,7 +179,7 @@ def fixed_sizes(groups: Groups, layer_ratios: Mapping[str, float]) -> Ints:
     fixed = np.full(len(groups.pattern_size), -1, np.int64)
     for pattern, share in layer_ratios.items():
         layers = [groups.names.index(name) for name in matching(groups.names, pattern, "layer_ratios")]
-        if not 0 <= number(f"layer_ratios {pattern!r}", share) < 1:
+        if not 0 <= checked_number(f"layer_ratios {pattern!r}", share) < 1:
             raise SlimError(f"layer_ratios {pattern!r}: {share!r} is out of range: expected 0 <= ratio < 1")
         touched = np.unique(groups.pattern[groups.member[np.isin(groups.layer, layers)]])
         fixed[touched] = groups.pattern_size[touched] - np.floor(share * groups.pattern_size[touched] + 1e-9)

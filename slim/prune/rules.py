@@ -22,7 +22,7 @@ class Rules:
     layer_ratios: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if number("floor", self.floor) < 0 or (self.floor >= 1 and self.floor != round(self.floor)):
+        if checked_number("floor", self.floor) < 0 or (self.floor >= 1 and self.floor != round(self.floor)):
             raise SlimError(f"floor {self.floor!r}: expected a share from 0 to below 1, or a whole number of channels")
         if self.scope not in get_args(Scope):
             raise SlimError(f"unknown scope {self.scope!r}: expected one of {', '.join(get_args(Scope))}")
@@ -44,7 +44,7 @@ class Rules:
         return [min(width, max(1, math.ceil(least[name]))) for name, width in widths.items()]
 
 
-def number(name: str, value: Any) -> float:
+def checked_number(name: str, value: Any) -> float:
     """Return `value` where it is a number. Raises SlimError, which calls it `name`, where it isn't."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise SlimError(f"{name} {value!r} is not a number: expected one")

@@ -112,7 +112,7 @@ class Random:
 
 
 @dataclass(frozen=True)
-class Given:
+class Values:
     """Values that lie ready: layer name -> one for each channel. The layers that they name are ranked."""
 
     values: Mapping[str, Any]
@@ -129,7 +129,7 @@ def ranked(score: Score, traced: Trace) -> dict[str, Ints]:
     """
     norms = traced.norms
     everything = {name: producer.labels for name, producer in traced.producers.items()}
-    if isinstance(score, Given) and not score.values.keys() <= norms.keys():
+    if isinstance(score, Values) and not score.values.keys() <= norms.keys():
         return {name: labels for name, labels in everything.items() if name in score.values} or everything
     return everything if getattr(score, "ranks_all", False) or not norms else norms
 
@@ -140,7 +140,7 @@ def as_score(given: Any, traced: Trace) -> Score:
     if given is None:
         return Gamma() if traced.norms else Magnitude()
     if isinstance(given, Mapping):
-        return Given(given)
+        return Values(given)
     if not callable(given) or isinstance(given, type):
         raise SlimError(
             f"score {given!r}: expected slim.Gamma(), slim.Magnitude(), slim.Residual(images), slim.Random(), a "

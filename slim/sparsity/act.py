@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from slim.errors import SlimError, unknown
 from slim.prune.migrate import Replacement, replacements
 from slim.prune.plan import PruningPlan
-from slim.sparsity.control import SCHEDULES, Target, scheduled
+from slim.sparsity.control import SCHEDULES, TargetShare, scheduled
 from slim.sparsity.penalties import METHODS, Penalty
 from slim.sparsity.steps import StepSizes
 from slim.sparsity.targets import Targets, Types, chosen
@@ -65,7 +65,7 @@ def sparsify(
     - `schedule`: of λ, over `steps` steps of the optimizer: see `slim.sparsity.scheduled`.
     - `target`: the share of values to be exactly zero after `steps` steps. λ, which starts at the penalty's strength,
       is then adapted during training, only the lowest values are pushed, and each layer keeps the share `floor` of
-      its values: see `slim.sparsity.control.Target`. It needs method "proximal".
+      its values: see `slim.sparsity.control.TargetShare`. It needs method "proximal".
 
     `model` is the network itself: inside a DDP or compiled wrapper, names begin with the wrapper's prefix.
 
@@ -189,7 +189,7 @@ class Sparsity:
         self.parameters = {name: parameter for name, (parameter, _) in by_place}
         sizes = torch.tensor([parameter.numel() for parameter in self.parameters.values()])
         self._layers = torch.arange(len(sizes)).repeat_interleave(sizes)  # the number of each value's parameter
-        self._target = None if target is None else Target(target, floor, steps, self._layers)
+        self._target = None if target is None else TargetShare(target, floor, steps, self._layers)
         self.strength = penalty.strength  # checks it
         self._hooks = [
             optimizer.register_step_pre_hook(self._before_step),

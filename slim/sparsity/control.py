@@ -27,7 +27,7 @@ def scheduled(schedule: str, strength: float, step: int, steps: int) -> float:
     raise unknown("schedule", schedule, SCHEDULES)
 
 
-class Target:
+class TargetShare:
     """Finds λ so that the share `target` of all values is exactly zero at the end of `steps` steps.
 
     Only the values that are to go are pushed, the share `target` with the lowest magnitudes at present; so there can

@@ -155,5 +155,5 @@ def test_a_bar_shows_only_where_it_takes_long(
     for seconds_each, shown in [(0.0, False), (1.0, True)]:
         machine = Slow(f"{seconds_each} s each", batch_of_kernels=4, seconds_each=seconds_each)
         monkeypatch.setattr(model.time, "monotonic", lambda machine=machine: machine.seconds)
-        model.Times(machine).measure((Kernel("gemm", (1,)), 8, makes) for makes in range(1, 20))
+        model.TimeTable(machine).measure((Kernel("gemm", (1,)), 8, makes) for makes in range(1, 20))
         assert ("timing 19 operators" in capsys.readouterr().err) == shown

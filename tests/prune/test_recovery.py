@@ -119,7 +119,7 @@ def test_a_depthwise_layer_itself_is_refitted() -> None:
         layer = LayerCall(
             "product", "weight", torch.conv2d, {"input": x * scales, "weight": deep.weight, "groups": 4}, lambda: x
         )
-        made = regression.fit(layer, deep(x), intercept=True)
+        made = regression.fit_layer(layer, deep(x), intercept=True)
     assert made is not None
     assert torch.allclose(made.weight * scales[:, None], deep.weight, atol=1e-8)
     assert made.bias is not None and torch.allclose(made.bias, deep.bias, atol=1e-8)
@@ -167,7 +167,9 @@ def test_least_squares_against_torch() -> None:
     x, target = torch.randn(40, 3, 9, 9, dtype=torch.float64), torch.randn(40, 5, 5, 5, dtype=torch.float64)
     weight = torch.randn(5, 3, 3, 3, dtype=torch.float64)
     arguments = {"input": x, "weight": weight, "stride": 2, "padding": 1}
-    made = regression.fit(LayerCall("product", "weight", torch.conv2d, arguments, lambda: x), target, intercept=True)
+    made = regression.fit_layer(
+        LayerCall("product", "weight", torch.conv2d, arguments, lambda: x), target, intercept=True
+    )
     assert made is not None and made.bias is not None
     rows = nn.functional.unfold(x, 3, padding=1, stride=2).transpose(1, 2).reshape(-1, 27)
     rows = torch.cat([rows, torch.ones(len(rows), 1)], 1)
@@ -204,7 +206,7 @@ def test_a_wide_layer_costs_little() -> None:
     x, weight = torch.randn(96, 6000), torch.randn(8, 6000) / 80
     layer = LayerCall("product", "weight", nn.functional.linear, {"input": x, "weight": weight}, lambda: x)
     with torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
-        made = regression.fit(layer, x @ (weight + 0.01 * torch.randn(8, 6000)).T, intercept=True)
+        made = regression.fit_layer(layer, x @ (weight + 0.01 * torch.randn(8, 6000)).T, intercept=True)
     assert made is not None and made.missed <= made.missed_before
     assert counter.get_total_flops() < 2 * 6000 * 6000 * 48 / 4  # a quarter of one such matrix
 
@@ -225,7 +227,7 @@ def test_patches_are_what_the_layer_reads(dims: int) -> None:
         start = torch.zeros_like(layer.weight)
         with torch.no_grad():
             visited = LayerCall("product", "weight", function, {"input": x, "weight": start, **given}, lambda: x)
-            made = regression.fit(visited, layer(x), intercept=True)
+            made = regression.fit_layer(visited, layer(x), intercept=True)
         assert made is not None and made.bias is not None
         assert torch.allclose(made.weight, layer.weight, atol=1e-6), (kind, groups, stride, padding, dilation)
         assert torch.allclose(made.bias, layer.bias, atol=1e-6)

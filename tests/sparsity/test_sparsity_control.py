@@ -14,7 +14,7 @@ from torch import nn
 import slim
 from slim import L1, SlimError, parameter_groups, sparsify
 from slim.sparsity import scheduled
-from slim.sparsity.control import Target
+from slim.sparsity.control import TargetShare
 from slim.workbench import data, models
 from slim.workbench.config import DataConfig, OptimConfig, SparsityConfig
 from slim.workbench.train import fit
@@ -93,7 +93,7 @@ def test_a_penalty_that_makes_no_zeros_stays_finite() -> None:
         optimizer.zero_grad()
         model.loss().backward()
         optimizer.step()
-    assert sparsity.zero() == 0 and sparsity.strength == Target.LIMIT
+    assert sparsity.zero() == 0 and sparsity.strength == TargetShare.LIMIT
     gamma = torch.cat([model.a.weight, model.b.weight]).detach()
     assert torch.isfinite(gamma).all()
     assert 50 <= (gamma.abs() <= 0.05 + 1e-6).sum() < 100  # those that were pushed are in the zone
@@ -107,7 +107,7 @@ def test_only_the_lowest_are_pushed_and_floors_hold() -> None:
     magnitude = torch.rand(100, generator=generator)
     magnitude[:5] *= 0.01
     magnitude[35] = 0.0
-    found = Target(0.6, 0.2, 100, layers).pushed(magnitude)
+    found = TargetShare(0.6, 0.2, 100, layers).pushed(magnitude)
     allowed = []
     for layer, size in enumerate(sizes):
         mine = [i for i in range(100) if layers[i] == layer]

@@ -63,7 +63,7 @@ def latency_model(traced: Trace, target: Target, batch_size: int = 1) -> Latency
     as time allows, with a progress bar where it takes longer than 2 s.
     """
     found = operators(traced, batch_size)
-    table = Times(target)
+    table = TimeTable(target)
     table.measure(_probes(batch_size))
     widths = _widths(table, batch_size)
     whole = {_key(operator): _grid(operator, widths) for operator in found}
@@ -147,7 +147,7 @@ def _lines(batch_size: int) -> dict[tuple[str, int], tuple[Kernel, int, int]]:
     return {("conv", 0): (dense, 0, OTHER), ("conv", 1): (dense, OTHER, 0), ("depthwise", 1): (by_channel, 0, 0)}
 
 
-def _widths(table: "Times", batch_size: int) -> dict[str, tuple[int, int]]:
+def _widths(table: "TimeTable", batch_size: int) -> dict[str, tuple[int, int]]:
     """The widths of the steps in which each kind of kernel climbs, in channels read and made."""
     found = {
         place: quantum(PROBED, [table[kernel, reads or count, makes or count] for count in PROBED])
@@ -172,7 +172,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slim"
 
 
-class Times:
+class TimeTable:
     """Milliseconds of kernels on a target, kept in a file; one that can't be read is measured anew."""
 
     def __init__(self, target: Target) -> None:

@@ -25,7 +25,7 @@ from slim.prune.calibration import drawn, part, running
 from slim.prune.plan import PruningPlan
 from slim.prune.rebuild import kept
 from slim.prune.recovery.lockstep import OutOfStep, side_by_side
-from slim.prune.recovery.regression import fit, fits
+from slim.prune.recovery.regression import fit_layer, fits
 from slim.trace.copy import clone, named_tensors, unwrapped
 from slim.trace.intercept import TRANSPOSED, Intercept, LayerCall, evaluating
 from slim.trace.outputs import output_tensors
@@ -113,7 +113,7 @@ def recover(model: nn.Module, thin: nn.Module, plan: PruningPlan, images: Any, *
         except OutOfStep as error:
             candidates = {"none": candidates["none"]}
             told = {"left": {"the network": f"both networks don't run the same layers ({error})"}}
-        apart = {kind: _apart(model, found, test) for kind, found in candidates.items()}
+        apart = {kind: _distance(model, found, test) for kind, found in candidates.items()}
     worst = apart["none"].squared_error
     better = {k: a.distance for k, a in apart.items() if math.isfinite(a.distance) and not a.squared_error > worst}
     closest = [kind for kind, distance in better.items() if distance <= min(better.values()) + TIE]
@@ -225,7 +225,7 @@ class _Work:
             return  # nothing changed before this layer
         bias = layer.arguments.get("bias")
         intercept = bias is not None or layer.name in self.uses.before_norm
-        made = fit(layer, target, intercept)
+        made = fit_layer(layer, target, intercept)
         if made is None:
             self.left[name] = "its activations aren't finite"
             return
@@ -261,7 +261,7 @@ def _owner(tensor: str) -> str:
 
 
 @dataclass
-class _Apart:
+class _Distance:
     """How far a network's outputs are from the original's: mean KL divergence of class probabilities where the output
     is [N, classes], else the relative squared error; and that error in any case."""
 
@@ -269,7 +269,7 @@ class _Apart:
     squared_error: float
 
 
-def _apart(model: nn.Module, other: nn.Module, images: Any) -> _Apart:
+def _distance(model: nn.Module, other: nn.Module, images: Any) -> _Distance:
     count = next(t.shape[0] for t in tree_leaves(images) if isinstance(t, Tensor) and t.dim())
     divergence, error, scale = 0.0, 0.0, 0.0
     for start in range(0, count, BATCH):
@@ -286,7 +286,7 @@ def _apart(model: nn.Module, other: nn.Module, images: Any) -> _Apart:
             wanted, had = expected[0].log_softmax(1), found[0].log_softmax(1)
             divergence += float(F.kl_div(had, wanted, reduction="sum", log_target=True))
     error /= max(scale, 1e-300)
-    return _Apart(divergence / count if classes else error, error)
+    return _Distance(divergence / count if classes else error, error)
 
 
 def _outputs(model: nn.Module, images: Any) -> list[Tensor]:

@@ -171,7 +171,7 @@ class Fit:
     missed: float
 
 
-def fit(layer: LayerCall, target: Tensor, intercept: bool) -> Fit | None:
+def fit_layer(layer: LayerCall, target: Tensor, intercept: bool) -> Fit | None:
     """The weights with which `layer` comes closest to `target`, shape of its output, on the input that it has.
 
     Ridge regression of what is missing, so that the weights stay as they are where the data say nothing else. How

@@ -47,14 +47,14 @@ def from_factory(cfg: DataConfig, seed: int, task: str, allow_code: Allowed) -> 
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise SlimError(f"the data factory {cfg.name!r} failed ({reason})") from error
     if isinstance(made, Dataset):
-        wanted = tasks.build(task, classes=len(made.classes) or None, allow_code=allow_code)
+        wanted = tasks.build_task(task, classes=len(made.classes) or None, allow_code=allow_code)
         return replace(made, batch_size=cfg.batch_size, task=wanted)
     train, val, test = _parts(made, cfg.name)
     if val is None and cfg.val_fraction and isinstance(train, Samples) and isinstance(train, Sized):
         held = round(cfg.val_fraction * len(train))
         train, val = random_split(train, [len(train) - held, held], torch.Generator().manual_seed(seed))
     classes = _classes(train)
-    wanted = tasks.build(task, classes=len(classes) if classes else None, allow_code=allow_code)
+    wanted = tasks.build_task(task, classes=len(classes) if classes else None, allow_code=allow_code)
     train, val, test = (_batches(part, cfg, wanted, shuffle=part is train) for part in (train, val, test))
     spec = ImageSpec(_shape(train, cfg.name), classes)
     return Loaders(train, val, test, task=wanted, name=cfg.name, spec=spec)

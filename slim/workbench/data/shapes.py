@@ -26,11 +26,11 @@ class Shapes(NamedTuple):
         return 100 * (self.maps > 0).flatten(1).float().mean(1)
 
 
-def render(count: int, size: int = 48, seed: int = 0) -> Shapes:
+def render_shapes(count: int, size: int = 48, seed: int = 0) -> Shapes:
     """Draw up to three shapes of random place, size and colour in each image, the later ones over the others, on a
     slanted background with noise.
 
-    >>> render(2, size=32).images.shape
+    >>> render_shapes(2, size=32).images.shape
     torch.Size([2, 3, 32, 32])
     """
     draw = np.random.default_rng(seed)

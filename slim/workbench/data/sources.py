@@ -18,7 +18,7 @@ from slim.workbench.data import folder
 from slim.workbench.data.augment import operations
 from slim.workbench.data.factory import from_factory
 from slim.workbench.data.loaders import Loaders
-from slim.workbench.data.shapes import CLASSES, render
+from slim.workbench.data.shapes import CLASSES, render_shapes
 from slim.workbench.data.splits import Dataset, Split, hold_out, spec_of
 
 TEST_FRACTION = 0.2  # held out for testing where the source has no test set of its own
@@ -36,7 +36,7 @@ def load_any(
 
 
 def load(cfg: DataConfig, seed: int, *, task: str = "classification", allow_code: Allowed = ()) -> Dataset:
-    """Return the data set that `cfg` names, split by `seed`, for a task: see `slim.workbench.tasks.build`.
+    """Return the data set that `cfg` names, split by `seed`, for a task: see `slim.workbench.tasks.build_task`.
 
     A test set that comes with the data is used as it is; otherwise 20 % of the images, drawn by `seed`, are
     the test set (so stages of one run need one seed, or the test images of one become training images of the
@@ -55,7 +55,7 @@ def load(cfg: DataConfig, seed: int, *, task: str = "classification", allow_code
     operations(augment)  # a mistake shows before any work
     classes, parts = source.read(cfg)
     train, val, test = _three(parts, cfg, torch.Generator().manual_seed(seed))
-    made = tasks.build(task, classes=len(classes), allow_code=allow_code)
+    made = tasks.build_task(task, classes=len(classes), allow_code=allow_code)
     spec = spec_of(train, classes, STATISTICS_FROM)
     return Dataset(name, spec, train, val, test, augment, cfg.storage, cfg.batch_size, made)
 
@@ -85,7 +85,7 @@ def _digits(cfg: DataConfig) -> tuple[list[str], Parts]:
 
 def _shapes(cfg: DataConfig) -> tuple[list[str], Parts]:
     """2,400 images for segmentation, the same in each run."""
-    made = render(2400, cfg.image_size or 48)
+    made = render_shapes(2400, cfg.image_size or 48)
     return list(CLASSES), {"train": Split(made.images, made.maps)}
 
 

@@ -3,9 +3,9 @@
 from slim.workbench.tasks.classification import Classification
 from slim.workbench.tasks.metric import Metric
 from slim.workbench.tasks.multilabel import MultiLabel
-from slim.workbench.tasks.names import build
+from slim.workbench.tasks.names import build_task
 from slim.workbench.tasks.regression import Regression
 from slim.workbench.tasks.segmentation import Segmentation
 from slim.workbench.tasks.task import Mixing, Task
 
-__all__ = ["Classification", "Metric", "Mixing", "MultiLabel", "Regression", "Segmentation", "Task", "build"]
+__all__ = ["Classification", "Metric", "Mixing", "MultiLabel", "Regression", "Segmentation", "Task", "build_task"]

@@ -18,7 +18,7 @@ TASKS: dict[str, Callable[[int | None], Task]] = {  # from the number of classes
 }
 
 
-def build(name: str, *, classes: int | None = None, allow_code: Allowed = ()) -> Task:
+def build_task(name: str, *, classes: int | None = None, allow_code: Allowed = ()) -> Task:
     """Make the task of a name: one of TASKS, or `package.module:Task` or `file.py:Task`, called without arguments.
 
     classes: how many the data have, where they have any

@@ -40,11 +40,13 @@ def evaluate(
     compute = compute or ComputeConfig()
     device = resolve_device(compute.device)
     with moved_to(model, device, layout_of(compute)):
-        return score(model, ordered(data, split, batch_size, device), data.task, data.name, layout_of(compute))
+        return evaluate_batches(
+            model, ordered(data, split, batch_size, device), data.task, data.name, layout_of(compute)
+        )
 
 
 @torch.no_grad()
-def score(
+def evaluate_batches(
     model: nn.Module,
     batches: Iterable[tuple[Any, Any]],
     task: Task,

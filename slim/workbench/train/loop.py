@@ -20,7 +20,7 @@ from slim.workbench.malloc import keep_freed_memory
 from slim.workbench.train.average import Average
 from slim.workbench.train.callbacks import Callbacks, Progress
 from slim.workbench.train.devices import connect, deterministic_cudnn, layout_of, moved_to
-from slim.workbench.train.evaluation import score
+from slim.workbench.train.evaluation import evaluate_batches
 from slim.workbench.train.gradual import Gradual, Pruning
 from slim.workbench.train.guard import Stop, check_finite, diverged, stoppable
 from slim.workbench.train.norm import synchronised
@@ -97,7 +97,9 @@ def fit(
         stoppable(snapshots is not None) as stop,
     ):
         few = source.few()
-        score(model, [few], source.task, source.name, layout_of(compute))  # a network that doesn't fit says so here
+        evaluate_batches(
+            model, [few], source.task, source.name, layout_of(compute)
+        )  # a network that doesn't fit says so here
         state = _begin(model, source, optim, compute, fabric, sparsity)
         gradual = None
         if sparsity is not None and sparsity.gradual:
@@ -273,7 +275,9 @@ class Loop:
         batches = source.held_out(at_once, (self.rank, self.processes))
         if batches is None:
             return None
-        found = score(state.model, batches, source.task, source.name, layout_of(self.compute), self.processes)
+        found = evaluate_batches(
+            state.model, batches, source.task, source.name, layout_of(self.compute), self.processes
+        )
         if not math.isfinite(found["loss"]):
             raise diverged("validation loss", found["loss"], state.step, lr)
         return found

@@ -16,7 +16,7 @@ from slim.prune.budgets import Ratio
 from slim.workbench import models, tasks
 from slim.workbench.config import ComputeConfig, OptimConfig, SparsityConfig
 from slim.workbench.data import Dataset, Split, batches, spec_of
-from slim.workbench.data.shapes import CLASSES, Shapes, render
+from slim.workbench.data.shapes import CLASSES, Shapes, render_shapes
 from slim.workbench.tasks import MultiLabel, Regression, Segmentation, Task
 from slim.workbench.train import Callbacks, Distillation, evaluate, fit
 from slim.workbench.train.gradual import Pruning
@@ -26,7 +26,7 @@ ON_CPU = ComputeConfig(device="cpu", precision="32-true")
 
 @pytest.fixture(scope="module")
 def shapes() -> Shapes:
-    return render(1240, size=24)
+    return render_shapes(1240, size=24)
 
 
 # The truth of the shapes
@@ -34,8 +34,10 @@ def shapes() -> Shapes:
 
 def test_shapes_are_what_their_maps_say(shapes: Shapes) -> None:
     """A seed gives the same images; pixels of one shape have one colour but for noise; nothing is out of range."""
-    again = render(1240, size=24)
-    assert torch.equal(shapes.images, again.images) and not torch.equal(shapes.maps, render(1240, 24, seed=1).maps)
+    again = render_shapes(1240, size=24)
+    assert torch.equal(shapes.images, again.images) and not torch.equal(
+        shapes.maps, render_shapes(1240, 24, seed=1).maps
+    )
     assert shapes.maps.unique().tolist() == [0, 1, 2, 3] and shapes.images.dtype == torch.uint8
     one = next(i for i in range(1240) if (shapes.maps[i] > 0).sum() > 40 and len(shapes.maps[i].unique()) == 2)
     inside = shapes.images[one].float()[:, shapes.maps[one] > 0]
@@ -143,7 +145,7 @@ def test_what_does_not_fit_is_named(task: Task, outputs: Any, targets: Tensor, m
 
 def labelled(shapes: Shapes, targets: Tensor, task: str) -> Dataset:
     whole = Split(shapes.images, targets)
-    made = tasks.build(task, classes=4 if task == "segmentation" else 3)
+    made = tasks.build_task(task, classes=4 if task == "segmentation" else 3)
     spec = spec_of(whole[:1000], None, 1000)
     return Dataset("shapes", spec, whole[:1000], whole[1000:1040], whole[1040:], batch_size=20, task=made)
 

@@ -89,9 +89,9 @@ def test_accuracy_counts_what_is_right() -> None:
 
 
 def test_names() -> None:
-    assert tasks.build("classification", classes=4) == Classification(4)
+    assert tasks.build_task("classification", classes=4) == Classification(4)
     with pytest.raises(SlimError, match="unknown task 'clasification': did you mean 'classification'"):
-        tasks.build("clasification")
+        tasks.build_task("clasification")
 
 
 TASK = """
@@ -114,9 +114,9 @@ def test_a_task_in_the_users_own_file_is_run_only_where_that_is_allowed(
     (tmp_path / "broken.py").write_text("1 / 0")
     for name in ("mytask.py:Mine", "mytask:Mine"):
         with pytest.raises(SlimError, match=f"would run 'mytask.*: expected --allow-code {name}"):
-            tasks.build(name)
+            tasks.build_task(name)
         monkeypatch.syspath_prepend(tmp_path)
-        assert tasks.build(name, allow_code=[name]).metric.direction == "min"
+        assert tasks.build_task(name, allow_code=[name]).metric.direction == "min"
     for name, message in (
         ("mytask.py:Mein", "unknown task in mytask.py 'Mein': did you mean 'Mine'"),
         ("mytask.py:nothing", "made int: expected a slim.workbench.tasks.Task"),
@@ -124,7 +124,7 @@ def test_a_task_in_the_users_own_file_is_run_only_where_that_is_allowed(
         ("broken.py:Mine", r"can't import the task 'broken.py:Mine' \(ZeroDivisionError: division by zero\)"),
     ):
         with pytest.raises(SlimError, match=message) as error:
-            tasks.build(name, allow_code=name)
+            tasks.build_task(name, allow_code=name)
         assert "\n" not in str(error.value)
 
 
