@@ -6,7 +6,7 @@ import resource
 import struct
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ from slim.errors import SlimError
 from slim.workbench import models
 
 
-def untrained(arch: str = "slim:vgg7", **kwargs: object) -> nn.Module:
+def untrained(arch: str = "slim:vgg7", **kwargs: Any) -> nn.Module:
     """A network whose γ, β and statistics all differ from their first values."""
     torch.manual_seed(1)
     model = models.build(arch, **kwargs).eval()
@@ -28,8 +28,8 @@ def untrained(arch: str = "slim:vgg7", **kwargs: object) -> nn.Module:
         if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
             nn.init.uniform_(module.weight, 0.1, 1.0)
             nn.init.normal_(module.bias)
-            nn.init.normal_(module.running_mean)
-            nn.init.uniform_(module.running_var, 0.5, 2.0)
+            nn.init.normal_(module.get_buffer("running_mean"))
+            nn.init.uniform_(module.get_buffer("running_var"), 0.5, 2.0)
     return model
 
 
@@ -41,7 +41,7 @@ def assert_same(a: nn.Module, b: nn.Module) -> None:
         assert torch.equal(tensor.view(-1), second[name].view(-1)), name
 
 
-DIGITS = {"num_classes": 10, "in_channels": 1}
+DIGITS: dict[str, Any] = {"num_classes": 10, "in_channels": 1}
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def saved(tmp_path: Path) -> Path:
 )
 @pytest.mark.parametrize("mode", ["couple", "select"])
 def test_a_pruned_network_comes_back_from_its_file(
-    arch: str, kwargs: dict, shape: tuple, mode: str, tmp_path: Path
+    arch: str, kwargs: dict[str, Any], shape: tuple[int, ...], mode: Literal["couple", "select"], tmp_path: Path
 ) -> None:
     model, x = untrained(arch, **kwargs), torch.randn(*shape)
     plan = slim.plan(model, x, ratio=0.4, mode=mode)
@@ -111,7 +111,7 @@ def test_tied_weights_stay_tied(tmp_path: Path) -> None:
     path = slim.save(tmp_path / "tied.safetensors", model)
     fresh = Tied()
     was = fresh.first.weight.clone()
-    back = slim.load(path, model=fresh)
+    back: Any = slim.load(path, model=fresh)
     assert_same(model, back)
     assert back.first.weight is back.second.weight
     assert torch.equal(model(x), back(x))
@@ -128,7 +128,7 @@ def test_layout_in_memory_does_not_matter(tmp_path: Path) -> None:
 
 
 def test_metadata(tmp_path: Path) -> None:
-    given = {
+    given: dict[str, Any] = {
         "arch": "slim:vgg7",
         "arch_kwargs": DIGITS,
         "stage": "sparse",
@@ -245,20 +245,20 @@ def rewritten(path: Path, **changes: Any) -> Path:
     return path
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        *[(key, value) for key in ("stage", "arch") for value in (3, [], {})],
-        *[(key, value) for key in ("arch_kwargs", "metrics", "shared") for value in (None, 3, ["a"])],
-        *[("plans", value) for value in (None, {}, [3], [{}], [{"format": "slim-plan"}])],
-        *[("config", value) for value in ("x", 3, [1])],
-        *[("classes", value) for value in ("ab", [1], {"a": 1})],
-        *[("mean", value) for value in ("0", [None], ["0.5"], [True])],
-        *[("std", value) for value in ([0], [-1.0], [[1]])],
-        *[("input_shape", value) for value in ([], [0], [1.5], [-3, 8, 8], [True], "3", [3, 10**9, 10**9])],
-        *[("shared", value) for value in ({"a": 3}, {"fc.weight": "nowhere"})],
-    ],
-)
+ODD: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(("stage", "arch"), (3, [], {})),
+    **dict.fromkeys(("arch_kwargs", "metrics"), (None, 3, ["a"])),
+    "shared": (None, 3, ["a"], {"a": 3}, {"fc.weight": "nowhere"}),
+    "plans": (None, {}, [3], [{}], [{"format": "slim-plan"}]),
+    "config": ("x", 3, [1]),
+    "classes": ("ab", [1], {"a": 1}),
+    "mean": ("0", [None], ["0.5"], [True]),
+    "std": ([0], [-1.0], [[1]]),
+    "input_shape": ([], [0], [1.5], [-3, 8, 8], [True], "3", [3, 10**9, 10**9]),
+}
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in ODD.items() for value in values])
 def test_odd_metadata_is_one_line(key: str, value: Any, saved: Path) -> None:
     with pytest.raises(SlimError) as caught:
         slim.load(rewritten(saved, **{key: value}))

@@ -35,8 +35,12 @@ def test_file_and_folder_are_synced_in_this_order(tmp_path: Path, monkeypatch: p
         done.append("folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "file")
         sync(handle)
 
+    def replace(source: Path, target: Path) -> None:
+        done.append("rename")
+        rename(source, target)
+
     monkeypatch.setattr(os, "fsync", fsync)
-    monkeypatch.setattr(os, "replace", lambda *args: (done.append("rename"), rename(*args)))
+    monkeypatch.setattr(os, "replace", replace)
     with replacing(tmp_path / "a") as temporary:
         temporary.write_text("x")
     assert done == ["file", "rename", "folder"]

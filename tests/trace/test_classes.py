@@ -12,7 +12,7 @@ def components(n: int, edges: list[tuple[int, int]]) -> list[int]:
     for a, b in edges:
         near[a].add(b)
         near[b].add(a)
-    found = {}
+    found: dict[int, int] = {}
     for start in range(n):
         if start not in found:
             seen, todo = {start}, [start]
@@ -25,7 +25,7 @@ def components(n: int, edges: list[tuple[int, int]]) -> list[int]:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_unite_is_connected_components(seed):
+def test_unite_is_connected_components(seed: int) -> None:
     rng = np.random.default_rng(seed)
     classes = Classes()
     labels = classes.fresh(200)
@@ -47,7 +47,7 @@ def test_unite_is_connected_components(seed):
         assert (classes.reason(int(labels[i])) is not None) == (expected[i] in touched)
 
 
-def test_uniting_with_a_fixed_size_freezes_and_keeps_classes_apart():
+def test_uniting_with_a_fixed_size_freezes_and_keeps_classes_apart() -> None:
     classes = Classes()
     a = classes.fresh(3)
     classes.unite(a, np.array([0, a[0], 0]), "a constant")
@@ -55,7 +55,7 @@ def test_uniting_with_a_fixed_size_freezes_and_keeps_classes_apart():
     assert classes.roots(a).tolist() == [1, 1, 3]
 
 
-def test_labels_grow_past_the_first_allocation():
+def test_labels_grow_past_the_first_allocation() -> None:
     classes = Classes()
     a = classes.fresh(3000)
     b = classes.fresh(9000)

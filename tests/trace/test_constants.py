@@ -26,7 +26,7 @@ FOLLOW: dict[str, Operation] = {
     "divided in place": lambda x: x.div_(x.shape[1]),
     "a root": lambda x: x * x.shape[1] ** -0.5,
     "a numpy number": lambda x: x / np.sqrt(x.shape[1]),
-    "a numpy integer": lambda x: x / np.int64(x.shape[1]),
+    "a numpy integer": lambda x: x / np.int64(x.shape[1]),  # type: ignore[operator]
     "elements of a sample": lambda x: x / x[0].numel(),
     "a mean by hand": lambda x: x * (x.sum(1, keepdim=True) / x.shape[1]).sigmoid(),
     "a power": lambda x: (x + 1).pow(x.shape[1] / 8) * x,

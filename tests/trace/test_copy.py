@@ -4,6 +4,7 @@ import functools
 import threading
 import types
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -30,30 +31,31 @@ def keeps_features() -> nn.Module:
 
 
 def keeps_features_in_a_list() -> nn.Module:
-    model = body()
+    model: Any = body()
     model[2].seen = []
-    model[2].register_forward_hook(lambda module, args, out: module.seen.append({"out": out}))  # type: ignore
+    model[2].register_forward_hook(lambda module, args, out: module.seen.append({"out": out}))
     return model
 
 
 def keeps_features_outside() -> nn.Module:
-    model, features = body(), {}
+    features: dict[str, Tensor] = {}
+    model = body()
     model[2].register_forward_hook(lambda module, args, out: features.update(last=out))
     return model
 
 
 def holds_a_lock() -> nn.Module:
-    model = body()
-    model.lock = threading.Lock()  # type: ignore[assignment]
-    model.worker = types.SimpleNamespace(lock=threading.Lock(), owner=model)  # type: ignore[assignment]
-    model.library = torch  # type: ignore[assignment]
+    model: Any = body()
+    model.lock = threading.Lock()
+    model.worker = types.SimpleNamespace(lock=threading.Lock(), owner=model)
+    model.library = torch
     return model
 
 
 def forward_in_a_closure() -> nn.Module:
     model = body()
     inner = model.forward
-    model.forward = lambda x: 2 * inner(x)  # type: ignore[method-assign, assignment]
+    model.forward = lambda x: 2 * inner(x)  # type: ignore[method-assign]
     return model
 
 
@@ -63,14 +65,14 @@ def forward_in_a_partial() -> nn.Module:
     def forward(inner: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         return 2 * inner(x)
 
-    model.forward = functools.partial(forward, model.forward)  # type: ignore[method-assign, assignment]
+    model.forward = functools.partial(forward, model.forward)  # type: ignore[method-assign]
     return model
 
 
 def forward_of_a_layer_replaced() -> nn.Module:
-    model = body()
+    model: Any = body()
     norm = model[1]
-    model[1].forward = lambda x, after=torch.relu: after(nn.BatchNorm2d.forward(norm, x))  # type: ignore
+    norm.forward = lambda x, after=torch.relu: after(nn.BatchNorm2d.forward(norm, x))
     return model
 
 
@@ -98,7 +100,7 @@ def difference(model: nn.Module, thin: nn.Module, removed: dict[str, list[int]])
     """Between the thin network and the model, which is masked in place: no copy of slim's has a part in this truth."""
     norm = model.get_submodule("1")
     for parameter in (norm.weight, norm.bias):
-        parameter[removed["1"]] = 0  # type: ignore[index]
+        parameter[removed["1"]] = 0  # type: ignore[operator]
     expected, found = model.double().eval()(X.double()), thin.double().eval()(X.double())
     return float((expected - found).abs().max() / expected.abs().max())
 
@@ -133,7 +135,8 @@ def test_nothing_cached_keeps_its_old_width(make: Callable[[], nn.Module]) -> No
 
 
 def test_planning_leaves_what_hooks_kept() -> None:
-    model, features = body(), {}
+    features: dict[str, Tensor] = {}
+    model = body()
     model[2].register_forward_hook(lambda module, args, out: features.update(last=out))
     model(X)
     before = features["last"]
@@ -153,10 +156,10 @@ def test_what_can_not_be_copied_at_all_is_named() -> None:
 
 
 def test_a_copy_shares_what_the_original_shares() -> None:
-    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model: Any = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     model[1].weight = model[0].weight
-    model.same = [model[0].weight, model[1], {"again": model[0]}]  # type: ignore[assignment]
-    copied = clone(model)
-    assert copied[1].weight is copied[0].weight is copied.same[0]  # type: ignore[index]
-    assert copied.same[1] is copied[1] and copied.same[2]["again"] is copied[0]  # type: ignore[index]
+    model.same = [model[0].weight, model[1], {"again": model[0]}]
+    copied: Any = clone(model)
+    assert copied[1].weight is copied[0].weight is copied.same[0]
+    assert copied.same[1] is copied[1] and copied.same[2]["again"] is copied[0]
     assert copied[0].weight is not model[0].weight

@@ -16,6 +16,9 @@ X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 class Own(nn.Module):
     """γ and β under other names, in a module of its own."""
 
+    mean: Tensor
+    var: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.gamma, self.beta = nn.Parameter(torch.rand(C) + 0.1), nn.Parameter(torch.randn(C))
@@ -35,7 +38,8 @@ class Listed(Own):
         self.both = nn.ParameterList([torch.rand(C) + 0.1, torch.randn(C)])
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.batch_norm(x, self.mean, self.var, *self.both, self.training)
+        gamma, beta = self.both
+        return F.batch_norm(x, self.mean, self.var, gamma, beta, self.training)
 
 
 class Body(nn.Module):

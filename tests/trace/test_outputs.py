@@ -152,9 +152,9 @@ def test_what_is_returned_in_an_object_stays_and_is_compared(case: str) -> None:
 @pytest.mark.parametrize("case", ["a dataclass", "an EasyDict", "an ImageList"])
 def test_a_difference_in_an_object_is_seen(case: str) -> None:
     """The output alone is wrong: no layer is."""
-    model = network(PACKS[case])
+    model: Any = network(PACKS[case])
     plan = slim.plan(model, X, ratio=0.25)
-    thin = plan.apply(model)
+    thin: Any = plan.apply(model)
     thin.pack = lambda scores, features: model.pack(scores, 1.001 * features)
     with pytest.raises(slim.SlimError, match=r"first in output\W.*relative error 1.0e-03"):
         slim.verify(model, thin, plan, X)

@@ -50,7 +50,7 @@ class Conformer(nn.Module):
         return x + self.out(F.silu(self.after(self.depthwise(F.glu(self.norm(x), 1)))))
 
 
-def recurrent(kind: type[nn.RNNBase], **settings: Any) -> nn.Module:
+def recurrent(kind: Callable[..., nn.RNNBase], **settings: Any) -> nn.Module:
     layer = kind(C, 5, **settings)
     width = 5 * (2 if layer.bidirectional else 1)
 
@@ -70,7 +70,7 @@ def cell_by_cell(self: Any, x: Tensor) -> Tensor:
 
 def unpooled(self: Any, x: Tensor) -> Tensor:
     values, places = F.max_pool2d(x, 2, return_indices=True)
-    return F.max_unpool2d(values * 2, places, 2)
+    return F.max_unpool2d(values * 2, places, (2, 2))
 
 
 def deformed(self: Any, x: Tensor) -> Tensor:
@@ -146,7 +146,7 @@ def difference(model: nn.Module, thin: nn.Module, removed: dict[str, list[int]],
     """From the original, masked in place."""
     for name, gone in removed.items():
         norm = model.get_submodule(name)
-        norm.weight[gone], norm.bias[gone] = 0, 0  # type: ignore[index, operator]
+        norm.weight[gone], norm.bias[gone] = 0, 0  # type: ignore[operator]
     expected, found = model.double()(x.double()), thin.double().eval()(x.double())
     return float((expected - found).abs().max() / expected.abs().max())
 
@@ -199,7 +199,7 @@ def test_a_shuffle_whose_groups_shrink_to_one_channel(case: str) -> None:
 
     model = randomised(Net)
     plan = slim.plan(model, X, ratio=1 - groups / width, floor=0.01)
-    thin = plan.apply(model)
+    thin: Any = plan.apply(model)
     assert thin.n.num_features == groups
     assert slim.verify(model, thin, plan, X) < 1e-10
     assert difference(model, thin, plan.removed, X) < 1e-10
@@ -253,7 +253,7 @@ def test_sizes_computed_from_a_stored_one_follow(case: str) -> None:
     x = torch.randn(2, 12, 8)
     plan = slim.plan(model, x, ratio=0.4)
     assert plan.ratio_achieved > 0.3, plan.shortfall  # a group of the widest holds six channels of each head
-    thin = plan.apply(model)
+    thin: Any = plan.apply(model)
     assert thin[1].key < 8 and thin[2].key < 8
     assert slim.verify(model, thin, plan, x) < 1e-10
     assert difference(model, thin, plan.removed, x) < 1e-10
