@@ -36,6 +36,11 @@ def milliseconds(number: float) -> str:
     return f"{number:,.{decimals}f} ms"
 
 
+def shape(sizes: Sequence[int]) -> str:
+    """Return a shape such as "64×8×8"."""
+    return "×".join(map(str, sizes))
+
+
 def percent(share: float, decimals: int = 1) -> str:
     """Return 0.6 as "60.0%"."""
     return f"{share:.{decimals}%}"

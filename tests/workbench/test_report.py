@@ -25,7 +25,7 @@ from slim.workbench import run as stages
 from slim.workbench.cli import report as command
 from slim.workbench.config import RunConfig
 from slim.workbench.report import advice, card, collect, markdown, page, words
-from slim.workbench.report.collect import RunRecords, find
+from slim.workbench.report.collect import RunRecords
 from slim.workbench.report.figures import gamma, layers, results, training
 from slim.workbench.report.terminal import stage_table
 from slim.workbench.run import Run
@@ -33,6 +33,7 @@ from slim.workbench.run.evidence.gather import gather
 from slim.workbench.run.evidence.latency import _layer_of
 from slim.workbench.run.evidence.networks import Networks
 from slim.workbench.run.evidence.tradeoff import tradeoff
+from slim.workbench.run.stages import find_runs
 
 QUIET = Console(quiet=True)
 
@@ -537,4 +538,4 @@ def test_runs_are_found_by_name_or_path(tmp_path: Path, monkeypatch: pytest.Monk
     for name in ("checkpoints/a", "b", "a"):  # the last holds something else
         Path(name).mkdir(parents=True)
         (Path(name) / ("summary.json" if name != "a" else "image.png")).touch()
-    assert find(["a", "b"]) == [Path("checkpoints/a"), Path("b")]
+    assert find_runs(["a", "b"]) == [Path("checkpoints/a"), Path("b")]

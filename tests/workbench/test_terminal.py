@@ -14,7 +14,8 @@ from slim.prune.plan import PlannedLayer, PruningPlan
 from slim.tables import render
 from slim.workbench import report
 from slim.workbench.cli import bench, finetune, prune, train
-from slim.workbench.report import terminal, words
+from slim.workbench.cli.command import closing
+from slim.workbench.report import terminal
 
 COUNTS = [60, 10, 0, 0, 1, 0, 0, 4] * 5
 
@@ -156,8 +157,8 @@ def test_changes_and_times_in_words() -> None:
 
 def test_many_files_are_named_by_their_folder() -> None:
     paths = [Path("checkpoints/a") / str(i) for i in range(5)]
-    assert words.closing(paths, "slim-predict") == "wrote 5 files in checkpoints/a; next: slim-predict"
-    assert words.closing(paths[:2], "x") == "wrote checkpoints/a/0 and checkpoints/a/1; next: x"
+    assert closing(paths, "slim-predict") == "wrote 5 files in checkpoints/a; next: slim-predict"
+    assert closing(paths[:2], "x") == "wrote checkpoints/a/0 and checkpoints/a/1; next: x"
 
 
 @pytest.mark.parametrize(

@@ -141,6 +141,11 @@ class ParsedCommand:
                 facts["summary"] = json.loads(summary.read_text(encoding="utf-8"))
             print(json.dumps({"wrote": [str(path) for path in wrote], "next": following, **facts}, ensure_ascii=False))
         elif wrote and not self.arguments.quiet:
-            from slim.workbench.report.words import closing
-
             print(closing(wrote, following))
+
+
+def closing(wrote: Sequence[Path], following: str) -> str:
+    """Return the last line of a command: what it wrote, and which command comes next."""
+    names = [str(path) for path in wrote] if len(wrote) < 4 else [f"{len(wrote)} files in {wrote[0].parent}"]
+    *others, last = names or ["nothing"]
+    return f"wrote {', '.join(others) + ' and ' if others else ''}{last}; next: {following}"

@@ -23,9 +23,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         arguments = given.arguments
         if arguments.sweep_seconds is not None and arguments.sweep_seconds < 0:
             raise SlimError(f"--sweep-seconds {arguments.sweep_seconds:g}: expected 0 or more")
-        from slim.workbench.report.collect import collect, find
+        from slim.workbench.report.collect import collect
+        from slim.workbench.run.stages import find_runs
 
-        folders = find(arguments.runs)
+        folders = find_runs(arguments.runs)
         if arguments.markdown:
             from slim.workbench.report import markdown
 

@@ -1,14 +1,7 @@
 """What a run has to show: in the terminal, on one page (report.html), in Markdown, and as a model card.
 
-`columns`    what a stage's record says, column by column: the same everywhere
-`words`      names and sentences as people read them
-`terminal`   live table while it trains, tables of stages
-`collect`    what is known of a run, from its files
-`figures`    the page's figures, as plotly.js takes them
-`rendering`  the templates, each escaping as its medium needs it
-`page`       report.html, of one run or several
-`markdown`   the same tables for a README or a pull request
-`card`       model_card.md, for who gets the exported file
+`collect` reads a run's files, `columns` and `words` say how each value is written, `figures` and `templates` are the
+page's, and `terminal`, `page`, `markdown` and `card` write the four.
 """
 
 from slim.workbench.report.collect import collect as collect
@@ -18,7 +11,6 @@ from slim.workbench.report.terminal import pass_table as pass_table
 from slim.workbench.report.terminal import prune_line as prune_line
 from slim.workbench.report.terminal import stage_table as stage_table
 from slim.workbench.report.terminal import training as training
-from slim.workbench.report.words import closing as closing
 from slim.workbench.report.words import conditions as conditions
 from slim.workbench.report.words import effort as effort
 from slim.workbench.report.words import totals as totals

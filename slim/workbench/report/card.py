@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from slim.files import replacing
-from slim.version import __version__
 from slim.workbench.report.collect import RunRecords, collect
 from slim.workbench.report.columns import every_column
 from slim.workbench.report.markdown import origin, stages
-from slim.workbench.report.rendering import environment
+from slim.workbench.report.rendering import render
 
 NAME = "model_card.md"
 FACTS = ("input_shape", "classes", "mean", "std", "plan")
@@ -36,17 +35,5 @@ def card(run: RunRecords, facts: dict[str, Any]) -> str:
     """Return the card as Markdown; `facts` as `metadata` gives them."""
     record = run.stages.get("onnx") or run.after
     metric, *_ = every_column(run.metric)
-    return (
-        environment("md")
-        .get_template("card.md")
-        .render(
-            run=run,
-            facts=dict.fromkeys(FACTS) | facts,
-            record=record,
-            change=metric.change_text(run.before, record),
-            stages=stages(run),
-            origin=origin(run),
-            version=__version__,
-        )
-        + "\n"
-    )
+    texts = {"change": metric.change_text(run.before, record), "stages": stages(run), "origin": origin(run)}
+    return render("card.md", run=run, record=record, facts=dict.fromkeys(FACTS) | facts, **texts) + "\n"

@@ -61,8 +61,8 @@ class RunRecords:
     @property
     def after(self) -> Record:
         """The last pruned network; empty before there is one. An INT8 file is a variant, not the result."""
-        found = [record for key, record in self.stages.items() if key not in ("baseline", "sparse", "int8")]
-        return found[-1] if found else {}
+        found = (key for key in reversed(self.stages) if key not in ("baseline", "sparse", "int8"))
+        return self.stages.get(next(found, ""), {})
 
     @property
     def bench(self) -> dict[str, Any]:
@@ -72,16 +72,9 @@ class RunRecords:
     @property
     def rows(self) -> list[tuple[str, Record]]:
         """The stages by name; those of earlier passes come between the baseline and those of the last."""
-        whole = [(words.stage(key), record) for key, record in self.stages.items() if key == "baseline"]
-        passes = [(key, each, n) for n, each in enumerate([*self.passes, self], 1) for key in each.stages]
-        return whole + [
-            (
-                words.stage(key) + (f", pass {n}" if self.passes and key not in ("onnx", "int8") else ""),
-                each.stages[key],
-            )
-            for key, each, n in passes
-            if key != "baseline"
-        ]
+        every = enumerate([*self.passes, self], 1)
+        rows = {self._label(key, n): record for n, each in every for key, record in each.stages.items()}
+        return sorted(rows.items(), key=_after_baseline)
 
     @property
     def parts(self) -> list[tuple[str, list[dict[str, Any]]]]:
@@ -89,10 +82,13 @@ class RunRecords:
         parts: dict[str, list[dict[str, Any]]] = {}
         for n, each in enumerate([*self.passes, self], 1):
             for record in each.epochs:
-                stage = str(record.get("stage"))
-                number = f", pass {n}" if self.passes and stage != "baseline" else ""
-                parts.setdefault(words.stage(stage) + number, []).append(record)
-        return sorted(parts.items(), key=lambda part: part[0] != "baseline")  # the first, whatever the passes
+                parts.setdefault(self._label(str(record.get("stage")), n), []).append(record)
+        return sorted(parts.items(), key=_after_baseline)
+
+    def _label(self, stage: str, number: int) -> str:
+        """The name of a stage, with its pass where a run has several."""
+        single = not self.passes or stage in ("baseline", "onnx", "int8")
+        return words.stage(stage) + ("" if single else f", pass {number}")
 
     @property
     def course(self) -> list[dict[str, Any]]:
@@ -114,6 +110,10 @@ class RunRecords:
         return str((self.evidence.get("missing") or {}).get(part) or "it wasn't measured")
 
 
+def _after_baseline(item: tuple[str, Any]) -> bool:
+    return item[0] != "baseline"
+
+
 def collect(folder: str | Path) -> RunRecords:
     """Read a run. Raises SlimError where the folder isn't one, or its records are broken."""
     folder = Path(folder)
@@ -123,9 +123,7 @@ def collect(folder: str | Path) -> RunRecords:
     earlier = sorted(folder.glob("pass-*"), key=lambda path: (len(path.name), path.name))
     run.passes = [_read(path) for path in earlier if path.is_dir()]
     if not run.summary and not run.course:
-        raise SlimError(
-            f"{str(folder)!r} holds no run: expected summary.json or metrics.jsonl, as slim-run writes them"
-        )
+        raise SlimError(f"{str(folder)!r} holds no run: expected summary.json or metrics.jsonl from slim-run")
     return run
 
 
@@ -138,21 +136,6 @@ def _read(folder: Path) -> RunRecords:
         evidence=_object(folder / EVIDENCE),
         sizes={path.name: path.stat().st_size for path in sorted(folder.glob("[!.]*.onnx"))},
     )
-
-
-def find(names: list[str], root: Path = Path("checkpoints")) -> list[Path]:
-    """Return the folders of runs given by path or by name; without any, the run that was written to last. A folder
-    that holds no run, such as one of data with the run's name, doesn't hide the run."""
-    if names:
-        return [root / name if not _is_run(Path(name)) and _is_run(root / name) else Path(name) for name in names]
-    records = [*root.glob("*/summary.json"), *root.glob("*/metrics.jsonl")]
-    if not records:
-        raise SlimError(f"no run under {str(root)!r}: run slim-run first, or name a run's folder")
-    return [max(records, key=lambda path: path.stat().st_mtime_ns).parent]
-
-
-def _is_run(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in ("summary.json", "metrics.jsonl"))
 
 
 def _object(path: Path) -> dict[str, Any]:

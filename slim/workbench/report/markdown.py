@@ -7,14 +7,14 @@ from markupsafe import Markup
 from slim.workbench.report import words
 from slim.workbench.report.collect import RunRecords
 from slim.workbench.report.columns import columns
-from slim.workbench.report.rendering import code, environment, markdown
+from slim.workbench.report.rendering import code, markdown, render
 
 
 def of(runs: Sequence[RunRecords]) -> str:
     """Return the stages of one run, or the results of several, as a table with a sentence and the conditions."""
     if len(runs) == 1:
         [run] = runs
-        return environment("md").get_template("run.md").render(run=run, stages=stages(run), origin=origin(run))
+        return render("run.md", run=run, stages=stages(run), origin=origin(run))
     shown = columns(run.after or run.before for run in runs)
     rows = []
     for run in runs:

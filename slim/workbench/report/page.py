@@ -15,13 +15,12 @@ import yaml
 
 from slim import tables
 from slim.files import replacing
-from slim.version import __version__
 from slim.workbench.report import advice, words
 from slim.workbench.report.collect import RunRecords
 from slim.workbench.report.columns import columns, every_column, speed
 from slim.workbench.report.figures import gamma, latency, layers, results, training
 from slim.workbench.report.figures.base import TEMPLATE, Figure
-from slim.workbench.report.rendering import environment
+from slim.workbench.report.rendering import render
 
 
 def write(runs: Sequence[RunRecords], path: Path) -> Path:
@@ -33,19 +32,22 @@ def write(runs: Sequence[RunRecords], path: Path) -> Path:
 
 def html(runs: Sequence[RunRecords]) -> str:
     """Return the page of one run, or the comparison of several."""
-    run, alone = runs[0], len(runs) == 1
     figures = {figure.name: figure for figure in _figures(runs) if figure is not None}
-    shown = {"run": run, "runs": runs, "figures": figures, "version": __version__}
-    shown |= {"data": {"template": TEMPLATE, "figures": {name: vars(figure) for name, figure in figures.items()}}}
-    shown |= {"plotly": _plotly() if figures else "", "date": max(str(run.made.get("date", "")) for run in runs)}
-    shown |= {"columns": columns(record for run in runs for _, record in run.rows)}
-    if alone:
-        shown |= {"lede": lede(run), "cards": _cards(run), "facts": _facts(run)}
-        shown |= {"how_far": advice.how_far(run), "deployment": advice.deployment(run)}
-        shown |= {"settings": yaml.safe_dump(run.settings, sort_keys=False, allow_unicode=True)}
-    else:
-        shown |= {"lede": comparison_lede(runs), "differences": _differences(runs)}
-    return environment("html").get_template("run.html" if alone else "comparison.html").render(shown)
+    shown = {
+        "figures": figures,
+        "data": {"template": TEMPLATE, "figures": {name: vars(figure) for name, figure in figures.items()}},
+        "plotly": _plotly() if figures else "",
+        "date": max(str(run.made.get("date", "")) for run in runs),
+        "columns": columns(record for run in runs for _, record in run.rows),
+    }
+    if len(runs) > 1:
+        shown |= {"runs": runs, "lede": comparison_lede(runs), "differences": _differences(runs)}
+        return render("comparison.html", **shown)
+    [run] = runs
+    shown |= {"run": run, "lede": lede(run), "cards": _cards(run), "facts": _facts(run)}
+    shown |= {"how_far": advice.how_far(run), "deployment": advice.deployment(run)}
+    shown |= {"settings": yaml.safe_dump(run.settings, sort_keys=False, allow_unicode=True)}
+    return render("run.html", **shown)
 
 
 def _figures(runs: Sequence[RunRecords]) -> list[Figure | None]:

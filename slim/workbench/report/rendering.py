@@ -1,22 +1,25 @@
 """Templates for the page (HTML) and for Markdown; what comes from outside is escaped as its medium needs it."""
 
-import json
 import re
 from functools import cache
-from typing import Any, Literal
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from slim import tables
+from slim.version import __version__
 from slim.workbench.report import words
 from slim.workbench.report.columns import headline
-from slim.workbench.report.figures.base import shape_text
+
+
+def render(template: str, **shown: Any) -> str:
+    """Return a template filled in; the ending of its name, html or md, says how text is escaped."""
+    return _environment(template.rpartition(".")[2]).get_template(template).render(shown)
 
 
 @cache
-def environment(medium: Literal["html", "md"]) -> Environment:
-    """Return the templates of a medium."""
+def _environment(medium: str) -> Environment:
     made = Environment(
         loader=PackageLoader("slim.workbench.report"),
         autoescape=medium == "html",
@@ -26,10 +29,17 @@ def environment(medium: Literal["html", "md"]) -> Environment:
         lstrip_blocks=True,
     )
     made.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":")}
-    for function in (tables.count, tables.milliseconds, tables.change, tables.duration, tables.percent, tables.number):
+    for function in (
+        tables.count,
+        tables.milliseconds,
+        tables.change,
+        tables.percent,
+        tables.number,
+        tables.shape,
+        code,
+    ):
         made.filters[function.__name__] = function
-    made.filters |= {"shape": shape_text, "code": code, "json": json.dumps}
-    made.globals |= {"stage": words.stage, "conditions": words.conditions, "headline": headline}
+    made.globals |= {"stage": words.stage, "headline": headline, "version": __version__}
     return made
 
 

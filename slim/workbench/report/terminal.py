@@ -27,6 +27,7 @@ Item = TypeVar("Item")
 FEW = 100  # images that need no bar
 LINES_PER_TRAINING = 10  # where there is no terminal to draw in
 EPOCHS_SHOWN = 8  # in the live table
+HISTOGRAM = "|γ|, 0 to largest"  # a column's heading
 SPARKS = "▁▂▃▄▅▆▇█"
 
 
@@ -35,26 +36,19 @@ def training(
     console: Console, title: str, epochs: int, metric: Metric = ACCURACY
 ) -> Iterator[tuple[Callable[["train.Progress"], None], Callable[[dict[str, Any]], None]]]:
     """Show a training; yield what `slim.workbench.train.fit` takes as `on_step` and `on_epoch`."""
-    bar = Progress(
-        TextColumn("[bold]{task.description}"),
-        BarColumn(bar_width=None),
-        TextColumn("{task.fields[state]}"),
-        TimeRemainingColumn(compact=True),
-        console=console,
-        expand=True,
-    )
+    about, state = TextColumn("[bold]{task.description}"), TextColumn("{task.fields[state]}")
+    bar = Progress(about, BarColumn(None), state, TimeRemainingColumn(compact=True), console=console, expand=True)
     task = bar.add_task(title, total=None, state="")
     records: list[dict[str, Any]] = []
 
     def on_step(progress: "train.Progress") -> None:
-        state = f"{progress.epoch}/{progress.epochs}"
-        if console.width >= 60:
-            state = f"epoch {state}  loss {progress.loss:.3f}"
-        bar.update(task, total=progress.steps, completed=progress.step, state=state)
+        done = f"{progress.epoch}/{progress.epochs}"
+        text = f"epoch {done}  loss {progress.loss:.3f}" if console.width >= 60 else done
+        bar.update(task, total=progress.steps, completed=progress.step, state=text)
 
     def on_epoch(record: dict[str, Any]) -> None:
-        epoch = record["epoch"]
         records.append(record)
+        epoch = record["epoch"]
         if not console.is_terminal and (epoch % max(1, epochs // LINES_PER_TRAINING) == 0 or epoch == epochs):
             console.print(f"{title} {epoch}/{epochs}  {epoch_line(record, metric)}")
 
@@ -76,17 +70,17 @@ def prune_line(step: int, plan: "PruningPlan") -> str:
 
 def epoch_line(record: Record, metric: Metric = ACCURACY) -> str:
     """Return an epoch's record in one plain line."""
-    parts = [f"loss {record['train_loss']:.3f}", f"{_short(metric)} {metric.format(record[f'train_{metric.name}'], 1)}"]
-    if record.get(f"val_{metric.name}") is not None:
-        parts.append(f"val {metric.format(record[f'val_{metric.name}'], 1)}")
-    if record.get("near_zero") is not None:
-        parts.append(f"γ≈0 {record['near_zero']:.0%}")
-    return "  ".join(parts)
+    train, held_out, near_zero = (
+        record.get(key) for key in (f"train_{metric.name}", f"val_{metric.name}", "near_zero")
+    )
+    text = f"loss {record['train_loss']:.3f}  {_short(metric)} {metric.format(train, 1)}"
+    text += f"  val {metric.format(held_out, 1)}" if held_out is not None else ""
+    return text + (f"  γ≈0 {near_zero:.0%}" if near_zero is not None else "")
 
 
 def epoch_table(records: Sequence[Record], metric: Metric = ACCURACY) -> FittingTable:
     """Return epochs one below the other, with the histogram of |γ| as a sparkline where γ was penalised."""
-    table = FittingTable(drops=["val loss", "lr", "images/s", "λ", metric.title, "|γ|, 0 to largest", "loss"])
+    drops = ["val loss", "lr", "images/s", "λ", metric.title, HISTOGRAM, "loss"]
     every: list[tuple[str, str, Callable[[Any], str]]] = [  # heading, key, format
         ("epoch", "epoch", str),
         ("loss", "train_loss", "{:.4f}".format),
@@ -96,14 +90,22 @@ def epoch_table(records: Sequence[Record], metric: Metric = ACCURACY) -> Fitting
         ("lr", "lr", "{:.3g}".format),
         ("λ", "strength", "{:.2g}".format),
         ("γ≈0", "near_zero", "{:.1%}".format),
-        ("|γ|, 0 to largest", "gamma", lambda value: sparkline(value["histogram"]["counts"])),
+        (HISTOGRAM, "gamma", lambda value: sparkline(value["histogram"]["counts"])),
         ("images/s", "images_per_second", "{:,.0f}".format),
     ]
     shown = [column for column in every if column[0] in ("epoch", "loss") or any(r.get(column[1]) for r in records)]
-    for heading, *_ in shown:
-        table.add_column(heading, justify="left" if heading.startswith("|") else "right", no_wrap=True)
-    for record in records:
-        table.add_row(*("" if record.get(key) is None else form(record[key]) for _, key, form in shown))
+    rows = [["" if r.get(key) is None else form(r[key]) for _, key, form in shown] for r in records]
+    return _table([heading for heading, *_ in shown], rows, drops)
+
+
+def _table(
+    headings: Sequence[str], rows: Iterable[Sequence[str]], drops: Sequence[str], title: str = ""
+) -> FittingTable:
+    table = FittingTable(title, drops)
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading in ("stage", HISTOGRAM) else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
     return table
 
 
@@ -117,9 +119,8 @@ def sparkline(counts: Sequence[float], width: int = 16) -> str:
     step = max(1, math.ceil(len(counts) / width))
     merged = [sum(counts[i : i + step]) for i in range(0, len(counts), step)]
     top = max(merged, default=0)
-    return "".join(
-        SPARKS[min(len(SPARKS) - 1, int(math.sqrt(n / top) * len(SPARKS)))] if n > 0 else " " for n in merged
-    )
+    heights = [min(len(SPARKS) - 1, int(math.sqrt(n / top) * len(SPARKS))) if n > 0 else -1 for n in merged]
+    return "".join(SPARKS[height] if height >= 0 else " " for height in heights)
 
 
 def counted(work: Iterable[Item], what: str, total: int) -> Iterator[Item]:
@@ -131,26 +132,18 @@ def counted(work: Iterable[Item], what: str, total: int) -> Iterator[Item]:
 
 def stage_table(stages: Mapping[str, Record], title: str) -> FittingTable:
     """Return stages side by side, in the columns for which any of them has a value."""
-    table = FittingTable(
-        title, drops=[COLUMNS[k].heading for k in ("channels", "file_size", "params", "latency_ms", "flops")]
-    )
-    table.add_column("stage", no_wrap=True)
+    drops = [COLUMNS[key].heading for key in ("channels", "file_size", "params", "latency_ms", "flops")]
     shown = columns(stages.values())
-    for column in shown:
-        table.add_column(column.heading, justify="right", no_wrap=True)
-    for stage, record in stages.items():
-        table.add_row(words.stage(stage), *(column.text(record) for column in shown))
-    return table
+    rows = [[words.stage(key), *(column.text(record) for column in shown)] for key, record in stages.items()]
+    return _table(["stage", *(column.heading for column in shown)], rows, drops, title)
 
 
 def pass_table(passes: Sequence[Mapping[str, Record]]) -> FittingTable:
     """Return what each pass of sparse training, pruning and fine-tuning left, from the summaries of their stages."""
-    table = FittingTable("by pass", drops=["channels", "pruned", "sparse"])
-    for heading in ("pass", "channels", "parameters", "FLOPs", "sparse", "pruned", "fine-tuned"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    headings = ["pass", "channels", "parameters", "FLOPs", "sparse", "pruned", "fine-tuned"]
+    rows = []
     for number, stages in enumerate(passes, start=1):
-        left = stages["finetuned"]
-        metric = Metric.of(left)
+        left, metric = stages["finetuned"], Metric.of(stages["finetuned"])
         values = [metric.format(stages[stage][metric.name]) for stage in ("sparse", "pruned", "finetuned")]
-        table.add_row(str(number), *(COLUMNS[key].text(left) for key in ("channels", "params", "flops")), *values)
-    return table
+        rows.append([str(number), *(COLUMNS[key].text(left) for key in ("channels", "params", "flops")), *values])
+    return _table(headings, rows, ["channels", "pruned", "sparse"], "by pass")

@@ -1,7 +1,6 @@
 """Names and sentences as people read them: the same in the terminal, on the page, in Markdown."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from slim.tables import duration, percent
@@ -40,10 +39,3 @@ def conditions(bench: dict[str, Any]) -> str:
     provider = str(bench.get("provider", "")).removesuffix("ExecutionProvider")
     threads = f"{bench['threads']} threads" if bench.get("threads") else "all cores"
     return f"onnxruntime, {provider}, {threads}, batch {bench['rows'][0]['batch_size']}, median"
-
-
-def closing(wrote: Sequence[Path], following: str) -> str:
-    """Return the last line of a command: what it wrote, and which command comes next."""
-    names = [str(path) for path in wrote] if len(wrote) < 4 else [f"{len(wrote)} files in {wrote[0].parent}"]
-    *others, last = names or ["nothing"]
-    return f"wrote {', '.join(others) + ' and ' if others else ''}{last}; next: {following}"

@@ -1,5 +1,6 @@
 """The stages of a run, in the order of the chain, and the files that hold them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,3 +31,18 @@ def newest(stage: str, root: str | Path = "checkpoints", run: str = "*") -> Path
     if not found:
         raise SlimError(f"no {Path(root) / run / file}: run {command} first, or name a file")
     return max(found, key=lambda path: path.stat().st_mtime_ns)
+
+
+def find_runs(names: Sequence[str], root: Path = Path("checkpoints")) -> list[Path]:
+    """Return the folders of runs given by path or by name; without any, the run that was written to last. A folder
+    that holds no run, such as one of data with the run's name, doesn't hide the run."""
+    if names:
+        return [root / name if not _is_run(Path(name)) and _is_run(root / name) else Path(name) for name in names]
+    records = [*root.glob("*/summary.json"), *root.glob("*/metrics.jsonl")]
+    if not records:
+        raise SlimError(f"no run under {str(root)!r}: run slim-run first, or name a run's folder")
+    return [max(records, key=lambda path: path.stat().st_mtime_ns).parent]
+
+
+def _is_run(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("summary.json", "metrics.jsonl"))

@@ -43,7 +43,11 @@ class Metric:
 
     def format(self, value: float, digits: int = 2) -> str:
         """Write a value: `digits` after the point of a percentage, two more significant ones of another number."""
-        return f"{value:.{digits}%}" if self.share else f"{value:.{digits + 2}g}{self.unit}"
+        return f"{value:{self.spec(digits)}}{'' if self.share else self.unit}"
+
+    def spec(self, digits: int = 2) -> str:
+        """Return the format specification of a value, for Python as for plotly: ".2%" or ".4g"."""
+        return f".{digits}%" if self.share else f".{digits + 2}g"
 
     def format_change(self, before: float, after: float, digits: int = 2) -> str:
         """Write a change with its sign: in points where the metric is a share."""

@@ -1,6 +1,7 @@
 """What all figures of the page have in common: plain data for plotly.js, and one template for how they look.
 
-A colour is a name such as "--before": the page looks it up in its style sheet, once for light and once for dark.
+A colour is a name such as "--before", or "--before/4d" with an opacity in hex: the page looks it up in its style sheet,
+once for light and once for dark.
 """
 
 from collections.abc import Sequence
@@ -8,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Trace = dict[str, Any]
-RUN_COLOURS = ["--run-1", "--run-2", "--run-3", "--run-4", "--run-5", "--run-6"]
 RUN_DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot"]
 RUN_SYMBOLS = ["circle", "square", "diamond", "cross", "triangle-up", "star"]
 SIDES = {"before": "original", "after": "pruned", "int8": "INT8"}
@@ -59,14 +59,9 @@ def axes(x: str, y: str, **more: Any) -> dict[str, Any]:
     return nested(xaxis_title_text=x, yaxis_title_text=y, **more)
 
 
-def axis(letter: str, index: int) -> str:
-    """Return the layout's name of an axis, the first being 0: "xaxis", "xaxis2"."""
-    return f"{letter}axis" if index == 0 else f"{letter}axis{index + 1}"
-
-
-def anchor(letter: str, index: int) -> str:
-    """Return the name by which traces and other axes refer to an axis: "x", "x2"."""
-    return axis(letter, index).replace("axis", "")
+def axis(name: str, index: int) -> str:
+    """Return an axis's name, the first being 0: "xaxis", "xaxis2" in a layout, "x", "x2" elsewhere."""
+    return name if index == 0 else f"{name}{index + 1}"
 
 
 def note(text: str, x: float, y: float = 1, **more: Any) -> dict[str, Any]:
@@ -82,15 +77,15 @@ def mark(x: float, text: str = "", *, width: int = 2, right: bool = False) -> di
 
 
 def run_look(index: int, **more: Any) -> dict[str, Any]:
-    """Return colour, dash and symbol of a run in a comparison, as `trace` takes them."""
-    colour = RUN_COLOURS[index % len(RUN_COLOURS)]
-    look = {"line_color": colour, "marker_color": colour, "marker_symbol": RUN_SYMBOLS[index % len(RUN_SYMBOLS)]}
-    return {**look, "line_dash": RUN_DASHES[index % len(RUN_DASHES)], **more}
+    """Return solid, dash and symbol of a run in a comparison, as `trace` takes them."""
+    number = index % len(RUN_DASHES)
+    look = {"marker_symbol": RUN_SYMBOLS[number], "line_dash": RUN_DASHES[number]}
+    return solid(f"--run-{number + 1}") | look | more
 
 
-def shape_text(shape: Sequence[int]) -> str:
-    """Return a shape as people read it, such as "64×8×8"."""
-    return "×".join(map(str, shape))
+def solid(name: str) -> dict[str, str]:
+    """Return line and marker in a solid, as `trace` takes them."""
+    return {"line_color": name, "marker_color": name}
 
 
 _FONT = {"family": "--font", "size": 13, "color": "--ink"}

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from slim.workbench.report.collect import RunRecords
-from slim.workbench.report.figures.base import Figure, Trace, axes, mark, nested, trace
+from slim.workbench.report.columns import Record
+from slim.workbench.report.figures.base import Figure, Trace, axes, mark, trace
 
 BINS = 48  # of the animated histogram
 RIDGES = 60  # layers in the ridge plot, at most
@@ -17,7 +18,7 @@ TICKS = (0, 0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10)
 def by_epoch(run: RunRecords) -> Figure | None:
     """Return the histogram of all |γ| by epoch, with a slider; None for a run that recorded none."""
     found = [
-        (f"{part}, epoch {record['epoch']} of {len(records)}", record, record["gamma"]["histogram"])
+        (record, f"{part}, epoch {record['epoch']} of {len(records)}")
         for part, records in run.parts
         for record in records
         if (record.get("gamma") or {}).get("histogram")
@@ -25,18 +26,9 @@ def by_epoch(run: RunRecords) -> Figure | None:
     if not found:
         return None
     threshold = (run.evidence.get("gamma") or {}).get("threshold")
-    top = max([histogram["max"] for *_, histogram in found] + [threshold or 0.0]) or 1.0
+    top = max(threshold or 0.0, *(record["gamma"]["histogram"]["max"] for record, _ in found)) or 1.0
     edges = np.linspace(0, top, BINS + 1)
-    frames = [
-        {
-            "label": label,
-            "detail": f"{record['near_zero']:.1%} of γ below 0.01, λ {record.get('strength') or 0:.2g}"
-            if record.get("near_zero") is not None
-            else "",
-            "y": rebinned(histogram["counts"], histogram["max"], edges).round(2).tolist(),
-        }
-        for label, record, histogram in found
-    ]
+    frames = [_frame(record, edges) | {"label": label} for record, label in found]
     bars = trace(
         *("bar", ((edges[1:] + edges[:-1]) / 2).round(6).tolist(), frames[-1]["y"], "|γ|"),
         "|γ| %{customdata[0]} to %{customdata[1]}: %{y:,.0f} channels",
@@ -47,15 +39,20 @@ def by_epoch(run: RunRecords) -> Figure | None:
     highest = max(max(frame["y"]) for frame in frames)
     layout = axes("|γ|", "channels", xaxis_range=[-0.01 * top, 1.01 * top], yaxis_range=[0, 1.05 * highest], bargap=0)
     layout["xaxis"]["zeroline"] = False
-    ending = ""
-    if threshold is not None:
-        layout |= _threshold(threshold, threshold, top)
-        ending = " The line is the threshold below which channels were removed in the end."
     caption = (
         "Move the slider, or press play: L1 pulls the scales of channels that the network can do without to zero, and "
-        f"leaves the others. The further apart the two are, the less pruning costs.{ending}"
+        "leaves the others. The further apart the two are, the less pruning costs."
     )
+    if threshold is not None:
+        layout |= _threshold(threshold, threshold, top)
+        caption += " The line is the threshold below which channels were removed in the end."
     return Figure("gamma", "All |γ|, epoch by epoch", caption, [bars], layout, 360, frames)
+
+
+def _frame(record: Record, edges: np.ndarray) -> dict[str, Any]:
+    histogram, small = record["gamma"]["histogram"], record.get("near_zero")
+    detail = "" if small is None else f"{small:.1%} of γ below 0.01, λ {record.get('strength') or 0:.2g}"
+    return {"detail": detail, "y": rebinned(histogram["counts"], histogram["max"], edges).round(2).tolist()}
 
 
 def by_layer(run: RunRecords) -> Figure | None:
@@ -70,14 +67,12 @@ def by_layer(run: RunRecords) -> Figure | None:
         names = [names[round(i * (len(names) - 1) / (RIDGES - 1))] for i in range(RIDGES)]
     # On an axis of √|γ|: that is where the small ones, between which the choice falls, lie apart
     top = float(np.sqrt(max(max(values, default=0) for name in names for values in layers[name].values()))) or 1.0
-    traces: list[Trace] = []
-    for base, name in enumerate(reversed(names)):
-        traces += _ridge(name, layers[name], base, top)
+    traces = [ridge for base, name in enumerate(reversed(names)) for ridge in _ridge(name, layers[name], base, top)]
     for key in ("removed", "kept"):  # the legend, whichever layers have what
-        look: dict[str, Any] = {"mode": "markers", "marker_size": 11, "marker_symbol": "square"}
-        traces.append(trace("scatter", [None], [None], key, marker_color=f"--{key}", **look))
-    layout = nested(
-        xaxis_title_text="|γ|, stretched near zero",
+        look = {"size": 11, "symbol": "square", "color": f"--{key}"}
+        traces.append(trace("scatter", [None], [None], key, mode="markers", marker=look))
+    layout = axes(
+        *("|γ|, stretched near zero", ""),
         xaxis_range=[-0.05 * top, 1.02 * top],
         xaxis_zeroline=False,
         xaxis_tickvals=[value**0.5 for value in TICKS],
@@ -103,22 +98,17 @@ def by_layer(run: RunRecords) -> Figure | None:
 def _ridge(name: str, values: Mapping[str, list[float]], base: int, top: float) -> list[Trace]:
     """The densities of a layer's removed and kept channels, standing on `base`."""
     grid = np.linspace(-0.05 * top, 1.02 * top, 200)
-    curves = {key: _density(np.sqrt(values[key]), grid, 0.015 * top) for key in ("removed", "kept") if values[key]}
+    found = {key: np.array(values[key]) for key in ("removed", "kept") if values[key]}
+    curves = {key: _density(np.sqrt(each), grid, 0.015 * top) for key, each in found.items()}
     tallest = max(float(curve.max()) for curve in curves.values()) or 1.0
-    look: dict[str, Any] = {
-        "mode": "lines",
-        "line_width": 1.2,
-        "fill": "toself",
-        "showlegend": False,
-        "hoveron": "fills",
-    }
     traces = []
-    for key, curve in curves.items():
-        x = np.concatenate([grid, grid[::-1]]).round(5).tolist()
-        y = np.concatenate([base + 0.92 * curve / tallest, np.full(len(grid), base)]).round(3).tolist()
-        about = f"{name}: {len(values[key]):,} {key}, |γ| {min(values[key]):.3g} to {max(values[key]):.3g}"
-        colours = {"line_color": f"--{key}", "fillcolor": f"--{key}-fill"}
-        traces.append(trace("scatter", x, y, key, text=about, **colours, **look) | {"hoverinfo": "text"})
+    for key, each in found.items():
+        y = (base + 0.92 * curves[key] / tallest).round(3).tolist()
+        about = f"{name}: {len(each):,} {key}, |γ| {each.min():.3g} to {each.max():.3g}"
+        look = {"mode": "lines", "line_width": 1.2, "line_color": f"--{key}", "fillcolor": f"--{key}/5c"}
+        look |= {"fill": "toself", "hoveron": "fills", "hoverinfo": "text", "text": about, "showlegend": False}
+        x = grid.round(5).tolist()
+        traces.append(trace("scatter", [x[0], *x, x[-1]], [base, *y, base], key, **look))
     return traces
 
 

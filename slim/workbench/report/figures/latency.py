@@ -1,5 +1,7 @@
 """Figures of the latency: single runs, and the operators that take the time."""
 
+import re
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +11,7 @@ from slim import tables
 from slim.deploy.timing import speedup_interval
 from slim.workbench.report.collect import RunRecords
 from slim.workbench.report.columns import Record
-from slim.workbench.report.figures.base import SIDES, Figure, Trace, anchor, axes, axis, nested, note, trace
+from slim.workbench.report.figures.base import SIDES, Figure, Trace, axes, axis, nested, note, solid, trace
 
 OPERATORS = 12  # kinds shown, at most
 
@@ -23,24 +25,18 @@ def times(run: RunRecords) -> Figure | None:
     columns = min(2, len(cases))
     lines = -(-len(cases) // columns)
     traces: list[Trace] = []
-    layout: dict[str, Any] = {"annotations": [], "showlegend": False}
+    grid = {"rows": lines, "columns": columns, "pattern": "independent", "xgap": 0.08, "ygap": 0.4}
+    layout: dict[str, Any] = {"annotations": [], "showlegend": False, "grid": grid}
     for i, case in enumerate(cases):
-        row, column = divmod(i, columns)
-        left, right = column / columns + 0.02 * column, (column + 1) / columns - 0.02 * (columns - 1 - column)
-        below, above = (0.1 if row < lines - 1 else 0.0), 0.2 / lines  # room for ticks, and for two lines of title
-        low, high = 1 - (row + 1) / lines + below, 1 - row / lines - above
         slowest = max(float(np.percentile(each, 92)) for each in case["ms"].values())
-        layout[axis("x", i)] = nested(
-            **{"domain": [left, right], "anchor": anchor("y", i), "nticks": 6, "title_text": "ms"},
-            **{"title_standoff": 4, "rangemode": "tozero", "range": [0, 1.25 * slowest]},
-        )
-        layout[axis("y", i)] = {
-            **{"domain": [low, high], "anchor": anchor("x", i), "showgrid": False, "showticklabels": column == 0},
-            "range": [-0.45, len(case["ms"]) - 0.25],
-        }
-        layout["annotations"].append(note(_title(case), left, high, xref="paper", xanchor="left", align="left"))
+        x, y = axis("x", i), axis("y", i)
+        layout |= {axis("xaxis", i): nested(title_text="ms", title_standoff=4, nticks=6, range=[0, 1.25 * slowest])}
+        heights = {"range": [-0.45, len(case["ms"]) - 0.25]}
+        layout |= {axis("yaxis", i): {"showgrid": False, "showticklabels": i % columns == 0, **heights}}
+        place = {"xref": f"{x} domain", "yref": f"{y} domain", "xanchor": "left", "align": "left"}
+        layout["annotations"].append(note(_title(case), 0) | place)
         sides = [side for side in reversed(SIDES) if side in case["ms"]]
-        traces += [_box(side, case["ms"][side], i) for side in sides]
+        traces += [_box(side, case["ms"][side]) | {"xaxis": x, "yaxis": y} for side in sides]
     provider = str(evidence.get("provider", "")).removesuffix("ExecutionProvider")
     caption = (
         f"Each point is one run in onnxruntime ({provider}), original and pruned in turn in one process; the box spans "
@@ -57,14 +53,13 @@ def _title(case: Record) -> str:
     return f"<b>batch {case['batch_size']}, {threads}</b><br>{fast.replace('in latency ', '')}"
 
 
-def _box(side: str, ms: list[float], index: int) -> Trace:
+def _box(side: str, ms: list[float]) -> Trace:
     p10, median, p90 = np.percentile(ms, [10, 50, 90])
-    label, place = SIDES[side], {"xaxis": anchor("x", index), "yaxis": anchor("y", index)}
     look = {"boxpoints": "all", "jitter": 0.8, "pointpos": 1.5, "width": 0.34, "whiskerwidth": 0.5, "orientation": "h"}
-    look |= {"marker_size": 4, "marker_color": f"--{side}", "marker_opacity": 0.45, "hoveron": "points+boxes"}
-    look |= {"line_color": f"--{side}", "line_width": 1.5, "fillcolor": f"--{side}-fill"}
-    hover = f"{label}: this run %{{x:.3g}} ms<br>median {median:.3g}, p10 {p10:.3g}, p90 {p90:.3g}"
-    return trace("box", ms, [label] * len(ms), label, hover, **place, **look)
+    look |= {"marker_size": 4, "marker_opacity": 0.45, "hoveron": "points+boxes", "line_width": 1.5}
+    look |= {**solid(f"--{side}"), "fillcolor": f"--{side}/47"}
+    hover = f"{SIDES[side]}: this run %{{x:.3g}} ms<br>median {median:.3g}, p10 {p10:.3g}, p90 {p90:.3g}"
+    return trace("box", ms, [SIDES[side]] * len(ms), SIDES[side], hover, **look)
 
 
 def operators(run: RunRecords) -> Figure | None:
@@ -97,9 +92,7 @@ def operators(run: RunRecords) -> Figure | None:
 
 def _unfused(operators: Mapping[str, float]) -> dict[str, float]:
     """FusedConv, QLinearConv, QGemm and the like with their kind, so that all networks have the same bars."""
-    out: dict[str, float] = {}
+    times: dict[str, float] = defaultdict(float)
     for kind, ms in operators.items():
-        plain = kind.removeprefix("Fused").removeprefix("QLinear")
-        plain = "Gemm" if plain == "QGemm" else plain
-        out[plain] = out.get(plain, 0.0) + ms
-    return out
+        times[re.sub("^(Fused|QLinear|Q(?=Gemm))", "", kind)] += ms
+    return times

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from slim import tables
 from slim.workbench.report.collect import RunRecords
 from slim.workbench.report.columns import Record
-from slim.workbench.report.figures.base import Figure, Trace, nested, shape_text, trace
+from slim.workbench.report.figures.base import Figure, Trace, axes, solid, trace
 
 NAMED = 44  # layers with their names under the bars, at most
-HATCH = {"shape": "/", "fillmode": "overlay", "fgcolor": "--hatch", "fgopacity": 0.55, "size": 7, "solidity": 0.2}
+HATCH = {"shape": "/", "fillmode": "overlay", "fgcolor": "--paper", "fgopacity": 0.55, "size": 7, "solidity": 0.2}
 
 
 def layers(run: RunRecords) -> Figure | None:
@@ -18,32 +18,38 @@ def layers(run: RunRecords) -> Figure | None:
         return None
     shares = (run.evidence.get("latency") or {}).get("layers") or {}
     places, many = list(range(1, len(rows) + 1)), len(rows) > 12
-    prunable = [bool(row["norm"]) or row["after"] != row["before"] for row in rows]
+    fixed = [not row["norm"] and row["after"] == row["before"] for row in rows]
     heights = {
-        "kept": [row["after"] if yes else 0 for row, yes in zip(rows, prunable)],
+        "kept": [0 if still else row["after"] for row, still in zip(rows, fixed)],
         "removed": [row["before"] - row["after"] for row in rows],
-        "fixed": [0 if yes else row["after"] for row, yes in zip(rows, prunable)],
+        "fixed": [row["after"] if still else 0 for row, still in zip(rows, fixed)],
     }
     text = [layer_text(row, shares) for row in rows]
     traces = [
-        trace("bar", places, heights[key], label, "%{text}", text=text, textposition="none", marker_color=f"--{key}")
-        for key, label in (("kept", "kept"), ("removed", "removed"), ("fixed", "not prunable"))
+        trace("bar", places, heights[key], label, "%{text}", text=text, textposition="none", **look)
+        for key, label, look in (
+            ("kept", "kept", {"marker_color": "--kept"}),
+            ("removed", "removed", {"marker_color": "--removed", "marker_pattern": HATCH}),
+            ("fixed", "not prunable", {"marker_color": "--fixed"}),
+        )
         if any(heights[key])
     ]
-    for each in traces:
-        each["marker"] |= {"pattern": HATCH} if each["name"] == "removed" else {}
     lanes = _lanes(rows)
     deepest = max(lanes.values(), default=0)
     bottom = min(0.4, 0.035 * (1 + deepest)) + 0.02 if lanes else 0.0
     named = places if len(rows) <= NAMED else places[:: -(-len(rows) // NAMED)]
-    layout = nested(
-        **{"barmode": "stack", "bargap": 0.4 if len(rows) < 12 else 0.15},
+    layout = axes(
+        *("", "channels"),
+        barmode="stack",
+        bargap=0.15 if many else 0.4,
         xaxis_range=[0.4, len(rows) + 0.6],
         xaxis_tickvals=named,
         xaxis_ticktext=[_short(rows[place - 1]["name"]) for place in named],
-        **({"xaxis_tickangle": -90} if many else {}),
-        **{"xaxis_showgrid": False, "xaxis_anchor": "y2" if lanes else "y"},
-        **{"yaxis_title_text": "channels", "yaxis_domain": [bottom, 1], "yaxis_rangemode": "tozero"},
+        xaxis_tickangle=-90 if many else None,
+        xaxis_showgrid=False,
+        xaxis_anchor="y2" if lanes else "y",
+        yaxis_domain=[bottom, 1],
+        yaxis_rangemode="tozero",
     )
     if lanes:
         traces += [_lane(rows, tie, -lane) for tie, lane in lanes.items()]
@@ -60,7 +66,7 @@ def layers(run: RunRecords) -> Figure | None:
 
 def layer_text(row: Record, shares: Mapping[str, Mapping[str, float]]) -> str:
     """Return what hovering over a layer says. `shares`: side -> layer -> share of the time."""
-    before, after = shape_text(row["shape_before"]), shape_text(row["shape_after"])
+    before, after = tables.shape(row["shape_before"]), tables.shape(row["shape_after"])
     times = [(shares.get(side) or {}).get(row["name"]) for side in ("before", "after")]
     lines = [
         f"<b>{row['name']}</b>  {row['kind']}",
@@ -83,8 +89,8 @@ def _lane(rows: Sequence[Record], tie: int, height: int) -> Trace:
     members = [place for place, row in enumerate(rows, 1) if row.get("tie") == tie]
     names = ", ".join(rows[place - 1]["name"] for place in members[:6])
     more = f" and {len(members) - 6} more" if len(members) > 6 else ""
-    look = {"line_color": "--plain", "line_width": 1.5, "marker_color": "--plain", "marker_size": 6}
-    look |= {"mode": "lines+markers", "yaxis": "y2", "showlegend": False}
+    look = {"mode": "lines+markers", "line_width": 1.5, "marker_size": 6, "yaxis": "y2", "showlegend": False}
+    look |= solid("--plain")
     return trace("scatter", members, [height] * len(members), "coupled", f"coupled: {names}{more}", **look)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from slim.workbench.report.advice import spread
 from slim.workbench.report.collect import RunRecords
 from slim.workbench.report.columns import COLUMNS
-from slim.workbench.report.figures.base import Figure, Trace, axes, mark, run_look, trace
+from slim.workbench.report.figures.base import Figure, Trace, axes, mark, run_look, solid, trace
 
 
 def tradeoff(runs: Sequence[RunRecords]) -> Figure | None:
@@ -16,8 +16,8 @@ def tradeoff(runs: Sequence[RunRecords]) -> Figure | None:
         return None
     alone, metric, sweep = len(runs) == 1, runs[0].metric, known[0][1].evidence["tradeoff"]
     traces = [trace for i, run in known for trace in _sweep(run, i, alone=alone)]
-    layout = axes("share of channels removed", metric.title, xaxis_tickformat=".0%", xaxis_range=[-0.02, 0.97])
-    layout["yaxis"] |= {"rangemode": "tozero", **({"tickformat": ".0%"} if metric.share else {})}
+    look = {"xaxis_tickformat": ".0%", "xaxis_range": [-0.02, 0.97], "yaxis_rangemode": "tozero"}
+    layout = axes("share of channels removed", metric.title, yaxis_tickformat=".0%" if metric.share else "", **look)
     if alone and sweep.get("chosen") is not None:
         layout |= mark(sweep["chosen"], width=1)
     measured = f"on {sweep['images']:,} {sweep['split']} images"
@@ -38,26 +38,24 @@ def tradeoff(runs: Sequence[RunRecords]) -> Figure | None:
 def _sweep(run: RunRecords, index: int, *, alone: bool) -> list[Trace]:
     """The curves of a run: right after pruning, recovered, and its result as a star."""
     sweep, prefix = run.evidence["tradeoff"], "" if alone else f"{run.name}, "
-    value = ".2%" if run.metric.share else ".4g"
-    both = any(point.get("recovered") is not None for point in sweep["points"])
+    value = f"{run.metric.title} %{{y:{run.metric.spec()}}}"
     traces: list[Trace] = []
-    for key, label in ((run.metric.name, "right after pruning"), ("recovered", "recovered, without training")):
+    for key, label in (("recovered", "recovered, without training"), (run.metric.name, "right after pruning")):
         points = [point for point in sweep["points"] if point.get(key) is not None]
-        lesser = both and key == run.metric.name  # of two curves
-        look = run_look(index, mode="lines+markers", line_dash="dot" if lesser else "solid")
-        look |= {"line_color": "--before", "marker_color": "--before"} if alone and lesser else {}
+        look = run_look(index, mode="lines+markers", line_dash="dot" if traces else "solid")
+        look |= solid("--before") if alone and traces else {}
         hover = (
-            f"<b>{label}</b><br>%{{x:.1%}} of channels removed<br>{run.metric.title} %{{y:{value}}}<br>"
+            f"<b>{label}</b><br>%{{x:.1%}} of channels removed<br>{value}<br>"
             "FLOPs left %{customdata[0]:.1%}, parameters %{customdata[1]:.1%}"
         )
         if points:
             x, y = [point["ratio"] for point in points], [point[key] for point in points]
             left = [[point["flops"], point["params"]] for point in points]
-            traces.append(trace("scatter", x, y, prefix + label, hover, customdata=left, **look))
+            traces.insert(0, trace("scatter", x, y, prefix + label, hover, customdata=left, **look))
     if sweep.get("chosen") is not None and sweep.get("result") is not None:
-        look = {"mode": "markers", "marker_size": 15, "marker_symbol": "star"}
-        look["marker_color"] = "--threshold" if alone else run_look(index)["marker_color"]
-        hover = f"<b>the run's result</b><br>%{{x:.1%}} removed, {run.metric.title} %{{y:{value}}}"
+        look = run_look(index, mode="markers", marker_size=15, marker_symbol="star")
+        look |= solid("--threshold") if alone else {}
+        hover = f"<b>the run's result</b><br>%{{x:.1%}} removed, {value}"
         name = prefix + ("this run's result" if alone else "result")
         traces.append(trace("scatter", [sweep["chosen"]], [sweep["result"]], name, hover, **look))
     return traces
@@ -78,22 +76,24 @@ def frontier(runs: Sequence[RunRecords], key: str) -> Figure | None:
         return p[:2] != q[:2] and p[0] <= q[0] and not metric.is_better(q[1], p[1])
 
     best = sorted(p[:2] for p in points if not any(beats(q, p) for q in points))
-    line: dict[str, Any] = {"mode": "lines", "line_color": "--plain", "line_width": 1.5, "line_dash": "dash"}
-    sizes, heights = zip(*best)
-    traces = [trace("scatter", sizes, heights, "frontier", line_shape="hv", **line)]
+    line = {"color": "--plain", "width": 1.5, "dash": "dash", "shape": "hv"}
+    traces = [trace("scatter", *zip(*best, strict=True), "frontier", mode="lines", line=line)]
     for size, value, i, run in points:
         share = f"{column.heading} {column.format(size)}, {size / run.before[key]:.1%} of the original"
-        look = {"mode": "markers+text", "text": [run.name], "textposition": "top center", "cliponaxis": False}
+        look = run_look(
+            i, mode="markers+text", text=[run.name], textposition="top center", cliponaxis=False, marker_size=13
+        )
         hover = f"<b>{run.name}</b><br>{metric.title} {metric.format(value)}<br>{share}"
-        traces.append(trace("scatter", [size], [value], run.name, hover, **run_look(i, marker_size=13), **look))
+        traces.append(trace("scatter", [size], [value], run.name, hover, **look))
     values = [value for _, value, *_ in points]
-    spread = max(values) - min(values) or 0.01
+    low, high = min(values), max(values)
+    margin = (high - low or 0.01) / 4
     layout = axes(
         column.heading + (" (ms)" if key == "latency_ms" else ""),
         f"{metric.title} on the test images",
         xaxis_range=[0, 1.12 * max(size for size, *_ in points)],
-        yaxis_range=[min(values) - 0.25 * spread, max(values) + 0.25 * spread],
-        yaxis_tickformat="" if not metric.share else ".1%" if spread < 0.08 else ".0%",
+        yaxis_range=[low - margin, high + margin],
+        yaxis_tickformat=metric.spec(1 if margin < 0.02 else 0) if metric.share else "",
         showlegend=False,
     )
     caption = (

@@ -3,14 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from slim.workbench.report import words
 from slim.workbench.report.collect import RunRecords
 from slim.workbench.report.columns import Record
-from slim.workbench.report.figures.base import Figure, Trace, anchor, axes, axis, nested, note, run_look, trace
+from slim.workbench.report.figures.base import Figure, Trace, axes, axis, nested, note, run_look, solid, trace
+from slim.workbench.tasks.metric import Metric
 
-TOP, GAP = 0.965, 0.045  # where the panels end, and what lies between two of them
+TOP = 0.965  # where the panels end
 FEW = 15  # epochs that each get a tick
 
 
@@ -18,50 +17,48 @@ def training(run: RunRecords) -> Figure:
     """Return loss, metric, learning rate, λ, small γ, and channels where a training prunes, by epoch in one line."""
     metric, records = run.metric, run.course
     shrinks = any(len({epoch.get("channels") for epoch in epochs}) > 1 for _, epochs in run.parts)
-    share = ".2%" if metric.share else ".4g"
-    panels: dict[str, list[tuple[str, str, str, str]]] = {  # title -> key, label, colour, format of each line
-        "loss": [("train_loss", "training", "--train", ".4g"), ("val_loss", "validation", "--val", ".4g")],
-        metric.title: [
-            (f"train_{metric.name}", "training", "--train", share),
-            (f"val_{metric.name}", "validation", "--val", share),
-        ],
-        "learning rate": [("lr", "learning rate", "--plain", ".4g")],
-        "λ": [("strength", "λ", "--plain", ".4g")],
-        "share of γ": [("near_zero", "|γ| < 0.01", "--plain", ".2%"), ("zero", "γ = 0", "--before", ".2%")],
-        "channels": [("channels", "channels", "--after", ".4g")] if shrinks else [],
-    }
-    panels = {title: [line for line in lines if _any(records, line[0])] for title, lines in panels.items()}
-    panels = {title: lines for title, lines in panels.items() if lines}
-    heights = [1.5 if title in ("loss", metric.title) else 1.0 for title in panels]
-    traces: list[Trace] = []
-    layout: dict[str, Any] = {"hovermode": "x unified", **_stacked(heights), **_bands(run)}
-    for i, (title, lines) in enumerate(panels.items()):
-        for line in lines:
-            shown = len(lines) > 1 and line[1] not in {trace["name"] for trace in traces}
-            traces.append(_curve(run, *line) | {"yaxis": anchor("y", i), "showlegend": shown})
-        layout[axis("y", i)] |= nested(title_text=title) | _scale(title, lines, run)
-    layout["xaxis"] = _epochs(len(records)) | {"anchor": anchor("y", len(panels) - 1)}
+    share = metric.spec()
+    lines = [  # panel, key, label, colour, format
+        ("loss", "train_loss", "training", "--train", ".4g"),
+        ("loss", "val_loss", "validation", "--val", ".4g"),
+        (metric.title, f"train_{metric.name}", "training", "--train", share),
+        (metric.title, f"val_{metric.name}", "validation", "--val", share),
+        ("learning rate", "lr", "learning rate", "--plain", ".4g"),
+        ("λ", "strength", "λ", "--plain", ".4g"),
+        ("share of γ", "near_zero", "|γ| < 0.01", "--plain", ".2%"),
+        ("share of γ", "zero", "γ = 0", "--before", ".2%"),
+        ("channels", "channels", "channels", "--after", ".4g"),
+    ]
+    lines = [line for line in lines if _any(records, line[1]) and (shrinks or line[0] != "channels")]
+    panels = list(dict.fromkeys(panel for panel, *_ in lines))
+    grid = {"rows": len(panels), "columns": 1, "pattern": "coupled", "ygap": 0.22, "domain": {"y": [0, TOP]}}
+    layout = {"hovermode": "x unified", "grid": grid, "xaxis": _epochs(len(records)), **_bands(run)}
+    layout |= {axis("yaxis", i): _scale(panel, metric) for i, panel in enumerate(panels)}
     layout["legend"] = {"y": -0.09, "yanchor": "top"}
+    traces: list[Trace] = []
+    for panel, key, label, colour, form in lines:
+        several = sum(panel == other for other, *_ in lines) > 1
+        shown = several and label not in {trace["name"] for trace in traces}
+        place = {"yaxis": axis("y", panels.index(panel)), "showlegend": shown}
+        traces.append(_curve(run, key, label, colour, form) | place)
     title = f"Loss, {metric.title}, learning rate, λ, γ{', channels' if shrinks else ''} by epoch"
-    return Figure("training", title, _caption(run, shrinks), traces, layout, height=70 + round(sum(heights) * 112))
+    return Figure("training", title, _caption(run, shrinks), traces, layout, height=90 + 126 * len(panels))
 
 
 def _curve(run: RunRecords, key: str, name: str, colour: str, form: str) -> Trace:
     """A line with a gap before each training, so that they aren't joined."""
-    x: list[int] = []
-    y: list[float | None] = []
-    where: list[str] = []
+    points: list[tuple[int, float | None, str]] = []
+    number = 0
     for part, epochs in run.parts:
-        start, gap = (x[-1], 1) if x else (0, 0)
-        x += [*[start] * gap, *range(start + 1, start + len(epochs) + 1)]
-        y += [*[None] * gap, *(epoch.get(key) for epoch in epochs)]
-        where += [*[""] * gap, *(f"{part}, epoch {epoch.get('epoch')}" for epoch in epochs)]
-    look: dict[str, Any] = {"line_color": colour, "marker_color": colour, "marker_size": 5, "legendgroup": name}
-    look |= {"mode": "lines+markers" if len(run.course) < 36 else "lines", "customdata": where}
+        points.append((number, None, ""))
+        points += [(number + i, e.get(key), f"{part}, epoch {e.get('epoch')}") for i, e in enumerate(epochs, 1)]
+        number += len(epochs)
+    x, y, where = zip(*points[1:], strict=True)
+    look = {"mode": "lines+markers" if number < 36 else "lines", "marker_size": 5, "legendgroup": name}
     look |= {"line_dash": "dot"} if key.startswith("val_") or key == "zero" else {}
     look |= {"line_shape": "hvh"} if key == "channels" else {}
     hover = f"{name} %{{y:{form}}}<extra>%{{customdata}}</extra>"
-    return trace("scatter", x, y, name, **look) | {"hovertemplate": hover}
+    return trace("scatter", x, y, name, customdata=where, **solid(colour), **look) | {"hovertemplate": hover}
 
 
 def _bands(run: RunRecords) -> dict[str, Any]:
@@ -71,43 +68,26 @@ def _bands(run: RunRecords) -> dict[str, Any]:
         end = start + len(epochs)
         if i % 2:
             edges = {"x0": start + 0.5, "x1": end + 0.5, "y0": 0, "y1": TOP}
-            shapes.append(nested(type="rect", line_width=0, fillcolor="--band", **edges))
+            shapes.append(nested(type="rect", line_width=0, fillcolor="--ink/0c", **edges))
         notes.append(note(f"<b>{part}</b>", (start + end + 1) / 2, TOP))
         start = end
     return {"shapes": shapes, "annotations": notes}
 
 
-def _stacked(heights: Sequence[float]) -> dict[str, Any]:
-    """Axes y, y2, … one above the other, the first on top."""
-    unit, end, axes = (TOP - GAP * (len(heights) - 1)) / sum(heights), TOP, {}
-    for i, height in enumerate(heights):
-        axes[axis("y", i)] = {"domain": [max(0.0, end - unit * height), end]}
-        end -= unit * height + GAP
-    return axes
-
-
-def _scale(title: str, lines: Sequence[tuple[str, ...]], run: RunRecords) -> dict[str, Any]:
-    if title == "loss":
-        return {"type": "log", **_log_ticks([epoch.get(key) for epoch in run.course for key, *_ in lines])}
-    if title == run.metric.title:
-        return {"tickformat": ".0%"} if run.metric.share else {}
-    share = {"tickformat": ".0%"} if title == "share of γ" else {"exponentformat": "power"}
-    return {"rangemode": "tozero", **share}
+def _scale(panel: str, metric: Metric) -> dict[str, Any]:
+    """How a panel's values are drawn."""
+    scales: dict[str, dict[str, Any]] = {
+        "loss": {"type": "log", "tickformat": "~g", "dtick": "D2"},
+        metric.title: {"tickformat": ".0%" if metric.share else ""},
+        "share of γ": {"rangemode": "tozero", "tickformat": ".0%"},
+    }
+    return nested(title_text=panel) | scales.get(panel, {"rangemode": "tozero", "exponentformat": "power"})
 
 
 def _epochs(count: int) -> dict[str, Any]:
     ticks = {"tick0": 1, "dtick": 1} if count < FEW else {"tick0": 0, "nticks": 12}
     title = nested(title_text="epoch, all trainings one after the other")
     return {**title, "range": [0.5, count + 0.5], "showgrid": False, **ticks}
-
-
-def _log_ticks(values: Sequence[float | None]) -> dict[str, Any]:
-    """Ticks at powers of ten, and at 2 and 5 times them where those alone would be too few."""
-    known = [value for value in values if value and value > 0] or [1.0]
-    low, high = np.log10(min(known)), np.log10(max(known))
-    steps = [1] if high - low > 2 else [1, 2, 5]
-    ticks = [step * 10.0**power for power in range(int(low) - 2, int(high) + 2) for step in steps]
-    return {"tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
 
 
 def _caption(run: RunRecords, shrinks: bool) -> str:
@@ -128,7 +108,7 @@ def progress(runs: Sequence[RunRecords]) -> Figure | None:
     metric = runs[0].metric
     held_out = all(_any(run.course, f"val_{metric.name}") for run in runs)
     key = f"{'val' if held_out else 'train'}_{metric.name}"
-    hover = f"%{{customdata}}<br>%{{y:{'.2%' if metric.share else '.4g'}}}"
+    hover = f"%{{customdata}}<br>%{{y:{metric.spec()}}}"
     traces = [
         trace(
             *("scatter", range(1, len(run.course) + 1), [epoch.get(key) for epoch in run.course], run.name),
@@ -142,8 +122,10 @@ def progress(runs: Sequence[RunRecords]) -> Figure | None:
     if not traces:
         return None
     which = "validation" if held_out else "training"
-    layout = axes("epoch, all trainings of a run one after the other", f"{which} {metric.title}")
-    layout["yaxis"] |= {"tickformat": ".0%"} if metric.share else {}
+    y = f"{which} {metric.title}"
+    layout = axes(
+        "epoch, all trainings of a run one after the other", y, yaxis_tickformat=".0%" if metric.share else ""
+    )
     name = metric.title.capitalize()
     caption = f"{name} on the {which} images, epoch by epoch. A step is where a run was pruned or started anew."
     return Figure("progress", f"{name} by epoch", caption, traces, layout)
