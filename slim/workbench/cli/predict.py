@@ -13,6 +13,7 @@ from slim.workbench.cli.errors import report_user_errors
 from slim.workbench.cli.parser import PlainParser
 
 NAMED = 5  # files that couldn't be read
+FEW = 100  # images that need no progress bar
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -26,14 +27,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads (0: all cores)")
         parser.add_argument("--json", action="store_true", help="a JSON object for each image, one to a line")
         arguments = parser.parse_args(argv)
+        from rich.console import Console
+        from rich.progress import track
+
         from slim.deploy.onnx.predict import OnnxModel, find_images
-        from slim.workbench import report
 
         images = find_images(arguments.images)
         net = OnnxModel(arguments.model, arguments.provider, arguments.threads)
         unread: list[SlimError] = []  # told at the end: one broken file among many costs only itself
         results = net.stream(images, arguments.top, arguments.batch_size, lambda _, error: unread.append(error))
-        for image, classes in report.counted(results, "images", len(images)):
+        bar = Console(stderr=True)
+        hidden = len(images) < FEW or not bar.is_terminal
+        for image, classes in track(results, "images", len(images), console=bar, transient=True, disable=hidden):
             if arguments.json:
                 found = [{"label": label, "probability": share} for label, share in classes]
                 print(json.dumps({"image": str(image), "classes": found}, ensure_ascii=False))

@@ -6,9 +6,7 @@ page's, and `terminal`, `page`, `markdown` and `card` write the four.
 
 from slim.workbench.report.collect import collect as collect
 from slim.workbench.report.columns import headline as headline
-from slim.workbench.report.terminal import counted as counted
 from slim.workbench.report.terminal import pass_table as pass_table
-from slim.workbench.report.terminal import prune_line as prune_line
 from slim.workbench.report.terminal import stage_table as stage_table
 from slim.workbench.report.terminal import training as training
 from slim.workbench.report.words import conditions as conditions

@@ -1,6 +1,6 @@
 """What to do next, computed from a run's records: how far to prune, and which file to deploy."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from slim.workbench.report.collect import RunRecords
 from slim.workbench.report.columns import Record
@@ -8,8 +8,7 @@ from slim.workbench.report.columns import Record
 HOLDS = 0.01  # what a metric that is no share may lose, relative, and still hold
 
 
-@dataclass(frozen=True)
-class Deployment:
+class Deployment(NamedTuple):
     """A file of the run, and why it is the one to deploy."""
 
     file: str
@@ -34,11 +33,11 @@ def how_far(run: RunRecords) -> tuple[str, str]:
         f"{metric.format(value)} against {metric.format(whole)}, which is within what so many images can tell."
     )
     chosen = sweep.get("chosen")
-    if chosen is not None and ratio > chosen + 0.02:
+    if chosen is None or abs(ratio - chosen) <= 0.02:
+        return said, ""
+    if ratio > chosen:
         return f"{said} This run removed {chosen:.0%}.", f"slim-prune --ratio {ratio:.2g}"
-    if chosen is not None and ratio < chosen - 0.02:
-        return f"{said} This run removed {chosen:.0%}, so it rests on its fine-tuning.", ""
-    return said, ""
+    return f"{said} This run removed {chosen:.0%}, so it rests on its fine-tuning.", ""
 
 
 def _best(point: Record, run: RunRecords) -> float:

@@ -25,9 +25,10 @@ class Column:
     brief: Callable[[Any], str] | None = None
     change: Callable[[Any, Any], str] = tables.change
 
-    def text(self, record: Record) -> str:
-        """Return the value as text; "" where there is none."""
-        return "" if record.get(self.key) is None else self.format(record[self.key])
+    def text(self, record: Record, *, brief: bool = False) -> str:
+        """Return the value as text, in its brief form where there is one; "" where there is no value."""
+        show = self.brief if brief and self.brief else self.format
+        return "" if record.get(self.key) is None else show(record[self.key])
 
     def change_text(self, before: Record, after: Record) -> str:
         """Return how the value changed; "" where it didn't, or isn't known on both sides; ≈ for a latency whose change
@@ -35,7 +36,8 @@ class Column:
         was, now = before.get(self.key), after.get(self.key)
         if not was or now is None or now == was:
             return ""
-        return "≈" if self.key == "latency_ms" and after.get("differs") is False else self.change(was, now)
+        unclear = self.key == "latency_ms" and after.get("differs") is False
+        return "≈" if unclear else self.change(was, now).replace("-", "−")
 
 
 COLUMNS = {
@@ -52,11 +54,7 @@ COLUMNS = {
 
 def every_column(metric: Metric) -> list[Column]:
     """Return all columns, that of the task's metric first."""
-
-    def change(before: float, after: float) -> str:
-        return metric.format_change(before, after).replace("-", "−")
-
-    return [Column(metric.name, metric.title, metric.format, change=change), *COLUMNS.values()]
+    return [Column(metric.name, metric.title, metric.format, change=metric.format_change), *COLUMNS.values()]
 
 
 def columns(records: Iterable[Record]) -> list[Column]:
@@ -69,15 +67,12 @@ def columns(records: Iterable[Record]) -> list[Column]:
 def headline(before: Record, after: Record) -> str:
     """Return what pruning gave and took, in one line."""
     metric = Metric.of(after)
-    parts = []
-    if metric.name in before and metric.name in after:
-        parts.append(f"{metric.title} {metric.format_change(before[metric.name], after[metric.name])}")
-    for key, name in (("params", "parameters"), ("flops", "FLOPs")):
+    both = metric.name in before and metric.name in after
+    parts = [f"{metric.title} {metric.format_change(before[metric.name], after[metric.name])}"] if both else []
+    for key in ("params", "flops"):
         if before.get(key) and key in after:
-            parts.append(f"{after[key] / before[key] - 1:+.0%} {name}")
-    if "speedup" in after:
-        parts.append(speed(after))
-    return ", ".join(parts)
+            parts.append(f"{after[key] / before[key] - 1:+.0%} {COLUMNS[key].heading}")
+    return ", ".join([*parts, speed(after)] if "speedup" in after else parts)
 
 
 def speed(record: Record) -> str:

@@ -6,8 +6,9 @@ compressed: it takes 2 MB instead of 5. A content security policy forbids every 
 
 import base64
 import gzip
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -67,17 +68,16 @@ def lede(run: RunRecords) -> str:
         return f"{what}This run has not been pruned yet; the page shows what there is."
     if not before:
         return f"{what}The network before pruning left no record, so there is nothing to compare with."
-    said = "Pruning"
-    if before.get("channels") and after.get("channels"):
-        said = f"Removing {1 - after['channels'] / before['channels']:.0%} of the channels"
-    params, flops = (1 - after[key] / before[key] for key in ("params", "flops"))
-    said += f" took {params:.1%} of the parameters and {flops:.1%} of the FLOPs"
+    removed = {
+        key: 1 - after[key] / before[key] for key in ("channels", "params", "flops") if before.get(key) and key in after
+    }
+    said = f"Removing {removed['channels']:.0%} of the channels" if "channels" in removed else "Pruning"
+    said += f" took {removed['params']:.1%} of the parameters and {removed['flops']:.1%} of the FLOPs"
     was, now = before.get(metric.name), after.get(metric.name)
     if was is not None and now is not None:
-        by = metric.format_change(was, now).lstrip("+-−")
-        unchanged = by == metric.format_change(was, was).lstrip("+-−")
-        moved = f"{'rose' if now > was else 'fell'} by {by}"
-        said += f"; {metric.title} {'did not change' if unchanged else moved}"
+        by, nothing = (metric.format_change(was, value).lstrip("+-") for value in (now, was))
+        change = "did not change" if by == nothing else f"{'rose' if now > was else 'fell'} by {by}"
+        said += f"; {metric.title} {change}"
     fast = f"; {speed(after)}" if after.get("speedup") else ""
     return f"{what}{said}{fast}."
 
@@ -89,8 +89,7 @@ def comparison_lede(runs: Sequence[RunRecords]) -> str:
     pruned = [run for run in runs if run.after.get(metric.name) is not None]
     if not pruned:
         return said
-    choose = max if metric.direction == "max" else min
-    best = choose(pruned, key=lambda run: float(run.after[metric.name]))
+    best = min(pruned, key=lambda run: metric.loss(0, run.after[metric.name]))
     return f"{said} After pruning, {best.name} has the best {metric.title}: {metric.format(best.after[metric.name])}."
 
 
@@ -100,48 +99,44 @@ def _cards(run: RunRecords) -> list[dict[str, str]]:
     before["file_size"] = run.sizes.get("baseline.onnx") or before.get("file_size")
     names = {"flops": "FLOPs of one image", "file_size": "ONNX file" if "onnx" in run.stages else "File"}
     cards = []
-    for column in every_column(run.metric):
-        if column.key != "channels" and after:
-            show = column.brief or column.format
-            was, now = before.get(column.key), after.get(column.key)
-            card = {"label": names.get(column.key, column.heading.capitalize()), "was": "", "by": ""}
-            card["now"] = "" if now is None else show(now).replace("%", " %")
-            if now is not None and was is not None and run.after:
-                card |= {"was": show(was), "by": column.change_text(before, after)}
-                if column.key == "latency_ms" and after.get("speedup"):
-                    card["by"] = speed(after)
-            cards.append(card)
+    for column in every_column(run.metric) if after else ():
+        if column.key == "channels":
+            continue
+        was, now = (column.text(record, brief=True) for record in (before, after))
+        faster = column.key == "latency_ms" and after.get("speedup")
+        by = speed(after) if faster else column.change_text(before, after)
+        label = names.get(column.key, column.heading.capitalize())
+        cards.append({"label": label, "now": now.replace("%", " %"), "was": was if now and run.after else "", "by": by})
     return cards
 
 
 def _facts(run: RunRecords) -> dict[str, str]:
     """When, where, with which versions and seed the run was made."""
-    made, seconds = run.made, sum(epoch.get("seconds") or 0 for epoch in run.course)
-    epochs = f"{len(run.course)} epoch{'s' * (len(run.course) > 1)} in {tables.duration(seconds)}"
+    made, epochs, seconds = run.made, len(run.course), sum(epoch.get("seconds") or 0 for epoch in run.course)
     return {
         "Date": str(made.get("date", "")).replace("T", " ").replace("+00:00", " UTC"),
         "Machine": str(made.get("machine", "")),
         "Versions": ", ".join(f"{name} {version}" for name, version in (made.get("versions") or {}).items()),
         "Seed": str(run.settings.get("seed", "")),
         "Latency": words.conditions(run.bench),
-        "Training": epochs if seconds else "",
+        "Training": f"{epochs} epoch{'s' * (epochs > 1)} in {tables.duration(seconds)}" if seconds else "",
     }
 
 
 def _differences(runs: Sequence[RunRecords]) -> dict[str, list[Any]]:
     """The settings in which runs differ: name -> the value of each."""
-    flat = [dict(_flat(run.settings)) for run in runs]
+    flat = [_flat(run.settings) for run in runs]
     keys = [key for key in dict.fromkeys(key for each in flat for key in each) if key != "name"]
     found = {key: [each.get(key, "") for each in flat] for key in keys}
     return {key: values for key, values in found.items() if len({str(value) for value in values}) > 1}
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in settings.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    """Nested settings in one level, by names such as "prune.ratio"."""
+    if not isinstance(value, Mapping) or not value:
+        return {name: value}
+    inner = (_flat(each, f"{name}.{key}".lstrip(".")).items() for key, each in value.items())
+    return dict(chain.from_iterable(inner))
 
 
 @cache

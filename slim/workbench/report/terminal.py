@@ -7,11 +7,11 @@ progress is a plain line now and then. Colours follow NO_COLOR and the terminal,
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn, track
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from slim.tables import FittingTable
 from slim.workbench.report import words
@@ -19,12 +19,8 @@ from slim.workbench.report.columns import COLUMNS, Record, columns
 from slim.workbench.tasks.metric import ACCURACY, Metric
 
 if TYPE_CHECKING:
-    from slim.prune.plan import PruningPlan
     from slim.workbench import train
 
-Item = TypeVar("Item")
-
-FEW = 100  # images that need no bar
 LINES_PER_TRAINING = 10  # where there is no terminal to draw in
 EPOCHS_SHOWN = 8  # in the live table
 HISTOGRAM = "|γ|, 0 to largest"  # a column's heading
@@ -62,18 +58,11 @@ def training(
         yield on_step, on_epoch
 
 
-def prune_line(step: int, plan: "PruningPlan") -> str:
-    """Return what one prune within a training did."""
-    before, after = plan.totals["channels"]
-    return f"pruned after step {step:,}: {before:,} → {after:,} channels"
-
-
 def epoch_line(record: Record, metric: Metric = ACCURACY) -> str:
     """Return an epoch's record in one plain line."""
-    train, held_out, near_zero = (
-        record.get(key) for key in (f"train_{metric.name}", f"val_{metric.name}", "near_zero")
-    )
-    text = f"loss {record['train_loss']:.3f}  {_short(metric)} {metric.format(train, 1)}"
+    held_out, near_zero = record.get(f"val_{metric.name}"), record.get("near_zero")
+    train = metric.format(record[f"train_{metric.name}"], 1)
+    text = f"loss {record['train_loss']:.3f}  {_short(metric)} {train}"
     text += f"  val {metric.format(held_out, 1)}" if held_out is not None else ""
     return text + (f"  γ≈0 {near_zero:.0%}" if near_zero is not None else "")
 
@@ -121,13 +110,6 @@ def sparkline(counts: Sequence[float], width: int = 16) -> str:
     top = max(merged, default=0)
     heights = [min(len(SPARKS) - 1, int(math.sqrt(n / top) * len(SPARKS))) if n > 0 else -1 for n in merged]
     return "".join(SPARKS[height] if height >= 0 else " " for height in heights)
-
-
-def counted(work: Iterable[Item], what: str, total: int) -> Iterator[Item]:
-    """Go through `work` with a bar on stderr, if that is a terminal and there is enough to wait for."""
-    console = Console(stderr=True)
-    hidden = total < FEW or not console.is_terminal
-    yield from track(work, what, total, console=console, transient=True, disable=hidden)
 
 
 def stage_table(stages: Mapping[str, Record], title: str) -> FittingTable:

@@ -158,7 +158,8 @@ def _fit(
 
         def on_prune(step: int, plan: PruningPlan) -> None:
             made.append(plan)
-            run.console.print(report.prune_line(step, plan))
+            before, after = plan.totals["channels"]
+            run.console.print(f"pruned after step {step:,}: {before:,} → {after:,} channels")
 
         finetune = settings.finetune
         epochs = train.fit(

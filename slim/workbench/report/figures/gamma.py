@@ -81,7 +81,8 @@ def by_layer(run: RunRecords) -> Figure | None:
         yaxis_ticktext=names[::-1],
         yaxis_range=[-0.1, len(names) + 0.05],
         yaxis_zeroline=False,
-        **{"legend_yref": "container", "legend_y": 0, "margin_b": 76},
+        legend={"yref": "container", "y": 0},
+        margin_b=76,
     )
     if evidence.get("threshold") is not None:
         layout |= _threshold(evidence["threshold"], evidence["threshold"] ** 0.5, top)
@@ -105,7 +106,7 @@ def _ridge(name: str, values: Mapping[str, list[float]], base: int, top: float) 
     for key, each in found.items():
         y = (base + 0.92 * curves[key] / tallest).round(3).tolist()
         about = f"{name}: {len(each):,} {key}, |γ| {each.min():.3g} to {each.max():.3g}"
-        look = {"mode": "lines", "line_width": 1.2, "line_color": f"--{key}", "fillcolor": f"--{key}/5c"}
+        look: Trace = {"mode": "lines", "line_width": 1.2, "line_color": f"--{key}", "fillcolor": f"--{key}/5c"}
         look |= {"fill": "toself", "hoveron": "fills", "hoverinfo": "text", "text": about, "showlegend": False}
         x = grid.round(5).tolist()
         traces.append(trace("scatter", [x[0], *x, x[-1]], [base, *y, base], key, **look))

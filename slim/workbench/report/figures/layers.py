@@ -19,20 +19,16 @@ def layers(run: RunRecords) -> Figure | None:
     shares = (run.evidence.get("latency") or {}).get("layers") or {}
     places, many = list(range(1, len(rows) + 1)), len(rows) > 12
     fixed = [not row["norm"] and row["after"] == row["before"] for row in rows]
-    heights = {
-        "kept": [0 if still else row["after"] for row, still in zip(rows, fixed)],
-        "removed": [row["before"] - row["after"] for row in rows],
-        "fixed": [row["after"] if still else 0 for row, still in zip(rows, fixed)],
+    bars = {  # label -> heights, look
+        "kept": ([0 if still else row["after"] for row, still in zip(rows, fixed)], {"color": "--kept"}),
+        "removed": ([row["before"] - row["after"] for row in rows], {"color": "--removed", "pattern": HATCH}),
+        "not prunable": ([row["after"] if still else 0 for row, still in zip(rows, fixed)], {"color": "--fixed"}),
     }
-    text = [layer_text(row, shares) for row in rows]
+    texts = [layer_text(row, shares) for row in rows]
     traces = [
-        trace("bar", places, heights[key], label, "%{text}", text=text, textposition="none", **look)
-        for key, label, look in (
-            ("kept", "kept", {"marker_color": "--kept"}),
-            ("removed", "removed", {"marker_color": "--removed", "marker_pattern": HATCH}),
-            ("fixed", "not prunable", {"marker_color": "--fixed"}),
-        )
-        if any(heights[key])
+        trace("bar", places, heights, label, "%{hovertext}", hovertext=texts, marker=look)
+        for label, (heights, look) in bars.items()
+        if any(heights)
     ]
     lanes = _lanes(rows)
     deepest = max(lanes.values(), default=0)
@@ -54,10 +50,10 @@ def layers(run: RunRecords) -> Figure | None:
     if lanes:
         traces += [_lane(rows, tie, -lane) for tie, lane in lanes.items()]
         layout["yaxis2"] = {"domain": [0, bottom - 0.02], "range": [-deepest - 0.6, 0.6], "visible": False}
-    gone = sum(heights["removed"])
+    kept, gone = sum(bars["kept"][0]), sum(bars["removed"][0])
     ties = " Dots on one line beneath are coupled: a channel is removed in all of them or none." if lanes else ""
     caption = (
-        f"{gone:,} of {sum(heights['kept']) + gone:,} prunable output channels were removed, layers in the order of "
+        f"{gone:,} of {kept + gone:,} prunable output channels were removed, layers in the order of "
         "execution. The full height is the original width, the hatched part is what was removed. Hover for shapes, "
         f"FLOPs and time.{ties}"
     )

@@ -24,13 +24,14 @@ def tradeoff(runs: Sequence[RunRecords]) -> Figure | None:
     if metric.share:
         best = max(point[metric.name] for point in sweep["points"])
         measured += f" (95% intervals at the top: ±{100 * spread(best, sweep['images']):.1f} points)"
-    skipped = ", ".join(f"{share:.0%}" for share in sweep.get("skipped") or [])
     caption = (
         f"The same network pruned to other sizes, without any training, {measured}. The star is the run's result after "
         "all its stages. Where the curve is still flat to the right of it, more could go; where it has fallen far, "
         "fine-tuning had to win back much."
-        + (f" Not measured for lack of time or of channels: {skipped}." if skipped else "")
     )
+    if sweep.get("skipped"):
+        skipped = ", ".join(f"{share:.0%}" for share in sweep["skipped"])
+        caption += f" Not measured for lack of time or of channels: {skipped}."
     title = f"{metric.title.capitalize()} against the share of channels removed"
     return Figure("tradeoff", title, caption, traces, layout, 400)
 
@@ -77,7 +78,8 @@ def frontier(runs: Sequence[RunRecords], key: str) -> Figure | None:
 
     best = sorted(p[:2] for p in points if not any(beats(q, p) for q in points))
     line = {"color": "--plain", "width": 1.5, "dash": "dash", "shape": "hv"}
-    traces = [trace("scatter", *zip(*best, strict=True), "frontier", mode="lines", line=line)]
+    best_x, best_y = zip(*best, strict=True)
+    traces = [trace("scatter", best_x, best_y, "frontier", mode="lines", line=line)]
     for size, value, i, run in points:
         share = f"{column.heading} {column.format(size)}, {size / run.before[key]:.1%} of the original"
         look = run_look(
@@ -85,13 +87,13 @@ def frontier(runs: Sequence[RunRecords], key: str) -> Figure | None:
         )
         hover = f"<b>{run.name}</b><br>{metric.title} {metric.format(value)}<br>{share}"
         traces.append(trace("scatter", [size], [value], run.name, hover, **look))
-    values = [value for _, value, *_ in points]
+    sizes, values, *_ = zip(*points, strict=True)
     low, high = min(values), max(values)
     margin = (high - low or 0.01) / 4
     layout = axes(
         column.heading + (" (ms)" if key == "latency_ms" else ""),
         f"{metric.title} on the test images",
-        xaxis_range=[0, 1.12 * max(size for size, *_ in points)],
+        xaxis_range=[0, 1.12 * max(sizes)],
         yaxis_range=[low - margin, high + margin],
         yaxis_tickformat=metric.spec(1 if margin < 0.02 else 0) if metric.share else "",
         showlegend=False,

@@ -10,7 +10,6 @@ from slim.workbench.report.figures.base import Figure, Trace, axes, axis, nested
 from slim.workbench.tasks.metric import Metric
 
 TOP = 0.965  # where the panels end
-FEW = 15  # epochs that each get a tick
 
 
 def training(run: RunRecords) -> Figure:
@@ -54,7 +53,7 @@ def _curve(run: RunRecords, key: str, name: str, colour: str, form: str) -> Trac
         points += [(number + i, e.get(key), f"{part}, epoch {e.get('epoch')}") for i, e in enumerate(epochs, 1)]
         number += len(epochs)
     x, y, where = zip(*points[1:], strict=True)
-    look = {"mode": "lines+markers" if number < 36 else "lines", "marker_size": 5, "legendgroup": name}
+    look: Trace = {"mode": "lines+markers" if number < 36 else "lines", "marker_size": 5, "legendgroup": name}
     look |= {"line_dash": "dot"} if key.startswith("val_") or key == "zero" else {}
     look |= {"line_shape": "hvh"} if key == "channels" else {}
     hover = f"{name} %{{y:{form}}}<extra>%{{customdata}}</extra>"
@@ -85,22 +84,22 @@ def _scale(panel: str, metric: Metric) -> dict[str, Any]:
 
 
 def _epochs(count: int) -> dict[str, Any]:
-    ticks = {"tick0": 1, "dtick": 1} if count < FEW else {"tick0": 0, "nticks": 12}
+    ticks = {"tick0": 1, "dtick": 1} if count < 15 else {"tick0": 0, "nticks": 12}
     title = nested(title_text="epoch, all trainings one after the other")
     return {**title, "range": [0.5, count + 0.5], "showgrid": False, **ticks}
 
 
 def _caption(run: RunRecords, shrinks: bool) -> str:
     name, small = run.metric.title, [e["near_zero"] for e in run.course if e.get("near_zero") is not None]
-    parts = [f"Training loss and {name} are means over each epoch's augmented images."]
-    parts += ["Dotted: held-out validation images."] if _any(run.course, "val_loss") else []
-    parts.append(
-        f"See whether loss and {name} recover after pruning, and whether the penalty λ pushed γ to zero before it "
-        f"cost {name}."
-    )
-    parts += [f"At the end of sparse training {small[-1]:.0%} of all penalised γ were below 0.01."] if small else []
-    parts += ["Where the number of channels falls within a training, it pruned on its way."] if shrinks else []
-    return " ".join(parts)
+    texts = {
+        f"Training loss and {name} are means over each epoch's augmented images.": True,
+        "Dotted: held-out validation images.": _any(run.course, "val_loss"),
+        f"See whether loss and {name} recover after pruning, and whether the penalty λ pushed γ to zero before it cost "
+        f"{name}.": True,
+        f"At the end of sparse training {(small or [0])[-1]:.0%} of all penalised γ were below 0.01.": small,
+        "Where the number of channels falls within a training, it pruned on its way.": shrinks,
+    }
+    return " ".join(text for text, applies in texts.items() if applies)
 
 
 def progress(runs: Sequence[RunRecords]) -> Figure | None:
@@ -122,10 +121,8 @@ def progress(runs: Sequence[RunRecords]) -> Figure | None:
     if not traces:
         return None
     which = "validation" if held_out else "training"
-    y = f"{which} {metric.title}"
-    layout = axes(
-        "epoch, all trainings of a run one after the other", y, yaxis_tickformat=".0%" if metric.share else ""
-    )
+    layout = axes("epoch, all trainings of a run one after the other", f"{which} {metric.title}")
+    layout["yaxis"]["tickformat"] = ".0%" if metric.share else ""
     name = metric.title.capitalize()
     caption = f"{name} on the {which} images, epoch by epoch. A step is where a run was pruned or started anew."
     return Figure("progress", f"{name} by epoch", caption, traces, layout)
