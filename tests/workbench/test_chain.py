@@ -57,7 +57,7 @@ def test_what_the_files_say_is_so(folder: Path) -> None:
     metadata = session.get_modelmeta().custom_metadata_map
     mean, std = (np.array(json.loads(metadata[f"slim.{key}"]), np.float32) for key in ("mean", "std"))
     test = data.load(DataConfig(), seed=0).test
-    images = (test.images.numpy().astype(np.float32) / 255 - mean[:, None, None]) / std[:, None, None]
+    images = (test.decoded().numpy().astype(np.float32) / 255 - mean[:, None, None]) / std[:, None, None]
     [logits] = session.run(None, {session.get_inputs()[0].name: images})
     assert summary["onnx"]["accuracy"] == np.mean(logits.argmax(1) == test.labels.numpy())
     assert metadata["slim.plan"] == plan.digest
@@ -94,11 +94,11 @@ def test_each_command_names_what_it_wrote_and_the_next(folder: Path, command: Co
 def test_predict_agrees_with_the_network(folder: Path, tmp_path: Path, command: Command) -> None:
     test = data.load(DataConfig(), seed=0).test
     for i in range(3):
-        Image.fromarray(test.images[i, 0].numpy()).save(tmp_path / f"{i}.png")
+        Image.fromarray(test.decoded()[i, 0].numpy()).save(tmp_path / f"{i}.png")
     paths = [str(tmp_path / f"{i}.png") for i in range(3)]
     lines = command("predict", "checkpoints/digits/model.onnx", *paths, "--top", "2").splitlines()
     about = checkpoint.read_metadata(folder / "checkpoints/digits/finetuned.safetensors")
-    images = (test.images[:3] / 255 - about["mean"][0]) / about["std"][0]
+    images = (test.decoded()[:3] / 255 - about["mean"][0]) / about["std"][0]
     with torch.no_grad():
         shares, classes = slim.load(folder / "checkpoints/digits/finetuned.safetensors")(images).softmax(1).topk(2)
     for i, line in enumerate(lines):
@@ -121,7 +121,7 @@ def test_predict_takes_folders_and_gets_over_broken_files(
 ) -> None:
     test = data.load(DataConfig(), seed=0).test
     for i in range(3):
-        Image.fromarray(test.images[i, 0].numpy()).save(tmp_path / f"{i}.png")
+        Image.fromarray(test.decoded()[i, 0].numpy()).save(tmp_path / f"{i}.png")
     lines = command("predict", "checkpoints/digits/model.onnx", str(tmp_path), "--top", "1").splitlines()
     assert (
         lines == command("predict", "checkpoints/digits/model.onnx", str(tmp_path / "*.png"), "--top", "1").splitlines()

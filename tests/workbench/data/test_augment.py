@@ -16,14 +16,16 @@ from slim.workbench.data.policies import Policy
     ("augment", "shape", "pad"),
     [("crop", (1, 8, 8), 1), ("crop+flip", (3, 32, 32), 4), ("crop+flip", (2, 17, 24), (2, 3))],
 )
-def test_augmented_images_are_shifted_originals(augment: str, shape: tuple, pad: int | tuple) -> None:
+def test_augmented_images_are_shifted_originals(
+    augment: str, shape: tuple[int, int, int], pad: int | tuple[int, int]
+) -> None:
     pads = (pad, pad) if isinstance(pad, int) else pad
     size = 800
     data = dataset_of(random_images(size, *shape).clamp_(min=1), augment)  # black is padding alone
     shifts = []
     for images, labels in batches(data.train, data, 100, shuffle_seed=0, augment=True):
         for image, label in zip(images.round().to(torch.uint8).numpy(), labels.tolist()):
-            original = data.train.images[label].numpy()
+            original = data.train.decoded()[label].numpy()
             found = []
             for flipped in (False, True):
                 source = original[:, :, ::-1] if flipped else original
@@ -42,15 +44,15 @@ def test_augmented_images_are_shifted_originals(augment: str, shape: tuple, pad:
             shifts.append(found[0])
     flips, rows, columns = np.array(shifts).T
     assert flips.mean() == pytest.approx(0.5 if augment == "crop+flip" else 0.0, abs=0.06)
-    for moves, pad in ((rows, pads[0]), (columns, pads[1])):  # every shift is as likely as the others
-        counts = np.bincount(moves + pad, minlength=2 * pad + 1)
-        assert len(counts) == 2 * pad + 1
+    for moves, most in ((rows, pads[0]), (columns, pads[1])):  # every shift is as likely as the others
+        counts = np.bincount(moves + most, minlength=2 * most + 1)
+        assert len(counts) == 2 * most + 1
         assert counts / size == pytest.approx(np.full(len(counts), 1 / len(counts)), abs=0.06)
 
 
 @pytest.mark.parametrize(("setting", "expected"), [("auto", "crop"), ("none", "none"), ("crop+flip", "crop+flip")])
 def test_augmentation_of_digits_is_a_setting(setting: str, expected: str) -> None:
-    assert load(DataConfig(augment=setting), seed=0).augment == expected  # type: ignore[arg-type]
+    assert load(DataConfig(augment=setting), seed=0).augment == expected
 
 
 def test_cutout_sets_a_square_around_a_uniform_centre_to_the_mean() -> None:

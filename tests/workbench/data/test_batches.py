@@ -1,5 +1,7 @@
 """Batches: in order, shuffled, entered anywhere, shared among processes; against numpy and brute force."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -14,7 +16,9 @@ def test_batches_in_order_are_the_normalised_images() -> None:
     data = load(DataConfig(), seed=0)
     got = list(batches(data.val, data, 50))
     assert [len(labels) for _, labels in got] == [50, 50, len(data.val) - 100]
-    expected = (data.val.images.numpy() / 255 - data.spec.mean[0]) / data.spec.std[0]
+    assert data.spec.mean and data.spec.std
+    (mean,), (std,) = data.spec.mean, data.spec.std
+    expected = (data.val.decoded().numpy() / 255 - mean) / std
     images = torch.cat([images for images, _ in got])
     assert images.dtype == torch.float32
     np.testing.assert_allclose(images.numpy(), expected, atol=2e-6)
@@ -37,7 +41,7 @@ def test_shuffled_batches_have_one_size_and_no_image_twice() -> None:
     seen = torch.cat([labels for _, labels in got])  # the labels number the images
     assert len(set(seen.tolist())) == 100
     assert seen.tolist() != sorted(seen.tolist())
-    assert torch.equal(torch.cat([images for images, _ in got]), data.train.images[seen].float())
+    assert torch.equal(torch.cat([images for images, _ in got]), data.train.decoded()[seen].float())
     ((_, few),) = batches(data.train[:7], data, 20, shuffle_seed=5)
     assert sorted(few.tolist()) == list(range(7))
 
@@ -58,8 +62,8 @@ def test_shuffling_follows_its_seed() -> None:
 def test_parts_of_batches_and_of_epochs_are_those_of_the_whole(seed: int | None) -> None:
     data = dataset_of(random_images(23, 3, 16, 16), "crop+flip")
 
-    def taken(**which: object) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        return list(batches(data.train, data, 5, shuffle_seed=seed, augment=seed is not None, **which))  # type: ignore[arg-type]
+    def taken(**which: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        return list(batches(data.train, data, 5, shuffle_seed=seed, augment=seed is not None, **which))
 
     whole = taken()
     for (images, labels), (later_images, later_labels) in zip(whole[2:], taken(start=2), strict=True):
@@ -81,7 +85,7 @@ def test_augmentation_without_a_seed_is_refused() -> None:
 def test_an_epoch_can_be_entered_at_any_step(augment: str) -> None:
     data = dataset_of(random_images(103, 3, 8, 8), augment)
     for seed in (None, 4):
-        settings = {"shuffle_seed": seed, "augment": seed is not None}
+        settings: dict[str, Any] = {"shuffle_seed": seed, "augment": seed is not None}
         whole = list(batches(data.train, data, 20, **settings))
         for start in range(len(whole) + 1):
             rest = list(batches(data.train, data, 20, start=start, **settings))
@@ -94,7 +98,7 @@ def test_an_epoch_can_be_entered_at_any_step(augment: str) -> None:
 def test_the_shares_of_all_processes_are_the_batches_of_one(world_size: int) -> None:
     data = dataset_of(random_images(103, 3, 8, 8), "crop+flip+cutout")
     for seed in (None, 4):
-        settings = {"shuffle_seed": seed, "augment": seed is not None, "start": 1}
+        settings: dict[str, Any] = {"shuffle_seed": seed, "augment": seed is not None, "start": 1}
         whole = list(batches(data.train, data, 20, **settings))
         shares = [
             list(batches(data.train, data, 20, shard=(rank, world_size), **settings)) for rank in range(world_size)

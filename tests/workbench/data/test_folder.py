@@ -12,7 +12,7 @@ from PIL import Image
 
 from slim.errors import SlimError
 from slim.workbench.config import DataConfig
-from slim.workbench.data import load
+from slim.workbench.data import Split, load
 
 
 def test_image_folder_with_splits(tmp_path: Path) -> None:
@@ -23,9 +23,9 @@ def test_image_folder_with_splits(tmp_path: Path) -> None:
     assert data.classes == ["cat", "dog"]
     assert data.augment == "crop+flip"
     for part, files in written.items():
-        split = getattr(data, part)
+        split: Split = getattr(data, part)
         order = sorted(files)
-        assert np.array_equal(split.images.permute(0, 2, 3, 1).numpy(), np.stack([files[path] for path in order]))
+        assert np.array_equal(split.decoded().permute(0, 2, 3, 1).numpy(), np.stack([files[path] for path in order]))
         assert [data.classes[label] for label in split.labels.tolist()] == [path.parent.name for path in order]
 
 
@@ -33,7 +33,7 @@ def test_image_folder_without_test_uses_val(tmp_path: Path) -> None:
     write_tree(tmp_path / "train", {"a": 30, "b": 30})
     held = write_tree(tmp_path / "val", {"a": 2, "b": 2}, seed=1)
     data = folder(tmp_path)
-    assert np.array_equal(data.test.images.permute(0, 2, 3, 1).numpy(), np.stack([held[p] for p in sorted(held)]))
+    assert np.array_equal(data.test.decoded().permute(0, 2, 3, 1).numpy(), np.stack([held[p] for p in sorted(held)]))
     assert (len(data.train), len(data.val)) == (54, 6)
 
 
@@ -44,7 +44,7 @@ def test_image_folder_of_classes_is_split_by_seed(tmp_path: Path) -> None:
     data = folder(tmp_path)
     assert data.classes == ["car", "train"]
     assert (len(data.train), len(data.val), len(data.test)) == (72, 8, 20)
-    parts = torch.cat([part.images for part in (data.train, data.val, data.test)]).permute(0, 2, 3, 1).numpy()
+    parts = torch.cat([part.decoded() for part in (data.train, data.val, data.test)]).permute(0, 2, 3, 1).numpy()
     assert sorted(map(bytes, parts)) == sorted(map(bytes, files.values()))
 
 
@@ -53,7 +53,7 @@ def test_images_are_resized_on_request(tmp_path: Path) -> None:
     Image.new("L", (40, 20), 77).save(tmp_path / "train" / "a" / "grey.png")
     data = folder(tmp_path, image_size=8)
     assert data.image_size == (8, 8)
-    every = torch.cat([part.images for part in (data.train, data.val, data.test)])
+    every = torch.cat([part.decoded() for part in (data.train, data.val, data.test)])
     assert (every == 77).all((1, 2, 3)).sum() == 1  # a uniform image stays so at any size
     assert load(DataConfig(image_size=16), seed=0).image_size == (16, 16)
 
@@ -115,9 +115,9 @@ def test_cifar10_jpeg_against_torchvision(tmp_path: Path) -> None:
     assert data.image_size == (32, 32)
     for part in ("train", "test"):
         reference = ImageFolder(root / part)
-        split = getattr(data, part)
+        split: Split = getattr(data, part)
         assert len(reference) == len(split) == (400 if part == "train" else 200)
         assert data.classes == reference.classes
         assert split.labels.tolist() == reference.targets
         expected = np.stack([np.asarray(image) for image, _ in reference])
-        assert np.array_equal(split.images.permute(0, 2, 3, 1).numpy(), expected)
+        assert np.array_equal(split.decoded().permute(0, 2, 3, 1).numpy(), expected)

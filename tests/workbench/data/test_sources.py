@@ -38,7 +38,7 @@ def write_mnist(root: Path, name: str = "MNIST", parts: tuple[str, ...] = ("trai
 def test_mnist_files(tmp_path: Path, name: str, augment: str, first: str) -> None:
     images, labels = write_mnist(tmp_path, name)["t10k"]
     data = load(DataConfig(name=name.lower(), root=str(tmp_path)), seed=0)
-    assert np.array_equal(data.test.images[:, 0].numpy(), images)
+    assert np.array_equal(data.test.decoded()[:, 0].numpy(), images)
     assert np.array_equal(data.test.labels.numpy(), labels)
     assert (len(data.train), len(data.val), data.image_size) == (54, 6, (28, 28))
     assert (data.augment, data.classes[0]) == (augment, first)
@@ -74,7 +74,7 @@ def test_cifar_and_svhn_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         load(DataConfig(name="cifar10", root=str(tmp_path)), seed=0)
     monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
     data = load(DataConfig(name="cifar10", root=str(tmp_path)), seed=0)
-    assert torch.equal(data.test.images, images)
+    assert torch.equal(data.test.decoded(), images)
     assert data.test.labels.tolist() == labels
     assert (len(data.train), len(data.val), data.classes[3], data.augment) == (
         135,
@@ -90,7 +90,7 @@ def test_cifar_and_svhn_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         (tmp_path / SVHN.split_list[part][1]).write_bytes(buffer.getvalue())
     monkeypatch.setattr("torchvision.datasets.svhn.check_integrity", lambda *_: True)
     data = load(DataConfig(name="svhn", root=str(tmp_path)), seed=0)
-    assert torch.equal(data.test.images, images)
+    assert torch.equal(data.test.decoded(), images)
     assert data.test.labels.tolist() == labels
     assert (data.augment, data.classes) == ("crop", list("0123456789"))
 

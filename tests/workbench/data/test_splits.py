@@ -13,7 +13,7 @@ from slim.workbench.data.splits import hold_out
 
 def test_digits_splits_hold_every_digit_once() -> None:
     data = load(DataConfig(), seed=0)
-    assert data.train.images.dtype == torch.uint8
+    assert data.train.decoded().dtype == torch.uint8
     assert data.train.labels.dtype == torch.int64
     assert (data.channels, data.image_size, data.classes) == (1, (8, 8), list("0123456789"))
     assert len(data.test) == pytest.approx(0.2 * 1797, abs=1)
@@ -24,7 +24,9 @@ def test_digits_splits_hold_every_digit_once() -> None:
 
     source = load_digits()
     parts = (data.train, data.val, data.test)
-    ours = rows(torch.cat([part.images for part in parts]).numpy(), torch.cat([part.labels for part in parts]).numpy())
+    ours = rows(
+        torch.cat([part.decoded() for part in parts]).numpy(), torch.cat([part.labels for part in parts]).numpy()
+    )
     assert ours == rows(np.rint(source.data * 255 / 16).astype(int), source.target)
 
 
@@ -36,11 +38,11 @@ def test_splits_are_stratified_and_follow_the_seed(fraction: float) -> None:
     shares = []
     for seed in range(300):
         kept, held = hold_out(numbered, fraction, torch.Generator().manual_seed(seed))
-        assert sorted(kept.images.tolist() + held.images.tolist()) == list(range(len(labels)))
+        assert sorted(kept.decoded().tolist() + held.decoded().tolist()) == list(range(len(labels)))
         counts = torch.bincount(held.labels, minlength=5).numpy()
         assert (np.abs(counts - fraction * np.array(sizes)) < 1 + 1e-9).all()
         assert abs(len(held) - fraction * len(labels)) < 1 + 1e-9
-        assert torch.equal(labels[held.images], held.labels)
+        assert torch.equal(labels[held.decoded()], held.labels)
         shares.append(counts / sizes)
     # no class is favoured, however small: each gives its share on average
     assert np.mean(shares, axis=0) == pytest.approx([fraction] * 5, abs=0.1)
@@ -71,7 +73,7 @@ def test_statistics_against_numpy() -> None:
 
 def test_statistics_come_from_the_training_images_alone() -> None:
     data = load(DataConfig(), seed=1)
-    values = data.train.images.numpy() / 255
+    values = data.train.decoded().numpy() / 255
     assert data.spec.mean == pytest.approx([values.mean()], rel=1e-12)
     assert data.spec.std == pytest.approx([values.std()], rel=1e-10)
 

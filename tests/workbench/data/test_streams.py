@@ -65,16 +65,17 @@ def test_storage_follows_what_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     data = folder(tmp_path, storage="host")
     needed = data.train.nbytes + data.val.nbytes
-    assert needed == data.train.images.numel() + data.val.images.numel()
-    for storage, free, moves in (
+    assert needed == data.train.decoded().numel() + data.val.decoded().numel()
+    limits: list[tuple[str, float, bool]] = [
         ("auto", 2 * needed, True),
         ("auto", 2 * needed - 2, False),
         ("device", 0, True),
         ("host", math.inf, False),
-    ):
-        monkeypatch.setattr("slim.workbench.data.splits._free_on", lambda device, free=free: free)
+    ]
+    for storage, available, moves in limits:
+        monkeypatch.setattr("slim.workbench.data.splits._free_on", lambda device, available=available: available)
         placed = replace(data, storage=storage).to("meta")
-        assert (placed.train.images.device.type, placed.train.labels.device.type) == (
+        assert (placed.train.decoded().device.type, placed.train.labels.device.type) == (
             "meta" if moves else "cpu",
             "meta",
         )
@@ -84,12 +85,17 @@ def test_the_cache_saves_decoding_and_follows_the_folder(tmp_path: Path, monkeyp
     files = write_tree(tmp_path, {"a": 30, "b": 30})
     decoded = []
     original = ImageFiles.decoded
-    monkeypatch.setattr(ImageFiles, "decoded", lambda self: decoded.append(len(self)) or original(self))
+
+    def counted(files: ImageFiles) -> torch.Tensor:
+        decoded.append(len(files))
+        return original(files)
+
+    monkeypatch.setattr(ImageFiles, "decoded", counted)
 
     def everything() -> list[bytes]:
         data = folder(tmp_path)
         splits = (data.train, data.val, data.test)
-        return sorted(map(bytes, torch.cat([s.images for s in splits]).permute(0, 2, 3, 1).numpy()))
+        return sorted(map(bytes, torch.cat([s.decoded() for s in splits]).permute(0, 2, 3, 1).numpy()))
 
     first = everything()
     assert first == sorted(map(bytes, files.values()))
@@ -122,7 +128,7 @@ def test_a_cache_of_photographs_that_were_not_turned_is_made_anew(
     def everything() -> list[bytes]:
         data = folder(tmp_path, storage="host")
         splits = (data.train, data.val, data.test)
-        return sorted(map(bytes, torch.cat([s.images for s in splits]).permute(0, 2, 3, 1).numpy()))
+        return sorted(map(bytes, torch.cat([s.decoded() for s in splits]).permute(0, 2, 3, 1).numpy()))
 
     with monkeypatch.context() as earlier:  # slim before it turned them
         earlier.setattr("slim.images.upright", lambda picture: picture)
@@ -132,7 +138,7 @@ def test_a_cache_of_photographs_that_were_not_turned_is_made_anew(
     assert everything() == turned == everything()
 
 
-def test_a_cache_that_can_not_be_written_is_no_error(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_cache_that_can_not_be_written_is_no_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_tree(tmp_path, {"a": 20, "b": 20})
     (tmp_path / ".slim-6x6-as-they-are.safetensors" / "in the way").mkdir(parents=True)
     assert len(folder(tmp_path).train) > 20
