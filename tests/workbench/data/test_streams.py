@@ -58,7 +58,7 @@ def test_storage_follows_what_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     write_tree(tmp_path, {"a": 20, "b": 20})
     size = 40 * 3 * 6 * 6
     for free, in_memory in ((4 * size, True), (4 * size - 1, False)):
-        monkeypatch.setattr("slim.workbench.data.folder._free_memory", lambda free=free: free)
+        monkeypatch.setattr("slim.workbench.data.folder.free_memory", lambda free=free: free)
         assert isinstance(folder(tmp_path).train.images, torch.Tensor) == in_memory
     assert isinstance(folder(tmp_path, storage="host").train.images, torch.Tensor)
     assert not isinstance(folder(tmp_path, storage="stream").train.images, torch.Tensor)
