@@ -23,7 +23,7 @@ def test_the_step_follows_the_gradient_of_the_penalised_loss() -> None:
         loss = F.cross_entropy(model(images), labels)
         return float(loss + strength * sum(gamma.abs().sum() for gamma in gammas(model)))
 
-    expected = []
+    expected: list[float] = []
     with torch.no_grad():
         for gamma in gammas(model):
             for i in range(len(gamma)):
@@ -74,6 +74,7 @@ def test_the_same_as_a_loop_over_modules(name: str) -> None:
     def add() -> None:
         for module in reference.modules():
             if isinstance(module, (nn.BatchNorm2d, nn.BatchNorm1d)):
+                assert module.weight.grad is not None
                 module.weight.grad.data.add_(strength * torch.sign(module.weight.data))
 
     optimizer = OPTIMIZERS[name](ours.parameters())
@@ -161,7 +162,9 @@ def test_grad_scaler_skips_the_penalty_with_the_step(name: str) -> None:
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
     images, labels = batch(0, torch.float32)
     scaler.scale(F.cross_entropy(model(images), labels)).backward()
-    model[0].weight.grad[0] = math.inf
+    grad = next(model.parameters()).grad
+    assert grad is not None
+    grad[0] = math.inf
     scaler.step(optimizer)
     assert torch.equal(torch.cat(gammas(model)), before)
 
@@ -179,7 +182,7 @@ def test_targets_are_names() -> None:
 
 
 def test_only_trained_scales_are_penalised() -> None:
-    model = nn.Sequential(
+    model: Any = nn.Sequential(
         nn.BatchNorm2d(3),
         nn.BatchNorm2d(3, affine=False),
         nn.InstanceNorm2d(3, affine=True),
@@ -194,7 +197,7 @@ def test_only_trained_scales_are_penalised() -> None:
 
 
 def test_a_shared_scale_is_penalised_once() -> None:
-    model = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3))
+    model: Any = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3))
     model[1].weight = model[0].weight
     optimizer = torch.optim.SGD(model.parameters(), 1.0)
     sparsity = sparsify(model, optimizer, L1(0.25))

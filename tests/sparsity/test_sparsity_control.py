@@ -194,8 +194,8 @@ def test_statistics_against_numpy() -> None:
     assert stats["zero"] == pytest.approx((flat == 0).mean()) and stats["zero"] == sparsity.zero() == 2 / 15
     assert stats["near_zero"] == pytest.approx((flat < 0.01).mean())
     assert list(stats["layers"]) == ["1.weight", "4.weight", "8.weight"]
-    for gamma, (zero, near) in zip(each, stats["layers"].values()):
-        assert (zero, near) == pytest.approx(((gamma == 0).mean(), (gamma < 0.01).mean()))
+    for values, (zero, near) in zip(each, stats["layers"].values()):
+        assert (zero, near) == pytest.approx(((values == 0).mean(), (values < 0.01).mean()))
     counts, edges = np.histogram(flat, bins=8, range=(0, flat.max()))
     assert stats["histogram"] == {"max": pytest.approx(edges[-1]), "counts": counts.tolist()}
     with torch.no_grad():
@@ -230,7 +230,7 @@ def test_biases_only_when_asked() -> None:
 
 
 def test_channels_last_weights_are_stepped_in_place() -> None:
-    model = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
     before = model.weight.detach().clone()
     optimizer = torch.optim.SGD(model.parameters(), 1.0)
     sparsify(model, optimizer, L1(0.05), method="proximal", types="conv")
@@ -290,16 +290,16 @@ def test_coupled_groups_of_a_residual_network() -> None:
 def test_penalties_run_through_the_training_loop() -> None:
     dataset = data.load(DataConfig(), 0)
     small = OptimConfig(epochs=1)
-    for kwargs in (
-        {"penalty": "group_lasso", "method": "proximal", "strength": 0.1},
-        {"penalty": "lp", "penalty_kwargs": {"p": 0.5}, "method": "proximal", "strength": 0.1},
-        {"penalty": "l1", "method": "loss", "strength": 0.1},
-        {"penalty": "polarization", "strength": 0.01},
+    for config in (
+        SparsityConfig(penalty="group_lasso", method="proximal", strength=0.1),
+        SparsityConfig(penalty="lp", penalty_kwargs={"p": 0.5}, method="proximal", strength=0.1),
+        SparsityConfig(penalty="l1", method="loss", strength=0.1),
+        SparsityConfig(penalty="polarization", strength=0.01),
     ):
         torch.manual_seed(0)
         model = models.build("slim:vgg7", num_classes=10, in_channels=1, gamma=0.05)
-        [record] = fit(model, dataset, small, sparsity=SparsityConfig(**kwargs))  # type: ignore[arg-type]
-        assert (record["zero"] > 0) == (kwargs.get("method") == "proximal")
+        [record] = fit(model, dataset, small, sparsity=config)
+        assert (record["zero"] > 0) == (config.method == "proximal")
         assert sum(record["gamma"]["histogram"]["counts"]) == sum(g.numel() for g in gammas(model))
 
 
@@ -321,6 +321,6 @@ def test_mistakes() -> None:
         ({"targets": {"1": -2.0}}, "'1' is -2.0"),
     ):
         with pytest.raises(SlimError, match=message):
-            sparsify(model, optimizer, **{"penalty": L1(0.1)} | kwargs)  # type: ignore[arg-type]
+            sparsify(model, optimizer, **{"penalty": L1(0.1)} | kwargs)
     assert not optimizer._optimizer_step_pre_hooks and not optimizer._optimizer_step_post_hooks
     train(model, optimizer, 1)

@@ -3,6 +3,7 @@
 import copy
 import os
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ def sgd(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, nesterov=True)
 
 
-def loss_of(model: nn.Module, images: Tensor, labels: Tensor, sparsity: Sparsity, share: float = 1.0) -> Tensor:
+def loss_of(model: nn.Module, data: Sequence[Tensor], sparsity: Sparsity, share: float = 1.0) -> Tensor:
+    images, labels = data
     loss = F.cross_entropy(model(images), labels) * share
     return loss + sparsity.loss() * share if sparsity.method == "loss" else loss
 
@@ -42,7 +44,7 @@ def plain_loop(method: str) -> nn.Module:
     sparsity = sparsify(model, optimizer, L1(STRENGTH), method=method)
     for step in range(STEPS):
         optimizer.zero_grad()
-        loss_of(model, *batch(step), sparsity).backward()
+        loss_of(model, batch(step), sparsity).backward()
         optimizer.step()
     assert (sparsity.zero() > 0) == (method == "proximal")
     return model
@@ -65,7 +67,7 @@ def test_gradient_accumulation(method: str) -> None:
     for step in range(STEPS):
         images, labels = batch(step)
         for half in (slice(0, 4), slice(4, 8)):
-            loss_of(model, images[half], labels[half], sparsity, 0.5).backward()
+            loss_of(model, (images[half], labels[half]), sparsity, 0.5).backward()
         optimizer.step()
         optimizer.zero_grad()
     assert alike(model, plain_loop(method))
@@ -83,7 +85,7 @@ def _process(rank: int, port: int, method: str, path: str) -> None:
     for step in range(STEPS):
         images, labels = (half.chunk(2)[rank] for half in batch(step))
         optimizer.zero_grad()
-        loss_of(parallel, images, labels, sparsity).backward()
+        loss_of(parallel, (images, labels), sparsity).backward()
         optimizer.step()
         gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
     torch.save({"model": model.state_dict(), "gradients": gradients}, f"{path}/{rank}.pt")
@@ -107,7 +109,7 @@ def test_two_processes_are_one(method: str, tmp_path: Path) -> None:
     sparsity = sparsify(alone, optimizer, L1(STRENGTH), method=method)
     for step in range(STEPS):
         optimizer.zero_grad()
-        loss_of(alone, *batch(step), sparsity).backward()
+        loss_of(alone, batch(step), sparsity).backward()
         optimizer.step()
         for parameter, theirs in zip(alone.parameters(), first["gradients"][step]):
             torch.testing.assert_close(parameter.grad, theirs, rtol=1e-9, atol=1e-12)
@@ -128,12 +130,13 @@ def test_autocast_with_grad_scaler(method: str) -> None:
             images, labels = batch(step, torch.float32)
             optimizer.zero_grad()
             with torch.autocast("cpu", torch.bfloat16):
-                loss = loss_of(model, images, labels, sparsity)
+                loss = loss_of(model, (images, labels), sparsity)
             scaler.scale(loss).backward()
             if not penalise and method != "proximal":
                 scaler.unscale_(optimizer)
                 for gamma in gammas(model):
-                    gamma.grad += STRENGTH * gamma.detach().sign()  # type: ignore[operator]
+                    assert gamma.grad is not None
+                    gamma.grad += STRENGTH * gamma.detach().sign()
             scaler.step(optimizer)
             scaler.update()
             if not penalise and method == "proximal":
@@ -157,7 +160,7 @@ def test_copying_a_model_that_is_penalised() -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_lightning(method: str, tmp_path: Path) -> None:
-    lightning = pytest.importorskip("lightning", reason="lightning isn't installed")
+    lightning: Any = pytest.importorskip("lightning", reason="lightning isn't installed")
 
     class Module(lightning.LightningModule):
         def __init__(self) -> None:
@@ -168,7 +171,7 @@ def test_lightning(method: str, tmp_path: Path) -> None:
             fixed(self.model)
 
         def training_step(self, data: Any, index: int) -> Tensor:
-            return loss_of(self.model, *data, self.sparsity)
+            return loss_of(self.model, data, self.sparsity)
 
         def configure_optimizers(self) -> torch.optim.Optimizer:
             optimizer = sgd(self.model)
@@ -185,7 +188,8 @@ def test_lightning(method: str, tmp_path: Path) -> None:
         enable_model_summary=False,
         default_root_dir=tmp_path,
     )
-    trainer.fit(module, torch.utils.data.DataLoader([batch(step) for step in range(STEPS)], batch_size=None))
+    batches: Any = [batch(step) for step in range(STEPS)]  # a list is a dataset
+    trainer.fit(module, torch.utils.data.DataLoader(batches, batch_size=None))
     assert alike(module.model, plain_loop(method))
 
 
@@ -203,7 +207,10 @@ def test_timm(method: str, name: str) -> None:
     optimizer = create_optimizer_v2(model, opt=name, momentum=0.9, **settings)
     sparsity = sparsify(model, optimizer, L1(STRENGTH), method=method)
     decayed = [p for p in reference.parameters() if p.ndim >= 2]
-    groups = [{"params": [p for p in reference.parameters() if p.ndim < 2], "weight_decay": 0.0}, {"params": decayed}]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in reference.parameters() if p.ndim < 2], "weight_decay": 0.0},
+        {"params": decayed},
+    ]
     other: torch.optim.Optimizer = (
         torch.optim.SGD(groups, momentum=0.9, nesterov=True, **settings)
         if name == "sgd"
@@ -217,7 +224,7 @@ def test_timm(method: str, name: str) -> None:
         images, labels = batch(step, torch.float32)
         optimizer.zero_grad()
         rates.append(optimizer.param_groups[0]["lr"])
-        loss = loss_of(model, images, labels, sparsity)
+        loss = loss_of(model, (images, labels), sparsity)
         scaler(loss, optimizer, clip_grad=1e6, parameters=model.parameters())
         ema.update(model, step=step)
         scheduler.step_update(step + 1)
@@ -225,7 +232,7 @@ def test_timm(method: str, name: str) -> None:
         for group in other.param_groups:
             group["lr"] = lr
         other.zero_grad()
-        loss_of(reference, *batch(step, torch.float32), beside).backward()
+        loss_of(reference, batch(step, torch.float32), beside).backward()
         other.step()
     assert rates[-1] < rates[0]
     for a, b in zip(model.parameters(), reference.parameters()):

@@ -38,12 +38,12 @@ def test_the_step_size_is_how_far_a_steady_gradient_goes(name: str) -> None:
     steps = StepSizes(optimizer, parameters, [0, 0, 1])
     gradients = [torch.randn_like(p) for p in parameters]
     for _ in range(12):
-        before = torch.cat(parameters).detach()
+        before = torch.cat(tuple(parameters)).detach()
         for parameter, gradient in zip(parameters, gradients):
             parameter.grad = gradient.clone()
         steps.before_step(optimizer)
         optimizer.step()
-        moved = before - torch.cat(parameters).detach()
+        moved = before - torch.cat(tuple(parameters)).detach()
         torch.testing.assert_close(steps.after_step(optimizer) * torch.cat(gradients), moved, rtol=1e-6, atol=1e-12)
         optimizer.param_groups[0]["lr"] *= 0.8
 
@@ -54,12 +54,12 @@ def test_a_parameter_without_a_gradient_has_step_zero_and_a_history_of_its_own()
         optimizer = make(parameters)
         steps = StepSizes(optimizer, parameters, [0, 0])
         for number in range(4):
-            before = torch.cat(parameters).detach()
+            before = torch.cat(tuple(parameters)).detach()
             parameters[0].grad = torch.ones(2)
             parameters[1].grad = torch.ones(1) if number >= 2 else None
             steps.before_step(optimizer)
             optimizer.step()
-            torch.testing.assert_close(steps.after_step(optimizer), before - torch.cat(parameters).detach())
+            torch.testing.assert_close(steps.after_step(optimizer), before - torch.cat(tuple(parameters)).detach())
 
 
 def test_momentum_that_was_there_before_counts_as_settled() -> None:
@@ -187,7 +187,9 @@ def test_grad_scaler_and_proximal_steps(fused: bool) -> None:
     assert 0 < sparsity.zero() < 1
     before = torch.cat(gammas(scaled)).detach().clone()
     scaler.scale(nn.functional.cross_entropy(scaled(images), labels)).backward()
-    scaled[0].weight.grad[0] = math.inf
+    grad = next(scaled.parameters()).grad
+    assert grad is not None
+    grad[0] = math.inf
     scaler.step(optimizer)
     assert torch.equal(torch.cat(gammas(scaled)), before)
 
