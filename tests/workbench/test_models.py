@@ -18,6 +18,8 @@ from torchvision.models import vgg as peer_vgg
 from slim.errors import SlimError
 from slim.workbench.code import import_object
 from slim.workbench.models import arguments, build, names
+from slim.workbench.models.densenet import DenseLayer
+from slim.workbench.models.resnet import BasicBlock, PreBottleneck
 
 VGG = {
     7: ((32, 32), (64, 64), (128, 128)),
@@ -171,7 +173,7 @@ def test_published_counts_of_other_papers() -> None:
 def test_takes_any_channels_classes_and_image_sizes(arch: str) -> None:
     small = 16 if arch == "slim:lenet" else 8
     for shape in ((1, 28, 28), (3, 33, 20), (2, small, small)):
-        kwargs = {"image_size": shape[1:]} if "image_size" in arguments(arch) else {}
+        kwargs: dict[str, Any] = {"image_size": shape[1:]} if "image_size" in arguments(arch) else {}
         with torch.device("meta"):
             model = build(arch, num_classes=7, in_channels=shape[0], **kwargs)
             maps = shape[1:] if arch == "slim:unet" else ()
@@ -201,12 +203,14 @@ def test_gamma_of_every_batchnorm(arch: str) -> None:
 
 def test_gamma_of_a_factory_is_its_own(code: str) -> None:
     """It may be trained; a new network of a library starts as the paper's do, but for what isn't BatchNorm."""
-    batch, plain, layer, group = build(f"{code}:norms", num_classes=2, allow_code=f"{code}:norms")
-    assert (batch.weight == 1).all() and plain.weight is None
-    assert (layer.weight == 1).all() and (group.weight == 1).all()
+    norms = build(f"{code}:norms", num_classes=2, allow_code=f"{code}:norms")
+    assert isinstance(norms, nn.Sequential)
+    batch, plain, layer, group = (dict(module.named_parameters()) for module in norms)
+    assert (batch["weight"] == 1).all() and "weight" not in plain
+    assert (layer["weight"] == 1).all() and (group["weight"] == 1).all()
     swin = build("torchvision:swin_t", num_classes=2)
     assert all((module.weight == 1).all() for module in swin.modules() if isinstance(module, nn.LayerNorm))
-    assert (build("torchvision:resnet18", num_classes=2).bn1.weight == 0.5).all()
+    assert (build("torchvision:resnet18", num_classes=2).get_parameter("bn1.weight") == 0.5).all()
 
 
 def test_initial_weights() -> None:
@@ -217,8 +221,8 @@ def test_initial_weights() -> None:
             expected = sqrt(2 / (layer.out_channels * prod(layer.kernel_size)))
             assert layer.weight.std().item() == pytest.approx(expected, rel=0.06)
             assert layer.weight.mean().abs() < 5 * expected / sqrt(layer.weight.numel())
-    assert vgg.classifier.weight.std().item() == pytest.approx(0.01, rel=0.02)
-    assert (vgg.classifier.bias == 0).all()
+    assert vgg.get_parameter("classifier.weight").std().item() == pytest.approx(0.01, rel=0.02)
+    assert (vgg.get_parameter("classifier.bias") == 0).all()
 
 
 def test_the_seed_decides_the_weights() -> None:
@@ -236,6 +240,7 @@ def fitted(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if isinstance(module, _BatchNorm):
             for tensor in (module.weight, module.bias, module.running_mean, module.running_var):
+                assert tensor is not None
                 nn.init.uniform_(tensor, 0.5, 1.5)
     return model.double().eval()
 
@@ -245,17 +250,19 @@ def test_vgg_is_torchvisions_stack_with_a_mean() -> None:
     theirs = peer_vgg.make_layers(peer_vgg.cfgs["D"][:-1], batch_norm=True).double().eval()
     for module in theirs.modules():
         if isinstance(module, nn.Conv2d):
+            assert module.bias is not None
             nn.init.zeros_(module.bias)
     layers = [[m for m in net.modules() if isinstance(m, nn.Conv2d | _BatchNorm)] for net in (ours, theirs)]
     for mine, peer in zip(*layers, strict=True):
         peer.load_state_dict(mine.state_dict(), strict=isinstance(mine, _BatchNorm))
     x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
-    torch.testing.assert_close(ours(x), ours.classifier(theirs(x).mean((2, 3))))
+    torch.testing.assert_close(ours(x), ours.get_submodule("classifier")(theirs(x).mean((2, 3))))
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_resnet_block_is_torchvisions(stage: int) -> None:
-    ours = fitted(getattr(build("slim:resnet20", num_classes=10), f"layer{stage}")[0])
+    ours = fitted(build("slim:resnet20", num_classes=10).get_submodule(f"layer{stage}.0"))
+    assert isinstance(ours, BasicBlock)
     inputs, outputs = ours.conv1.in_channels, ours.conv1.out_channels
     downsample = ours.shortcut if stage > 1 else None
     theirs = peer_resnet.BasicBlock(inputs, outputs, min(stage, 2), downsample).double().eval()
@@ -266,13 +273,15 @@ def test_resnet_block_is_torchvisions(stage: int) -> None:
 
 
 def norm(layer: nn.BatchNorm2d, x: Tensor) -> Tensor:
+    assert layer.running_mean is not None and layer.running_var is not None
     scale = layer.weight / (layer.running_var + layer.eps).sqrt()
     return ((x - layer.running_mean[:, None, None]) * scale[:, None, None] + layer.bias[:, None, None]).relu()
 
 
 @pytest.mark.parametrize("stage", [1, 2])
 def test_preresnet_block_is_its_formula(stage: int) -> None:
-    block = fitted(getattr(build("slim:preresnet164", num_classes=10), f"layer{stage}")[0])
+    block = fitted(build("slim:preresnet164", num_classes=10).get_submodule(f"layer{stage}.0"))
+    assert isinstance(block, PreBottleneck) and isinstance(block.shortcut, nn.Conv2d)
     x = torch.randn(2, block.conv1.in_channels, 8, 8, dtype=torch.float64)
     out = F.conv2d(norm(block.bn1, x), block.conv1.weight)
     out = F.conv2d(norm(block.bn2, out), block.conv2.weight, stride=stage, padding=1)
@@ -282,7 +291,8 @@ def test_preresnet_block_is_its_formula(stage: int) -> None:
 
 
 def test_densenet_layer_is_its_formula() -> None:
-    layer = fitted(build("slim:densenet40", num_classes=10).dense2[3])
+    layer = fitted(build("slim:densenet40", num_classes=10).get_submodule("dense2.3"))
+    assert isinstance(layer, DenseLayer)
     x = torch.randn(2, layer.bn.num_features, 8, 8, dtype=torch.float64)
     out = layer(x.clone())
     torch.testing.assert_close(out[:, :-12], x)
@@ -310,8 +320,9 @@ def test_torchvision_detection(monkeypatch: pytest.MonkeyPatch) -> None:
     forbid_downloads(monkeypatch)
     with torch.device("meta"):
         model = build("torchvision:fasterrcnn_mobilenet_v3_large_fpn", num_classes=6)
-    assert model.roi_heads.box_predictor.cls_score.out_features == 6
-    assert any(isinstance(m, _BatchNorm) for m in model.backbone.modules())
+    scores = model.get_submodule("roi_heads.box_predictor.cls_score")
+    assert isinstance(scores, nn.Linear) and scores.out_features == 6
+    assert any(isinstance(m, _BatchNorm) for m in model.get_submodule("backbone").modules())
 
 
 def forbid_downloads(monkeypatch: pytest.MonkeyPatch) -> None:

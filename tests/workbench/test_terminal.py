@@ -3,7 +3,6 @@
 import io
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +15,7 @@ from slim.workbench import report
 from slim.workbench.cli import bench, finetune, prune, train
 from slim.workbench.cli.command import closing
 from slim.workbench.report import terminal
+from slim.workbench.train import Progress
 
 COUNTS = [60, 10, 0, 0, 1, 0, 0, 4] * 5
 
@@ -67,8 +67,7 @@ def test_a_sparkline_shows_where_the_mass_is() -> None:
 def train_for(console: Console, epochs: int = 30) -> None:
     with report.training(console, "sparse", epochs) as (on_step, on_epoch):
         for epoch in range(1, epochs + 1):
-            now = SimpleNamespace(epoch=epoch, epochs=epochs, step=epoch, steps=epochs, loss=1.5, accuracy=0.5)
-            on_step(now)
+            on_step(Progress(epoch, epochs, step=epoch, steps=epochs, loss=1.5, value=0.5, near_zero=None, lr=0.1))
             on_epoch(record(epoch))
 
 

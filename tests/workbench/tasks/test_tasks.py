@@ -131,8 +131,9 @@ def test_a_task_in_the_users_own_file_is_run_only_where_that_is_allowed(
 @pytest.mark.parametrize("setting", ["label_smoothing", "mixup", "cutmix"])
 def test_settings_that_mean_nothing_to_a_task_are_refused(setting: str) -> None:
     data = Loaders(batches(2, 0), task=Distance())
+    refused: dict[str, Any] = {setting: 0.1}
     with pytest.raises(SlimError, match=f"{setting} is 0.1, which Distance can't use: expected 0"):
-        fit(nn.Linear(5, 1), data, OptimConfig(epochs=1, **{setting: 0.1}), compute=ON_CPU)
+        fit(nn.Linear(5, 1), data, OptimConfig(epochs=1, **refused), compute=ON_CPU)
     with pytest.raises(SlimError, match="distillation isn't defined for Distance"):
         fit(nn.Linear(5, 1), data, OptimConfig(epochs=1), compute=ON_CPU, distillation=Distillation(nn.Linear(5, 1)))
 

@@ -175,7 +175,10 @@ def test_the_first_process_goes_ahead(tmp_path: Path) -> None:
 def batch(rank: int) -> tuple[Tensor, Tensor]:
     """Images of one process, 3 or 5, and what arrives in the backward pass."""
     generator = torch.Generator().manual_seed(rank)
-    return tuple(torch.randn(3 + 2 * rank, 4, 5, 5, generator=generator, dtype=torch.float64) + rank for _ in "12")
+    images, arriving = (
+        torch.randn(3 + 2 * rank, 4, 5, 5, generator=generator, dtype=torch.float64) + rank for _ in "12"
+    )
+    return images, arriving
 
 
 def norm() -> nn.BatchNorm2d:

@@ -75,8 +75,9 @@ def trained(digits: Dataset, recipe: str, folder: Path, resume: bool) -> None:
     optim, more = RECIPES[recipe]
     model = network()
     snapshots = Snapshots(folder / "state", {}, minutes=0.0005, resume=resume)
+    settings: dict[str, Any] = {"compute": ON_CPU, "seed": 3, "snapshots": snapshots}
     data = replace(digits, batch_size=16 if recipe == "λ controller" else 64)
-    records = fit(model, data, optim, **{"compute": ON_CPU, "seed": 3, "snapshots": snapshots} | more)
+    records = fit(model, data, optim, **settings | more)
     torch.save(model.state_dict(), folder / "weights.part")
     timeless = [{k: v for k, v in record.items() if "second" not in k} for record in records]
     (folder / "records.json").write_text(json.dumps(timeless))
@@ -274,13 +275,16 @@ def snapshots_in(folder: Path) -> set[str]:
 def test_snapshots_hold_what_was_put_in_and_survive_damage(tmp_path: Path) -> None:
     kept = Snapshots(tmp_path / "s", {"name": "γ"}, keep=2)
     assert kept.newest() is None
-    tree = {"a": torch.arange(6).view(2, 3).t(), "b": [1, 2.5, None, "text", True, {3: torch.tensor(0.1)}]}
+    tree: dict[str, Any] = {
+        "a": torch.arange(6).view(2, 3).t(),
+        "b": [1, 2.5, None, "text", True, {3: torch.tensor(0.1)}],
+    }
     for step in (10, 9_000_000, 200_000_000):
         kept.save(step, tree | {"step": step})
     assert len(list((tmp_path / "s").iterdir())) == 2
     found = Snapshots(tmp_path / "s", {}).newest()
     assert found is not None and found["step"] == 200_000_000 and found["b"][:5] == tree["b"][:5]
-    assert torch.equal(found["a"], tree["a"]) and torch.equal(found["b"][5][3], tree["b"][5][3])  # type: ignore[arg-type, index]
+    assert torch.equal(found["a"], tree["a"]) and torch.equal(found["b"][5][3], tree["b"][5][3])
     newest = max((tmp_path / "s").iterdir())
     newest.write_bytes(newest.read_bytes()[:50])
     found = Snapshots(tmp_path / "s", {}).newest()
@@ -321,7 +325,7 @@ class Greedy(nn.Module):
         scores = self.net(images)
         if self.training and len(images) > self.most:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
-        return scores  # type: ignore[no-any-return]
+        return scores
 
 
 def test_out_of_memory(digits: Dataset) -> None:
@@ -379,7 +383,7 @@ def test_the_last_good_state_outlives_a_divergence(digits: Dataset, tmp_path: Pa
 
         def forward(self, images: Tensor) -> Tensor:
             self.steps += self.training
-            return self.net(images) * (float("nan") if self.steps > 19 else 1)  # type: ignore[no-any-return]
+            return self.net(images) * (float("nan") if self.steps > 19 else 1)
 
     snapshots = Snapshots(tmp_path, {}, minutes=1e-6)  # after each step
     with pytest.raises(SlimError, match="the training loss is nan at step 20,"):

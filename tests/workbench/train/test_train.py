@@ -68,11 +68,10 @@ def test_fit_is_a_plain_loop(digits: Dataset) -> None:
     torch.manual_seed(7)
     steps = 2 * (len(digits.train) // 50)
     norms = [m for m in plain.modules() if isinstance(m, nn.BatchNorm2d)]
-    undecayed = [p for m in norms for p in (m.weight, m.bias)] + [plain[10].bias]
-    decayed = [plain[0].weight, plain[4].weight, plain[10].weight]
-    optimizer = torch.optim.SGD(
-        [{"params": decayed, "weight_decay": 1e-3}, {"params": undecayed}], lr=0.1, momentum=0.9, nesterov=True
-    )
+    undecayed = [p for m in norms for p in (m.weight, m.bias)] + [plain.get_parameter("10.bias")]
+    decayed = [plain.get_parameter(f"{i}.weight") for i in (0, 4, 10)]
+    groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": 1e-3}, {"params": undecayed}]
+    optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9, nesterov=True)
     warmup = round(0.2 * steps)
     step = 0
     for epoch in (1, 2):
@@ -88,6 +87,7 @@ def test_fit_is_a_plain_loop(digits: Dataset) -> None:
             optimizer.zero_grad()
             loss.backward()
             for module in norms:
+                assert module.weight.grad is not None
                 module.weight.grad += 2e-3 * (step + 1) / steps * module.weight.detach().sign()
             for group in optimizer.param_groups:
                 group["lr"] = lr
@@ -320,10 +320,12 @@ def test_evaluate_against_a_loop_over_single_images(digits: Dataset) -> None:
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
     model.eval()
+    assert digits.spec.mean and digits.spec.std
+    (mean,), (std,) = digits.spec.mean, digits.spec.std
     hits, losses = 0, []
     with torch.no_grad():
-        for image, label in zip(digits.test.images, digits.test.labels):
-            logits = model((image[None] / 255 - digits.spec.mean[0]) / digits.spec.std[0])[0]
+        for image, label in zip(digits.test.decoded(), digits.test.labels):
+            logits = model((image[None] / 255 - mean) / std)[0]
             hits += int(logits.argmax() == label)
             losses.append(-logits.log_softmax(0)[label].item())
     assert result["accuracy"] == hits / len(digits.test)
