@@ -181,7 +181,9 @@ def test_takes_any_channels_classes_and_image_sizes(arch: str) -> None:
 
 
 def test_image_size_is_what_the_flattening_networks_take() -> None:
-    assert [arch for arch in names() if arguments(arch)] == ["slim:lenet", "slim:mlp"]
+    assert [arch for arch in names() if "image_size" in arguments(arch)] == ["slim:lenet", "slim:mlp"]
+    assert [arch for arch in names() if arguments(arch)] == ["slim:lenet", "slim:mlp", "slim:unet"]
+    assert arguments("slim:unet") == ["width", "depth"]
     assert arguments("slim:mlp") == ["image_size"]
     assert arguments("torchvision:resnet18") == []
     mlp = build("slim:mlp", num_classes=3, in_channels=2, image_size=8)
