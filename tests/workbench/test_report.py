@@ -24,8 +24,9 @@ from slim.workbench import config, data, models
 from slim.workbench import run as stages
 from slim.workbench.cli import report as command
 from slim.workbench.config import RunConfig
-from slim.workbench.report import advice, card, collect, markdown, page, words
+from slim.workbench.report import advice, card, collect, markdown, page
 from slim.workbench.report.collect import RunRecords
+from slim.workbench.report.columns import stage_name
 from slim.workbench.report.figures import gamma, layers, results, training
 from slim.workbench.report.terminal import stage_table
 from slim.workbench.run import Run
@@ -481,7 +482,7 @@ def test_histograms_keep_their_mass_in_other_bins() -> None:
 def test_markdown_and_card_say_what_the_files_say(whole: Path, run: RunRecords) -> None:
     text = markdown.of([run])
     rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")]
-    assert [row[0] for row in rows[2:]] == ["| " + words.stage(stage) for stage in run.summary]
+    assert [row[0] for row in rows[2:]] == ["| " + stage_name(stage) for stage in run.summary]
     assert rows[4][2] == f"{run.summary['pruned']['params']:,}"
     said = (whole / "model_card.md").read_text()
     assert "N×1×8×8" in said and "pruned by slim" in said

@@ -8,8 +8,7 @@ from typing import Any
 
 from slim.errors import SlimError
 from slim.workbench import config
-from slim.workbench.report import words
-from slim.workbench.report.columns import Record
+from slim.workbench.report.columns import Record, stage_name
 from slim.workbench.tasks.metric import Metric
 
 EVIDENCE = "evidence.json"
@@ -74,7 +73,7 @@ class RunRecords:
         """The stages by name; those of earlier passes come between the baseline and those of the last."""
         every = enumerate([*self.passes, self], 1)
         rows = {self._label(key, n): record for n, each in every for key, record in each.stages.items()}
-        return sorted(rows.items(), key=_after_baseline)
+        return sorted(rows.items(), key=lambda item: item[0] != "baseline")
 
     @property
     def parts(self) -> list[tuple[str, list[dict[str, Any]]]]:
@@ -83,12 +82,12 @@ class RunRecords:
         for n, each in enumerate([*self.passes, self], 1):
             for record in each.epochs:
                 parts.setdefault(self._label(str(record.get("stage")), n), []).append(record)
-        return sorted(parts.items(), key=_after_baseline)
+        return sorted(parts.items(), key=lambda item: item[0] != "baseline")
 
     def _label(self, stage: str, number: int) -> str:
         """The name of a stage, with its pass where a run has several."""
         single = not self.passes or stage in ("baseline", "onnx", "int8")
-        return words.stage(stage) + ("" if single else f", pass {number}")
+        return stage_name(stage) + ("" if single else f", pass {number}")
 
     @property
     def course(self) -> list[dict[str, Any]]:
@@ -108,10 +107,6 @@ class RunRecords:
     def missing(self, part: str) -> str:
         """Return why a part of the evidence isn't there."""
         return str((self.evidence.get("missing") or {}).get(part) or "it wasn't measured")
-
-
-def _after_baseline(item: tuple[str, Any]) -> bool:
-    return item[0] != "baseline"
 
 
 def collect(folder: str | Path) -> RunRecords:

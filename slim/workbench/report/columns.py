@@ -1,4 +1,4 @@
-"""What a stage's record says of its network, column by column: one table for terminal, page, Markdown and card."""
+"""How a stage's record is told, column by column and in words: the same in terminal, page, Markdown and card."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ from slim import tables
 from slim.workbench.tasks.metric import Metric
 
 Record = Mapping[str, Any]  # what summary.json holds for a stage
+STAGES = {"finetuned": "fine-tuned", "onnx": "ONNX", "int8": "INT8"}  # the others are called by their key
 
 
 @dataclass(frozen=True)
@@ -80,3 +81,17 @@ def speed(record: Record) -> str:
     rows = (record.get("bench") or {}).get("rows") or []
     row: Record = next((row for row in rows if row.get("speedup") == record["speedup"]), {})
     return tables.speedup(record["speedup"], row.get("speedup_low"), row.get("speedup_high"))
+
+
+def stage_name(key: str) -> str:
+    """Return the name of a stage, given its key in summary.json."""
+    return STAGES.get(key, key.replace("_", " "))
+
+
+def conditions(bench: dict[str, Any]) -> str:
+    """Return what a benchmark's latencies hold for, given `BenchReport.to_dict()`; "" where there are none."""
+    if not bench.get("rows"):
+        return ""
+    provider = str(bench.get("provider", "")).removesuffix("ExecutionProvider")
+    threads = f"{bench['threads']} threads" if bench.get("threads") else "all cores"
+    return f"onnxruntime, {provider}, {threads}, batch {bench['rows'][0]['batch_size']}, median"

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from slim.workbench.report import words
 from slim.workbench.report.collect import RunRecords
-from slim.workbench.report.columns import columns
+from slim.workbench.report.columns import columns, conditions
 from slim.workbench.report.rendering import code, markdown, render
 
 
@@ -41,7 +40,7 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Markup:
 
 def origin(run: RunRecords) -> Markup:
     """Return where and how the numbers were made, in one line."""
-    measured = words.conditions(run.bench)
+    measured = conditions(run.bench)
     parts = [f"{run.arch} on {run.data}"] if run.arch and run.data else []
     parts += [f"seed {run.settings['seed']}"] if "seed" in run.settings else []
     parts += [f"latency: {measured}"] if measured else []

@@ -16,9 +16,9 @@ import yaml
 
 from slim import tables
 from slim.files import replacing
-from slim.workbench.report import advice, words
+from slim.workbench.report import advice
 from slim.workbench.report.collect import RunRecords
-from slim.workbench.report.columns import columns, every_column, speed
+from slim.workbench.report.columns import columns, conditions, every_column, speed
 from slim.workbench.report.figures import gamma, latency, layers, results, training
 from slim.workbench.report.figures.base import TEMPLATE, Figure
 from slim.workbench.report.rendering import render
@@ -118,7 +118,7 @@ def _facts(run: RunRecords) -> dict[str, str]:
         "Machine": str(made.get("machine", "")),
         "Versions": ", ".join(f"{name} {version}" for name, version in (made.get("versions") or {}).items()),
         "Seed": str(run.settings.get("seed", "")),
-        "Latency": words.conditions(run.bench),
+        "Latency": conditions(run.bench),
         "Training": f"{epochs} epoch{'s' * (epochs > 1)} in {tables.duration(seconds)}" if seconds else "",
     }
 

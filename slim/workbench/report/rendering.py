@@ -9,8 +9,7 @@ from markupsafe import Markup
 
 from slim import tables
 from slim.version import __version__
-from slim.workbench.report import words
-from slim.workbench.report.columns import headline
+from slim.workbench.report.columns import headline, stage_name
 
 
 def render(template: str, **shown: Any) -> str:
@@ -39,7 +38,7 @@ def _environment(medium: str) -> Environment:
         code,
     ):
         made.filters[function.__name__] = function
-    made.globals |= {"stage": words.stage, "headline": headline, "version": __version__}
+    made.globals |= {"stage": stage_name, "headline": headline, "version": __version__}
     return made
 
 

@@ -14,8 +14,7 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from slim.tables import FittingTable
-from slim.workbench.report import words
-from slim.workbench.report.columns import COLUMNS, Record, columns
+from slim.workbench.report.columns import COLUMNS, Record, columns, stage_name
 from slim.workbench.tasks.metric import ACCURACY, Metric
 
 if TYPE_CHECKING:
@@ -116,7 +115,7 @@ def stage_table(stages: Mapping[str, Record], title: str) -> FittingTable:
     """Return stages side by side, in the columns for which any of them has a value."""
     drops = [COLUMNS[key].heading for key in ("channels", "file_size", "params", "latency_ms", "flops")]
     shown = columns(stages.values())
-    rows = [[words.stage(key), *(column.text(record) for column in shown)] for key, record in stages.items()]
+    rows = [[stage_name(key), *(column.text(record) for column in shown)] for key, record in stages.items()]
     return _table(["stage", *(column.heading for column in shown)], rows, drops, title)
 
 

@@ -15,11 +15,11 @@ from slim.files import locked
 from slim.images import ImageSpec
 from slim.prune.plan import PruningPlan
 from slim.trace.size import network_size
-from slim.workbench import config, data, models, report, train
+from slim.workbench import config, data, models, train
 from slim.workbench.config import DataConfig, RunConfig
 from slim.workbench.data import Data
 from slim.workbench.run.networks import Trained, normalised_as
-from slim.workbench.run.records import Records
+from slim.workbench.run.records import Records, totals
 from slim.workbench.run.stages import STAGES
 
 ROOT = Path("checkpoints")
@@ -128,7 +128,7 @@ class Run:
             found = train.evaluate(model, test, network.dataset, compute=settings.compute)
             record |= {metric.name: found[metric.name], "metric": metric.to_dict()}
         if epochs:
-            record["training"] = report.totals(epochs)
+            record["training"] = totals(epochs)
         if made:
             record["prunes"] = len(made)
         checkpoint.save(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from slim.errors import SlimError
 from slim.files import replacing
+from slim.tables import duration, percent
 from slim.workbench import config, train
 from slim.workbench.config import RunConfig
 from slim.workbench.run.stages import STAGES
@@ -121,6 +122,24 @@ class Records:
         with replacing(path) as temporary:
             temporary.write_text(text + "\n" if text else "", encoding="utf-8")
         return path
+
+
+def totals(epochs: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Return what a training took, from its records: `seconds` in all, images per second of its steps, and the share
+    of the steps' time in which they waited for images."""
+    sums = {key: sum(e[key] for e in epochs) for key in ("seconds", "images", "training_seconds", "waiting_seconds")}
+    return {
+        "seconds": sums["seconds"],
+        "images_per_second": sums["images"] / sums["training_seconds"],
+        "waiting": sums["waiting_seconds"] / sums["training_seconds"],
+    }
+
+
+def effort(epochs: Sequence[dict[str, Any]]) -> str:
+    """Return what a training took in one line."""
+    took = totals(epochs)
+    speed, waiting = f"{took['images_per_second']:,.0f} images/s", percent(took["waiting"])
+    return f"{len(epochs)} epochs in {duration(took['seconds'])}; steps at {speed}, {waiting} of it waiting for images"
 
 
 def _before(stage: str, fresh: bool) -> list[str]:

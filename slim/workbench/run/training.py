@@ -14,6 +14,7 @@ from slim.workbench.run.beginning import first_network
 from slim.workbench.run.folder import Run
 from slim.workbench.run.networks import Trained, times_pruned
 from slim.workbench.run.pruning import gradual_pruning
+from slim.workbench.run.records import effort
 from slim.workbench.run.resuming import check_same, is_done
 from slim.workbench.run.stages import STAGES
 
@@ -115,7 +116,7 @@ def _fit_and_save(
     earlier = {network.stage: network.metrics} if network.metrics else {}
     title = "fine-tuning" if stage == "finetuned" else "training"
     run.console.print(report.stage_table({**earlier, stage: record}, title))
-    run.console.print(report.effort(epochs))
+    run.console.print(effort(epochs))
 
 
 def _fit(

@@ -77,23 +77,23 @@ def mark(x: float, text: str = "", *, width: int = 2, right: bool = False) -> di
 
 
 def run_look(index: int, **more: Any) -> dict[str, Any]:
-    """Return solid, dash and symbol of a run in a comparison, as `trace` takes them."""
+    """Return colour, dash and symbol of a run in a comparison, as `trace` takes them."""
     number = index % len(RUN_DASHES)
     look = {"marker_symbol": RUN_SYMBOLS[number], "line_dash": RUN_DASHES[number]}
     return solid(f"--run-{number + 1}") | look | more
 
 
 def solid(name: str) -> dict[str, str]:
-    """Return line and marker in a solid, as `trace` takes them."""
+    """Return line and marker in one colour, as `trace` takes them."""
     return {"line_color": name, "marker_color": name}
 
 
 _FONT = {"family": "--font", "size": 13, "color": "--ink"}
-_AXIS = nested(
-    **{f"{part}color": "--rule" for part in ("line", "zeroline", "tick")},
-    **{"title_font_size": 13, "title_font_color": "--soft", "title_standoff": 8},
-    **{"tickfont_size": 12, "tickfont_color": "--soft", "gridcolor": "--grid", "automargin": True, "ticks": ""},
-)
+_AXIS = {
+    "title": {"font": {"size": 13, "color": "--soft"}, "standoff": 8},
+    "tickfont": {"size": 12, "color": "--soft"},
+    **{"linecolor": "--rule", "zerolinecolor": "--rule", "gridcolor": "--grid", "automargin": True},
+}
 TEMPLATE: dict[str, Any] = {
     "layout": {
         **{"paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)", "font": _FONT, "hovermode": "closest"},

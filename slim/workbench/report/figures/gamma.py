@@ -62,9 +62,9 @@ def by_layer(run: RunRecords) -> Figure | None:
     names = [name for name, values in layers.items() if values["kept"] or values["removed"]]
     if not names:
         return None
-    left_out = len(names) - RIDGES
-    if left_out > 0:
-        names = [names[round(i * (len(names) - 1) / (RIDGES - 1))] for i in range(RIDGES)]
+    shown = np.linspace(0, len(names) - 1, min(len(names), RIDGES)).round().astype(int)
+    some = f" Of {len(names)} layers, {RIDGES} are shown." if len(names) > RIDGES else ""
+    names = [names[i] for i in shown]
     # On an axis of √|γ|: that is where the small ones, between which the choice falls, lie apart
     top = float(np.sqrt(max(max(values, default=0) for name in names for values in layers[name].values()))) or 1.0
     traces = [ridge for base, name in enumerate(reversed(names)) for ridge in _ridge(name, layers[name], base, top)]
@@ -88,7 +88,6 @@ def by_layer(run: RunRecords) -> Figure | None:
         layout |= _threshold(evidence["threshold"], evidence["threshold"] ** 0.5, top)
     coupled = any(row.get("tie") is not None for row in run.evidence.get("layers") or [])
     ties = " Coupled channels are judged by their group, so single γ may lie across the line." if coupled else ""
-    some = f" Of {left_out + RIDGES} layers, {RIDGES} are shown." if left_out > 0 else ""
     caption = (
         "Each ridge is one layer's |γ| at the moment of pruning, the first layer on top, every ridge scaled to its own "
         f"height. Layers with most of their mass at zero have most of their channels removed.{ties}{some}"

@@ -31,7 +31,7 @@ def layers(run: RunRecords) -> Figure | None:
         if any(heights)
     ]
     lanes = _lanes(rows)
-    deepest = max(lanes.values(), default=0)
+    deepest = max((lane for _, lane in lanes), default=0)
     bottom = min(0.4, 0.035 * (1 + deepest)) + 0.02 if lanes else 0.0
     named = places if len(rows) <= NAMED else places[:: -(-len(rows) // NAMED)]
     layout = axes(
@@ -48,7 +48,7 @@ def layers(run: RunRecords) -> Figure | None:
         yaxis_rangemode="tozero",
     )
     if lanes:
-        traces += [_lane(rows, tie, -lane) for tie, lane in lanes.items()]
+        traces += [_lane(rows, members, lane) for members, lane in lanes]
         layout["yaxis2"] = {"domain": [0, bottom - 0.02], "range": [-deepest - 0.6, 0.6], "visible": False}
     kept, gone = sum(bars["kept"][0]), sum(bars["removed"][0])
     ties = " Dots on one line beneath are coupled: a channel is removed in all of them or none." if lanes else ""
@@ -80,28 +80,26 @@ def layer_text(row: Record, shares: Mapping[str, Mapping[str, float]]) -> str:
     return "<br>".join(lines)
 
 
-def _lane(rows: Sequence[Record], tie: int, height: int) -> Trace:
+def _lane(rows: Sequence[Record], members: Sequence[int], lane: int) -> Trace:
     """A line beneath the bars that joins coupled layers."""
-    members = [place for place, row in enumerate(rows, 1) if row.get("tie") == tie]
     names = ", ".join(rows[place - 1]["name"] for place in members[:6])
     more = f" and {len(members) - 6} more" if len(members) > 6 else ""
     look = {"mode": "lines+markers", "line_width": 1.5, "marker_size": 6, "yaxis": "y2", "showlegend": False}
-    look |= solid("--plain")
-    return trace("scatter", members, [height] * len(members), "coupled", f"coupled: {names}{more}", **look)
+    hover = f"coupled: {names}{more}"
+    return trace("scatter", members, [-lane] * len(members), "coupled", hover, **look, **solid("--plain"))
 
 
-def _lanes(rows: Sequence[Record]) -> dict[int, int]:
-    """For each group of coupled layers the lane to draw it in: the first that is free over its whole extent."""
-    extent: dict[int, list[int]] = {}
-    for place, row in enumerate(rows):
-        if row.get("tie") is not None:
-            extent.setdefault(row["tie"], []).append(place)
-    busy: list[int] = []  # where each lane is free again
-    lanes: dict[int, int] = {}
-    for tie, places in sorted(extent.items(), key=lambda item: item[1][0]):
+def _lanes(rows: Sequence[Record]) -> list[tuple[list[int], int]]:
+    """The places of coupled layers, and the lane to draw each group in: the first that is free over its extent."""
+    ties = dict.fromkeys(row["tie"] for row in rows if row.get("tie") is not None)
+    groups = [[place for place, row in enumerate(rows, 1) if row.get("tie") == tie] for tie in ties]
+    ends: list[int] = []  # of the last group in each lane
+    lanes = []
+    for places in groups:
         if len(places) > 1:
-            lanes[tie] = next((i for i, end in enumerate(busy) if end < places[0]), len(busy))
-            busy[lanes[tie] : lanes[tie] + 1] = [places[-1]]
+            lane = next((i for i, end in enumerate(ends) if end < places[0]), len(ends))
+            ends[lane : lane + 1] = [places[-1]]
+            lanes.append((places, lane))
     return lanes
 
 

@@ -1,7 +1,6 @@
 """Figures of what pruning costs: the metric against the share of channels, and several runs' results."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from slim.workbench.report.advice import spread
 from slim.workbench.report.collect import RunRecords
@@ -40,19 +39,17 @@ def _sweep(run: RunRecords, index: int, *, alone: bool) -> list[Trace]:
     """The curves of a run: right after pruning, recovered, and its result as a star."""
     sweep, prefix = run.evidence["tradeoff"], "" if alone else f"{run.name}, "
     value = f"{run.metric.title} %{{y:{run.metric.spec()}}}"
+    left = "FLOPs left %{customdata[0]:.1%}, parameters %{customdata[1]:.1%}"
     traces: list[Trace] = []
     for key, label in (("recovered", "recovered, without training"), (run.metric.name, "right after pruning")):
         points = [point for point in sweep["points"] if point.get(key) is not None]
         look = run_look(index, mode="lines+markers", line_dash="dot" if traces else "solid")
         look |= solid("--before") if alone and traces else {}
-        hover = (
-            f"<b>{label}</b><br>%{{x:.1%}} of channels removed<br>{value}<br>"
-            "FLOPs left %{customdata[0]:.1%}, parameters %{customdata[1]:.1%}"
-        )
+        hover = f"<b>{label}</b><br>%{{x:.1%}} of channels removed<br>{value}<br>{left}"
         if points:
             x, y = [point["ratio"] for point in points], [point[key] for point in points]
-            left = [[point["flops"], point["params"]] for point in points]
-            traces.insert(0, trace("scatter", x, y, prefix + label, hover, customdata=left, **look))
+            sizes = [[point["flops"], point["params"]] for point in points]
+            traces.insert(0, trace("scatter", x, y, prefix + label, hover, customdata=sizes, **look))
     if sweep.get("chosen") is not None and sweep.get("result") is not None:
         look = run_look(index, mode="markers", marker_size=15, marker_symbol="star")
         look |= solid("--threshold") if alone else {}
@@ -72,21 +69,17 @@ def frontier(runs: Sequence[RunRecords], key: str) -> Figure | None:
     ]
     if len(points) < 2:
         return None
-
-    def beats(p: Any, q: Any) -> bool:
-        return p[:2] != q[:2] and p[0] <= q[0] and not metric.is_better(q[1], p[1])
-
-    best = sorted(p[:2] for p in points if not any(beats(q, p) for q in points))
+    best: list[tuple[float, float]] = []  # by size; each has a better metric than all that are smaller
+    for size, value in sorted((p[:2] for p in points), key=lambda p: (p[0], metric.loss(0, p[1]))):
+        if not best or metric.is_better(value, best[-1][1]):
+            best.append((size, value))
     line = {"color": "--plain", "width": 1.5, "dash": "dash", "shape": "hv"}
-    best_x, best_y = zip(*best, strict=True)
-    traces = [trace("scatter", best_x, best_y, "frontier", mode="lines", line=line)]
+    traces = [trace("scatter", [p[0] for p in best], [p[1] for p in best], "frontier", mode="lines", line=line)]
     for size, value, i, run in points:
         share = f"{column.heading} {column.format(size)}, {size / run.before[key]:.1%} of the original"
-        look = run_look(
-            i, mode="markers+text", text=[run.name], textposition="top center", cliponaxis=False, marker_size=13
-        )
         hover = f"<b>{run.name}</b><br>{metric.title} {metric.format(value)}<br>{share}"
-        traces.append(trace("scatter", [size], [value], run.name, hover, **look))
+        look = {"mode": "markers+text", "text": [run.name], "textposition": "top center", "cliponaxis": False}
+        traces.append(trace("scatter", [size], [value], run.name, hover, **run_look(i, marker_size=13), **look))
     sizes, values, *_ = zip(*points, strict=True)
     low, high = min(values), max(values)
     margin = (high - low or 0.01) / 4

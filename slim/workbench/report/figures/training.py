@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from slim.workbench.report import words
 from slim.workbench.report.collect import RunRecords
-from slim.workbench.report.columns import Record
+from slim.workbench.report.columns import Record, stage_name
 from slim.workbench.report.figures.base import Figure, Trace, axes, axis, nested, note, run_look, solid, trace
 from slim.workbench.tasks.metric import Metric
 
@@ -30,8 +29,12 @@ def training(run: RunRecords) -> Figure:
     ]
     lines = [line for line in lines if _any(records, line[1]) and (shrinks or line[0] != "channels")]
     panels = list(dict.fromkeys(panel for panel, *_ in lines))
+    epochs = nested(
+        title_text="epoch, all trainings one after the other", range=[0.5, len(records) + 0.5], showgrid=False
+    )
+    epochs |= {"dtick": 1} if len(records) < 15 else {"nticks": 12}
     grid = {"rows": len(panels), "columns": 1, "pattern": "coupled", "ygap": 0.22, "domain": {"y": [0, TOP]}}
-    layout = {"hovermode": "x unified", "grid": grid, "xaxis": _epochs(len(records)), **_bands(run)}
+    layout = {"hovermode": "x unified", "grid": grid, "xaxis": epochs, **_bands(run)}
     layout |= {axis("yaxis", i): _scale(panel, metric) for i, panel in enumerate(panels)}
     layout["legend"] = {"y": -0.09, "yanchor": "top"}
     traces: list[Trace] = []
@@ -83,12 +86,6 @@ def _scale(panel: str, metric: Metric) -> dict[str, Any]:
     return nested(title_text=panel) | scales.get(panel, {"rangemode": "tozero", "exponentformat": "power"})
 
 
-def _epochs(count: int) -> dict[str, Any]:
-    ticks = {"tick0": 1, "dtick": 1} if count < 15 else {"tick0": 0, "nticks": 12}
-    title = nested(title_text="epoch, all trainings one after the other")
-    return {**title, "range": [0.5, count + 0.5], "showgrid": False, **ticks}
-
-
 def _caption(run: RunRecords, shrinks: bool) -> str:
     name, small = run.metric.title, [e["near_zero"] for e in run.course if e.get("near_zero") is not None]
     texts = {
@@ -112,7 +109,7 @@ def progress(runs: Sequence[RunRecords]) -> Figure | None:
         trace(
             *("scatter", range(1, len(run.course) + 1), [epoch.get(key) for epoch in run.course], run.name),
             f"<b>{run.name}</b> {hover}",
-            customdata=[f"{words.stage(str(e.get('stage')))}, epoch {e.get('epoch')}" for e in run.course],
+            customdata=[f"{stage_name(str(e.get('stage')))}, epoch {e.get('epoch')}" for e in run.course],
             **run_look(i, mode="lines" if len(run.course) > 1 else "markers"),
         )
         for i, run in enumerate(runs)
