@@ -16,19 +16,15 @@ EVIDENCE = "evidence.json"
 
 @dataclass
 class RunRecords:
-    """A run's records. A part that the run doesn't have is empty.
-
-    sizes: bytes of each ONNX file
-    passes: the records of all passes but the last, in multi-pass slimming
-    """
+    """A run's records. A part that the run doesn't have is empty."""
 
     folder: Path
     settings: dict[str, Any] = field(default_factory=dict)  # config.yaml
     summary: dict[str, Any] = field(default_factory=dict)  # summary.json
     epochs: list[dict[str, Any]] = field(default_factory=list)  # metrics.jsonl
     evidence: dict[str, Any] = field(default_factory=dict)  # evidence.json
-    sizes: dict[str, int] = field(default_factory=dict)
-    passes: list["RunRecords"] = field(default_factory=list)
+    sizes: dict[str, int] = field(default_factory=dict)  # bytes of each ONNX file
+    passes: list["RunRecords"] = field(default_factory=list)  # all but the last, in multi-pass slimming
 
     @property
     def name(self) -> str:

@@ -13,18 +13,13 @@ STAGES = {"finetuned": "fine-tuned", "onnx": "ONNX", "int8": "INT8"}  # the othe
 
 @dataclass(frozen=True)
 class Column:
-    """How one value of a stage is shown.
+    """How one value of a stage is shown."""
 
-    key: where it is in the stage's record
-    brief: the value where there is little room, by default as everywhere
-    change: how one value became another, as text
-    """
-
-    key: str
+    key: str  # in the stage's record
     heading: str
     format: Callable[[Any], str]
-    brief: Callable[[Any], str] | None = None
-    change: Callable[[Any, Any], str] = tables.change
+    brief: Callable[[Any], str] | None = None  # where there is little room, if not as everywhere
+    change: Callable[[Any, Any], str] = tables.change  # how one value became another
 
     def text(self, record: Record, *, brief: bool = False) -> str:
         """Return the value as text, in its brief form where there is one; "" where there is no value."""

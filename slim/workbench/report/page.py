@@ -103,8 +103,8 @@ def _cards(run: RunRecords) -> list[dict[str, str]]:
         if column.key == "channels":
             continue
         was, now = (column.text(record, brief=True) for record in (before, after))
-        faster = column.key == "latency_ms" and after.get("speedup")
-        by = speed(after) if faster else column.change_text(before, after)
+        measured = column.key == "latency_ms" and after.get("speedup")
+        by = speed(after) if measured else column.change_text(before, after)
         label = names.get(column.key, column.heading.capitalize())
         cards.append({"label": label, "now": now.replace("%", " %"), "was": was if now and run.after else "", "by": by})
     return cards

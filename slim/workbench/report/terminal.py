@@ -6,7 +6,7 @@ progress is a plain line now and then. Colours follow NO_COLOR and the terminal,
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group, RenderableType
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 LINES_PER_TRAINING = 10  # where there is no terminal to draw in
 EPOCHS_SHOWN = 8  # in the live table
 HISTOGRAM = "|γ|, 0 to largest"  # a column's heading
-SPARKS = "▁▂▃▄▅▆▇█"
+SPARKS = "▁▂▃▄▅▆▇█"  # eight heights
 
 
 @contextmanager
@@ -50,10 +50,8 @@ def training(
     def shown() -> RenderableType:
         return Group(epoch_table(records[-EPOCHS_SHOWN:], metric), bar) if records else bar
 
-    if not console.is_terminal:
-        yield on_step, on_epoch
-        return
-    with Live(console=console, get_renderable=shown, refresh_per_second=8):
+    live = Live(console=console, get_renderable=shown, refresh_per_second=8)
+    with live if console.is_terminal else nullcontext():
         yield on_step, on_epoch
 
 
@@ -107,8 +105,7 @@ def sparkline(counts: Sequence[float], width: int = 16) -> str:
     step = max(1, math.ceil(len(counts) / width))
     merged = [sum(counts[i : i + step]) for i in range(0, len(counts), step)]
     top = max(merged, default=0)
-    heights = [min(len(SPARKS) - 1, int(math.sqrt(n / top) * len(SPARKS))) if n > 0 else -1 for n in merged]
-    return "".join(SPARKS[height] if height >= 0 else " " for height in heights)
+    return "".join(SPARKS[min(7, int(8 * math.sqrt(n / top)))] if n > 0 else " " for n in merged)
 
 
 def stage_table(stages: Mapping[str, Record], title: str) -> FittingTable:

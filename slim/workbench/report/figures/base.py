@@ -16,20 +16,15 @@ SIDES = {"before": "original", "after": "pruned", "int8": "INT8"}
 
 @dataclass
 class Figure:
-    """A figure of the page.
+    """A figure of the page."""
 
-    name: its part of the page's ids
-    caption: what to see in it
-    frames: for a figure with a slider, what each position shows: a label, a detail, the heights of the bars
-    """
-
-    name: str
+    name: str  # in the page's ids
     title: str
-    caption: str
+    caption: str  # what to see in it
     traces: list[Trace]
     layout: dict[str, Any] = field(default_factory=dict)
     height: int = 380
-    frames: list[dict[str, Any]] = field(default_factory=list)
+    frames: list[dict[str, Any]] = field(default_factory=list)  # of a slider: label, detail, heights of the bars
 
 
 def nested(**flat: Any) -> dict[str, Any]:

@@ -99,7 +99,8 @@ def _ridge(name: str, values: Mapping[str, list[float]], base: int, top: float) 
     """The densities of a layer's removed and kept channels, standing on `base`."""
     grid = np.linspace(-0.05 * top, 1.02 * top, 200)
     found = {key: np.array(values[key]) for key in ("removed", "kept") if values[key]}
-    curves = {key: _density(np.sqrt(each), grid, 0.015 * top) for key, each in found.items()}
+    apart = {key: (grid[:, None] - np.sqrt(each)) / (0.015 * top) for key, each in found.items()}
+    curves = {key: np.exp(-0.5 * each**2).sum(1) for key, each in apart.items()}  # Gaussian kernels
     tallest = max(float(curve.max()) for curve in curves.values()) or 1.0
     traces = []
     for key, each in found.items():
@@ -110,12 +111,6 @@ def _ridge(name: str, values: Mapping[str, list[float]], base: int, top: float) 
         x = grid.round(5).tolist()
         traces.append(trace("scatter", [x[0], *x, x[-1]], [base, *y, base], key, **look))
     return traces
-
-
-def _density(values: np.ndarray, grid: np.ndarray, width: float) -> np.ndarray:
-    """A Gaussian kernel density times the number of values."""
-    density: np.ndarray = np.exp(-0.5 * ((grid[:, None] - values[None]) / width) ** 2).sum(1)
-    return density
 
 
 def _threshold(threshold: float, x: float, top: float) -> dict[str, Any]:

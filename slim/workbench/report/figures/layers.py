@@ -34,13 +34,14 @@ def layers(run: RunRecords) -> Figure | None:
     deepest = max((lane for _, lane in lanes), default=0)
     bottom = min(0.4, 0.035 * (1 + deepest)) + 0.02 if lanes else 0.0
     named = places if len(rows) <= NAMED else places[:: -(-len(rows) // NAMED)]
+    names = [rows[place - 1]["name"] for place in named]
     layout = axes(
         *("", "channels"),
         barmode="stack",
         bargap=0.15 if many else 0.4,
         xaxis_range=[0.4, len(rows) + 0.6],
         xaxis_tickvals=named,
-        xaxis_ticktext=[_short(rows[place - 1]["name"]) for place in named],
+        xaxis_ticktext=[name if len(name) <= 22 else f"…{name[-21:]}" for name in names],
         xaxis_tickangle=-90 if many else None,
         xaxis_showgrid=False,
         xaxis_anchor="y2" if lanes else "y",
@@ -53,9 +54,8 @@ def layers(run: RunRecords) -> Figure | None:
     kept, gone = sum(bars["kept"][0]), sum(bars["removed"][0])
     ties = " Dots on one line beneath are coupled: a channel is removed in all of them or none." if lanes else ""
     caption = (
-        f"{gone:,} of {kept + gone:,} prunable output channels were removed, layers in the order of "
-        "execution. The full height is the original width, the hatched part is what was removed. Hover for shapes, "
-        f"FLOPs and time.{ties}"
+        f"{gone:,} of {kept + gone:,} prunable output channels were removed, layers in the order of execution. The full "
+        f"height is the original width, the hatched part is what was removed. Hover for shapes, FLOPs and time.{ties}"
     )
     return Figure("layers", "Channels of every layer", caption, traces, layout, 460 if many else 400)
 
@@ -101,7 +101,3 @@ def _lanes(rows: Sequence[Record]) -> list[tuple[list[int], int]]:
             ends[lane : lane + 1] = [places[-1]]
             lanes.append((places, lane))
     return lanes
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 22 else "…" + name[-21:]

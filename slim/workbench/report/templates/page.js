@@ -112,17 +112,15 @@
   };
   const start = async () => {
     show(theme);
-    try {
-      if (Object.keys(figures).length) await unpack();
-    } catch (error) {
-      all(".plot").forEach((place) => { place.textContent = "This figure needs a browser of 2023 or later."; });
-      throw error;
-    }
+    if (Object.keys(figures).length) await unpack();
     for (const [name, { frames }] of Object.entries(figures)) {
       await draw(name);
       if (frames.length) slide(name);
     }
     root.dataset.ready = "yes";
   };
-  start();
+  start().catch((error) => {
+    all(".plot:empty").forEach((place) => { place.textContent = "This figure needs a browser of 2023 or later."; });
+    throw error;
+  });
 })();
