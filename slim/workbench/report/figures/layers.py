@@ -54,8 +54,8 @@ def layers(run: RunRecords) -> Figure | None:
     kept, gone = sum(bars["kept"][0]), sum(bars["removed"][0])
     ties = " Dots on one line beneath are coupled: a channel is removed in all of them or none." if lanes else ""
     caption = (
-        f"{gone:,} of {kept + gone:,} prunable output channels were removed, layers in the order of execution. The full "
-        f"height is the original width, the hatched part is what was removed. Hover for shapes, FLOPs and time.{ties}"
+        f"{gone:,} of {kept + gone:,} prunable output channels were removed, layers in the order of execution. The "
+        f"full height is the original width, the hatched part what was removed. Hover for shapes, FLOPs and time.{ties}"
     )
     return Figure("layers", "Channels of every layer", caption, traces, layout, 460 if many else 400)
 
