@@ -41,7 +41,8 @@ class PruningPlan:
     `masks` says what is zero in the original where they are masked, `cuts` what every parameter and buffer loses, both
     as tensor name -> dimension -> indices. (`cuts` names tensors in plain attributes of modules, too; `shapes` doesn't,
     for a model that never ran may lack them.) `selects` are the BatchNorms that choose their own channels of a shared
-    stream (mode "select"). `kinds` says by what kinds of layers the channels that count are made: kind -> number.
+    stream (mode "select"). `sizes` are the new values of sizes that modules keep: "module.attribute" -> number or list.
+    `kinds` says by what kinds of layers the channels that count are made: kind -> number.
     `totals` holds (before, after) of channels, params and flops. `frozen` says what couldn't be touched: reason ->
     layer -> number of channels. `shortfall` is empty where the request was met to within a point, else one line on what
     held it back. `timing` is what was measured for a latency budget: runtime, milliseconds of the original and the thin

@@ -90,7 +90,7 @@ class Change:
     """What a plan changes in a model, spelled out.
 
     `cuts` names what each tensor loses along each dimension; `sizes` are new values of attributes
-    ("module.attribute") that forward code reads; `selects` gives for BatchNorms that read a shared stream the channels
+    ("module.attribute") that modules keep; `selects` gives for BatchNorms that read a shared stream the channels
     of it that they choose; what is `optional` among the cuts is left out where the model has no such tensor.
     """
 
@@ -170,10 +170,11 @@ def _adjust(model: nn.Module, change: Change) -> None:
     for name, value in change.sizes.items():  # first, because the number of groups tells how many channels they take
         owner, _, attribute = name.rpartition(".")
         holder = modules.get(owner + "." if owner else "")
-        if not hasattr(holder, attribute):
-            raise SlimError(f"the plan doesn't fit this model: it has no attribute {name!r}")
-        kind = type(getattr(holder, attribute))
-        setattr(holder, attribute, kind(value))
+        if holder is None:
+            raise SlimError(f"the plan doesn't fit this model: it has no module {owner!r}")
+        if hasattr(holder, attribute):  # what was set after it was built may be missing in one that is built anew
+            kind = type(getattr(holder, attribute))
+            setattr(holder, attribute, kind(value))
     for owner in {_owner(name) for name in change.cuts}:
         if (module := modules.get(owner and owner + ".")) is not None:
             resize(module)

@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_map_only
 
 from slim.errors import SlimError
 from slim.trace.attention import run_headwise
+from slim.trace.attributes import noting_reads
 from slim.trace.classes import Classes, Ints
 from slim.trace.codes import Bools, clear, codes_on, fresh_from, is_labelled, name_of, set_codes, set_name
 from slim.trace.constants import constants_of, mark_result
@@ -61,6 +62,7 @@ class Trace:
     selecting: set[str] = field(default_factory=set)
     whole_groups: bool = False
     group_counts: dict[str, Ints] = field(default_factory=dict)
+    read: set[str] = field(default_factory=set)  # "module.attribute" of stored sizes that forward code reads
     streams: set[str] = field(default_factory=set)
     products: list[Product] = field(default_factory=list)
     stored: set[str] = field(default_factory=set)  # names in `shapes` of what lies in plain attributes of modules
@@ -216,7 +218,7 @@ class Tracer(Labeller, TorchDispatchMode):
 
     def __init__(self, classes: Classes, traced: "Trace") -> None:
         super().__init__(classes, traced.selecting, traced.whole_groups)
-        self.meta = traced.inputs_are_meta
+        self.meta, self.read = traced.inputs_are_meta, traced.read
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:  # nothing is compiled here, and the guard against it costs a quarter
@@ -318,7 +320,8 @@ def call(model: nn.Module, example_inputs: Any) -> Any:
 def run_once(copied: nn.Module, example_inputs: Any, tracer: Tracer, *, training: bool) -> dict[str, Tensor]:
     """Run a copy under the tracer and freeze what it returns; the tensors of its output."""
     with restored(copied) as state:
-        with tracing_mode(copied, training=training), OneStep(tracer), tracer:
+        reads = noting_reads(copied, tracer.read)
+        with tracing_mode(copied, training=training), reads, OneStep(tracer), tracer:
             outputs = output_tensors(call(copied, example_inputs))
         for name, written in state.written().items():
             _carry_over(tracer, name, state.tensors[name], written)

@@ -1,0 +1,217 @@
+"""Sizes that modules keep and forward doesn't read: they follow the layer whose width they are, where only one is."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from networks import difference, randomise
+from torch import Tensor, nn
+
+import slim
+
+X = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+
+
+def conv_bn(i: int, o: int, k: int = 1, groups: int = 1) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(i, o, k, padding=k // 2, groups=groups, bias=False), nn.BatchNorm2d(o))
+
+
+def fused(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    assert bn.running_mean is not None and bn.running_var is not None
+    scale = bn.weight / (bn.running_var + bn.eps).sqrt()
+    return conv.weight * scale.reshape(-1, 1, 1, 1), bn.bias - bn.running_mean * scale
+
+
+class Halves(nn.Module):
+    """Ultralytics' C2f: another forward reads the width of the parts that this one cuts by their number."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.c = width
+        self.widths = (width, width)
+        self.cv1, self.cv2 = conv_bn(3, 2 * width), nn.Conv2d(2 * width, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.cv1(x).relu().chunk(2, 1)
+        return self.cv2(torch.cat((a, b.tanh()), 1))
+
+    def other(self, x: Tensor) -> Tensor:
+        a, b = self.cv1(x).relu().split((self.c, self.c), 1)
+        c, d = self.cv1(x).relu().split(self.widths, 1)
+        assert torch.equal(a, c) and torch.equal(b, d)
+        return self.cv2(torch.cat((a, b.tanh()), 1))
+
+
+class Depthwise(nn.Module):
+    """A block in training form, which becomes one convolution from sizes of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.groups = self.width = 24
+        self.stem, self.wide, self.narrow = conv_bn(3, 24), conv_bn(24, 24, 3, 24), conv_bn(24, 24, 1, 24)
+        self.head = nn.Conv2d(24, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        return self.head((self.wide(x) + self.narrow(x)).relu())
+
+    def other(self, x: Tensor) -> Tensor:
+        whole = nn.Conv2d(self.width, self.width, 3, padding=1, groups=self.groups, dtype=x.dtype)
+        (k3, b3), (k1, b1) = (fused(branch[0], branch[1]) for branch in (self.wide, self.narrow))
+        whole.weight.data, whole.bias = k3 + F.pad(k1, [1] * 4), nn.Parameter(b3 + b1)
+        return self.head(whole(self.stem(x).relu()).relu())
+
+
+class Grouped(nn.Module):
+    """A list of widths, of which one is the input of a grouped layer, and no size of its weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes = [12, 24]
+        self.stem, self.more = conv_bn(3, 12), conv_bn(12, 24, 3, 12)
+        self.head = nn.Conv2d(24, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.more(self.stem(x).relu()).relu())
+
+    def other(self, x: Tensor) -> Tensor:
+        taken, made = self.sizes
+        x = self.stem(x).relu().reshape(len(x), taken, *x.shape[2:])
+        return self.head(self.more(x).relu().reshape(len(x), made, *x.shape[2:]))
+
+
+class Nested(nn.Module):
+    """The widths of layers further down."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = 20
+        self.body = nn.Sequential(nn.Sequential(conv_bn(3, 20, 3), nn.ReLU()))
+        self.head = nn.Conv2d(20, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x))
+
+    def other(self, x: Tensor) -> Tensor:
+        head = nn.Conv2d(self.features, 4, 1, dtype=x.dtype)
+        head.load_state_dict(self.head.state_dict())
+        return head(self.body(x))
+
+
+@pytest.mark.parametrize("kind", [Halves, Depthwise, Grouped, Nested])
+def test_other_methods_find_the_sizes_of_the_thin_network(kind: Callable[[], Any]) -> None:
+    torch.manual_seed(0)
+    model = randomise(kind()).eval()
+    plan = slim.plan(model, X, ratio=0.5)
+    plan = slim.PruningPlan.from_dict(plan.to_dict())
+    thin = plan.apply(model)
+    assert plan.sizes and difference(model, thin, plan.removed, X) < 1e-12
+    for name, size in plan.sizes.items():
+        before, after = (
+            getattr(m.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) for m in (model, thin)
+        )
+        assert after == size != before and type(after) is type(before)
+    thin, x = thin.double(), X.double()
+    torch.testing.assert_close(thin.other(x), thin(x), rtol=1e-12, atol=1e-12)
+    assert model.other(X).shape == model(X).shape  # and the original keeps its own
+
+
+class Keeps(nn.Module):
+    """Three layers, and a number that may mean one of their sizes."""
+
+    def __init__(self, size: Any, first: int = 16, second: int = 24, made: int = 10) -> None:
+        super().__init__()
+        self.size = size
+        self.a, self.b, self.c = conv_bn(3, first), conv_bn(first, second, 3), nn.Conv2d(second, made, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(self.b(self.a(x).relu()).relu())
+
+
+class Resized(Keeps):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.interpolate(super().forward(x), size=self.size).mean((2, 3))
+
+
+class ResizedInTraining(Keeps):
+    def forward(self, x: Tensor) -> Tensor:
+        x = super().forward(x)
+        return (F.interpolate(x, size=self.size) if self.training else x).mean((2, 3))
+
+
+class ResizedInInference(Keeps):
+    def forward(self, x: Tensor) -> Tensor:
+        x = super().forward(x)
+        return (x if self.training else F.interpolate(x, size=self.size)).mean((2, 3))
+
+
+class Final(Keeps):
+    def __init_subclass__(cls) -> None:
+        raise TypeError("final")
+
+
+STAY: dict[str, Callable[[], nn.Module]] = {
+    "no width": lambda: Keeps(17),
+    "two layers of this width": lambda: Keeps(16, 16, 16),
+    "a width that stays as well": lambda: Keeps(10, 10),
+    "a kernel's size": lambda: Keeps(3, 3),
+    "a list of which one is no width": lambda: Keeps([16, 17]),
+    "a flag": lambda: Keeps(True),
+    "part of a width, but not pruned alike": lambda: Keeps(8),
+    "what forward reads": lambda: Resized(16),
+    "what forward reads in training": lambda: ResizedInTraining(16),
+    "what forward reads in inference": lambda: ResizedInInference(16),
+    "a class that has no subclasses": lambda: Final(16),
+}
+
+
+@pytest.mark.parametrize("name", STAY)
+def test_what_may_mean_something_else_stays(name: str) -> None:
+    torch.manual_seed(0)
+    model = randomise(STAY[name]()).eval()
+    scores = {n: m.weight for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    plan = slim.plan(model, X, ratio=0.5, score=scores)
+    thin = plan.apply(model)
+    assert not plan.sizes and thin.size == model.size
+    assert type(thin) is type(model) and difference(model, thin, plan.removed, X) < 1e-12
+
+
+def test_a_size_set_later_is_not_asked_of_a_network_built_anew() -> None:
+    model = randomise(Keeps(0)).eval()
+    model.noted = 16  # type: ignore[assignment]
+    plan = slim.plan(model, X, ratio=0.5)
+    assert plan.apply(model).noted == plan.sizes["noted"] < 16
+    anew = Keeps(0)
+    anew.load_state_dict(model.state_dict())
+    assert not hasattr(plan.apply(anew), "noted")
+
+
+def timm_pruned(name: str) -> tuple[Any, Tensor]:
+    torch.manual_seed(0)
+    model, x = randomise(timm.create_model(name, num_classes=10)).eval(), torch.randn(1, 3, 64, 64)
+    return slim.plan(model, x, ratio=0.5).apply(model).double(), x.double()
+
+
+@pytest.mark.parametrize("name", ["mobileone_s0", "fastvit_t8", "repvgg_a0", "repghostnet_050"])
+@torch.no_grad()
+def test_thin_networks_of_timm_can_be_reparameterized(name: str) -> None:
+    thin, x = timm_pruned(name)
+    whole = copy.deepcopy(thin)
+    blocks = [block for block in whole.modules() if hasattr(block, "reparameterize")]
+    for block in blocks:
+        block.reparameterize()
+    assert blocks and sum(1 for _ in whole.parameters()) < sum(1 for _ in thin.parameters())
+    torch.testing.assert_close(whole(x), thin(x), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0", "densenet121", "regnetx_002", "mobilenetv3_small_100"])
+@torch.no_grad()
+def test_thin_networks_of_timm_take_a_new_head(name: str) -> None:
+    thin, x = timm_pruned(name)
+    assert thin.num_features == thin.forward_features(x).shape[1]
+    thin.reset_classifier(5)
+    assert thin.double()(x).shape == (1, 5)
