@@ -104,7 +104,7 @@ def test_gammas_are_those_of_the_sparse_network_and_the_threshold_parts_them(who
     model, plan = slim.load(whole / "sparse.safetensors"), PruningPlan.load(whole / "plan.json")
     found = run.evidence["gamma"]
     for name, values in found["layers"].items():
-        truth = model.get_submodule(name).weight.detach().abs()
+        truth = model.get_parameter(f"{name}.weight").detach().abs()
         gone = torch.zeros(len(truth), dtype=torch.bool)
         gone[plan.removed.get(name, [])] = True
         assert np.allclose(values["removed"], truth[gone].sort().values, rtol=1e-3)
@@ -169,7 +169,7 @@ def test_examples_are_all_the_disagreements(whole: Path, run: RunRecords) -> Non
     assert found["images"] == len(labels) and found["both"] == (before & after).sum()
     assert found["lost_count"] == (before & ~after).sum() and found["won_count"] == (after & ~before).sum()
     assert len(found["lost"]) == min(12, found["lost_count"]) and found["lost_count"] + found["won_count"] > 0
-    originals = {image.numpy().tobytes() for image in dataset.test.images[before & ~after, 0]}
+    originals = {image.numpy().tobytes() for image in dataset.test.decoded()[before & ~after, 0]}
     for sample in found["lost"]:
         assert pixels(sample["image"]).tobytes() in originals
         assert sample["before"]["says"] == sample["truth"] != sample["after"]["says"]
@@ -187,7 +187,7 @@ def test_kernels_show_what_was_removed_in_grey(whole: Path, run: RunRecords) -> 
         assert grey[out].all() and grey[:, inputs].all()
         kept = np.ix_(*(np.setdiff1d(np.arange(n), gone) for n, gone in zip(grey.shape, (out, inputs))))
         assert not grey[kept].any()
-        norms = model.get_submodule(pair["layer"]).weight.detach().flatten(2).norm(dim=2).numpy()[kept]
+        norms = model.get_parameter(f"{pair['layer']}.weight").detach().flatten(2).norm(dim=2).numpy()[kept]
         brightness = seen[..., 1][kept].astype(float)  # green rises all along the scale
         assert np.corrcoef(norms.ravel(), brightness.ravel())[0, 1] > 0.95
         assert pixels(pair["after"]).shape[:2] == tuple(pair["shape_after"][:2])
@@ -225,7 +225,7 @@ def test_evidence_is_measured_once(whole: Path, tmp_path: Path) -> None:
 
 def test_residual_networks_show_their_ties(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    facts = {"arch": "slim:resnet20", "arch_kwargs": {"num_classes": 10, "in_channels": 1}}
+    facts: dict[str, Any] = {"arch": "slim:resnet20", "arch_kwargs": {"num_classes": 10, "in_channels": 1}}
     model = models.build(facts["arch"], **facts["arch_kwargs"])
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -489,7 +489,7 @@ def test_markdown_and_card_say_what_the_files_say(whole: Path, run: RunRecords) 
     assert f"{run.summary['onnx']['latency_ms']:.3g}"[:4] in said  # written again once it was measured
     [code] = re.findall(r"```python\n(.*?)```", said, re.S)
     test = data.load(settings().data, 0).test
-    scope = {"images": test.images[:50].numpy().astype(np.float32) / 255}
+    scope = {"images": test.decoded()[:50].numpy().astype(np.float32) / 255}
     exec(code.replace('"model.onnx"', repr(str(whole / "model.onnx"))), scope)
     with torch.no_grad():
         [(images, _)] = data.batches(test[:50], data.load(settings().data, 0), 50)
