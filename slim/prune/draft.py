@@ -17,16 +17,14 @@ def draft(costs: Costs, budget: Budget, bound: BoundBudget, chosen: Chosen, safe
     everything = groups.kept()
     cuts = _cuts(groups, kept)
     layers, frozen = _layers(groups, chosen.pruned, safe), _frozen(groups)
-    producers = groups.traced.producers
-    removed = {name: np.flatnonzero(~kept[producer.labels]).tolist() for name, producer in producers.items()}
-    removed = {name: indices for name, indices in removed.items() if indices}
+    removed = groups.traced.pruned(kept)
     achieved = budget.achieved(bound.cost(kept), bound.whole)
     sums = {"channels": costs.channels, "params": costs.params, "flops": costs.flops}
     return PruningPlan(
         requested=budget.requested,
         achieved={budget.name: achieved},
         removed=removed,
-        masks=groups.traced.masks(kept),
+        masks=groups.traced.masks(removed),
         cuts=cuts,
         shapes={name: list(groups.traced.shapes[name]) for name in cuts if name not in groups.traced.stored},
         selects=sorted(groups.traced.selecting & removed.keys()),

@@ -128,10 +128,13 @@ def ranked(score: Score, traced: Trace) -> dict[str, Ints]:
     `ranks_all`; what a mapping names, where it names others.
     """
     norms = traced.norms
+    others = isinstance(score, Values) and not score.values.keys() <= norms.keys()
+    if norms and not others and not getattr(score, "ranks_all", False):
+        return norms
     everything = {name: producer.labels for name, producer in traced.producers.items()}
-    if isinstance(score, Values) and not score.values.keys() <= norms.keys():
+    if isinstance(score, Values) and others:
         return {name: labels for name, labels in everything.items() if name in score.values} or everything
-    return everything if getattr(score, "ranks_all", False) or not norms else norms
+    return everything
 
 
 def as_score(given: Any, traced: Trace) -> Score:

@@ -54,7 +54,7 @@ class Settled(Classes):
         self.__dict__ = classes.__dict__
 
     def unite(self, a: Ints, b: Ints, reason: str) -> None:
-        if np.array_equal(a, b):
+        if a is b or np.array_equal(a, b):
             return
         if a.shape[-1] != b.shape[-1]:
             raise Mismatch(reason)
@@ -96,7 +96,7 @@ class Follower(Tracer):
         while self.at < len(earlier) and _step_of(earlier[self.at]) in COPIES:
             self.at += 1
         before = earlier[self.at] if self.at < len(earlier) else None
-        if before is None or _step_of(before) != _step_of(executed):
+        if before is None or (before.func is not executed.func and _step_of(before) != _step_of(executed)):
             raise Mismatch("forward takes another path")
         self.at += 1
         if not same(before.constants, executed.constants):
@@ -129,11 +129,15 @@ def find_misfit(
     """
     # Forward code that looks at values takes the path that the values say: compare with the masked network's.
     runs = traced.runs if traced.inputs_are_meta else [_masked_run(traced, kept, run.training) for run in traced.runs]
+    staying: dict[int, Codes] = {}  # many tensors have the same labels: one vector of codes for all of them
     with thinned(traced.meta_copy):
         for name, tensor in name_tensors(traced.meta_copy):
             labels = traced.labels.get(name)
             if labels:
-                set_codes(tensor, {d: Codes.of(v[kept[v]]) for d, v in labels.items()})
+                for v in labels.values():
+                    if id(v) not in staying:
+                        staying[id(v)] = Codes.of(v[kept[v]])
+                set_codes(tensor, {d: staying[id(v)] for d, v in labels.items()})
         for run in runs:
             misfit = _follow(traced, run, kept, followed, training=run.training and len(runs) > 1)
             if misfit is not None:
@@ -174,7 +178,7 @@ def _described(follower: Follower) -> str:
 
 def _masked_run(traced: Trace, kept: Bools, training: bool) -> ForwardPass:
     """Trace the original again, its pruned channels masked, under the classes that are known."""
-    masks = traced.masks(kept)
+    masks = traced.masks(traced.pruned(kept))
 
     def mask(tensor: Tensor) -> Tensor:
         pruned = masks.get(name_of(tensor) or "")

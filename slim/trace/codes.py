@@ -36,7 +36,9 @@ class Codes:
     @classmethod
     def of(cls, labels: Ints) -> "Codes":
         """Return ungated codes of these labels."""
-        return cls(4 * labels)
+        made = cls(4 * labels)
+        made._labels = labels
+        return made
 
     @classmethod
     def fixed(cls, n: int) -> "Codes":
@@ -60,11 +62,15 @@ class Codes:
 
     def ungated(self) -> "Codes":
         """Return the same labels, none of them gated."""
-        return Codes(self._bits & ~3)
+        return self._regated(self._bits & ~3)
 
     def with_gate(self, gate: Ints | int = BY_NORM) -> "Codes":
         """Return the same labels with this gate (default: zero whatever makes them)."""
-        return Codes(self._bits & ~3 | gate)
+        return self._regated(self._bits & ~3 | gate)
+
+    def add_gate(self, gate: int) -> "Codes":
+        """Return the same labels, each with this gate, too."""
+        return self._regated(self._bits | gate)
 
     def gated_where_all(self, *others: "Codes") -> "Codes":
         """Return the same labels, gated where this and all the others are."""
@@ -75,7 +81,12 @@ class Codes:
 
     def gated_where_any(self, other: "Codes") -> "Codes":
         """Return the same labels, gated where this or the other is."""
-        return Codes(self._bits | other.gate)
+        return self._regated(self._bits | other.gate)
+
+    def _regated(self, bits: Ints) -> "Codes":
+        made = Codes(bits)
+        made._labels = self._labels
+        return made
 
     # -- as an array -----------------------------------------------------------------------------------------------
 

@@ -7,12 +7,10 @@ data, so that what is computed from them can be compared, too.
 
 import math
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
@@ -29,22 +27,27 @@ def constants_of(op: Op, *, meta: bool) -> list[Constant] | None:
     None for an operator on constants alone: what it makes counts where it meets something else. In a run without data
     (`meta`), a tensor that has data is constant; in one with data those are that were made of numbers.
     """
-    constant = [tensor for tensor in op.tensors if _is_constant(tensor, meta)]
+    constant = [tensor for tensor in op.tensors if not tensor.is_meta and _is_constant(tensor, meta)]
     if len(constant) == len(op.tensors):
         return None
-    positional, named = _takes_numbers(op.func)
-    found: list[Constant] = [v for v, any_number in zip(op.args, positional) if _is_number(v, any_number)]
-    if op.kwargs:
-        found += [v for name, v in sorted(op.kwargs.items()) if _is_number(v, named.get(name, False))]
+    takes_any = op.operator.takes_any
+    found: list[Constant] = [
+        value
+        for value, any_number in zip(op.args, takes_any.values())
+        if isinstance(value, float) or (any_number and _is_number(value))
+    ]
+    for name, value in sorted(op.kwargs.items()):
+        if isinstance(value, float) or (takes_any.get(name) and _is_number(value)):
+            found.append(value)
     return found + [tuple(t.detach().reshape(-1).tolist()) for t in constant if t.numel() <= SMALL]
 
 
 def mark_result(op: Op, result: Any, *, constant: bool, meta: bool) -> None:
     """Remember whether what an operator gave is constant: in a run without data that shows, but where one is written
     over."""
-    constant = constant or op.name == "lift_fresh"
     if meta and (constant or not op.in_place):
         return
+    constant = constant or op.name == "lift_fresh"
     for tensor in tree_leaves(result):
         if isinstance(tensor, Tensor):
             tensor.__dict__["_constant"] = constant
@@ -67,27 +70,15 @@ def _close(a: object, b: object) -> bool:
 
 def _is_constant(tensor: Tensor, meta: bool) -> bool:
     mark = tensor.__dict__.get("_constant", meta)
-    return bool(mark) and not tensor.is_meta and name_of(tensor) is None and not codes_on(tensor)
+    return bool(mark) and name_of(tensor) is None and not codes_on(tensor)
 
 
-def _is_number(value: Any, any_number: bool) -> bool:
-    """A fraction is never a size or a dimension; an integer may be one, unless the schema calls it a number."""
-    if isinstance(value, float):
-        return True
-    return any_number and isinstance(value, int | complex) and not isinstance(value, bool)
-
-
-@cache
-def _takes_numbers(func: OpOverload) -> tuple[list[bool], dict[str, bool]]:
-    """Which arguments of an operator are numbers to compute with, by position and by name."""
-    named = {
-        a.name: any(kind in str(a.type) for kind in ("number", "Tensor")) or a.name == "divisor_override"
-        for a in func._schema.arguments
-    }
-    return list(named.values()), named
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, complex)) and not isinstance(value, bool)
 
 
 _FROM_NUMBERS = {torch.tensor, torch.as_tensor, torch.scalar_tensor, torch.full}
+_TAKES_VALUES = {torch.Tensor.__getitem__, torch.Tensor.new_tensor, torch.Tensor.new_full, *_FROM_NUMBERS}
 
 
 class KeepValues(TorchFunctionMode):
@@ -95,6 +86,8 @@ class KeepValues(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func not in _TAKES_VALUES:
+            return func(*args, **kwargs)
         if func is torch.Tensor.__getitem__ and _without_data(args[0]):
             args = args[0], _indices(args[1])
         elif func is torch.Tensor.new_tensor and _without_data(args[0]):

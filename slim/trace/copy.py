@@ -7,7 +7,7 @@ keep what can't be copied: features of the last training step, locks, writers, o
 
 import copy
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import BuiltinFunctionType, CellType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -19,7 +19,8 @@ from slim.trace.outputs import find_tensors
 
 _PLAIN = {bool, int, float, complex, str, bytes, type(None), type, BuiltinFunctionType, ModuleType, torch.dtype}
 _CONTAINERS = {dict, OrderedDict, list, set}
-INTERNAL = nn.Module().__dict__.keys()  # attributes that every module has
+_FLAT = {tuple, *_CONTAINERS}
+INTERNAL = frozenset(nn.Module().__dict__)  # attributes that every module has
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -45,9 +46,10 @@ def named_modules(model: nn.Module) -> Modules:
 
     def visit(prefix: str, module: nn.Module) -> None:
         found.append((prefix, module))
-        for name, child in module._modules.items():
-            if child is not None:
-                visit(f"{prefix}{name}.", child)
+        if module._modules:
+            for name, child in module._modules.items():
+                if child is not None:
+                    visit(f"{prefix}{name}.", child)
 
     visit("", unwrapped(model))
     return found
@@ -87,15 +89,17 @@ def _stored(modules: Modules, registered: Tensors) -> Tensors:
     return [(path, tensor) for path, tensor in found if id(tensor) not in known]
 
 
-def attribute_tensors(prefix: str, attributes: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors in a module's own attributes, by path."""
+def attribute_tensors(prefix: str, attributes: dict[str, Any]) -> Tensors:
+    """List the tensors in a module's own attributes, by path."""
+    found: Tensors = []
     for name, value in attributes.items():
-        if name not in INTERNAL and type(value) not in _PLAIN and not _is_flat(value):
-            yield from find_tensors(value, prefix + name, arrays=False).items()
+        if type(value) not in _PLAIN and name not in INTERNAL and not _is_flat(value):
+            found += find_tensors(value, prefix + name, arrays=False).items()
+    return found
 
 
 def _is_flat(value: Any) -> bool:
-    return type(value) in (tuple, list, dict, set, OrderedDict) and all(type(item) in _PLAIN for item in value)
+    return type(value) in _FLAT and _PLAIN.issuperset(map(type, value))
 
 
 def detached(tensor: Tensor) -> Tensor:

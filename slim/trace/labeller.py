@@ -201,6 +201,8 @@ class Labeller:
 
     def lose_gate(self, before: Codes, after: Codes | None, why: str) -> None:
         """Note that a tensor was written over: a view of it may still pass for gated as `before`."""
+        if after is before:
+            return
         gate = before.gate if after is None else before.gate & after.gate
         self.freeze(before[(before.gate != OPEN) & (gate == OPEN)], why)
         self.relied.append(before.labels[(before.gate == BY_NORM) & (gate == BY_PRODUCER)])

@@ -1,6 +1,7 @@
 """An operator at hand: what a rule is given."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -15,16 +16,45 @@ from slim.trace.labeller import Choice, Labeller
 META = torch.device("meta")
 
 
+@dataclass(frozen=True)
+class Operator:
+    """What an operator's schema says: its name, its arguments with their defaults, and which of these take any number.
+
+    A fraction is a number to compute with wherever it stands. An integer may be a size or a dimension as well, but for
+    arguments that the schema calls a number.
+    """
+
+    name: str
+    in_place: bool
+    defaults: dict[str, Any]
+    takes_any: dict[str, bool]
+
+    @classmethod
+    @cache
+    def of(cls, func: OpOverload) -> "Operator":
+        arguments = func._schema.arguments
+        return cls(
+            func.overloadpacket.__name__,
+            func.__name__.partition(".")[0].endswith("_"),
+            {a.name: a.default_value for a in arguments},
+            {
+                a.name: "number" in str(a.type) or "Tensor" in str(a.type) or a.name == "divisor_override"
+                for a in arguments
+            },
+        )
+
+
 class Op:
     """One call of an operator in a traced run: `op["name"]` is an argument, `op.run()` what the operator returns.
 
     `labeller` holds what the run has told so far; the methods below speak to it about this operator's tensors.
     """
 
-    __slots__ = ("_named", "args", "func", "is_norm", "kwargs", "labeller", "tensors", "unset")
+    __slots__ = ("_named", "args", "func", "is_norm", "kwargs", "labeller", "operator", "tensors", "unset")
 
     def __init__(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], labeller: Labeller) -> None:
         self.func, self.args, self.kwargs, self.labeller = func, args, kwargs, labeller
+        self.operator = Operator.of(func)
         self.tensors = tensors_in(args, kwargs)  # those among the arguments, in order
         self.is_norm = False  # whether what it reads may count as masked by its scale
         self.unset = [pop_unset(tensor) for tensor in self.tensors]  # which of them nothing has met yet
@@ -35,12 +65,11 @@ class Op:
     @property
     def name(self) -> str:
         """The operator's name, without namespace and overload: "add", "relu_"."""
-        name: str = self.func.overloadpacket.__name__
-        return name
+        return self.operator.name
 
     @property
     def in_place(self) -> bool:
-        return self.func.__name__.partition(".")[0].endswith("_")
+        return self.operator.in_place
 
     @property
     def where(self) -> str:
@@ -51,12 +80,12 @@ class Op:
     def arguments(self) -> dict[str, Any]:
         """All arguments by their names in the operator's schema, defaults included."""
         if self._named is None:
-            defaults = _defaults(self.func)
-            self._named = dict(defaults) | dict(zip(defaults, self.args)) | self.kwargs
+            defaults = self.operator.defaults
+            self._named = {**defaults, **dict(zip(defaults, self.args)), **self.kwargs}
         return self._named
 
     def __getitem__(self, name: str) -> Any:
-        return self.arguments[name]
+        return (self._named or self.arguments)[name]
 
     def get(self, name: str, default: Any = None) -> Any:
         """Return an argument, or `default` where the operator has none of this name."""
@@ -151,11 +180,6 @@ class Op:
         `options` are ways that are as exact as `choice`, tried where that leaves channels that can't go.
         """
         return self.labeller.decide(choice, options)
-
-
-@cache
-def _defaults(func: OpOverload) -> dict[str, Any]:
-    return {argument.name: argument.default_value for argument in func._schema.arguments}
 
 
 def tensors_in(args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> list[Tensor]:

@@ -15,7 +15,7 @@ from slim.trace.copy import INTERNAL, attribute_tensors, named_modules
 from slim.trace.outputs import find_tensors
 
 _CONTAINERS = {dict, OrderedDict, defaultdict, list, set, deque}
-_HOOKS = INTERNAL - {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"}
+_REGISTERED = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"}  # which hold no containers
 _NOTED = _CONTAINERS | {FunctionType}
 
 
@@ -47,11 +47,18 @@ class State:
         self.tensors: dict[str, Tensor] = {}
         for prefix, module, _, attributes in self._modules:
             for name, value in attributes.items():
-                if type(value) in _NOTED and (value or name not in _HOOKS):  # which forward code doesn't add
+                if type(value) not in _NOTED:
+                    continue
+                if name in _REGISTERED:
+                    self._containers[id(value)] = value, value.copy()
+                elif value or name not in INTERNAL:  # forward code adds no hooks
                     self._note(value)
-            self.tensors |= {prefix + key: tensor for key, tensor in module._buffers.items() if tensor is not None}
-            inside = attribute_tensors(prefix, attributes)
-            self.tensors |= {path: tensor for path, tensor in inside if not isinstance(tensor, nn.Parameter)}
+            for key, tensor in module._buffers.items():
+                if tensor is not None:
+                    self.tensors[prefix + key] = tensor
+            for path, tensor in attribute_tensors(prefix, attributes):
+                if not isinstance(tensor, nn.Parameter):
+                    self.tensors[path] = tensor
         real = [tensor for tensor in self.tensors.values() if not tensor.is_meta]
         self._values = [(tensor, tensor.data, tensor.detach().clone()) for tensor in real]
 
@@ -76,16 +83,17 @@ class State:
         """Return the tensors that have been put in the place of those in `tensors` since, by name."""
         found: dict[str, Tensor] = {}
         for prefix, module, _, attributes in self._modules:
+            for key, tensor in module._buffers.items():
+                if tensor is not None:
+                    found[prefix + key] = tensor
             for name, value in module.__dict__.items():
-                if name == "_buffers":
-                    found |= {prefix + key: tensor for key, tensor in value.items() if tensor is not None}
-                elif name not in INTERNAL and (value is not attributes.get(name) or self._is_filled(value)):
+                if name not in INTERNAL and (value is not attributes.get(name) or self._is_filled(value)):
                     found |= find_tensors(value, prefix + name, arrays=False)
         return {n: t for n, t in found.items() if n in self.tensors and t is not self.tensors[n]}
 
     def _is_filled(self, value: Any) -> bool:
         """Whether a container of an attribute holds something else than before."""
-        if id(value) not in self._containers or isinstance(value, set):
+        if type(value) not in _CONTAINERS or id(value) not in self._containers or isinstance(value, set):
             return False
         before = self._containers[id(value)][1]
         if isinstance(value, dict):

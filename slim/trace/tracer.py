@@ -102,15 +102,19 @@ class Trace:
         linear layers of channels that no norm gates on their way to every reader. Only BatchNorms are there although
         none of their channels can go."""
         relied = np.zeros(len(self.classes), bool)
-        relied[self.classes.roots(np.unique(np.concatenate([*self.relied, np.zeros(0, np.int64)])))] = True
-        found = {}
-        for name, producer in self.made.items():
+        relied[self.classes.roots(np.concatenate([*self.relied, np.zeros(0, np.int64)]))] = True
+
+        def gates(producer: Producer) -> bool:
+            """Whether channels that can go, or that are kept on request, need this producer's zeros."""
             free = producer.labels[~self.classes.frozen(producer.labels)]
-            needed = producer.is_norm or (name in self.bare and relied[self.classes.roots(free)].any())
-            kept = self.classes.reason(int(producer.labels[0])) == KEPT and (producer.is_norm or name in self.bare)
-            if producer.kind == "BatchNorm" or kept or (len(free) and needed):
-                found[name] = producer
-        return found
+            needed = len(free) > 0 and (producer.is_norm or bool(relied[self.classes.roots(free)].any()))
+            return needed or self.classes.reason(int(producer.labels[0])) == KEPT
+
+        return {
+            name: producer
+            for name, producer in self.made.items()
+            if producer.kind == "BatchNorm" or ((producer.is_norm or name in self.bare) and gates(producer))
+        }
 
     @property
     def norms(self) -> dict[str, Ints]:
@@ -178,14 +182,17 @@ class Trace:
             other.classes.freeze(other.made[name].labels[stuck], reason)
         return other
 
-    def masks(self, kept: Bools) -> dict[str, dict[int, list[int]]]:
-        """Return what is zero in the masked original: tensor -> dimension -> indices of channels that aren't `kept`."""
+    def pruned(self, kept: Bools) -> dict[str, list[int]]:
+        """Return for each producer that loses channels the indices of those that aren't `kept`."""
+        found = {name: np.flatnonzero(~kept[producer.labels]).tolist() for name, producer in self.producers.items()}
+        return {name: indices for name, indices in found.items() if indices}
+
+    def masks(self, pruned: Mapping[str, list[int]]) -> dict[str, dict[int, list[int]]]:
+        """Return what is zero in the masked original, of what producers lose: tensor -> dimension -> indices."""
         found: dict[str, dict[int, list[int]]] = {}
-        for producer in self.producers.values():
-            pruned = np.flatnonzero(~kept[producer.labels]).tolist()
-            if pruned:
-                for name, dim in producer.tensors.items():
-                    found.setdefault(name, {})[dim] = pruned
+        for name, indices in pruned.items():
+            for tensor, dim in self.made[name].tensors.items():
+                found.setdefault(tensor, {})[dim] = indices
         return found
 
     def add_inference(self) -> bool:

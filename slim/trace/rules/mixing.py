@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -52,7 +53,7 @@ def convolution(op: Op) -> Tensor:
     producer = None
     if outgoing is not None and not (conv.transposed and reading == "whole groups"):
         producer = op.produce("Conv", (weight, 1 if conv.transposed else 0), (bias, 0))
-        outgoing = outgoing.with_gate(outgoing.gate | (OPEN if producer is None else BY_PRODUCER))
+        outgoing = outgoing if producer is None else outgoing.add_gate(BY_PRODUCER)
     own = codes_on(weight)
     dims: list[int | Ints] = [own[d].labels if d < 2 and d in own else n for d, n in enumerate(weight.shape)]
     space = x if conv.transposed else out
@@ -98,12 +99,12 @@ class Convolution:
     groups: int
     transposed: bool
 
-    @property
+    @cached_property
     def name(self) -> str:
         name = name_of(self.weight)
         return "a computed weight" if name is None else layer_of(name)
 
-    @property
+    @cached_property
     def why(self) -> str:
         return f"not zero where {self.name} reads it"
 
@@ -221,7 +222,7 @@ def _gate_products(op: Op, codes: TensorCodes, operands: dict[int, Tensor], bias
             continue
         made = op.produce("Linear", (operand, d), (bias, bias.dim() - 1 if bias is not None else 0))
         if made is not None:
-            codes[d] = codes[d].with_gate(codes[d].gate | BY_PRODUCER)
+            codes[d] = codes[d].add_gate(BY_PRODUCER)
             producer = made
     return producer
 

@@ -71,7 +71,7 @@ def batch_norm(op: Op) -> Any:
         gate = channels.gate if per_image and not own else OPEN  # of zeros without a spread are zeros
         kind = "BatchNorm" if source is None or name_of(weight) is not None else "InstanceNorm"  # which repeats its γ
         if weight is not None and op.produce(kind, (weight, 0), (op["bias"], 0)):
-            gate, op.is_norm = channels.gate | BY_NORM, True
+            gate, op.is_norm = BY_NORM, True
         channels = channels.with_gate(gate)
     op.label(out, {} if channels is None else {1: channels})
     return tuple(outs) if isinstance(outs, list) else outs
@@ -150,7 +150,8 @@ def pointwise(op: Op) -> Any:
     operands = op.tensors
     first = operands[0]
     if op.name in QUICK and all(t.is_meta and t.dtype == first.dtype for t in operands):
-        shape = first.shape if len(operands) == 1 else np.broadcast_shapes(*(t.shape for t in operands))
+        shapes = {t.shape for t in operands}
+        shape = first.shape if len(shapes) == 1 else np.broadcast_shapes(*shapes)
         if op.in_place and shape != first.shape:
             raise RuntimeError(f"{op.func} can't write {tuple(shape)} into {tuple(first.shape)}")
         out = first if op.in_place else torch.empty(shape, dtype=first.dtype, device=META)
