@@ -5,7 +5,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from wild_coverage import tensors
 
 NORMS = nn.modules.batchnorm._BatchNorm
+Network = TypeVar("Network", bound=nn.Module)
 
 
-def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
+def randomise(model: Network, seed: int = 0) -> Network:
     """Random γ, β and statistics, so that no channel is like another."""
     g = torch.Generator().manual_seed(seed)
     for m in model.modules():

@@ -48,8 +48,8 @@ def shake(net: nn.Module) -> nn.Module:
     for module in net.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             for tensor, low, high in (
-                (module.weight, -1.5, 1.5), (module.bias, -1, 1), (module.running_mean, -1, 1),
-                (module.running_var, 0.2, 3),
+                (module.weight, -1.5, 1.5), (module.bias, -1, 1), (module.get_buffer("running_mean"), -1, 1),
+                (module.get_buffer("running_var"), 0.2, 3),
             ):  # fmt: skip
                 tensor.data.uniform_(low, high, generator=generator)
     return net

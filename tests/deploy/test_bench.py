@@ -33,7 +33,8 @@ from slim.deploy.bench.runners import FileRunner
 from slim.deploy.load import OtherWork
 from slim.deploy.onnx import target
 from slim.deploy.onnx.session import bound_run
-from slim.deploy.onnx.target import OnnxRuntime
+from slim.deploy.onnx.target import OnnxFile, OnnxRuntime
+from slim.deploy.onnx.write import Metadata
 from slim.errors import SlimError
 from slim.workbench import config, models
 from slim.workbench.report import page
@@ -47,7 +48,7 @@ def conv_file(path: Path, channels: int, shape: Sequence[int | str] = ("batch", 
     """Three 3×3 convolutions, built by hand: between `channels` and `channels` lies nearly all of the
     work."""
     random = np.random.default_rng(0)
-    sizes = [shape[1], channels, channels, channels]
+    sizes = [int(shape[1]), channels, channels, channels]
     weights = [
         numpy_helper.from_array(random.standard_normal((out, into, 3, 3)).astype(np.float32), f"w{i}")
         for i, (into, out) in enumerate(pairwise(sizes))
@@ -175,6 +176,7 @@ def test_sixteen_times_the_work_is_slower(files: dict[str, Path]) -> None:
     for batch_size in (1, 4):
         wide, thin = report.row("wide", batch_size), report.row("thin", batch_size)
         assert wide.p10_ms > thin.median_ms > 0
+        assert thin.speedup is not None and thin.speedup_low is not None and thin.speedup_high is not None
         assert thin.speedup > 2 and 1 < thin.speedup_low <= thin.speedup <= thin.speedup_high and thin.differs
     assert report.row("wide", 4).p10_ms > 2 * report.row("wide", 1).p10_ms
 
@@ -190,13 +192,15 @@ def test_report_says_how_it_was_measured(files: dict[str, Path], tmp_path: Path)
 
     assert json.loads(report.save(tmp_path / "new" / "bench.json").read_text()) == written
     for width in (80, 120):
-        console = Console(width=width, file=io.StringIO())
+        printed = io.StringIO()
+        console = Console(width=width, file=printed)
         console.print(report.table())
         console.print(report.profile_table())
-        text = console.file.getvalue()
+        text = printed.getvalue()
         assert all(len(line) <= width and "…" not in line for line in text.splitlines())
         for row in report.rows:
             shown = [tables.milliseconds(ms).removesuffix(" ms") for ms in (row.median_ms, row.p90_ms)]
+            assert row.file_size is not None
             assert all(number in text for number in (*shown, f"{row.speedup:.2f}×"))
             assert width == 80 or f"{row.file_size / 1000:.3g}"[:3] in text
         for part in ("wide", "thin", report.provider, "1 thread", "3 runs", onnxruntime.__version__, "Conv"):
@@ -243,18 +247,19 @@ def test_bound_inputs_and_outputs_give_the_same(files: dict[str, Path]) -> None:
     runner = FileRunner("wide", files["wide"], OnnxRuntime("cpu", 1))
     feed = runner.feed(2)
     bound: list[np.ndarray] = []
-    real = runner.opened.session.io_binding
+    assert isinstance(runner.opened, OnnxFile)
+    session = runner.opened.session
 
     class Session:
-        io_binding = staticmethod(real)
-        get_outputs = staticmethod(runner.opened.session.get_outputs)
+        io_binding = staticmethod(session.io_binding)
+        get_outputs = staticmethod(session.get_outputs)
 
         def run_with_iobinding(self, binding: onnxruntime.IOBinding) -> None:
-            runner.opened.session.run_with_iobinding(binding)
+            session.run_with_iobinding(binding)
             bound.append(binding.copy_outputs_to_cpu()[0])
 
-    bound_run(Session(), feed, "cpu")()  # type: ignore[arg-type]
-    assert np.array_equal(bound[0], runner.opened.session.run(None, feed)[0])
+    bound_run(Session(), feed, "cpu")()
+    assert np.array_equal(bound[0], session.run(None, feed)[0])
 
 
 def test_a_module_runs_in_pytorch(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,11 +268,16 @@ def test_a_module_runs_in_pytorch(files: dict[str, Path], monkeypatch: pytest.Mo
 
     def compile(given: nn.Module, **_: object) -> object:
         assert given is net
-        return lambda images: seen.append(tuple(images.shape)) or net(images)
+
+        def run(images: torch.Tensor) -> torch.Tensor:
+            seen.append(tuple(images.shape))
+            return net(images)
+
+        return run
 
     monkeypatch.setattr(torch, "compile", compile)
     compiled = TorchRunner(net, (1, 8, 8), compiled=True, threads=1)
-    both = {"eager": net, "compiled": compiled, "thin": files["thin"]}
+    both: dict[str, nn.Module | TorchRunner | Path] = {"eager": net, "compiled": compiled, "thin": files["thin"]}
     report = benchmark(both, torch.zeros(5, 1, 8, 8), batch_sizes=[2], threads=1, runs=4, warmup=1)
     assert [row.model for row in report.rows] == ["eager", "compiled", "thin"]
     assert seen == [(2, 1, 8, 8)] * 6  # once to compile, once to warm up, 4 times
@@ -291,11 +301,16 @@ def test_a_module_runs_in_pytorch(files: dict[str, Path], monkeypatch: pytest.Mo
 
 def test_a_checkpoint_runs_in_pytorch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    given = {"num_classes": 10, "in_channels": 1}
+    given: dict[str, Any] = {"num_classes": 10, "in_channels": 1}
     model, path = models.build("slim:vgg7", **given), tmp_path / "net.safetensors"
     slim.save(path, model, arch="slim:vgg7", arch_kwargs=given, images=slim.ImageSpec((1, 8, 8)))
     compiled: list[nn.Module] = []
-    monkeypatch.setattr(torch, "compile", lambda net, **_: (compiled.append(net), net)[1])
+
+    def compile(net: nn.Module, **_: object) -> nn.Module:
+        compiled.append(net)
+        return net
+
+    monkeypatch.setattr(torch, "compile", compile)
     bench = config.BenchConfig(batch_sizes=[2], threads=1, runs=1, warmup=0)
     report = measuring.bench_files(Run(tmp_path, config.RunConfig(bench=bench)), {"net": path})
     assert [row.model for row in report.rows] == ["net (eager)", "net (compiled)"]
@@ -320,13 +335,13 @@ def test_nothing_is_imported_from_the_working_folder(
         (tmp_path / f"{name}.py").write_text(f"open('{name}.was.here', 'w')\nraise SystemExit(9)\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", ["", *sys.path])  # as in an interactive session
-    networks = {"file": files["thin"], "module": nn.Flatten()}
+    networks: dict[str, nn.Module | Path] = {"file": files["thin"], "module": nn.Flatten()}
     report = benchmark(networks, torch.zeros(1, 3, 4, 4), batch_sizes=[1], threads=1, runs=1, warmup=0)
     assert all(row.memory for row in report.rows) and not list(tmp_path.glob("*.was.here"))
 
 
 def test_memory_of_what_no_other_process_can_have_is_left_out() -> None:
-    net = nn.Flatten()
+    net: Any = nn.Flatten()
     net.hidden = lambda x: x
     [row] = benchmark({"net": net}, torch.zeros(1, 3, 4, 4), batch_sizes=[1], threads=1, runs=1, warmup=0).rows
     assert row.memory is None and row.median_ms > 0
@@ -341,7 +356,7 @@ def test_open_image_sizes_and_raw_images(tmp_path: Path) -> None:
     assert {name: (array.shape, array.dtype) for name, array in feed.items()} == {"images": ((4, 3, 9, 11), np.float32)}
     feed = FileRunner("open", tmp_path / "open.onnx", OnnxRuntime("cpu", 1), image_size=20).feed(4)
     assert feed["images"].shape == (4, 3, 20, 20)
-    settings = {"mean": [0.5] * 3, "std": [0.5] * 3}
+    settings: Metadata = {"mean": [0.5] * 3, "std": [0.5] * 3}
     slim.export_onnx(
         net, torch.zeros(1, 3, 9, 11), tmp_path / "raw.onnx", dynamic_size=True, preprocess=True, metadata=settings
     )
@@ -393,6 +408,9 @@ def test_what_does_not_run_gets_one_line(tmp_path: Path, capfd: pytest.CaptureFi
 
 
 def test_fixed_batches_are_measured_at_their_own_size(tmp_path: Path) -> None:
+    shapes: dict[str, Sequence[int | str]] = {"one": (1, 3, 8, 8), "four": (4, 3, 8, 8), "open": ("batch", 3, 8, 8)}
+    files = {name: conv_file(tmp_path / f"{name}.onnx", 4, shape) for name, shape in shapes.items()}
+
     def measured(*names: str, **settings: Any) -> tuple[list[tuple[str, int, bool]], list[str]]:
         quick: dict[str, Any] = {"runs": 3, "warmup": 0, "threads": 1, "memory": False, "profile": 1}
         report = benchmark({name: files[name] for name in names}, **quick | settings)
@@ -400,8 +418,6 @@ def test_fixed_batches_are_measured_at_their_own_size(tmp_path: Path) -> None:
         return [(row.model, row.batch_size, row.speedup is not None) for row in report.rows], report.notes
 
     assert config.BenchConfig().batch_sizes == list(BATCH_SIZES)
-    shapes = {"one": (1, 3, 8, 8), "four": (4, 3, 8, 8), "open": ("batch", 3, 8, 8)}
-    files = {name: conv_file(tmp_path / f"{name}.onnx", 4, shape) for name, shape in shapes.items()}
     assert measured("open") == ([("open", 1, True), ("open", 32, True)], [])
     rows, [note] = measured("one")
     assert rows == [("one", 1, True)] and note == "batch sizes are those that files have fixed (one: 1)"
@@ -449,7 +465,7 @@ def test_no_speedup_between_files_of_unlike_images(tmp_path: Path) -> None:
 def test_raw_images_are_like_others(tmp_path: Path) -> None:
     """Bytes with channels last hold the same image as floats with channels first."""
     net, x = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten()), torch.zeros(1, 3, 9, 11)
-    settings = {"mean": [0.5] * 3, "std": [0.5] * 3}
+    settings: Metadata = {"mean": [0.5] * 3, "std": [0.5] * 3}
     slim.export_onnx(net, x, tmp_path / "plain.onnx", metadata=settings)
     slim.export_onnx(net, x, tmp_path / "raw.onnx", preprocess=True, metadata=settings)
     files = {name: tmp_path / f"{name}.onnx" for name in ("plain", "raw")}

@@ -12,10 +12,10 @@ from slim.deploy.cost import correction, network
 class Waiting:
     """A network whose calls move a clock by `ms`, give or take `noise`, and by four times that while others work."""
 
-    def __init__(self, ms, clock, noise):
+    def __init__(self, ms: float, clock: dict[str, float], noise: float) -> None:
         self.ms, self.clock, self.noise, self.random = ms, clock, noise, np.random.default_rng(0)
 
-    def run(self):
+    def run(self) -> None:
         busy = 4 if self.clock["s"] % 5 > 1 else 1
         self.clock["s"] += busy * self.ms / 1000 * np.exp(self.noise * self.random.standard_normal())
 
@@ -26,7 +26,8 @@ def test_times_in_turn_until_the_share_is_known(
 ) -> None:
     clock = {"s": 0.0}
     monkeypatch.setattr(timing.time, "perf_counter_ns", lambda: round(clock["s"] * 1e9))
-    times = network.in_turn([Waiting(0.5, clock, 0.0), Waiting(0.3, clock, noise)])
+    networks: Any = [Waiting(0.5, clock, 0.0), Waiting(0.3, clock, noise)]
+    times = network.in_turn(networks)
     assert low <= clock["s"] <= high
     assert noise > 1 or abs(network.share_of(times) / 0.6 - 1) < 0.02
 
@@ -37,11 +38,11 @@ def test_correction_meets_the_budget(budget: Any, bias: float, floor: float, noi
     random = np.random.default_rng(0)
     steps = np.linspace(0.02, 1, 200)  # what the model says of the plans that there are
 
-    def planned(target):
+    def planned(target: float) -> tuple[float, float]:
         predicted = steps[steps <= target].max(initial=steps[0])
         return predicted, predicted
 
-    def truth(plan):
+    def truth(plan: float) -> float:
         return floor + (bias - floor) * plan**1.2 / bias
 
     best = correction.correct(planned, lambda plan: truth(plan) * (1 + noise * random.standard_normal()), budget)
@@ -52,17 +53,17 @@ def test_correction_looks_between_what_was_too_fast_and_too_slow() -> None:
     """As once measured on ResNet-50: in proportion, the target falls back on a plan that was tried."""
     took = {0.6: 0.5692, 0.63: 0.5732, 0.645: 0.6, 0.658: 0.624}
 
-    def planned(target):
+    def planned(target: float) -> tuple[float, float]:
         predicted = max(step for step in took if step <= target + 1e-3)
         return predicted, predicted
 
-    assert correction.correct(planned, took.get, 0.6).plan == 0.645
+    assert correction.correct(planned, took.__getitem__, 0.6).plan == 0.645
 
 
 def test_correction_with_coarse_steps_keeps_below() -> None:
     steps = np.array([0.1, 0.3, 0.6, 1.0])
 
-    def planned(target):
+    def planned(target: float) -> tuple[float, float]:
         predicted = steps[steps <= target].max(initial=steps[0])
         return predicted, predicted
 

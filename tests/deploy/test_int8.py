@@ -6,6 +6,7 @@ import shutil
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -138,7 +139,12 @@ def test_readme_example_runs(
     Path("photos").mkdir()
     for i in range(1700, 1703):
         Image.fromarray(digits[0][i, 0].numpy()).save(f"photos/{i}.png")
-    given = {"slim": slim, "images": normalised[1500:], "labels": digits[1][1500:], "calibration": [normalised[:200]]}
+    given: dict[str, Any] = {
+        "slim": slim,
+        "images": normalised[1500:],
+        "labels": digits[1][1500:],
+        "calibration": [normalised[:200]],
+    }
     exec(match.group(1).replace("0.01", "0.03"), given)
     for best, logits in zip(given["best"], given["logits"][200:203], strict=True):
         assert [int(label) for label, _ in best] == np.argsort(-logits)[:3].tolist()
@@ -203,9 +209,9 @@ def test_the_command_enters_a_stage(
         (run / "model_card.md").write_text("of the earlier one")
         with nullcontext() if not options else pytest.raises(SystemExit):
             export_command.main([*options, "--calibration_images", "64", "--bench.runs", "3"])
-        printed = capsys.readouterr()
-        assert ("INT8 is right on 50.00%" in printed.err) == bool(options)
-        assert "model.int8.onnx: it was made from another model.onnx" in " ".join(printed.out.split())
+        shown = capsys.readouterr()
+        assert ("INT8 is right on 50.00%" in shown.err) == bool(options)
+        assert "model.int8.onnx: it was made from another model.onnx" in " ".join(shown.out.split())
         assert not (run / "model.int8.onnx").exists()
         assert list(json.loads((run / "summary.json").read_text())) == ["sparse", "onnx"]
         assert "`model.onnx`" in (run / "model_card.md").read_text()

@@ -52,11 +52,11 @@ def test_auto_gives_more_value_for_the_time(made_up: MadeUp) -> None:
     runtime = slim.Runtime(made_up)
     before = runtime.cost_model(trace(net, x)).of(WHOLE)
 
-    def value(plan):
+    def value(plan: slim.PruningPlan) -> float:
         bns = {n: m.weight.detach().abs() for n, m in net.named_modules() if isinstance(m, nn.BatchNorm2d)}
         return sum(float(g.sum() - g[plan.removed.get(n, [])].sum()) for n, g in bns.items())
 
-    def latency(plan):
+    def latency(plan: slim.PruningPlan) -> float:
         return runtime.cost_model(trace(plan.apply(net), x)).of(WHOLE) / before
 
     plain = slim.plan(net, x, slim.Flops(0.4), round_to=16)
@@ -74,7 +74,7 @@ def test_a_latency_budget_is_kept(made_up: MadeUp, latency: float | str, tmp_pat
     latency = f"{0.5 * before:.3f}ms" if latency == "ms" else latency
     plan = slim.plan(net, x, slim.Latency(latency, runtime))
     after = made_up.ms(plan.apply(net), x, 2)
-    share = float(latency) if "ms" not in str(latency) else float(latency[:-2]) / before
+    share = float(latency) if "ms" not in str(latency) else float(str(latency)[:-2]) / before
     assert abs(after / before / share - 1) <= 0.03 and not plan.shortfall
     assert plan.timing["ms"] == pytest.approx(after) and plan.timing["original_ms"] == pytest.approx(before)
     assert "the made-up machine, batch 2" in plan.summary()
@@ -112,7 +112,7 @@ def test_only_the_network_that_is_kept_is_checked(made_up: MadeUp) -> None:
 
 def test_a_network_that_was_timed_is_checked_in_onnxruntime() -> None:
     net = randomise(middle(16, 128))
-    another = copy.deepcopy(net)
+    another: Any = copy.deepcopy(net)
     another[0].weight.data.neg_()
     ours, other = (network.Network(each, X, CPU) for each in (net, another))
     ours.check()
@@ -125,7 +125,7 @@ def test_a_latency_budget_of_whole_groups(made_up: MadeUp) -> None:
     net = middle(64, 64, groups=16)
     runtime = slim.Runtime(made_up)
     plan = slim.plan(randomise(net), X, slim.Latency(0.6, runtime), grouped="whole")
-    thin = plan.apply(net)
+    thin: Any = plan.apply(net)
     assert slim.verify(net, thin, plan, X) < 1e-10
     assert abs(made_up.ms(thin, X) / made_up.ms(net, X) / 0.6 - 1) <= 0.03
     assert 0 < thin[3].groups < 16 and thin[3].out_channels == 4 * thin[3].groups

@@ -4,6 +4,7 @@ import copy
 import json
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -79,7 +80,7 @@ def test_opset_is_kept(opset: int, tmp_path: Path) -> None:
 
 
 def test_model_is_untouched(net: nn.Module, example: torch.Tensor, tmp_path: Path) -> None:
-    model = copy.deepcopy(net).to(memory_format=torch.channels_last).double()
+    model: Any = copy.deepcopy(net).to(memory_format=torch.channels_last).double()
     model.stem.eval()  # a mixture of modes must come back as it was
     modes = [module.training for module in model.modules()]
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

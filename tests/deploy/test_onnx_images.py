@@ -1,6 +1,7 @@
 """OnnxModel on images, against a separate numpy implementation."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -130,7 +131,8 @@ def test_bad_images_get_one_line(pixels: Path, tmp_path: Path) -> None:
         with pytest.raises(SlimError, match=message) as caught:
             model.predict([image])
         assert "\n" not in str(caught.value)
-    for name, value in [("top", 0), ("top", 2.5), ("top", "3"), ("batch_size", 0), ("batch_size", 1.5)]:
+    settings: list[tuple[str, Any]] = [("top", 0), ("top", 2.5), ("top", "3"), ("batch_size", 0), ("batch_size", 1.5)]
+    for name, value in settings:
         with pytest.raises(SlimError, match=f"^{name} {value!r}: expected a whole number"):
             model.predict([np.zeros((4, 5), np.uint8)], **{name: value})
 

@@ -65,7 +65,7 @@ def test_reported_difference_is_the_true_one(
     """All logits times 1.01: the relative difference is 1 % whatever the inputs."""
     model = onnx.load(exported[0])
     model.graph.node[-1].output[0] = "before"
-    model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(1.01), "factor"))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(1.01, np.float32), "factor"))
     model.graph.node.append(onnx.helper.make_node("Mul", ["before", "factor"], ["logits"]))
     monkeypatch.setattr(write.Draft, "content", model.SerializeToString())
     report = export_onnx(net, example, tmp_path / "model.onnx", tolerance=0.02)

@@ -1,5 +1,6 @@
 """What a runtime and a budget of latency may be, and providers that do not start."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from slim.deploy.cost import model, network
 from slim.deploy.cost.latency import read_latency
 from slim.deploy.onnx import session
 from slim.deploy.onnx.kernel_times import clocked
-from slim.deploy.target import Kernel
+from slim.deploy.target import Feed, Kernel
 from slim.trace.tracer import trace
 from slim.workbench.models import build
 
@@ -54,8 +55,8 @@ def test_a_latency_that_is_neither(given: Any) -> None:
         (lambda: slim.OnnxRuntime(threads=-1), "threads -1"),
         (lambda: slim.OnnxRuntime(threads=True), "threads True"),
         (lambda: slim.Runtime(batch_size=0), "batch_size 0"),
-        (lambda: slim.Runtime(batch_size=1.5), "batch_size 1.5"),
-        (lambda: slim.Runtime("cpu"), "target 'cpu': expected one such as slim.OnnxRuntime"),
+        (lambda: slim.Runtime(batch_size=1.5), "batch_size 1.5"),  # type: ignore[arg-type]
+        (lambda: slim.Runtime("cpu"), "target 'cpu': expected one such as slim.OnnxRuntime"),  # type: ignore[arg-type]
     ],
 )
 def test_runtimes_that_are_not_there(made: Any, words: str) -> None:
@@ -91,9 +92,9 @@ def test_no_time_of_the_cpu_passes_for_a_gpus(cuda_that_does_not_start: None) ->
 
 def test_on_a_gpu_everything_is_timed_in_its_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Operators, networks and slim-bench alike; here on the CPU, whose memory can be bound as well."""
-    bound = []
+    bound: list[str] = []
 
-    def bind(opened, feed, device):
+    def bind(opened: Any, feed: Feed, device: str) -> Callable[[], Any]:
         bound.append(device)
         return real(opened, feed, "cpu")
 
@@ -115,4 +116,4 @@ def test_budgets_that_do_not_go_together() -> None:
     with pytest.raises(slim.SlimError, match="round_to 16"):
         slim.plan(build("slim:vgg7", num_classes=10), X, slim.Latency(0.5), round_to=16)
     with pytest.raises(slim.SlimError, match="round_to 'even'"):
-        slim.plan(build("slim:vgg7", num_classes=10), X, round_to="even")
+        slim.plan(build("slim:vgg7", num_classes=10), X, round_to="even")  # type: ignore[arg-type]

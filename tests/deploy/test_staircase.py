@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from deploy.made_up import blocks
+from numpy.typing import ArrayLike, NDArray
 
 from slim.deploy.cost.staircase import Surface, levels, quantum
 
@@ -14,15 +15,15 @@ def test_width_of_steps_is_found(width: int, noise: float) -> None:
     random = np.random.default_rng(width)
     times = 0.1 + 0.05 * blocks(counts, width) * width
     times = times * (1 + noise * width / 16 * random.random(len(counts)))
-    assert quantum(counts, times) == width
+    assert quantum(counts.tolist(), times) == width
     off = times * np.where(counts % 2, 1.4, 1.0)  # odd counts take another, slower kernel
-    assert quantum(counts, off) == width
+    assert quantum(counts.tolist(), off) == width
 
 
 def test_where_there_are_no_steps() -> None:
     counts = np.arange(33, 98)
-    assert quantum(counts, 0.1 * counts) <= 2  # a straight line: whatever is small
-    assert quantum(counts, np.full(65, 3.0)) == 1  # all the same
+    assert quantum(counts.tolist(), 0.1 * counts) <= 2  # a straight line: whatever is small
+    assert quantum(counts.tolist(), np.full(65, 3.0)) == 1  # all the same
 
 
 @pytest.mark.parametrize("size", [3, 16, 24, 100, 512, 2048])
@@ -34,7 +35,7 @@ def test_levels_end_steps_and_reach_the_size(size: int) -> None:
 
 
 def test_surface_predicts_what_was_not_measured() -> None:
-    def truth(i, o):
+    def truth(i: ArrayLike, o: ArrayLike) -> NDArray[np.float64]:
         return 0.01 + 2e-4 * blocks(i) * blocks(o) + 1e-3 * blocks(o)
 
     reads, makes = levels(512, 16), levels(384, 16)

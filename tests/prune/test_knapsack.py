@@ -1,6 +1,7 @@
 """Value for cost against brute force."""
 
 import itertools
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -24,10 +25,10 @@ def case(seed: int, chained: bool) -> Any:
     extent = knapsack.Extent
     ends = [extent(3, {}), *[extent(0, {i: 1.0}) for i in range(3)], extent(10, {})]
 
-    def product(k):
+    def product(k: int) -> Callable[[Any, Any], Any]:
         return lambda r, m: weight[k] * blocks(np.asarray(r)) * blocks(np.asarray(m))
 
-    def alone(k):
+    def alone(k: int) -> Callable[[Any, Any], Any]:
         return lambda r, m: weight[k] * blocks(np.asarray(m)) + 0.0 * r
 
     if chained:
@@ -111,7 +112,7 @@ def test_a_budget_is_used_up_against_brute_force(chained: bool) -> None:
 
 def test_a_step_too_large_makes_way_for_others() -> None:
     """The cheapest channels are in one step that saves four times what is missing; the others' steps save as much."""
-    worth = [np.arange(17) * 0.1, np.arange(129) * 0.012]
+    worth = [np.arange(17, dtype=np.float64) * 0.1, np.arange(129, dtype=np.float64) * 0.012]
     one, other, none = knapsack.Extent(0, {0: 1.0}), knapsack.Extent(0, {1: 1.0}), knapsack.Extent(1, {})
     large = knapsack.Term(lambda r, m: np.where(np.asarray(m) > 8, 40.0, 0.0), none, one)
     small = knapsack.Term(lambda r, m: blocks(np.asarray(m)) * 1.0, none, other)
@@ -127,7 +128,7 @@ def test_a_step_too_large_makes_way_for_others() -> None:
 
 def test_steps_that_save_nothing_are_seen_through() -> None:
     """An item whose cost is flat for two steps and then falls steeply goes before one that falls a little each step."""
-    worth = [np.arange(65) * 1.0, np.arange(65) * 1.0]
+    worth = [np.arange(65, dtype=np.float64), np.arange(65, dtype=np.float64)]
     one, other = knapsack.Extent(0, {0: 1.0}), knapsack.Extent(0, {1: 1.0})
     none = knapsack.Extent(1, {})
     flat = knapsack.Term(lambda r, m: np.where(np.asarray(m) > 32, 100.0, 1.0), none, one)

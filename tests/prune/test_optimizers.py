@@ -37,19 +37,23 @@ def network() -> nn.Sequential:
 
 
 def step(model: nn.Module, optimizer: torch.optim.Optimizer, create_graph: bool = False) -> None:
-    def closure() -> Tensor:
+    def closure() -> Any:  # the tensor, which torch takes although it asks for a float
         optimizer.zero_grad()
         loss: Tensor = model(X).square().mean()
-        loss.backward(create_graph=create_graph)  # type: ignore[no-untyped-call]
+        loss.backward(create_graph=create_graph)
         return loss
 
     optimizer.step(closure)
 
 
+def of_kind(kind: Callable[..., torch.optim.Optimizer]) -> Make:
+    return lambda model: kind(model.parameters(), lr=1e-3)
+
+
 def of_torch() -> dict[str, Make]:
     kinds = {name: kind for name, kind in vars(torch.optim).items() if isinstance(kind, type)}
     return {
-        f"torch:{name}": lambda model, kind=kind: kind(model.parameters(), lr=1e-3)
+        f"torch:{name}": of_kind(kind)
         for name, kind in kinds.items()
         if issubclass(kind, torch.optim.Optimizer) and name not in NOT_FOR_CONVOLUTIONS
     }
@@ -58,9 +62,12 @@ def of_torch() -> dict[str, Make]:
 def of_timm() -> dict[str, Make]:
     from timm import optim
 
+    def made(name: str) -> Make:
+        return lambda model: optim.create_optimizer_v2(model, name, lr=1e-3)
+
     return {
-        f"timm:{name}": lambda model, name=name: optim.create_optimizer_v2(model, name, lr=1e-3)
-        for name in (*optim.list_optimizers(), "lookahead_adam")
+        f"timm:{name}": made(name)
+        for name in (*map(str, optim.list_optimizers()), "lookahead_adam")
         if not name.startswith(("bnb", "fused"))  # which need a GPU
     }
 
@@ -107,13 +114,13 @@ def test_state_is_that_of_the_channels_that_stay(name: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         step(model, optimizer, "adahessian" in name)
-    conv = model[3].weight
+    conv = model.get_parameter("3.weight")
     was = {key: value.clone() if isinstance(value, Tensor) else value for key, value in optimizer.state[conv].items()}
     plan = slim.plan(model, X, ratio=0.3)
     thin = plan.apply(model)
     plan.prune_optimizer(optimizer, model, thin)
     rows, columns = ([i for i in range(n) if i not in plan.removed[bn]] for bn, n in (("4", 40), ("1", 48)))
-    now = optimizer.state[thin[3].weight]
+    now = optimizer.state[thin.get_parameter("3.weight")]
     expected: dict[str, Callable[[Tensor], Tensor]] = {
         "row_var": lambda t: t[rows][:, columns],  # [40, 48, 3, 1]
         "col_var": lambda t: t[rows][:, columns],  # [40, 48, 1, 3]
@@ -128,14 +135,14 @@ def test_state_is_that_of_the_channels_that_stay(name: str) -> None:
 
 def test_a_matrix_of_muon() -> None:
     model = network()
-    optimizer = torch.optim.Muon([model[8].weight], lr=1e-3)  # 40 × 40
+    optimizer = torch.optim.Muon([model.get_parameter("8.weight")], lr=1e-3)  # 40 × 40
     step(model, optimizer)
     plan = slim.plan(model, X, ratio=0.4)
     thin = plan.apply(model)
-    momentum = optimizer.state[model[8].weight]["momentum_buffer"]
+    momentum = optimizer.state[model.get_parameter("8.weight")]["momentum_buffer"]
     plan.prune_optimizer(optimizer, model, thin)
     rows, columns = ([i for i in range(40) if i not in plan.removed[bn]] for bn in ("9", "4"))
-    assert torch.equal(optimizer.state[thin[8].weight]["momentum_buffer"], momentum[rows][:, columns])
+    assert torch.equal(optimizer.state[thin.get_parameter("8.weight")]["momentum_buffer"], momentum[rows][:, columns])
     step(thin, optimizer)
 
 
@@ -169,12 +176,12 @@ def test_shapes_that_tell_their_axes_and_shapes_that_do_not(
     keep: Callable[[Tensor], dict[str, Any]], shape: list[Any] | None
 ) -> None:
     model = network()
-    conv = model[3].weight
+    conv = model.get_parameter("3.weight")
     optimizer = Kept([conv], lambda p: keep(p.detach()))
     optimizer.step()
     plan = slim.plan(model, X, ratio=0.5, scope="layer")
     thin = plan.apply(model)
-    assert list(thin[3].weight.shape) == [20, 24, 3, 3]
+    assert list(thin.get_parameter("3.weight").shape) == [20, 24, 3, 3]
     if shape is None:
         with pytest.warns(UserWarning, match="Kept starts anew for 1 parameters, such as 3.weight"):
             plan.prune_optimizer(optimizer, model, thin)
@@ -182,7 +189,7 @@ def test_shapes_that_tell_their_axes_and_shapes_that_do_not(
         return
     plan.prune_optimizer(optimizer, model, thin)
     [(parameter, state)] = optimizer.state.items()
-    assert parameter is thin[3].weight
+    assert parameter is thin.get_parameter("3.weight")
     for value in state.values():
         found = [list(v.shape) for v in value] if isinstance(value, list) else list(getattr(value, "shape", []))
         assert found == shape or found == []

@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from networks import ZOO, randomise
 from torch import nn
 
 import slim
-from slim.prune.budgets import Cost, Costs
+from slim.prune.budgets import Budget, Cost, Costs
 from slim.prune.plan_format import hash_of
 from slim.trace.size import network_size
 from slim.workbench.models import build
@@ -23,16 +23,16 @@ from slim.workbench.models import build
 X = torch.randn(1, 3, 32, 32)
 
 
-def vgg(seed=0):
+def vgg(seed: int = 0) -> nn.Module:
     return randomise(build("slim:vgg11", num_classes=10, gamma=None), seed)
 
 
-def gammas(model):
+def gammas(model: nn.Module) -> dict[str, torch.Tensor]:
     return {n: m.weight.detach().abs() for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)}
 
 
 @pytest.mark.parametrize("ratio", [0.1, 0.37, 0.5, 0.8])
-def test_global_threshold_is_a_plain_sort(ratio):
+def test_global_threshold_is_a_plain_sort(ratio: float) -> None:
     model = vgg()
     every = gammas(model)
     ordered = torch.cat(list(every.values())).sort().values
@@ -42,11 +42,11 @@ def test_global_threshold_is_a_plain_sort(ratio):
     assert plan.removed == {n: gone for n, gone in expected.items() if gone}
 
 
-def test_group_scores():
+def test_group_scores() -> None:
     model = randomise(ZOO["residual"]())
     stem, last = model.stem[1], model.a[1][1]
     model.a[0][1].weight.data.fill_(9.0)  # keep the inner layer out of it
-    expected = {
+    expected: dict[Literal["mean", "sum", "max"], torch.Tensor] = {
         "mean": (stem.weight + last.weight) / 2,
         "sum": stem.weight + last.weight,
         "max": torch.maximum(stem.weight, last.weight),
@@ -56,36 +56,36 @@ def test_group_scores():
         assert plan.removed["stem.1"] == plan.removed["a.1.1"] == sorted(value.argsort()[:4].tolist())
 
 
-def test_equal_gammas_are_broken_the_same_way_each_time():
+def test_equal_gammas_are_broken_the_same_way_each_time() -> None:
     model = build("slim:vgg11", num_classes=10, gamma=0.5)
     plans = [slim.plan(copy.deepcopy(model), X, ratio=0.3).removed for _ in range(2)]
     assert plans[0] == plans[1]
 
 
 @pytest.mark.parametrize("floor", [0.1, 0.3, 5, 5.0])
-def test_floor_holds_and_is_told(floor):
+def test_floor_holds_and_is_told(floor: float) -> None:
     model = vgg()
-    weak = model.get_submodule(next(iter(gammas(model))))
-    weak.weight.data *= 1e-6
+    weak = model.get_parameter(f"{next(iter(gammas(model)))}.weight")
+    weak.data *= 1e-6
     plan = slim.plan(model, X, ratio=0.6, floor=floor)
     first = plan.layers[0]
     assert first.after == (floor if floor >= 1 else int(np.ceil(floor * first.before)))
     assert first.floor == first.after
     kept = set(range(first.before)) - set(plan.removed[first.name])
-    assert kept == set(weak.weight.argsort()[-first.after :].tolist())  # the best ones
+    assert kept == set(weak.argsort()[-first.after :].tolist())  # the best ones
     assert abs(plan.ratio_achieved - 0.6) < 0.01
 
 
-def test_no_layer_empties_when_everything_is_zero():
+def test_no_layer_empties_when_everything_is_zero() -> None:
     model = vgg()
     for bn in gammas(model):
-        model.get_submodule(bn).weight.data.zero_()
+        model.get_parameter(f"{bn}.weight").data.zero_()
     plan = slim.plan(model, X, ratio=0.99, floor=0)
     assert all(layer.after >= 1 for layer in plan.layers)
     plan.apply(model)(X)
 
 
-def test_short_of_the_request_says_so():
+def test_short_of_the_request_says_so() -> None:
     plan = slim.plan(vgg(), X, ratio=0.95, floor=0.2)
     assert plan.ratio_achieved < 0.85
     assert "asked for ratio 0.95" in plan.shortfall and "floors keep" in plan.shortfall
@@ -94,7 +94,7 @@ def test_short_of_the_request_says_so():
 
 @pytest.mark.parametrize("budget", [slim.Flops, slim.Params, slim.Channels])
 @pytest.mark.parametrize("share", [0.7, 0.4, 0.2])
-def test_budgets_are_met_from_below(budget, share):
+def test_budgets_are_met_from_below(budget: type[Budget], share: float) -> None:
     model = randomise(torchvision.models.resnet18())
     x = torch.randn(1, 3, 64, 64)
     plan = slim.plan(model, x, budget(share))
@@ -107,7 +107,7 @@ def test_budgets_are_met_from_below(budget, share):
 
 
 @pytest.mark.parametrize("round_to", [1, 8])
-def test_budgets_leave_no_room_for_another_channel(round_to):
+def test_budgets_leave_no_room_for_another_channel(round_to: int) -> None:
     model = vgg()
     plan = slim.plan(model, X, slim.Flops(0.45), round_to=round_to)
     whole, kept = plan.totals["flops"]
@@ -122,7 +122,7 @@ def test_budgets_leave_no_room_for_another_channel(round_to):
 
 
 @pytest.mark.parametrize("n", [8, 16])
-def test_round_to(n):
+def test_round_to(n: int) -> None:
     model = randomise(torchvision.models.mobilenet_v3_small())
     x = torch.randn(1, 3, 64, 64)
     plan = slim.plan(model, x, ratio=0.5, round_to=n)
@@ -131,7 +131,7 @@ def test_round_to(n):
     assert slim.verify(model, plan.apply(model), plan, x) < 1e-10
 
 
-def test_keep_layer_ratios_and_scope():
+def test_keep_layer_ratios_and_scope() -> None:
     model = vgg()
     names = list(gammas(model))
     plan = slim.plan(model, X, ratio=0.5, keep=[names[0]])
@@ -143,7 +143,7 @@ def test_keep_layer_ratios_and_scope():
     assert all(abs(layer.after / layer.before - 0.5) < 0.02 for layer in plan.layers)
 
 
-def test_json_round_trip(tmp_path):
+def test_json_round_trip(tmp_path: Path) -> None:
     model = randomise(build("slim:preresnet164", num_classes=10, gamma=None))
     plan = slim.plan(model, X, ratio=0.4, mode="select")
     plan.save(tmp_path / "plan.json")
@@ -157,7 +157,7 @@ def test_json_round_trip(tmp_path):
     assert (tmp_path / "plan.json").read_text() == text  # stable order
 
 
-def test_a_plan_for_another_model_is_refused(tmp_path):
+def test_a_plan_for_another_model_is_refused(tmp_path: Path) -> None:
     plan = slim.plan(vgg(), X, ratio=0.4)
     for other in (build("slim:vgg13", num_classes=10), build("slim:resnet20", num_classes=10)):
         with pytest.raises(slim.SlimError, match="doesn't fit this model"):
@@ -198,12 +198,12 @@ def test_a_plan_for_another_model_is_refused(tmp_path):
         ({"layer_ratios": {"*": 2}}, "out of range"),
     ],
 )
-def test_bad_settings(settings, words):
+def test_bad_settings(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(slim.SlimError, match=words):
         slim.plan(vgg(), X, **settings)
 
 
-def test_nothing_to_prune():
+def test_nothing_to_prune() -> None:
     with pytest.raises(slim.SlimError, match=r"nothing to prune: all channels are frozen \(the model's output\)"):
         slim.plan(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), X)
     with pytest.raises(slim.SlimError, match="would remove nothing"):
@@ -211,18 +211,18 @@ def test_nothing_to_prune():
     with pytest.raises(slim.SlimError, match="can't be run on example_inputs"):
         slim.plan(vgg(), torch.randn(1, 5, 32, 32))
     broken = vgg()
-    broken.get_submodule(next(iter(gammas(broken)))).weight.data[0] = float("nan")
+    broken.get_parameter(f"{next(iter(gammas(broken)))}.weight").data[0] = float("nan")
     with pytest.raises(slim.SlimError, match="finite"):
         slim.plan(broken, X)
 
 
-def test_ratio_zero_is_a_copy():
+def test_ratio_zero_is_a_copy() -> None:
     model = vgg().eval()
     plan = slim.plan(model, X, ratio=0.0)
     assert plan.removed == {} and torch.equal(plan.apply(model)(X), model(X))
 
 
-def test_measure_is_the_flop_counter_on_real_tensors():
+def test_measure_is_the_flop_counter_on_real_tensors() -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
     model = torchvision.models.mobilenet_v3_small().eval()
@@ -235,7 +235,7 @@ def test_measure_is_the_flop_counter_on_real_tensors():
     assert size.channels == sum(m.num_features for m in model.modules() if isinstance(m, nn.BatchNorm2d))
 
 
-def test_print():
+def test_print() -> None:
     text = str(slim.plan(vgg(), X, ratio=0.5))
     assert "50.0%" in text and "channels 2,752 → 1,376" in text
 
@@ -424,9 +424,10 @@ class Stream(nn.Module):
 def test_a_ratio_takes_smaller_groups_below_one_that_is_too_large(ratio: float, removed: int) -> None:
     """144 channels, of which groups of 13 are the lowest: 17 is one of them and 4 others, 28 is two and 2 others."""
     model = randomise(Stream())
-    model.last[1].weight.data.uniform_(2, 3)
+    last = model.get_parameter("last.1.weight")
+    last.data.uniform_(2, 3)
     plan = slim.plan(model, X, ratio=ratio)
     assert plan.totals["channels"][0] - plan.totals["channels"][1] == removed and not plan.shortfall
-    lowest = model.last[1].weight.argsort()[: len(plan.removed["last.1"])]
+    lowest = last.argsort()[: len(plan.removed["last.1"])]
     assert plan.removed["last.1"] == sorted(lowest.tolist())
     assert slim.verify(model, plan.apply(model), plan, X) < 1e-10

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.utils.flop_counter
-from networks import RandomNet
+from networks import Network, RandomNet
 from torch import Tensor, nn
 
 import slim
@@ -22,33 +22,34 @@ from slim.trace.intercept import LayerCall
 C = 8
 
 
-def dependent(first: nn.Module, bn: nn.Module, combination: dict[int, float], channel: int) -> None:
+def dependent(first: nn.Conv2d, bn: nn.BatchNorm2d, combination: dict[int, float], channel: int) -> None:
     """Make one channel after `first` and `bn` a linear combination of others, although its γ is the smallest."""
     with torch.no_grad():
-        scale = bn.weight / bn.running_var.sqrt()
+        means, variances = bn.get_buffer("running_mean"), bn.get_buffer("running_var")
+        scale = bn.weight / variances.sqrt()
         bn.eps = 0.0
         weight = sum(a * scale[i] * first.weight[i] for i, a in combination.items())
-        mean = sum(a * scale[i] * bn.running_mean[i] for i, a in combination.items())
+        mean = sum(a * scale[i] * means[i] for i, a in combination.items())
         bn.weight[channel] = 1e-3
-        bn.running_var[channel] = 1.0
+        variances[channel] = 1.0
         first.weight[channel] = 1000 * weight
-        bn.running_mean[channel] = 1000 * mean
+        means[channel] = 1000 * mean
         bn.bias[channel] = sum(a * bn.bias[i] for i, a in combination.items())
 
 
-def lively(model: nn.Module, seed: int = 0) -> nn.Module:
+def lively(model: Network, seed: int = 0) -> Network:
     """Float64, with BatchNorms that are not the identity."""
     torch.manual_seed(seed)
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias)
-            nn.init.normal_(module.running_mean)
-            nn.init.uniform_(module.running_var, 0.5, 2.0)
+            nn.init.normal_(module.get_buffer("running_mean"))
+            nn.init.uniform_(module.get_buffer("running_var"), 0.5, 2.0)
     return model.double().eval()
 
 
-def readers() -> dict[str, tuple[nn.Module, nn.Module]]:
+def readers() -> dict[str, tuple[nn.Conv2d, nn.Module]]:
     """What reads the BatchNorm's channels, each with a first layer that makes them; no padding."""
     conv = nn.Conv2d(3, C, 3, bias=False)
     flat = [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
@@ -69,11 +70,12 @@ def readers() -> dict[str, tuple[nn.Module, nn.Module]]:
 def test_what_kept_channels_can_say_is_recovered(name: str) -> None:
     torch.manual_seed(1)
     first, rest = readers()[name]
-    model = lively(nn.Sequential(first, nn.BatchNorm2d(C), rest))
+    norm = nn.BatchNorm2d(C)
+    model = lively(nn.Sequential(first, norm, rest))
     # a grouped layer loses the same place of each group, and can only ask channels of that group
-    dependent(first, model[1], {4: 0.7, 7: -1.3} if name == "grouped" else {0: 0.7, 2: -1.3, 4: 2.0}, 5)
+    dependent(first, norm, {4: 0.7, 7: -1.3} if name == "grouped" else {0: 0.7, 2: -1.3, 4: 2.0}, 5)
     if name == "grouped":
-        dependent(first, model[1], {0: 1.5, 3: 0.5}, 1)
+        dependent(first, norm, {0: 1.5, 3: 0.5}, 1)
     images, other = torch.randn(2, 64, 3, 10, 10, dtype=torch.float64)
     plan = slim.plan(model, images[:1], ratio=(2 if name == "grouped" else 1) / C)
     assert plan.removed["1"] == ([1, 5] if name == "grouped" else [5])
@@ -97,7 +99,7 @@ def test_depthwise() -> None:
     bn2.eps = 0.0
     with torch.no_grad():  # after the second BatchNorm it is a combination with another constant
         bn2.weight[5] = 1e-3
-        bn2.running_var[5] = 1e-6
+        bn2.get_buffer("running_var")[5] = 1e-6
     images, other = torch.randn(2, 64, 3, 10, 10, dtype=torch.float64)
     plan = slim.plan(model, images[:1], ratio=1 / C)
     assert plan.removed == {"1": [5], "3": [5]}
@@ -122,21 +124,23 @@ def test_a_depthwise_layer_itself_is_refitted() -> None:
         made = regression.fit_layer(layer, deep(x), intercept=True)
     assert made is not None
     assert torch.allclose(made.weight * scales[:, None], deep.weight, atol=1e-8)
-    assert made.bias is not None and torch.allclose(made.bias, deep.bias, atol=1e-8)
+    assert made.bias is not None and deep.bias is not None
+    assert torch.allclose(made.bias, deep.bias, atol=1e-8)
 
 
-def folded(padding: int) -> tuple[nn.Module, Tensor, Tensor]:
+def folded(padding: int) -> tuple[Any, Tensor, Tensor]:
     torch.manual_seed(0)
+    norm = nn.BatchNorm2d(C)
     model = lively(
         nn.Sequential(
-            *(nn.Conv2d(3, C, 3, bias=False), nn.BatchNorm2d(C), nn.ReLU()),
+            *(nn.Conv2d(3, C, 3, bias=False), norm, nn.ReLU()),
             *(nn.Conv2d(C, 6, 3, padding=padding, bias=False), nn.BatchNorm2d(6), nn.ReLU()),
             *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4)),
         )
     )
     with torch.no_grad():
-        model[1].weight[[2, 6]] = 0
-        model[1].bias[[2, 6]] = torch.tensor([1.5, 0.7], dtype=torch.float64)
+        norm.weight[[2, 6]] = 0
+        norm.bias[[2, 6]] = torch.tensor([1.5, 0.7], dtype=torch.float64)
     return model, *torch.randn(2, 64, 3, 10, 10, dtype=torch.float64)
 
 
@@ -188,16 +192,16 @@ def test_rows_and_moments_give_the_same_weights(intercept: bool) -> None:
         (torch.randn(2, 9, n, dtype=torch.float64) + 3, torch.randn(2, 4, n, dtype=torch.float64)) for n in (5, 7, 6)
     ]
     old = torch.randn(2, 4, 9, dtype=torch.float64)
-    moments, rows = (
-        cls.of(iter(chunks[:2])) + cls.of(iter(chunks[2:])) for cls in (regression.Moments, regression.Rows)
-    )
+    moments = regression.Moments.of(iter(chunks[:2])) + regression.Moments.of(iter(chunks[2:]))
+    rows = regression.Rows.of(iter(chunks[:2])) + regression.Rows.of(iter(chunks[2:]))
     assert torch.allclose(moments.u, rows.u) and torch.allclose(moments.t, rows.t)
     if not intercept:
         moments, rows = moments.about_zero(), rows.about_zero()
     assert moments.variance() == pytest.approx(rows.variance())
     assert moments.missed(old) == pytest.approx(rows.missed(old))
     for ridge in (1e-3, 1.0):
-        assert torch.allclose(moments.solve(old, ridge), rows.solve(old, ridge), atol=1e-9)
+        first, second = moments.solve(old, ridge), rows.solve(old, ridge)
+        assert first is not None and second is not None and torch.allclose(first, second, atol=1e-9)
 
 
 def test_a_wide_layer_costs_little() -> None:
@@ -242,7 +246,7 @@ def test_nothing_gets_worse(monkeypatch: pytest.MonkeyPatch) -> None:
     def harm(layer: LayerCall, target: Tensor, intercept: bool) -> regression.Fit:
         return regression.Fit(layer.arguments["weight"] * -5, None, 1.0, 1.0)
 
-    monkeypatch.setattr(recovery, "fit", harm)
+    monkeypatch.setattr(recovery, "fit_layer", harm)
     monkeypatch.setattr(recovery._Work, "_match_statistics", lambda self, layer, before: layer.input.mul_(-3))
     recovered = recover(model, thin, plan, images)
     assert not recovered.folded and not recovered.missed and len(str(recovered).splitlines()) == 1
@@ -258,7 +262,7 @@ def test_what_divergence_does_not_see_counts_too(monkeypatch: pytest.MonkeyPatch
     thin = plan.apply(model)
     side_by_side = recovery.side_by_side
 
-    def shifted(model: nn.Module, thin: nn.Module, *more: object) -> None:
+    def shifted(model: nn.Module, thin: Any, *more: Any) -> None:
         side_by_side(model, thin, *more)
         with torch.no_grad():
             thin[-1].bias += 100
@@ -430,7 +434,7 @@ def test_networks_that_are_not_the_plans() -> None:
     with pytest.raises(SlimError, match="thin isn't what the plan makes"):
         recover(model, thin, more, good)
     with pytest.raises(SlimError, match="held_out 'a' is out of range"):
-        recover(model, thin, plan, good, held_out="a")
+        recover(model, thin, plan, good, held_out="a")  # type: ignore[arg-type]
     with torch.no_grad():
         model[-1].bias[0] = torch.nan
     with pytest.raises(SlimError, match="the model's outputs on these images aren't finite"):

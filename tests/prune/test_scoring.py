@@ -1,5 +1,8 @@
 """The score `Residual` against least squares: what is missed for good when others stand in for channels that go."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -16,16 +19,17 @@ from slim.trace.tracer import trace
 C = 7
 
 
-def correlated(reader: nn.Module, seed: int = 0) -> nn.Module:
+def correlated(reader: Sequence[nn.Module], seed: int = 0) -> Any:
     """A BatchNorm whose channels depend on each other, and what reads it."""
     torch.manual_seed(seed)
-    model = nn.Sequential(nn.Conv2d(3, C, 3, padding=1), nn.BatchNorm2d(C), nn.ReLU(), *reader).double().eval()
-    nn.init.uniform_(model[1].weight)
-    nn.init.uniform_(model[1].bias)  # so that ReLU leaves no channel dead
+    norm = nn.BatchNorm2d(C)
+    model = nn.Sequential(nn.Conv2d(3, C, 3, padding=1), norm, nn.ReLU(), *reader).double().eval()
+    nn.init.uniform_(norm.weight)
+    nn.init.uniform_(norm.bias)  # so that ReLU leaves no channel dead
     return model
 
 
-def missed(model: nn.Module, images: Tensor, gone: list[int]) -> float:
+def missed(model: Any, images: Tensor, gone: list[int]) -> float:
     """By least squares: the share of the 1×1 reader's variance that is lost when others stand in for `gone`."""
     with torch.no_grad():
         x = model[:3](images).movedim(1, -1).reshape(-1, C)

@@ -3,19 +3,22 @@
 import copy
 import math
 import pickle
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import torchvision
 from networks import randomise
-from torch import nn
+from torch import Tensor, nn
 
 import slim
 from slim.prune import verify as verification
 from slim.prune.verify import Proof
 from slim.workbench.models import build
 
-CASES = {
+Fault = Callable[[Tensor, int, torch.Generator], Tensor]
+CASES: dict[str, Callable[[], nn.Module]] = {
     "resnet20": lambda: build("slim:resnet20", num_classes=10, gamma=None),
     "densenet40": lambda: build("slim:densenet40", num_classes=10, gamma=None),
     "mobilenet_v3_small": torchvision.models.mobilenet_v3_small,
@@ -25,25 +28,25 @@ X = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(3))
 LARGER = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(3))  # where 32 pixels end as one
 
 
-def swap(tensor, dim, g):
+def swap(tensor: Tensor, dim: int, g: torch.Generator) -> Tensor:
     i, j = torch.randperm(tensor.shape[dim], generator=g)[:2].tolist()
     order = list(range(tensor.shape[dim]))
     order[i], order[j] = order[j], order[i]
     return tensor.index_select(dim, torch.tensor(order))
 
 
-def drop(tensor, dim, g):
+def drop(tensor: Tensor, dim: int, g: torch.Generator) -> Tensor:
     i = int(torch.randint(tensor.shape[dim], (1,), generator=g))
     return tensor.index_fill(dim, torch.tensor([i]), 0)
 
 
-def shift(tensor, dim, g):
+def shift(tensor: Tensor, dim: int, g: torch.Generator) -> Tensor:
     return tensor.roll(1, dim)
 
 
 @pytest.mark.parametrize("fault", [swap, drop, shift])
 @pytest.mark.parametrize("case", CASES)
-def test_every_fault_is_caught(case, fault, monkeypatch):
+def test_every_fault_is_caught(case: str, fault: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also by the activations alone, which know nothing of the weights."""
     model = randomise(CASES[case]()).eval()
     x = X if case in ("resnet20", "densenet40") else LARGER
@@ -72,7 +75,7 @@ def test_every_fault_is_caught(case, fault, monkeypatch):
                 slim.verify(model, broken, plan, x)
 
 
-def test_a_wrong_plan_is_caught():
+def test_a_wrong_plan_is_caught() -> None:
     """Weights cut as the plan says, but the plan cuts a reader in another place than the layer that it reads."""
     model = randomise(CASES["resnet20"]()).eval()
     plan = slim.plan(model, X, ratio=0.4)
@@ -84,7 +87,7 @@ def test_a_wrong_plan_is_caught():
         slim.verify(model, plan.apply(model), plan, X)
 
 
-def test_an_unpruned_or_trained_network_is_refused():
+def test_an_unpruned_or_trained_network_is_refused() -> None:
     model = randomise(CASES["resnet20"]()).eval()
     plan = slim.plan(model, X, ratio=0.4)
     with pytest.raises(slim.SlimError, match="has shape"):
@@ -95,7 +98,7 @@ def test_an_unpruned_or_trained_network_is_refused():
         slim.verify(model, thin, plan, X)
 
 
-def test_masking_what_the_plan_does_not_remove_is_a_difference():
+def test_masking_what_the_plan_does_not_remove_is_a_difference() -> None:
     model = randomise(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1))).eval()
     plan = slim.plan(model, X, ratio=0.5)
     thin = plan.apply(model)
@@ -111,12 +114,12 @@ class Rounded(nn.Module):
         super().__init__()
         self.body = nn.Sequential(nn.Conv2d(3, 200, 3), nn.BatchNorm2d(200), nn.ReLU(), nn.Conv2d(200, 64, 3))
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Any:
         y = self.body(x)
         return y, (y.sum(2).sum(2) - y.sum((2, 3))).sign()
 
 
-def test_what_follows_from_rounding_is_left_out_and_nothing_else():
+def test_what_follows_from_rounding_is_left_out_and_nothing_else() -> None:
     model = randomise(Rounded()).eval()
     plan = slim.plan(model, X, ratio=0.5)
     thin = plan.apply(model)
@@ -133,7 +136,7 @@ def test_what_follows_from_rounding_is_left_out_and_nothing_else():
                 slim.verify(model, broken, plan, X)
 
 
-def test_neither_network_is_changed():
+def test_neither_network_is_changed() -> None:
     model = randomise(CASES["mobilenet_v3_small"]()).train()
     plan = slim.plan(model, X, ratio=0.4)
     thin = plan.apply(model)
@@ -213,7 +216,7 @@ def test_too_little_to_compare_is_no_proof() -> None:
 
     model = randomise(Mostly()).eval()
     plan = slim.plan(model, X, ratio=0.5)
-    thin = plan.apply(model)
+    thin: Any = plan.apply(model)
     thin.body.register_forward_hook(lambda module, args, out: out * (1 + 3e-16))  # another machine's rounding
     with pytest.raises(slim.SlimError, match=r"can't be proved equal: 8 of 12 layers and outputs"):
         slim.verify(model, thin, plan, X)
