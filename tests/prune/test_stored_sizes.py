@@ -61,7 +61,7 @@ class Depthwise(nn.Module):
 
     def other(self, x: Tensor) -> Tensor:
         whole = nn.Conv2d(self.width, self.width, 3, padding=1, groups=self.groups, dtype=x.dtype)
-        (k3, b3), (k1, b1) = (fused(branch[0], branch[1]) for branch in (self.wide, self.narrow))
+        (k3, b3), (k1, b1) = fused(*self.wide), fused(*self.narrow)
         whole.weight.data, whole.bias = k3 + F.pad(k1, [1] * 4), nn.Parameter(b3 + b1)
         return self.head(whole(self.stem(x).relu()).relu())
 
@@ -116,7 +116,8 @@ def test_other_methods_find_the_sizes_of_the_thin_network(kind: Callable[[], Any
         )
         assert after == size != before and type(after) is type(before)
     thin, x = thin.double(), X.double()
-    torch.testing.assert_close(thin.other(x), thin(x), rtol=1e-12, atol=1e-12)
+    other: Any = thin.other
+    torch.testing.assert_close(other(x), thin(x), rtol=1e-12, atol=1e-12)
     assert model.other(X).shape == model(X).shape  # and the original keeps its own
 
 
