@@ -74,6 +74,7 @@ def verify(
     """
     model, thin = unwrapped(model), unwrapped(thin)
     _check_arguments(model, plan, example_inputs)
+    _check_masks(plan)
     _same_weights(model, thin, plan)
     attempts: list[tuple[torch.dtype | None, float]] = [(torch.float64, 1e-10), (None, 1e-4)]
     if next(model.parameters()).device.type == "mps":  # which has no float64
@@ -190,6 +191,15 @@ def mask(model: nn.Module, plan: PruningPlan) -> None:
         for name in plan.masks.keys() & tensors.keys():
             for dim, pruned in plan.masks[name].items():
                 tensors[name].index_fill_(dim, torch.tensor(pruned, device=tensors[name].device), 0)
+
+
+def _check_masks(plan: PruningPlan) -> None:
+    """Refuse a plan whose mask isn't what it says that it removes: the proof would be of another plan."""
+    masked = {tuple(indices) for mask in plan.masks.values() for indices in mask.values()}
+    removed = {tuple(indices) for indices in plan.removed.values()}
+    if masked != removed:
+        name = next((n for n, indices in plan.removed.items() if tuple(indices) not in masked), "a layer")
+        raise SlimError(f"the plan contradicts itself: the channels that it removes of {name} aren't those it masks")
 
 
 def _same_weights(model: nn.Module, thin: nn.Module, plan: PruningPlan) -> None:

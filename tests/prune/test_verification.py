@@ -103,7 +103,10 @@ def test_masking_what_the_plan_does_not_remove_is_a_difference() -> None:
     plan = slim.plan(model, X, ratio=0.5)
     thin = plan.apply(model)
     plan.removed["1"] = plan.removed["1"][:-1]
-    with pytest.raises(slim.SlimError):
+    with pytest.raises(slim.SlimError, match="contradicts itself: the channels that it removes of 1"):
+        slim.verify(model, thin, plan, X)
+    plan.masks = {name: {0: plan.removed["1"]} for name in ("1.weight", "1.bias")}
+    with pytest.raises(slim.SlimError, match="differs from the masked original"):
         slim.verify(model, thin, plan, X)
 
 
