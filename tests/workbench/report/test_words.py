@@ -1,0 +1,64 @@
+"""Markdown, card and terminal say what the files say, and text from the outside stays text."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import torch
+from workbench.report.short_run import settings
+
+import slim
+from slim.prune.plan import PruningPlan
+from slim.tables import render
+from slim.workbench import data
+from slim.workbench.report import card, markdown, page
+from slim.workbench.report.collect import RunRecords
+from slim.workbench.report.columns import stage_name
+from slim.workbench.report.terminal import stage_table
+
+
+def test_text_from_the_outside_stays_text() -> None:
+    evil = "</script><script>alert(1)</script>"
+    run = RunRecords(Path("x"), {"name": evil, "model": {"arch": evil}, "data": {"name": evil}})
+    run.epochs.append({"stage": evil, "epoch": 1, "train_loss": 1.0})
+    html = page.html([run])
+    assert "<script>alert" not in html
+
+
+EVIL = "a|b\x1b[31m`c`\n# <b>[x](y)</b>\x07"
+
+
+def test_names_are_escaped_for_markdown() -> None:
+    record = {"params": 1, "flops": 1, "accuracy": 0.5}
+    run = RunRecords(Path("x"), {"name": EVIL, "model": {"arch": EVIL}, "data": {"name": EVIL}}, {EVIL: record})
+    run.evidence["command"] = EVIL
+    said = card.card(run, {"classes": [EVIL, "plain"]})
+    for text in (markdown.of([run]), markdown.of([run, run]), said):
+        assert not {"\x1b", "\x07"} & set(text)
+        outside = re.sub(r"(`+).*?\1", "", text.replace("\\`", ""))  # nothing acts within a code span
+        assert "<b>" not in outside and "[x](" not in outside and "\n# <" not in text
+    assert sum(line.startswith("# ") for line in re.sub(r"(?s)```.*?```", "", said).splitlines()) == 1
+
+
+def test_names_are_escaped_for_the_terminal() -> None:
+    text = render(stage_table({EVIL: {"accuracy": 0.5}}, f"[red]{EVIL}"), 200)
+    assert "\\x1b[31m" in text and "\\x07" in text and "[red]" in text and not {"\x1b", "\x07"} & set(text)
+
+
+def test_markdown_and_card_say_what_the_files_say(whole: Path, run: RunRecords) -> None:
+    text = markdown.of([run])
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    assert [row[0] for row in rows[2:]] == ["| " + stage_name(stage) for stage in run.summary]
+    assert rows[4][2] == f"{run.summary['pruned']['params']:,}"
+    said = (whole / "model_card.md").read_text()
+    assert "N×1×8×8" in said and "pruned by slim" in said
+    assert f"{run.summary['onnx']['latency_ms']:.3g}"[:4] in said  # written again once it was measured
+    [code] = re.findall(r"```python\n(.*?)```", said, re.S)
+    test = data.load(settings().data, 0).test
+    scope = {"images": test.decoded()[:50].numpy().astype(np.float32) / 255}
+    exec(code.replace('"model.onnx"', repr(str(whole / "model.onnx"))), scope)
+    with torch.no_grad():
+        [(images, _)] = data.batches(test[:50], data.load(settings().data, 0), 50)
+        truth = slim.load(whole / "finetuned.safetensors")(images).argmax(1)
+    assert [int(name) for name in scope["classes"]] == truth.tolist()
+    assert card.metadata(whole / "model.onnx")["plan"] == PruningPlan.load(whole / "plan.json").digest
