@@ -5,6 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+import slim
+
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 Operation = Callable[[Tensor], Tensor]
 
@@ -33,3 +35,12 @@ def difference(model: nn.Module, thin: nn.Module, removed: dict[str, list[int]])
         norm.weight[gone], norm.bias[gone] = 0, 0  # type: ignore[operator]
     expected, found = model.double().eval()(X.double()), thin.double().eval()(X.double())
     return float((expected - found).abs().max() / expected.abs().max())
+
+
+def assert_half_goes(model: Scaled) -> None:
+    """Half of the channels are pruned, none is frozen, and the thin network equals the masked one."""
+    plan = slim.plan(model, X, ratio=0.5)
+    assert plan.ratio_achieved == 0.5 and not plan.frozen
+    thin = plan.apply(model)
+    assert slim.verify(model, thin, plan, X) < 1e-10
+    assert difference(model, thin, plan.removed) < 1e-10

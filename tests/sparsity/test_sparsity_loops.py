@@ -3,7 +3,7 @@
 import copy
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +38,20 @@ def loss_of(model: nn.Module, data: Sequence[Tensor], sparsity: Sparsity, share:
     return loss + sparsity.loss() * share if sparsity.method == "loss" else loss
 
 
-def plain_loop(method: str) -> nn.Module:
-    model = fixed(network())
+def stepped(model: nn.Module, method: str, after_step: Callable[[int], None] = lambda step: None) -> Sparsity:
     optimizer = sgd(model)
     sparsity = sparsify(model, optimizer, L1(STRENGTH), method=method)
     for step in range(STEPS):
         optimizer.zero_grad()
         loss_of(model, batch(step), sparsity).backward()
         optimizer.step()
+        after_step(step)
+    return sparsity
+
+
+def plain_loop(method: str) -> nn.Module:
+    model = fixed(network())
+    sparsity = stepped(model, method)
     assert (sparsity.zero() > 0) == (method == "proximal")
     return model
 
@@ -105,14 +111,12 @@ def test_two_processes_are_one(method: str, tmp_path: Path) -> None:
     for name, tensor in first["model"].items():
         assert torch.equal(tensor, second["model"][name]), name
     alone = fixed(network())
-    optimizer = sgd(alone)
-    sparsity = sparsify(alone, optimizer, L1(STRENGTH), method=method)
-    for step in range(STEPS):
-        optimizer.zero_grad()
-        loss_of(alone, batch(step), sparsity).backward()
-        optimizer.step()
+
+    def same_gradients(step: int) -> None:
         for parameter, theirs in zip(alone.parameters(), first["gradients"][step]):
             torch.testing.assert_close(parameter.grad, theirs, rtol=1e-9, atol=1e-12)
+
+    stepped(alone, method, same_gradients)
     for parameter, theirs in zip(alone.parameters(), [first["model"][n] for n, _ in alone.named_parameters()]):
         torch.testing.assert_close(parameter.detach(), theirs, rtol=1e-9, atol=1e-12)
 
