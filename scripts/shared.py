@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
+from slim.version import __version__
+
 if TYPE_CHECKING:
     from slim.workbench.data import Dataset
 
@@ -33,7 +35,9 @@ RESULTS = Path(__file__).parent / "results"
 def ran_on(*packages: str) -> str:
     """One line: date, the command that runs, machine, versions; those of `packages` beside the usual."""
     name = next((line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), "")
-    versions = ", ".join(f"{package} {version(package)}" for package in ("slim", "torch", "numpy", *packages))
+    versions = ", ".join(
+        [f"slim {__version__}", *(f"{package} {version(package)}" for package in ("torch", "numpy", *packages))]
+    )
     machine = f"{name or platform.processor()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}"
     return f"{date.today()}, `{command()}`, on {machine}; python {platform.python_version()}, {versions}."
 

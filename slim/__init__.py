@@ -7,6 +7,7 @@ imported only when work starts.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from slim.extras import named_if_missing
 from slim.version import __version__
 
 _HOME = {  # public name -> the room it lives in
@@ -60,7 +61,8 @@ __all__ = [*_HOME, "__version__"]
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'slim' has no attribute {name!r}")
-    return getattr(import_module(f"slim.{_HOME[name]}"), name)
+    with named_if_missing():
+        return getattr(import_module(f"slim.{_HOME[name]}"), name)
 
 
 def __dir__() -> list[str]:

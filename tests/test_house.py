@@ -9,7 +9,7 @@ from pathlib import Path
 
 SLIM = Path(__file__).parents[1] / "slim"
 ROOMS = [  # in the order in which the data flows
-    *("errors", "version", "files", "memory", "images", "tables"),
+    *("errors", "version", "extras", "files", "memory", "images", "tables"),
     *("trace", "prune", "sparsity", "deploy", "checkpoint"),
     *(
         f"workbench.{room}"

@@ -247,7 +247,7 @@ class RunConfig:
     )
     save_minutes: float = setting(10.0, "minutes between states to resume from, beside one for each epoch", "(0, inf)")
     keep_states: int = setting(2, "states to resume from that are kept", "[1, inf)")
-    tensorboard: bool = setting(False, "also write TensorBoard's files (needs slim[tensorboard])")
+    tensorboard: bool = setting(False, "also write TensorBoard's files (needs the extra tensorboard)")
     task: str = setting(
         "classification",
         "what is learned: classification, multilabel, regression, segmentation, package.module:Task, or file.py:Task",

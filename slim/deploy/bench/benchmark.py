@@ -11,6 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from onnxruntime import __version__ as onnxruntime_version
+
 from slim.deploy.bench.memory import peak_memory
 from slim.deploy.bench.result import BenchReport
 from slim.deploy.bench.rows import BenchRow, cautions, rows_of
@@ -76,7 +78,7 @@ def benchmark(
         runs=runs,
         warmup=warmup,
         machine=machine(),
-        onnxruntime=version("onnxruntime"),
+        onnxruntime=onnxruntime_version,
         torch=version("torch") if any(not isinstance(runner, FileRunner) for runner in runners.values()) else None,
         profiles=_profiles(runners, taken) if profile else {},
         profile_shown=profile,

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from slim.deploy.bench.rows import BenchRow
 from slim.deploy.target import NodeTime
+from slim.extras import named_if_missing
 from slim.files import replacing
 from slim.tables import FittingTable, milliseconds, render, size
 
@@ -59,7 +60,8 @@ class BenchReport:
 
     def figure(self) -> "Figure":
         """Return a Plotly figure: the distribution of times of each network, a panel for each batch size."""
-        from plotly.subplots import make_subplots
+        with named_if_missing():
+            from plotly.subplots import make_subplots
 
         sizes = list(dict.fromkeys(row.batch_size for row in self.rows))
         titles = [f"batch of {size}" for size in sizes]

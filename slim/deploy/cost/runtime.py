@@ -5,11 +5,13 @@ from dataclasses import dataclass, field
 from slim.deploy.cost.model import LatencyModel, latency_model
 from slim.deploy.target import Target
 from slim.errors import SlimError
+from slim.extras import named_if_missing
 from slim.trace.tracer import Trace
 
 
 def _default_target() -> Target:
-    from slim.deploy.onnx.target import OnnxRuntime  # imports onnxruntime
+    with named_if_missing():
+        from slim.deploy.onnx.target import OnnxRuntime  # imports onnxruntime
 
     return OnnxRuntime()
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from slim.errors import Interrupted, SlimError
+from slim.extras import named_if_missing
 
 
 @contextmanager
@@ -25,7 +26,7 @@ def report_user_errors(program: str, argv: Sequence[str] | None = None, resumes:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without γ gets a question mark
     try:
-        with _sigterm_raises():
+        with _sigterm_raises(), named_if_missing():
             yield words
     except (SlimError, OSError) as e:
         _say(f"{program}: error: {one_line(e)}")

@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from slim.errors import SlimError
+from slim.extras import named_if_missing
 
 SCALARS = ("lr", "strength", "channels", "zero", "near_zero", "images_per_second")
 
@@ -15,10 +15,8 @@ class TensorBoard:
     """Writes under `folder` until `close`. Raises `SlimError` where the tensorboard package is missing."""
 
     def __init__(self, folder: Path) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter  # optional: slim[tensorboard]
-        except ImportError:
-            raise SlimError("tensorboard is on, but not installed: expected pip install 'slim[tensorboard]'") from None
+        with named_if_missing():
+            from torch.utils.tensorboard import SummaryWriter
         self._writer = SummaryWriter(str(folder))
 
     def epoch(self, record: dict[str, Any], model: nn.Module) -> None:

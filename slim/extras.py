@@ -1,0 +1,36 @@
+"""Packages that only some of slim needs, and the line that says how to get one that is missing."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from slim.errors import SlimError
+from slim.version import DISTRIBUTION
+
+EXTRA_OF = {  # package, as it is imported -> the extra of pyproject.toml that it is in
+    "onnx": "onnx",
+    "onnxruntime": "onnx",
+    "onnxscript": "onnx",
+    "torchvision": "run",
+    "lightning_fabric": "run",
+    "sklearn": "run",
+    "plotly": "run",
+    "jinja2": "run",
+    "tensorboard": "tensorboard",
+}
+
+
+@contextmanager
+def named_if_missing() -> Iterator[None]:
+    """Turn the lack of an optional package into a SlimError that names the command which installs it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRA_OF:
+            raise
+        raise SlimError(f"{package} isn't installed: expected {install(EXTRA_OF[package])}") from None
+
+
+def install(extra: str) -> str:
+    """Return the command that installs slim with an extra."""
+    return f"pip install '{DISTRIBUTION}[{extra}]'"
