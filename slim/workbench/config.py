@@ -155,10 +155,11 @@ class PruneConfig:
     floor: float = setting(
         0.1, "what always stays of each layer: a share below 1, or a number of channels; at least one does", "[0, inf)"
     )
-    score: Literal["mean", "max", "sum", "residual", "magnitude", "random"] = setting(
-        "mean",
+    score: Literal["auto", "mean", "max", "sum", "residual", "magnitude", "random"] = setting(
+        "auto",
         "how important coupled channels are: mean, max or sum of their |γ|; residual: what others can't stand in for; "
-        "magnitude: the size of their filters; random",
+        "magnitude: the size of their filters; random; auto: mean after a training with the penalty, else residual "
+        "where there are images",
     )
     scope: Literal["global", "layer"] = setting("global", "layer: the same share of every layer")
     mode: Literal["couple", "select"] = setting("couple", "for BatchNorm before convolution: see slim.plan")
@@ -231,6 +232,15 @@ class ComputeConfig:
 
 
 @dataclass
+class WholeConfig:
+    path: Literal["auto", "sparse", "direct", "none"] = setting(
+        "auto",
+        "how slim-run goes on from the baseline: sparse (train with the penalty, prune, fine-tune), direct (prune, "
+        "recover, fine-tune), none (prune, recover); auto: direct from trained weights, else sparse",
+    )
+
+
+@dataclass
 class ReportConfig:
     page: bool = setting(True, "let slim-run make report.html at the end")
     sweep_seconds: float = setting(60.0, "limit of its sweep over other ratios; 0 leaves it out", "[0, inf)")
@@ -261,6 +271,7 @@ class RunConfig:
     finetune: FinetuneConfig = field(default_factory=lambda: FinetuneConfig(epochs=20, lr=0.05))
     export: ExportConfig = field(default_factory=ExportConfig)
     bench: BenchConfig = field(default_factory=BenchConfig)
+    run: WholeConfig = field(default_factory=WholeConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
 
 

@@ -94,7 +94,7 @@ class SettingsParser(PlainParser):
         add_allow_code(self)
         add_verbosity(self)
         sections = dict.fromkeys([bare, *shown, "compute", ""])
-        groups = {section: self.add_argument_group(f"{section or 'run'} settings") for section in sections}
+        groups = {section: self.add_argument_group(f"{section or 'general'} settings") for section in sections}
         for key, s in config.settings().items():
             section, _, name = key.rpartition(".")
             common: dict[str, Any] = {"dest": key, "default": argparse.SUPPRESS, "metavar": _metavar(s.type)}

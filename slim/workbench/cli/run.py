@@ -1,5 +1,6 @@
 """Do it all: train a baseline, train with a penalty on γ, prune, fine-tune,
-export, measure.
+export, measure. With --model.weights the baseline is the network as it came,
+which is pruned right away (--run.path says otherwise).
 
 reads   the data set (the digits need no download)
 writes  checkpoints/NAME/: a checkpoint of each stage, plan.json, model.onnx,
@@ -19,7 +20,7 @@ from slim.workbench.cli.parser import SettingsParser
 
 def main(argv: Sequence[str] | None = None) -> None:
     with report_user_errors("slim-run", argv, resumes=True):
-        parser = SettingsParser("slim-run", __doc__, shown=["train", "sparsity", "prune", "finetune"])
+        parser = SettingsParser("slim-run", __doc__, "run", ["train", "sparsity", "prune", "finetune"])
         parser.usage = "%(prog)s [CONFIG] [options]"
         parser.add_argument("config", nargs="?", metavar="CONFIG", default=SUPPRESS, help="the same as --config")
         parser.add_resume()

@@ -56,11 +56,16 @@ def is_done(run: Run, stage: str, *, prunes: int) -> bool:
     if len(about["plans"]) - about["metrics"].get("prunes", 0) != prunes:  # it was another pass
         return False
     used = config.updated(RunConfig(), about["config"])
-    sections = {"baseline": ["train"], "sparse": ["train", "sparsity"], "pruned": ["prune"], "finetuned": ["finetune"]}
+    sections = {
+        "baseline": ["train"],
+        "sparse": ["train", "sparsity"],
+        "pruned": ["run", "prune"],
+        "finetuned": ["run", "finetune"],
+    }
     if stage == "sparse" and settings.sparsity.gradual:
         sections["sparse"].append("prune")
     if prunes > (stage in ("pruned", "finetuned")):  # what was pruned earlier follows from all stages before
-        sections[stage] = ["train", "sparsity", "prune", "finetune"]
+        sections[stage] = ["run", "train", "sparsity", "prune", "finetune"]
     named = ("seed", "task", "data", "model", *sections[stage])
     done = all(_alike(getattr(used, name), getattr(settings, name)) for name in named)
     if done:
