@@ -223,6 +223,10 @@ class ComputeConfig:
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = setting("auto", "of training")
     channels_last: bool = setting(True, "memory layout of images and weights in training")
     compile: bool = setting(False, "torch.compile the network for training: slow to start, then faster")
+    graph: bool | Literal["auto"] = setting(
+        "auto", "on a GPU, replay a step's passes as a CUDA graph; auto: where the training allows it"
+    )
+    deterministic: bool = setting(False, "on a GPU: the same bits in each run, more slowly; on CPUs they always are")
     devices: int = setting(1, "processes on this machine, each with a device of its own", "[1, inf)")
     num_nodes: int = setting(1, "machines that train together, where no torchrun says so", "[1, inf)")
     sync_batchnorm: bool = setting(True, "with several devices: BatchNorm over the batches of all of them")

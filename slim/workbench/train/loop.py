@@ -19,7 +19,7 @@ from slim.workbench.data.nested import part
 from slim.workbench.malloc import keep_freed_memory
 from slim.workbench.train.average import Average
 from slim.workbench.train.callbacks import Callbacks, Progress
-from slim.workbench.train.devices import connect, deterministic_cudnn, layout_of, moved_to
+from slim.workbench.train.devices import connect, cudnn_algorithms, layout_of, moved_to
 from slim.workbench.train.evaluation import evaluate_batches
 from slim.workbench.train.gradual import Gradual, Pruning
 from slim.workbench.train.guard import Stop, check_finite, diverged, stoppable
@@ -93,7 +93,7 @@ def fit(
     _check(optim, source, compute, fabric.world_size)
     with (
         moved_to(model, fabric.device, layout_of(compute)),
-        deterministic_cudnn(),
+        cudnn_algorithms(compute.deterministic),
         stoppable(snapshots is not None) as stop,
     ):
         few = source.few()
