@@ -18,8 +18,10 @@ from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type
 import yaml
 
 from slim.errors import SlimError, unknown
+from slim.files import read_text
 
 MOST_VALUES = 10_000  # in a file of settings
+MOST_BYTES = 2**20  # of one
 
 
 def setting(default: Any, help: str, within: str = "") -> Any:
@@ -54,6 +56,10 @@ class DataConfig:
     )
     workers: int | None = setting(
         None, "processes that decode image files; null: one for each core, at most 16", "[0, inf)"
+    )
+    timeout: float = setting(60.0, "seconds that those may take for a batch; 0: any", "[0, inf)")
+    max_pixels: int = setting(
+        67_108_864, "largest image in a file, which is decoded whole before it is scaled", "[1, 178956970]"
     )
     cache: bool = setting(True, "keep the decoded images of an image folder in a hidden file there")
     batch_size: int = setting(64, "images in a training step", "[1, inf)")
@@ -308,13 +314,10 @@ def _walk(config: Any, prefix: str) -> Iterator[Setting]:
 
 def read(path: str | Path) -> dict[str, Any]:
     """Return the settings that a YAML file holds, unchecked. SlimError where there is no such file or mapping."""
+    text = read_text("config", path, MOST_BYTES)
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values = yaml.safe_load(text)
         _check_extent(values)
-    except OSError as e:
-        raise SlimError(f"config {str(path)!r} can't be read: {e.strerror}") from None
-    except UnicodeDecodeError:
-        raise SlimError(f"config {str(path)!r} is not text: expected a YAML file") from None
     except yaml.YAMLError as e:
         mark = getattr(e, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""

@@ -76,6 +76,6 @@ def is_done(run: Run, stage: str, *, prunes: int) -> bool:
 def _alike(was: Any, now: Any) -> bool:
     """Say whether a section of the settings means the same. Where images lie and who decodes them changes no batch."""
     if isinstance(was, DataConfig):
-        where = ("root", "download", "storage", "workers", "cache")
+        where = ("root", "download", "storage", "workers", "timeout", "max_pixels", "cache")
         return replace(was, **{name: getattr(now, name) for name in where}) == now
     return bool(was == now)

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from slim.errors import SlimError
+from slim.workbench.causes import is_out_of_memory
 from slim.workbench.config import ComputeConfig
 from slim.workbench.data import Dataset, Loaders, Split, ordered
 from slim.workbench.data.loaders import Batches
 from slim.workbench.data.nested import arranged, call, length, shapes
 from slim.workbench.tasks import Task
 from slim.workbench.train.devices import layout_of, moved_to, resolve_device
-from slim.workbench.train.guard import is_out_of_memory
 
 
 def evaluate(

@@ -27,12 +27,6 @@ def check_finite(model: nn.Module, step: int, lr: float) -> None:
         raise diverged("largest weight", float("inf"), step, lr)
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """CUDA has an exception of its own for it; CPU and MPS have texts."""
-    texts = ("can't allocate memory", "MPS backend out of memory")
-    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in texts)
-
-
 def out_of_memory(batch_size: int, accumulate: int, processes: int, finds_parts: bool) -> SlimError:
     """What to try: more parts, as long as each has an image; what finds their number, unless it just has; or less."""
     tries = []

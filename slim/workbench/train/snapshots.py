@@ -34,7 +34,9 @@ class Snapshots:
 
     def save(self, step: int, state: Mapping[str, Any]) -> Path:
         """Write the state after `step` steps, whole or not at all; then remove the oldest. The first one of a folder
-        that wasn't resumed from takes the place of all that is there."""
+        that wasn't resumed from takes the place of all that is there. Raises SlimError where it can't be written."""
+        if self.folder.is_symlink():
+            raise SlimError(f"{str(self.folder)!r} is a link, behind which states of others may lie: expected a folder")
         if self._fresh:
             self.clear()
             self._fresh = False
@@ -60,7 +62,9 @@ class Snapshots:
         return state
 
     def clear(self) -> None:
-        """Remove all states, when the training is done."""
+        """Remove all states, when the training is done. Behind a link nothing of ours lies."""
+        if self.folder.is_symlink():
+            return
         for path in [*_files(self.folder), *self.folder.glob(".step-*")]:
             path.unlink()
         if self.folder.is_dir() and not any(self.folder.iterdir()):

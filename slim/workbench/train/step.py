@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 
 from slim.errors import SlimError
+from slim.workbench.causes import is_out_of_memory
 from slim.workbench.config import ComputeConfig, OptimConfig
 from slim.workbench.data import Batch
 from slim.workbench.data.nested import arranged, call, length, split
 from slim.workbench.train.devices import layout_of
 from slim.workbench.train.graph import GraphedPasses, recorder_for
-from slim.workbench.train.guard import is_out_of_memory, out_of_memory
+from slim.workbench.train.guard import out_of_memory
 from slim.workbench.train.recipe import Objective
 from slim.workbench.train.state import TrainingState, reseed
 
