@@ -82,7 +82,7 @@ def evaluate_batches(
 
 
 def _judged(model: nn.Module, inputs: Any, targets: Any, task: Task, name: str) -> tuple[Tensor, Tensor]:
-    """The loss of a batch, summed over its samples, and what it adds to the metric."""
+    """Return the loss of a batch, summed over its samples, and what it adds to the metric."""
     try:
         outputs = tree_map(_as_float, call(model, inputs))
         task.check(outputs, targets)

@@ -30,7 +30,7 @@ WARM_UP = 3  # steps of a shape without a graph: libraries allocate and choose t
 MOST = 4  # shapes; each graph holds the memory of its activations
 
 
-class Recorder(Protocol):
+class GraphRecorder(Protocol):
     """What records what a device is told to do."""
 
     def warm_up(self, function: Callable[[], Result]) -> Result:
@@ -41,7 +41,7 @@ class Recorder(Protocol):
         results, and the gradients that it left, into the same tensors."""
 
 
-class CudaRecorder:
+class CudaGraphRecorder:
     """CUDA graphs, of one device."""
 
     def __init__(self, device: torch.device) -> None:
@@ -62,7 +62,9 @@ class CudaRecorder:
         return result, graph.replay
 
 
-def recorder_for(wanted: bool | Literal["auto"], fabric: "Fabric", sparsity: Sparsity | None = None) -> Recorder | None:
+def graph_recorder_for(
+    wanted: bool | Literal["auto"], fabric: "Fabric", sparsity: Sparsity | None = None
+) -> GraphRecorder | None:
     """Return what records a training's passes, where that is wanted and can be.
 
     Raises `SlimError` where it is wanted by `True` and can't be.
@@ -80,7 +82,7 @@ def recorder_for(wanted: bool | Literal["auto"], fabric: "Fabric", sparsity: Spa
     reason = next((reason for reason, holds in hindrances.items() if holds), None)
     if wanted is True and reason:
         raise SlimError(f"graph is true, but {reason}, or graph auto")
-    return None if reason else CudaRecorder(fabric.device)
+    return None if reason else CudaGraphRecorder(fabric.device)
 
 
 class GraphedPasses:
@@ -91,7 +93,7 @@ class GraphedPasses:
     computes as without.
     """
 
-    def __init__(self, passes: Passes, parameters: Sequence[nn.Parameter], recorder: Recorder) -> None:
+    def __init__(self, passes: Passes, parameters: Sequence[nn.Parameter], recorder: GraphRecorder) -> None:
         self.passes, self.parameters, self.recorder = passes, parameters, recorder
         self.seen: dict[Hashable, int] = {}
         self.replays: dict[Hashable, _Replay] = {}
@@ -128,7 +130,7 @@ class _Replay:
         leaves: list[Any],
         structure: TreeSpec,
         parameters: Sequence[nn.Parameter],
-        recorder: Recorder,
+        recorder: GraphRecorder,
     ) -> None:
         self.inputs = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         self.results, self.replay = recorder.record(lambda: passes(*tree_unflatten(self.inputs, structure)))

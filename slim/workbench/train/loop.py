@@ -132,7 +132,7 @@ def _begin(
     fabric: "Fabric",
     sparsity: SparsityConfig | None,
 ) -> TrainingState:
-    """A training before its first step."""
+    """Return a training before its first step."""
     optimizer = optimizer_of(model, optim)
     return TrainingState(
         model,
@@ -233,7 +233,7 @@ class Loop:
             state.finish()
 
     def _train_epoch(self, take_step: Step, started: float) -> None:
-        """All steps of an epoch that weren't done yet."""
+        """Take all steps of an epoch that weren't done yet."""
         state = self.state
         state.model.train()
         batches = self.source.epoch(mixed(self.seed, state.epoch), state.step_of_epoch, (self.rank, self.processes))
@@ -253,7 +253,7 @@ class Loop:
                 raise self._interrupted()
 
     def _end_epoch(self, started: float) -> None:
-        """Validate, enter the epoch's record, save."""
+        """Close an epoch: validate, enter the epoch's record, save."""
         state, lr = self.state, self.lr(self.state.step - 1)
         state.meter.read()
         if self.processes > 1:

@@ -89,7 +89,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _without(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
-    """`value` as JSON, its tensors moved to `tensors` under the name of their place."""
+    """Return `value` as JSON, its tensors moved to `tensors` under the name of their place."""
     if isinstance(value, Tensor):
         tensors[place] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
         return {"tensor": place}
@@ -103,7 +103,7 @@ def _without(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
 
 
 def _with(value: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """The inverse of `_without`. Keys keep their type: those of an optimizer's state are numbers."""
+    """Undo `_without`. Keys keep their type: those of an optimizer's state are numbers."""
     if isinstance(value, list):
         return [_with(item, tensors) for item in value]
     if isinstance(value, dict):

@@ -11,7 +11,7 @@ from slim.workbench.config import ComputeConfig, OptimConfig
 from slim.workbench.data import Batch
 from slim.workbench.data.nested import arranged, call, length, split
 from slim.workbench.train.devices import layout_of
-from slim.workbench.train.graph import GraphedPasses, recorder_for
+from slim.workbench.train.graph import GraphedPasses, graph_recorder_for
 from slim.workbench.train.guard import out_of_memory
 from slim.workbench.train.recipe import Objective
 from slim.workbench.train.state import TrainingState, reseed
@@ -50,7 +50,7 @@ class Step:
             torch.compiler.reset()  # what was compiled for other sizes; there is a limit to how much is kept
             model = torch.compile(model)
         self.network, self.stepper = self.fabric.setup(model, self.state.optimizer)
-        recorder = recorder_for(self.graph, self.fabric, self.state.sparsity)
+        recorder = graph_recorder_for(self.graph, self.fabric, self.state.sparsity)
         parameters = list(self.state.model.parameters())
         self.graphed = GraphedPasses(self._passes, parameters, recorder) if recorder else None
 

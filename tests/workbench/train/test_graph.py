@@ -17,7 +17,7 @@ from slim.errors import SlimError
 from slim.workbench.config import ComputeConfig, OptimConfig, SparsityConfig
 from slim.workbench.data import Dataset
 from slim.workbench.train import fit, step
-from slim.workbench.train.graph import MOST, WARM_UP, GraphedPasses, recorder_for
+from slim.workbench.train.graph import MOST, WARM_UP, GraphedPasses, graph_recorder_for
 from slim.workbench.train.snapshots import Snapshots
 
 ON_CPU = ComputeConfig(device="cpu", precision="32-true", channels_last=False)
@@ -101,7 +101,7 @@ def recorders(monkeypatch: pytest.MonkeyPatch) -> list[CpuRecorder]:
         made_for[:] = [self.state.model]
         set_up(self)
 
-    monkeypatch.setattr(step, "recorder_for", recorder)
+    monkeypatch.setattr(step, "graph_recorder_for", recorder)
     monkeypatch.setattr(step.Step, "set_up", known)
     return made
 
@@ -212,9 +212,9 @@ def test_where_it_cannot_be(device: str, world_size: int, precision: str, method
         device=torch.device(device), world_size=world_size, _precision=SimpleNamespace(precision=precision)
     )
     sparsity: Any = SimpleNamespace(method=method)
-    assert recorder_for("auto", fabric, sparsity) is None and recorder_for(False, fabric, sparsity) is None
+    assert graph_recorder_for("auto", fabric, sparsity) is None and graph_recorder_for(False, fabric, sparsity) is None
     with pytest.raises(SlimError, match=part):
-        recorder_for(True, fabric, sparsity)
+        graph_recorder_for(True, fabric, sparsity)
 
 
 @pytest.mark.gpu
