@@ -20,7 +20,7 @@ from slim.workbench.run.records import Records
 
 
 def test_the_chain_leaves_the_files_of_a_run(folder: Path) -> None:
-    run = folder / "checkpoints" / "digits"
+    run = folder / "checkpoints" / "digits-vgg7"
     assert {p.name for p in run.iterdir()} == {
         *("sparse.safetensors", "pruned.safetensors", "finetuned.safetensors"),
         *("plan.json", "model.onnx", "baseline.onnx", "model_card.md"),
@@ -39,7 +39,7 @@ def test_the_chain_leaves_the_files_of_a_run(folder: Path) -> None:
 
 
 def test_what_the_files_say_is_so(folder: Path) -> None:
-    run = folder / "checkpoints" / "digits"
+    run = folder / "checkpoints" / "digits-vgg7"
     summary = json.loads((run / "summary.json").read_text())
     sparse, thin = slim.load(run / "sparse.safetensors"), slim.load(run / "finetuned.safetensors")
     for name, model in (("sparse", sparse), ("finetuned", thin)):
@@ -64,7 +64,7 @@ def test_what_the_files_say_is_so(folder: Path) -> None:
 
 
 def test_settings_pass_down_the_chain(folder: Path) -> None:
-    run = folder / "checkpoints" / "digits"
+    run = folder / "checkpoints" / "digits-vgg7"
     settings = yaml.safe_load((run / "config.yaml").read_text())
     assert settings["data"]["batch_size"] == 32 and settings["sparsity"]["strength"] == 1e-3
     assert settings["train"]["epochs"] == 3 and settings["finetune"]["epochs"] == 2
@@ -80,7 +80,7 @@ def test_tables_fit_into_80_columns(chained: tuple[Path, dict[str, str]]) -> Non
 
 
 def test_each_command_names_what_it_wrote_and_the_next(folder: Path, command: Command) -> None:
-    run = "checkpoints/digits"
+    run = "checkpoints/digits-vgg7"
     last = command("prune", "--ratio", "0.5").splitlines()[-1]
     assert last == f"wrote {run}/pruned.safetensors and {run}/plan.json; next: slim-finetune"
     last = command("finetune", "--epochs", "2").splitlines()[-1]
@@ -96,11 +96,11 @@ def test_predict_agrees_with_the_network(folder: Path, tmp_path: Path, command: 
     for i in range(3):
         Image.fromarray(test.decoded()[i, 0].numpy()).save(tmp_path / f"{i}.png")
     paths = [str(tmp_path / f"{i}.png") for i in range(3)]
-    lines = command("predict", "checkpoints/digits/model.onnx", *paths, "--top", "2").splitlines()
-    about = checkpoint.read_metadata(folder / "checkpoints/digits/finetuned.safetensors")
+    lines = command("predict", "checkpoints/digits-vgg7/model.onnx", *paths, "--top", "2").splitlines()
+    about = checkpoint.read_metadata(folder / "checkpoints/digits-vgg7/finetuned.safetensors")
     images = (test.decoded()[:3] / 255 - about["mean"][0]) / about["std"][0]
     with torch.no_grad():
-        shares, classes = slim.load(folder / "checkpoints/digits/finetuned.safetensors")(images).softmax(1).topk(2)
+        shares, classes = slim.load(folder / "checkpoints/digits-vgg7/finetuned.safetensors")(images).softmax(1).topk(2)
     for i, line in enumerate(lines):
         named = ", ".join(f"{c} ({s:.1%})" for c, s in zip(classes[i].tolist(), shares[i].tolist()))
         assert line == f"{paths[i]}: {named}"
@@ -109,8 +109,8 @@ def test_predict_agrees_with_the_network(folder: Path, tmp_path: Path, command: 
 def test_predict_as_json_says_the_same(folder: Path, tmp_path: Path, command: Command) -> None:
     path = tmp_path / "digit.png"
     Image.fromarray(np.full((8, 8), 90, np.uint8)).save(path)
-    said = json.loads(command("predict", "checkpoints/digits/model.onnx", str(path), "--top", "10", "--json"))
-    [[expected]] = slim.OnnxModel("checkpoints/digits/model.onnx").predict([path], top=1)
+    said = json.loads(command("predict", "checkpoints/digits-vgg7/model.onnx", str(path), "--top", "10", "--json"))
+    [[expected]] = slim.OnnxModel("checkpoints/digits-vgg7/model.onnx").predict([path], top=1)
     assert said["image"] == str(path) and len(said["classes"]) == 10
     assert said["classes"][0]["label"] == expected[0]
     assert sum(c["probability"] for c in said["classes"]) == pytest.approx(1, abs=1e-5)
@@ -122,15 +122,14 @@ def test_predict_takes_folders_and_gets_over_broken_files(
     test = data.load(DataConfig(), seed=0).test
     for i in range(3):
         Image.fromarray(test.decoded()[i, 0].numpy()).save(tmp_path / f"{i}.png")
-    lines = command("predict", "checkpoints/digits/model.onnx", str(tmp_path), "--top", "1").splitlines()
-    assert (
-        lines == command("predict", "checkpoints/digits/model.onnx", str(tmp_path / "*.png"), "--top", "1").splitlines()
-    )
+    model = "checkpoints/digits-vgg7/model.onnx"
+    lines = command("predict", model, str(tmp_path), "--top", "1").splitlines()
+    assert lines == command("predict", model, str(tmp_path / "*.png"), "--top", "1").splitlines()
     assert [line.split(": ")[0] for line in lines] == [str(tmp_path / f"{i}.png") for i in range(3)]
     (tmp_path / "1.png").write_text("broken")
     (tmp_path / "3.png").write_text("broken, too")
     with pytest.raises(SystemExit) as stopped:
-        call("predict", "checkpoints/digits/model.onnx", str(tmp_path), "--top", "1")
+        call("predict", "checkpoints/digits-vgg7/model.onnx", str(tmp_path), "--top", "1")
     printed = capsys.readouterr()
     assert stopped.value.code == 2 and printed.out.splitlines() == [lines[0], lines[2]]
     assert printed.err.startswith("slim-predict: error: ") and printed.err.count("\n") == 1
@@ -138,13 +137,13 @@ def test_predict_takes_folders_and_gets_over_broken_files(
     for i in range(4, 9):
         (tmp_path / f"{i}.png").write_text("broken")
     with pytest.raises(SystemExit):
-        call("predict", "checkpoints/digits/model.onnx", str(tmp_path), "--threads", "1")
+        call("predict", "checkpoints/digits-vgg7/model.onnx", str(tmp_path), "--threads", "1")
     said = capsys.readouterr().err
     assert [i for i in range(9) if f"{i}.png" in said] == [1, 3, 4, 5, 6] and said.endswith(" (and 2 more)\n")
 
 
 def test_bench_of_named_files(folder: Path, tmp_path: Path, command: Command, mistake: Command) -> None:
-    run = folder / "checkpoints" / "digits"
+    run = folder / "checkpoints" / "digits-vgg7"
     before = contents(folder)
     files = [str(run / name) for name in ("baseline.onnx", "model.onnx", "finetuned.safetensors")]
     output, plot = str(tmp_path / "new" / "bench.json"), str(tmp_path / "bench.html")
@@ -201,5 +200,5 @@ def test_the_chain_without_arguments_from_a_shell(tmp_path: Path) -> None:
         )
         assert done.returncode == 0, done.stderr
         assert done.stderr == ""
-    summary = json.loads((tmp_path / "checkpoints/digits/summary.json").read_text())
+    summary = json.loads((tmp_path / "checkpoints/digits-vgg7/summary.json").read_text())
     assert summary["onnx"]["accuracy"] > 0.96

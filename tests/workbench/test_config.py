@@ -101,7 +101,7 @@ def test_a_list_of_one_needs_no_brackets() -> None:
     [
         (b"train: [", "line"),
         (b"- 1", "expected settings"),
-        (b"\xff\xfe\x00", "not text"),
+        (b"\xff\xfe\x00", "YAML"),
         (None, "can't be read"),
     ],
 )
@@ -138,7 +138,7 @@ def test_shipped_configs_are_valid(path: Path) -> None:
 
 
 def test_the_digits_file_says_what_the_defaults_are() -> None:
-    assert updated(RunConfig(), config.read(CONFIGS / "digits.yaml")) == RunConfig()
+    assert updated(RunConfig(), config.read(CONFIGS / "digits.yaml")) == RunConfig(name="digits")
 
 
 def test_yaml_out_and_in_again(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def test_a_mistake_gets_one_line(
         (["finetune", "--data.name", "cifar10", "--data.root", "nowhere"], "nowhere"),
         (["export", "--opset", "5"], "[18, 25]"),
         (["export", "BROKEN"], "truncated"),
-        (["predict", "checkpoints/digits/model.onnx", "checkpoints/digits/plan.json"], "plan.json"),
+        (["predict", "checkpoints/digits-vgg7/model.onnx", "checkpoints/digits-vgg7/plan.json"], "plan.json"),
         (["bench", "--provider", "tpu"], "tpu"),
     ],
     ids=lambda v: " ".join(v) if isinstance(v, list) else None,
@@ -84,7 +84,7 @@ def test_a_mistake_leaves_earlier_files_untouched(
     argv: list[str], part: str, folder: Path, tmp_path: Path, mistake: Command
 ) -> None:
     broken = tmp_path / "broken.safetensors"
-    broken.write_bytes((folder / "checkpoints/digits/sparse.safetensors").read_bytes()[:1000])
+    broken.write_bytes((folder / "checkpoints/digits-vgg7/sparse.safetensors").read_bytes()[:1000])
     before = contents(folder)
     assert part in mistake(*[str(broken) if word == "BROKEN" else word for word in argv])
     assert contents(folder) == before

@@ -127,9 +127,9 @@ def test_json_is_all_there_is_on_stdout(
     prune.main(["--json", "--ratio", "0.4"])
     out, err = capfd.readouterr()
     told = json.loads(out)
-    assert told["wrote"] == ["checkpoints/digits/pruned.safetensors", "checkpoints/digits/plan.json"]
+    assert told["wrote"] == ["checkpoints/digits-vgg7/pruned.safetensors", "checkpoints/digits-vgg7/plan.json"]
     assert told["next"] == "slim-finetune"
-    assert told["summary"] == json.loads(Path("checkpoints/digits/summary.json").read_text())
+    assert told["summary"] == json.loads(Path("checkpoints/digits-vgg7/summary.json").read_text())
     assert told["summary"]["pruned"]["channels"] == round(448 * 0.6)
     assert "pruning plan" in err  # what people read
     prune.main(["--json", "--quiet"])

@@ -22,8 +22,7 @@ from slim.deploy.cost.operators import Operator, operators
 from slim.deploy.cost.staircase import Surface, levels, quantum
 from slim.deploy.progress import progress
 from slim.deploy.target import Kernel, SizedKernel, Target
-from slim.errors import SlimError
-from slim.files import read_text, replacing
+from slim.files import replacing
 from slim.prune.knapsack import CostPart
 from slim.trace.tracer import Trace
 
@@ -214,10 +213,10 @@ class TimeTable:
 
     def _read(self) -> dict[str, float]:
         try:
-            content = json.loads(read_text("cost model", self.path))
+            content = json.loads(self.path.read_text(encoding="utf-8"))
             fits = content["identity"] == self.identity
             return {str(key): float(ms) for key, ms in content["ms"].items()} if fits else {}
-        except (SlimError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return {}
 
     def _write(self) -> None:

@@ -20,6 +20,11 @@ from slim.workbench.cli.parser import SettingsParser
 if TYPE_CHECKING:
     from slim.deploy.bench.result import BenchReport
 
+EXAMPLES = """
+slim-bench                              # the network exported last
+slim-bench before.onnx after.onnx --batch_sizes 8 --threads 1
+"""
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     with report_user_errors("slim-bench", argv):
@@ -46,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> SettingsParser:
-    parser = SettingsParser("slim-bench", __doc__, "bench")
+    parser = SettingsParser("slim-bench", __doc__, EXAMPLES, "bench", ["name"])
     parser.usage = "%(prog)s [FILE ...] [options]"
     parser.add_argument("files", nargs="*", metavar="FILE", help="ONNX files, checkpoints (those of the newest run)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write all figures to this JSON file")

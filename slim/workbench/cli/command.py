@@ -36,6 +36,8 @@ class ParsedCommand:
     def settings(self, base: RunConfig | None = None) -> RunConfig:
         """Return the settings: options over --config over `base`, the defaults. Exits if they are to be shown."""
         settings = config.updated(config.updated(base or RunConfig(), self.in_file), self.as_options)
+        if settings.name == config.AUTO:
+            settings = replace(settings, name=config.run_name(settings.data, settings.model.arch))
         if self.arguments.print_config:
             print(config.to_yaml(settings), end="")
             sys.exit(0)
@@ -77,16 +79,22 @@ class ParsedCommand:
         own_data = bool(self._own("data").keys() & {"name", "root"})
         return Run(folder or ROOT / settings.name, settings, self.console, self.allow_code, resume, own_data)
 
-    def new_run(self, *stages: str) -> "Run":
+    def new_run(self, stages: Sequence[str], sections: Sequence[str], words: list[str]) -> "Run":
         """Return the run to begin, or with --resume the one to go on with, in which one of `stages` was interrupted.
-        Either way, the same words mean the same run."""
+
+        A run that is to begin gets a name of its own where a finished one of other `sections` of the settings has the
+        one asked for; then `words`, which are to resume it, name it.
+        """
         if not self.arguments.resume:
-            return self.run(self.settings())
+            run = self._vacant(self.run(self.settings()), sections)
+            if run.settings.name != self.settings().name:
+                words += ["--name", run.settings.name]
+            return run
         from slim.workbench.run.resuming import unfinished
 
-        name = self.name or RunConfig().name
-        stored = unfinished(name, stages) or RunConfig()
-        settings = self.settings(config.without_permissions(replace(stored, name=name)))
+        name, stored = unfinished(self.settings().name, stages, numbered=self.name is None)
+        settings = self.settings(config.without_permissions(replace(stored or RunConfig(), name=name)))
+        settings = replace(settings, name=name)
         if settings.model.weights and "weights" not in self._own("model"):
             raise SlimError(
                 f"run {name!r} began with weights {settings.model.weights!r}, and no file decides what is read: "
@@ -94,12 +102,25 @@ class ParsedCommand:
             )
         return self.run(settings)
 
-    def run_of_network(self, arch: str, weights: str | None) -> "Run":
+    def _vacant(self, run: "Run", sections: Sequence[str]) -> "Run":
+        """Return the run, under another name where a finished one of other settings has its own."""
+        from slim.workbench.run.naming import vacant
+
+        name = run.settings.name if self.arguments.overwrite else vacant(run, sections)
+        if name == run.settings.name:
+            return run
+        run.console.print(
+            f"{run.folder} holds a run of other settings: this one is {name} (--overwrite takes the place of that)"
+        )
+        return self.run(replace(run.settings, name=name))
+
+    def run_of_network(self, arch: str, weights: str | None, sections: Sequence[str] = ("prune",)) -> "Run":
         """Return the run to begin with a network that the user named, named after it."""
         settings = self.settings()
-        model = replace(settings.model, arch=arch, weights=weights)
-        name = self.name or arch.rpartition(":")[2].replace("/", "-")
-        run = self.run(replace(settings, model=model, name=name))
+        data = settings.data if self._own("data").keys() & {"name", "root"} else None
+        name = self.name or config.run_name(data, arch)
+        settings = replace(settings, model=replace(settings.model, arch=arch, weights=weights), name=name)
+        run = self._vacant(self.run(settings), sections)
         return run.replace(allow_code=(arch, *run.allow_code))
 
     def run_after(self, stage: str) -> "tuple[Run, Path]":

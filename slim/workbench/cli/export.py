@@ -11,10 +11,16 @@ from collections.abc import Sequence
 from slim.workbench.cli.errors import report_user_errors
 from slim.workbench.cli.parser import SettingsParser
 
+EXAMPLES = """
+slim-export                             # the network fine-tuned last
+slim-export --int8 --preprocess         # 8 bits; raw images in
+"""
+SHOWN = ["data.root", "compute.device", "name"]
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     with report_user_errors("slim-export", argv):
-        parser = SettingsParser("slim-export", __doc__, "export")
+        parser = SettingsParser("slim-export", __doc__, EXAMPLES, "export", SHOWN)
         parser.add_file("the network (the newest finetuned.safetensors)")
         given = parser.read(argv)
         run, source = given.run_after("finetuned")

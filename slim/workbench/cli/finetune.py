@@ -11,10 +11,28 @@ from collections.abc import Sequence
 from slim.workbench.cli.errors import report_user_errors
 from slim.workbench.cli.parser import SettingsParser
 
+EXAMPLES = """
+slim-finetune                           # the network pruned last
+slim-finetune checkpoints/mine/pruned.safetensors --epochs 40 --distill 0.5
+"""
+SHOWN = [
+    "data.root",
+    "data.batch_size",
+    "data.augment",
+    "data.storage",
+    "data.workers",
+    "data.cache",
+    "compute.*",
+    "name",
+    "save_minutes",
+    "keep_states",
+    "tensorboard",
+]
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     with report_user_errors("slim-finetune", argv, resumes=True) as words:
-        parser = SettingsParser("slim-finetune", __doc__, "finetune", ["data"])
+        parser = SettingsParser("slim-finetune", __doc__, EXAMPLES, "finetune", SHOWN)
         parser.add_file("the pruned network (the newest pruned.safetensors)")
         parser.add_resume()
         given = parser.read(argv)

@@ -6,6 +6,7 @@ from importlib import import_module
 
 from slim.errors import unknown
 from slim.version import __version__
+from slim.workbench.cli import completion
 from slim.workbench.cli.errors import report_user_errors
 
 COMMANDS = {
@@ -30,6 +31,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         if words[0] == "--version":
             print(f"slim {__version__}")
             return
+        if words[0] == "completion":
+            completion.main(words[1:], list(COMMANDS))
+            return
         if words[0] not in COMMANDS:
             raise unknown("command", words[0], COMMANDS)
     import_module(f"slim.workbench.cli.{words[0]}").main(words[1:])
@@ -46,6 +50,7 @@ def overview() -> str:
             *listed,
             "",
             "slim COMMAND --help explains a command; slim-COMMAND is the same as slim COMMAND.",
-            "Begin with: slim run            (handwritten digits, minutes on a CPU)",
+            "slim completion bash (zsh, fish) prints what makes a shell complete them.",
+            "Begin with: slim run digits     (handwritten digits, minutes on a CPU)",
         ]
     )

@@ -4,23 +4,28 @@ import argparse
 import json
 import re
 import sys
+import textwrap
 from collections.abc import Sequence
 from difflib import get_close_matches
-from typing import Any, Literal, get_args, get_origin
+from fnmatch import fnmatch
+from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from slim.errors import SlimError
 from slim.version import __version__
-from slim.workbench import config
+from slim.workbench import config, presets
 from slim.workbench.cli.command import ParsedCommand
+from slim.workbench.cli.device import check_device
 from slim.workbench.config import RunConfig, Setting
 
+COMPLETE = "--list-options"  # what completion asks each command
 SWITCH = "true|false"  # the metavar of a setting that is on or off
 
 
 class PlainParser(argparse.ArgumentParser):
     """argparse, with mistakes raised as SlimError that names the nearest option, and dashes as good as underscores."""
 
-    def __init__(self, program: str, about: str | None, epilog: str | None = None) -> None:
+    def __init__(self, program: str, about: str | None, examples: str = "", epilog: str | None = None) -> None:
+        self.examples = textwrap.dedent(examples).strip()
         super().__init__(
             prog=program,
             description=about,
@@ -32,6 +37,8 @@ class PlainParser(argparse.ArgumentParser):
 
     def parse_args(self, args: Sequence[str] | None = None) -> argparse.Namespace:  # type: ignore[override]
         words = self._joined(self._spelled(sys.argv[1:] if args is None else args))
+        if words == [COMPLETE]:
+            self._list_options()
         arguments, rest = self.parse_known_args(words)
         for word in rest:
             raise self._unknown(word.partition("=")[0]) if word.startswith("-") else self._unexpected(word)
@@ -65,6 +72,20 @@ class PlainParser(argparse.ArgumentParser):
             for word, then in zip(words, following)
         ]
 
+    def format_help(self) -> str:
+        """Return the help, which begins with what one would type."""
+        return textwrap.indent(self.examples, "  ") + "\n\n" + super().format_help()
+
+    def _list_options(self) -> NoReturn:
+        """Print the options, each with its choices."""
+        for action in self._actions:
+            metavar = action.metavar if isinstance(action.metavar, str) else ""
+            choices = " ".join(_choices_of(action) or (metavar.split("|") if "|" in metavar else []))
+            for option in action.option_strings:
+                if option.startswith("--"):
+                    print(f"{option}\t{choices}")
+        sys.exit(0)
+
     def error(self, message: str) -> Any:
         raise SlimError(message)
 
@@ -83,33 +104,44 @@ class SettingsParser(PlainParser):
     """The options of a command that takes settings.
 
     Every setting is an option by its dotted key. Those of the section `bare`, and of `compute`, also go by their own
-    name (--ratio for --prune.ratio). The help lists them, those of the sections `shown`, and those of none.
+    name (--ratio for --prune.ratio). The help lists those that act in the command: the ones whose keys match a pattern
+    of `shown`.
     """
 
-    def __init__(self, program: str, about: str | None, bare: str = "", shown: Sequence[str] = ()) -> None:
+    def __init__(
+        self, program: str, about: str | None, examples: str, bare: str = "", shown: Sequence[str] = ()
+    ) -> None:
         more = f"Any setting can be given, such as --data.batch_size 128.\n{program} --print-config shows them all."
-        super().__init__(program, about, more)
-        self.add_argument("--config", metavar="FILE", help="settings in YAML; options override them")
+        super().__init__(program, about, examples, more)
+        self.add_argument("--config", metavar="FILE", help="settings: a YAML file, or a name of slim-run --list")
         self.add_argument("--print-config", action="store_true", help="show all settings as YAML, and stop")
         add_allow_code(self)
         add_verbosity(self)
-        sections = dict.fromkeys([bare, *shown, "compute", ""])
-        groups = {section: self.add_argument_group(f"{section or 'general'} settings") for section in sections}
+        groups: dict[str, Any] = {bare: self.add_argument_group(f"{bare} settings")} if bare else {}
+        patterns = [f"{bare}.*", *shown]
         for key, s in config.settings().items():
             section, _, name = key.rpartition(".")
             common: dict[str, Any] = {"dest": key, "default": argparse.SUPPRESS, "metavar": _metavar(s.type)}
-            shown_help = _help(s) if section in groups else argparse.SUPPRESS
+            group, shown_help = self, argparse.SUPPRESS
+            if any(fnmatch(key, pattern) for pattern in patterns):
+                if section not in groups:
+                    groups[section] = self.add_argument_group(f"{section or 'run'} settings")
+                group, shown_help = groups[section], _help(s)
             short = section and section in (bare, "compute")
             first, *others = [f"--{name}", f"--{key}"] if short else [f"--{key}"]
-            groups.get(section, self).add_argument(first, help=shown_help, **common)
+            group.add_argument(first, help=shown_help, **common)
             for other in others:
                 self.add_argument(other, help=argparse.SUPPRESS, **common)
-        self.usage = "%(prog)s [options]"
+        self.usage = "%(prog)s [CONFIG] [options]"
 
     def add_file(self, help: str) -> None:
         """Add the positional FILE of a command that follows another."""
-        self.usage = "%(prog)s [FILE] [options]"
+        self.usage = "%(prog)s [CONFIG] [FILE] [options]"
         self.add_argument("file", nargs="?", metavar="FILE", help=help)
+
+    def add_beginning(self) -> None:
+        """Add what a command takes that begins a run."""
+        self.add_argument("--overwrite", action="store_true", help="write into a finished run of other settings, too")
 
     def add_resume(self) -> None:
         """Add the option --resume of a command that trains."""
@@ -117,14 +149,25 @@ class SettingsParser(PlainParser):
 
     def read(self, argv: Sequence[str] | None = None) -> ParsedCommand:
         """Return the command line, or `argv`, checked. Exits after --help and --version; SlimError for a mistake."""
-        arguments = self.parse_args(argv)
+        words = list(sys.argv[1:] if argv is None else argv)
+        if words and presets.is_one(words[0]):
+            words[0] = f"--config={words[0]}"
+        arguments = self.parse_args(words)
         as_options: dict[str, Any] = {}
         for key in vars(arguments).keys() & config.settings().keys():
             section, _, name = key.rpartition(".")
             (as_options.setdefault(section, {}) if section else as_options)[name] = getattr(arguments, key)
-        in_file = config.read(arguments.config) if arguments.config else {}
-        config.updated(config.updated(RunConfig(), in_file), as_options)  # tells mistakes before work starts
+        in_file = config.read(presets.find(arguments.config)) if arguments.config else {}
+        settings = config.updated(config.updated(RunConfig(), in_file), as_options)  # tells mistakes before work starts
+        if not arguments.print_config:
+            check_device(settings.compute.device)
         return ParsedCommand(arguments, in_file, as_options)
+
+
+def _choices_of(action: argparse.Action) -> tuple[str, ...]:
+    """Return the values that a setting takes, where they are names."""
+    known = config.settings().get(action.dest)
+    return get_args(known.type) if known and get_origin(known.type) is Literal else ()
 
 
 def add_verbosity(parser: argparse.ArgumentParser) -> None:

@@ -15,10 +15,15 @@ from slim.workbench.cli.parser import PlainParser
 NAMED = 5  # files that couldn't be read
 FEW = 100  # images that need no progress bar
 
+EXAMPLES = """
+slim-predict checkpoints/digits/model.onnx digit.png
+slim-predict model.onnx photos/ "*.jpg" --top 1 --json
+"""
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     with report_user_errors("slim-predict", argv):
-        parser = PlainParser("slim-predict", __doc__)
+        parser = PlainParser("slim-predict", __doc__, EXAMPLES)
         parser.add_argument("model", metavar="MODEL", help="an ONNX file")
         parser.add_argument("images", nargs="+", metavar="IMAGE", help='an image file, a folder, or "*.jpg"')
         parser.add_argument("--top", type=int, default=3, metavar="N", help="classes to show of each image (3)")

@@ -16,16 +16,36 @@ from slim.workbench.cli.command import ParsedCommand
 from slim.workbench.cli.errors import report_user_errors
 from slim.workbench.cli.parser import SettingsParser
 
+EXAMPLES = """
+slim-prune --ratio 0.5                  # the network trained last
+slim-prune --arch torchvision:resnet18 --weights FILE --flops 0.5 --dry-run
+"""
+SHOWN = [
+    "bench.provider",
+    "bench.threads",
+    "bench.batch_sizes",
+    "data.name",
+    "data.root",
+    "data.image_size",
+    "model.kwargs",
+    "compute.device",
+    "name",
+    "seed",
+    "task",
+    "tensorboard",
+]
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     with report_user_errors("slim-prune", argv):
-        parser = SettingsParser("slim-prune", __doc__, "prune", ["bench"])
+        parser = SettingsParser("slim-prune", __doc__, EXAMPLES, "prune", SHOWN)
         parser.add_file("the trained network (the newest sparse.safetensors)")
         parser.add_argument("--dry-run", action="store_true", help="print the plan, and write nothing")
         parser.add_argument(
             "--arch", metavar="NAME", help="in place of FILE: this network, with --weights or with its own"
         )
         parser.add_argument("--weights", metavar="FILE", help="its trained weights, or a name such as DEFAULT")
+        parser.add_beginning()
         given = parser.read(argv)
         arguments = given.arguments
         if arguments.weights and not arguments.arch:

@@ -16,6 +16,11 @@ from slim.workbench.cli.errors import report_user_errors
 from slim.workbench.cli.parser import PlainParser, add_allow_code, add_verbosity
 from slim.workbench.config import DataConfig, RunConfig
 
+EXAMPLES = """
+slim-report                             # the newest run
+slim-report first second --out both.html # two runs, compared
+"""
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     with report_user_errors("slim-report", argv):
@@ -46,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> PlainParser:
-    parser = PlainParser("slim-report", __doc__)
+    parser = PlainParser("slim-report", __doc__, EXAMPLES)
     parser.usage = "%(prog)s [RUN ...] [options]"
     parser.add_argument("runs", nargs="*", metavar="RUN", help="a run's folder (the newest under checkpoints/)")
     parser.add_argument("--markdown", action="store_true", help="print tables in Markdown; measure nothing")

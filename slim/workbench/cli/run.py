@@ -1,6 +1,5 @@
 """Do it all: train a baseline, train with a penalty on γ, prune, fine-tune,
-export, measure. With --model.weights the baseline is the network as it came,
-which is pruned right away (--run.path says otherwise).
+export, measure.
 
 reads   the data set (the digits need no download)
 writes  checkpoints/NAME/: a checkpoint of each stage, plan.json, model.onnx,
@@ -11,21 +10,30 @@ next    slim-predict
 
 import shlex
 import sys
-from argparse import SUPPRESS
 from collections.abc import Sequence
 
+from slim.workbench import presets
 from slim.workbench.cli.errors import report_user_errors
 from slim.workbench.cli.parser import SettingsParser
 
+EXAMPLES = """
+slim-run digits                         # minutes on two cores, no download
+slim-run mine.yaml --prune.ratio 0.7    # settings of your own
+"""
+SECTIONS = ["passes", "train", "sparsity", "prune", "finetune", "export"]  # of the settings that its files follow from
+
 
 def main(argv: Sequence[str] | None = None) -> None:
-    with report_user_errors("slim-run", argv, resumes=True):
-        parser = SettingsParser("slim-run", __doc__, "run", ["train", "sparsity", "prune", "finetune"])
-        parser.usage = "%(prog)s [CONFIG] [options]"
-        parser.add_argument("config", nargs="?", metavar="CONFIG", default=SUPPRESS, help="the same as --config")
+    with report_user_errors("slim-run", argv, resumes=True) as words:
+        parser = SettingsParser("slim-run", __doc__, EXAMPLES, shown=["*"])
+        parser.add_argument("--list", action="store_true", help="show the settings that come with slim, and stop")
+        parser.add_beginning()
         parser.add_resume()
         given = parser.read(argv)
-        run = given.new_run("baseline", "sparse", "finetuned")
+        if given.arguments.list:
+            print(presets.overview())
+            return
+        run = given.new_run(["baseline", "sparse", "finetuned"], SECTIONS, words)
         from slim.workbench.run.whole import run_all
 
         written = run_all(run, command=shlex.join(["slim-run", *(sys.argv[1:] if argv is None else argv)]))

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from slim.errors import SlimError
-from slim.files import read_text
 from slim.workbench import config
 from slim.workbench.report.columns import Record, stage_name
 from slim.workbench.tasks.metric import Metric
@@ -29,7 +28,8 @@ class RunRecords:
 
     @property
     def name(self) -> str:
-        return str(self.settings.get("name") or self.folder.resolve().name)
+        said = str(self.settings.get("name") or config.AUTO)
+        return self.folder.resolve().name if said == config.AUTO else said
 
     @property
     def arch(self) -> str | None:
@@ -131,7 +131,7 @@ def _read(folder: Path) -> RunRecords:
 
 
 def _object(path: Path) -> dict[str, Any]:
-    value = _json(read_text("record", path)) if path.is_file() else {}
+    value = _json(path.read_text(encoding="utf-8")) if path.is_file() else {}
     if not isinstance(value, dict):
         raise SlimError(f"{str(path)!r} is broken: expected what slim wrote there")
     return value
@@ -139,7 +139,7 @@ def _object(path: Path) -> dict[str, Any]:
 
 def _lines(path: Path) -> list[dict[str, Any]]:
     """A line for each epoch; a training that was cut off in the middle of a line loses that line only."""
-    lines = read_text("record", path).splitlines() if path.is_file() else []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     return [record for record in map(_json, lines) if isinstance(record, dict) and "epoch" in record]
 
 
@@ -147,5 +147,5 @@ def _json(text: str) -> Any:
     """A value in which NaN and infinity are missing; None for text that is no JSON."""
     try:
         return json.loads(text, parse_constant=lambda _: None)
-    except (ValueError, RecursionError):
+    except ValueError:
         return None

@@ -13,15 +13,23 @@ from slim.workbench.run.folder import ROOT, Run
 from slim.workbench.train import snapshots
 
 
-def unfinished(name: str, stages: Sequence[str]) -> RunConfig | None:
-    """Return the settings of the run `name`: those with which the training of one of `stages` that was interrupted last
-    was begun, else those last used; None where there is no such run."""
+def unfinished(name: str, stages: Sequence[str], *, numbered: bool) -> tuple[str, RunConfig | None]:
+    """Return the run to go on with, and its settings: those with which the training of one of `stages` that was
+    interrupted last was begun, else those last used; None where there is no such run.
+
+    numbered: NAME-2, NAME-3, … are meant, too: of all of them the one that was interrupted last, or was last used.
+    """
+    folders = [ROOT / name, *(ROOT.glob(f"{name}-[0-9]*") if numbered else [])]
     places = [f"{within}{stage}.state" for stage in stages for within in ("", "pass-*/")]
-    states = [path for place in places for path in (ROOT / name).glob(f"{place}/step-*.safetensors")]
-    if states:
-        return begun(max(states, key=lambda path: path.stat().st_mtime_ns).parent)
-    file = ROOT / name / "config.yaml"
-    return config.updated(RunConfig(), config.read(file)) if file.exists() else None
+    found = {path: f for f in folders for place in places for path in f.glob(f"{place}/step-*.safetensors")}
+    if found:
+        last = max(found, key=lambda path: path.stat().st_mtime_ns)
+        return found[last].name, begun(last.parent)
+    used = [folder / "config.yaml" for folder in folders if (folder / "config.yaml").exists()]
+    if not used:
+        return name, None
+    file = max(used, key=lambda path: path.stat().st_mtime_ns)
+    return file.parent.name, config.updated(RunConfig(), config.read(file))
 
 
 def begun(folder: Path) -> RunConfig | None:
@@ -40,7 +48,7 @@ def check_same(run: Run, stage: str, *, prunes: bool) -> None:
         return
     for name in ("seed", "task", "data", "model", "sparsity", *(["prune"] if prunes else [])):
         was, now = getattr(before, name), getattr(run.settings, name)
-        if not _alike(was, now):
+        if not alike(was, now):
             raise SlimError(f"{name} is {now}: the training in {folder} was begun with {was}, so it can't go on")
     run.console.print(f"resuming from {folder}")
 
@@ -56,26 +64,21 @@ def is_done(run: Run, stage: str, *, prunes: int) -> bool:
     if len(about["plans"]) - about["metrics"].get("prunes", 0) != prunes:  # it was another pass
         return False
     used = config.updated(RunConfig(), about["config"])
-    sections = {
-        "baseline": ["train"],
-        "sparse": ["train", "sparsity"],
-        "pruned": ["run", "prune"],
-        "finetuned": ["run", "finetune"],
-    }
+    sections = {"baseline": ["train"], "sparse": ["train", "sparsity"], "pruned": ["prune"], "finetuned": ["finetune"]}
     if stage == "sparse" and settings.sparsity.gradual:
         sections["sparse"].append("prune")
     if prunes > (stage in ("pruned", "finetuned")):  # what was pruned earlier follows from all stages before
-        sections[stage] = ["run", "train", "sparsity", "prune", "finetune"]
+        sections[stage] = ["train", "sparsity", "prune", "finetune"]
     named = ("seed", "task", "data", "model", *sections[stage])
-    done = all(_alike(getattr(used, name), getattr(settings, name)) for name in named)
+    done = all(alike(getattr(used, name), getattr(settings, name)) for name in named)
     if done:
         run.console.print(f"{path} is done already")
     return done
 
 
-def _alike(was: Any, now: Any) -> bool:
+def alike(was: Any, now: Any) -> bool:
     """Say whether a section of the settings means the same. Where images lie and who decodes them changes no batch."""
     if isinstance(was, DataConfig):
-        where = ("root", "download", "storage", "workers", "timeout", "max_pixels", "cache")
+        where = ("root", "download", "storage", "workers", "cache")
         return replace(was, **{name: getattr(now, name) for name in where}) == now
     return bool(was == now)

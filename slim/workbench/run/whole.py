@@ -1,12 +1,13 @@
 """All stages of a run, in one pass or several."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from slim.errors import SlimError
 from slim.workbench import report, train
-from slim.workbench.config import RunConfig
 from slim.workbench.report import card
 from slim.workbench.run import asked
 from slim.workbench.run.exporting import export_stage, int8_stage, write_onnx
@@ -23,12 +24,9 @@ FLOOR_OF_A_PASS = 0.5  # share of each layer that stays in one of several passes
 
 
 def run_all(run: Run, *, command: str | None = None) -> list[Path]:
-    """Do all stages, after a baseline, and make the page that shows them. Returns the paths.
+    """Do all stages, after a baseline trained without a penalty, and make the page that shows them. Returns the paths.
 
-    The baseline is trained without a penalty, or with `model.weights` it is the network as it came. From there
-    `run.path` says how it goes on: see `path_of`.
-
-    With several passes the training, pruning and fine-tuning are repeated, each pass on the network of the one
+    With several passes the sparse training, pruning and fine-tuning are repeated, each pass on the network of the one
     before; at most half of a layer goes in one (the paper's multi-pass scheme, section 4.5). All passes but the last
     have a folder of their own in the run's, pass-1 and so on, with the same files.
 
@@ -43,80 +41,78 @@ def run_all(run: Run, *, command: str | None = None) -> list[Path]:
         return _stages(run, command)
 
 
-def path_of(settings: RunConfig) -> str:
-    """Return how a run goes on from its baseline: "sparse" (train with the penalty, prune, fine-tune), "direct" (prune,
-    recover, fine-tune) or "none" (prune and recover). Left to slim it is direct for a network that came with trained
-    weights: penalising γ takes a training of its own, and what is gained in fine-tuning is lost in it."""
-    if settings.run.path != "auto":
-        return settings.run.path
-    return "sparse" if settings.model.weights is None else "direct"
-
-
-def last_stage(settings: RunConfig) -> str:
-    """Return the stage that a run's result comes from."""
-    return "pruned" if path_of(settings) == "none" else "finetuned"
-
-
 def _stages(run: Run, command: str | None) -> list[Path]:
     first = train.is_rank_zero()
+    begin = _counted(run, 3 * run.settings.passes + 2 + run.settings.report.page)
     if first and not run.resume:
         for folder in run.folder.glob("pass-*"):
             Records(folder).forget()
     passes = [run.replace(folder=run.folder / f"pass-{number}") for number in range(1, run.settings.passes)] + [run]
     given = run.settings.model.weights is not None
+    begin("baseline")
     baseline = evaluate_given(run) if given else train_new(run, "baseline", None, fresh=True)
-    wrote: list[Path] = [baseline]
-    source = None if path_of(run.settings) == "sparse" and not given else baseline
+    wrote, source = [baseline], baseline if given else None
     for each in passes:
-        wrote += _one_pass(each, source, baseline)
-        source = each.path(last_stage(run.settings))
+        wrote += _one_pass(each, source, baseline, begin)
+        source = each.path("finetuned")
     if first:
+        begin("export and measure")
         wrote += _export_and_measure(run)
         if len(passes) > 1:
             run.console.print(report.pass_table([each.records.summary() for each in passes]))
     if first and run.settings.report.page:
+        begin("page")
         wrote += report_stage(run, [run.folder], command=command)
         run.console.print(f"all of it as a page: {run.folder / 'report.html'}")
     return wrote
 
 
-def _one_pass(run: Run, source: Path | None, baseline: Path) -> list[Path]:
-    """Take the path of the settings from the network in `source`, or from a new one."""
-    pruned, wrote = run.path("pruned"), []
-    if source is None or path_of(run.settings) == "sparse":
-        source = train_sparse(run, source)
-        wrote.append(source)
-    done = run.resume and is_done(run, "pruned", prunes=times_pruned(source) + 1)
+def _counted(run: Run, total: int) -> Callable[[str], None]:
+    """Return what says which stage begins: 3 of 6."""
+    numbers = count(1)
+
+    def begin(stage: str) -> None:
+        if train.is_rank_zero():
+            run.console.print(f"{next(numbers)} of {total}: {stage}", style="bold")
+
+    return begin
+
+
+def _one_pass(run: Run, source: Path | None, baseline: Path, begin: Callable[[str], None]) -> list[Path]:
+    """Train sparse, prune and fine-tune, from the network in `source` or a new one."""
+    begin("sparse training")
+    sparse, pruned = train_sparse(run, source), run.path("pruned")
+    done = run.resume and is_done(run, "pruned", prunes=times_pruned(sparse) + 1)
+    begin("prune")
     if train.is_rank_zero() and not done:
-        prune_stage(run, source)
+        prune_stage(run, sparse)
     train.wait_for_all()
-    wrote += [pruned, run.folder / "plan.json"]
-    if last_stage(run.settings) == "finetuned":
-        wrote.append(finetune_stage(run, pruned, teacher=baseline))
-    return wrote
+    begin("fine-tune")
+    finetuned = finetune_stage(run, pruned, teacher=baseline if run.settings.sparsity.gradual else None)
+    return [sparse, pruned, run.folder / "plan.json", finetuned]
 
 
 def _export_and_measure(run: Run) -> list[Path]:
-    settings, last = run.settings, run.path(last_stage(run.settings))
+    settings = run.settings
     in_float = run.replace(settings=replace(settings, export=replace(settings.export, int8=False)))
-    written = export_stage(in_float, last, unpruned=run.path("baseline"))
+    written = export_stage(in_float, run.path("finetuned"), unpruned=run.path("baseline"))
     files = {"onnx": run.path("onnx")}
     if settings.export.int8:
         try:
-            files["int8"] = int8_stage(run, last)
+            files["int8"] = int8_stage(run, run.path("finetuned"))
             written.append(files["int8"])
         except SlimError as refused:  # the rest of the run is no worse for it
             run.console.print(str(refused))
     with TemporaryDirectory() as folder:
         before = {"baseline": run.folder / "baseline.onnx"}
-        for stage in ("sparse", "pruned") if path_of(settings) == "sparse" else ("pruned",):
+        for stage in ("sparse", "pruned"):
             before[stage] = Path(folder, f"{stage}.onnx")
             write_onnx(run.open(run.path(stage)), before[stage], settings.export)
         made = bench_files(run, before | files)
     written.append(run.records.enter_latency(made, settings))
     card.write(run.path("onnx"))
     summary = run.records.summary()
-    run.console.print(report.stage_table(summary, f"{settings.name}, seed {settings.seed}"))
+    run.console.print(report.stage_table(summary, f"{run.folder.name}, seed {settings.seed}"))
     run.console.print(
         f"{report.headline(summary['baseline'], summary['onnx'])} (latency: {report.conditions(made.to_dict())})"
     )

@@ -50,7 +50,7 @@ def resolve_precision(precision: str, device: torch.device) -> str:
         return precision
     in_hardware = {
         "cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False),
-        "cpu": lambda: torch.cpu.get_capabilities().get("amx_bf16", False),
+        "cpu": torch.cpu._is_amx_tile_supported,  # public as get_capabilities() only in later versions than 2.8
         "mps": lambda: False,
     }
     return "bf16-mixed" if in_hardware[device.type]() else "32-true"
@@ -156,10 +156,10 @@ def moved_to(model: nn.Module, device: torch.device, layout: torch.memory_format
 
 
 @contextmanager
-def cudnn_algorithms(repeat: bool) -> Iterator[None]:
-    """Let cuDNN choose algorithms that give the same bits in each run, or else the fastest that it finds by trying."""
+def deterministic_cudnn() -> Iterator[None]:
+    """Let cuDNN choose algorithms that repeat."""
     before = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
-    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = repeat, not repeat
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     try:
         yield
     finally:

@@ -227,11 +227,11 @@ def test_a_signal_saves_and_names_the_line_that_resumes(tmp_path: Path) -> None:
     process.communicate(timeout=200)
     undisturbed.communicate(timeout=200)
     runs = tmp_path / "checkpoints"
-    whole, broken = (load_file(runs / name / "sparse.safetensors") for name in ("whole", "digits"))
+    whole, broken = (load_file(runs / name / "sparse.safetensors") for name in ("whole", "digits-vgg7"))
     assert all(torch.equal(whole[name], broken[name]) for name in whole)
-    lines = (runs / "digits/metrics.jsonl").read_text().splitlines()
+    lines = (runs / "digits-vgg7/metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == list(range(1, 17))
-    assert not (runs / "digits/sparse.state").exists()
+    assert not (runs / "digits-vgg7/sparse.state").exists()
 
 
 def test_a_run_that_ends_between_pruning_and_recovery_does_both_again(
@@ -266,7 +266,7 @@ def test_a_run_that_ends_between_pruning_and_recovery_does_both_again(
 
 
 def snapshots_in(folder: Path) -> set[str]:
-    return {path.name for path in folder.glob("checkpoints/digits/sparse.state/step-*")}
+    return {path.name for path in folder.glob("checkpoints/digits-vgg7/sparse.state/step-*")}
 
 
 # Snapshots

@@ -413,7 +413,7 @@ def test_devices_and_precisions(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SlimError, match="needs a CUDA device"):
         resolve_precision("16-mixed", cpu)
     for hardware, expected in ((True, "bf16-mixed"), (False, "32-true")):
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda hardware=hardware: {"amx_bf16": hardware})
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda hardware=hardware: hardware)
         assert resolve_precision("auto", cpu) == expected
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
