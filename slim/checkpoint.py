@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from slim.errors import SlimError
-from slim.files import replacing
+from slim.files import check_regular, replacing
 from slim.images import ImageSpec
 from slim.memory import free_memory
 from slim.prune.plan import PruningPlan
@@ -74,10 +74,7 @@ def save(
         raise SlimError(f"checkpoint {str(path)!r}: its metadata has no JSON: {e}") from None
     _check_schema(path, json.loads(text))
     with replacing(path) as temporary:
-        try:
-            save_file(tensors, temporary, metadata={"slim": text, "sha256": _digest(text, tensors)})
-        except SafetensorError as error:  # a full disk, say
-            raise SlimError(f"can't write {str(path)!r}: {error}") from None
+        save_file(tensors, temporary, metadata={"slim": text, "sha256": _digest(text, tensors)})
     return Path(path)
 
 
@@ -191,6 +188,7 @@ def _read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 def _header(path: str | Path) -> dict[str, str]:
     path = Path(path)
+    check_regular("checkpoint", path)
     try:
         with path.open("rb") as file:
             start = file.read(9)

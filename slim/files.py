@@ -5,18 +5,49 @@ import json
 import os
 import re
 import socket
+import stat
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from slim.errors import SlimError
 
 LOCK = ".lock"
 # Ours, and those that safetensors writes before it renames them.
 LEFTOVER = re.compile(r"\.slim-.+|\.tmp[A-Za-z0-9]{6}")
+MOST_TEXT = 2**28  # bytes: the records of a long run take a few million
 _held: set[Path] = set()  # by this process
+
+
+def check_regular(what: str, path: str | Path, most: float = float("inf")) -> None:
+    """Raise SlimError, which calls it `what`, where `path` is no regular file of at most so many bytes: a pipe that
+    nobody writes to would be waited for without end."""
+    try:
+        about = os.stat(path)
+    except OSError as error:
+        raise SlimError(f"{what} {str(path)!r} can't be read: {error.strerror}") from None
+    except ValueError as error:  # NUL and the like
+        raise SlimError(f"{what} {str(path)!r} can't be read: no file has such a name ({error})") from None
+    if not stat.S_ISREG(about.st_mode):
+        kind = "a folder" if stat.S_ISDIR(about.st_mode) else "a pipe or a device"
+        raise SlimError(f"{what} {str(path)!r} can't be read: it is {kind}, expected a file")
+    if about.st_size > most:
+        raise SlimError(f"{what} {str(path)!r} has {about.st_size:,} bytes: expected at most {most:,}")
+
+
+def read_text(what: str, path: str | Path, most: int = MOST_TEXT) -> str:
+    """Return the text of a regular file of at most so many bytes. Raises SlimError, which calls it `what`."""
+    check_regular(what, path, most)
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise SlimError(f"{what} {str(path)!r} can't be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise SlimError(f"{what} {str(path)!r} is not text: expected UTF-8") from None
 
 
 @contextmanager
@@ -24,14 +55,15 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path to write to; on success it takes the place of `path`, file and folder synced to disk.
 
     Whatever goes wrong before that (an error, Ctrl-C, a full disk) leaves an earlier file at `path` alone. Its mode
-    stays; a new file gets the usual one.
+    stays; a new file gets the usual one. Raises SlimError where it can't be written.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".slim-", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
+    temporary: Path | None = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".slim-", suffix=path.suffix)
+        os.close(handle)
+        temporary = Path(name)
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
@@ -39,8 +71,25 @@ def replacing(path: str | Path) -> Iterator[Path]:
         temporary.chmod(mode)  # mkstemp's 0600 would hide the file from colleagues
         os.replace(temporary, path)
         _sync_folder(path.parent)
+    except (OSError, SafetensorError, ValueError) as error:
+        if (reason := _why_unwritten(error)) is None:
+            raise
+        raise SlimError(
+            f"can't write {str(path)!r}: {reason}; expected a folder with room that you may write to"
+        ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _why_unwritten(error: Exception) -> str | None:
+    """Return what the system says against writing a file; None where the error is another one."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    if isinstance(error, SafetensorError):
+        found = re.search(r"I/O error: (.*?)( \(os error|$)", str(error))
+        return found[1] if found else str(error)
+    return str(error) if "null byte" in str(error) or isinstance(error, UnicodeEncodeError) else None
 
 
 def _umask() -> int:

@@ -11,8 +11,10 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from slim.errors import SlimError
+from slim.files import check_regular
 
 IMAGE_FILES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif")
+MOST_PIXELS = 2**26  # of an image: 200 MB in colour, once for each that is decoded at the same time
 MODES = {1: "L", 3: "RGB"}  # channels -> Pillow's name for such an image
 EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV")  # others would be clipped
 
@@ -28,16 +30,20 @@ TURNS = {
 }
 
 
-def read_image(image: Any, size: tuple[int, int] | None = None, channels: int = 3) -> np.ndarray:
+def read_image(
+    image: Any, size: tuple[int, int] | None = None, channels: int = 3, max_pixels: int = MOST_PIXELS
+) -> np.ndarray:
     """Return an image as uint8 [H, W, C], upright by its EXIF orientation.
 
     image: a path, a PIL image, or a uint8 array [H, W], [H, W, 1] or [H, W, 3].
     size: (H, W) to scale to, bilinear, not keeping the aspect ratio; None leaves it.
     channels: 3 for RGB, 1 for grey.
+    max_pixels: the most that an image in a file may have, before it is scaled: a small file can hold a huge one.
 
-    Raises SlimError for a file that is missing, cut short or no image, and for anything but 8-bit grey or colour.
+    Raises SlimError for a file that is missing, cut short or no image, too large an image, and for anything but 8-bit
+    grey or colour.
     """
-    picture = _opened(image)
+    picture = _opened(image, max_pixels)
     if picture.mode not in EIGHT_BIT_MODES:
         raise SlimError(f"{_describe(image)} has mode {picture.mode}: expected 8-bit grey or colour")
     picture = resized(upright(picture).convert(MODES[channels]), size)
@@ -64,22 +70,27 @@ def upright(image: Image.Image) -> Image.Image:
     return image.transpose(TURNS[orientation]) if orientation in TURNS else image
 
 
-def _opened(image: Any) -> Image.Image:
+def _opened(image: Any, max_pixels: int) -> Image.Image:
     if isinstance(image, np.ndarray):
         return _from_array(image)
     if not isinstance(image, (Image.Image, str, os.PathLike)):
         raise SlimError(f"{_describe(image)}: expected a path, a PIL image or a uint8 array")
+    if not isinstance(image, Image.Image):
+        check_regular("image", os.fspath(image))
     try:
         if isinstance(image, Image.Image):
             image.load()  # it may have been opened only
             return image
         with Image.open(image) as picture:
+            if picture.width * picture.height > max_pixels:
+                raise SlimError(
+                    f"{_describe(image)} has {picture.width}×{picture.height} pixels: expected at most {max_pixels:,} "
+                    "(max_pixels)"
+                )
             picture.load()
             return picture
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow raises all of these
-        missing = isinstance(error, FileNotFoundError)
-        reason = "no such file" if missing else "not an image that Pillow can read whole"
-        raise SlimError(f"{_describe(image)}: {reason}") from error
+        raise SlimError(f"{_describe(image)}: not an image that Pillow can read whole") from error
 
 
 def _from_array(image: np.ndarray) -> Image.Image:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from slim.errors import SlimError
-from slim.files import LOCK, locked, replacing
+from slim.files import LOCK, locked, read_text, replacing
 
 
 def test_a_file_keeps_its_mode_and_a_new_one_gets_the_usual(tmp_path: Path) -> None:
@@ -93,3 +93,42 @@ def test_what_a_kill_left_half_written_goes_and_nothing_else(tmp_path: Path) -> 
     with locked(tmp_path):
         pass
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(others)
+
+
+def test_files_that_are_none_are_one_line(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "bytes").write_bytes(b"\xff\xfe")
+    (tmp_path / "long").write_text("x" * 11)
+    for name, told in {
+        "pipe": "it is a pipe or a device",
+        "": "it is a folder",
+        "loop": "symbolic links",
+        "bytes": "not text",
+        "long": "11 bytes: expected at most 10",
+        "missing": "No such file",
+        "n\x00l": "no file has such a name",
+        "\ud800": "no file has such a name",
+    }.items():
+        with pytest.raises(SlimError, match=told) as caught:
+            read_text("plan", f"{tmp_path}/{name}", 10)
+        assert str(caught.value).startswith("plan ")
+
+
+def test_what_can_not_be_written_is_one_line_and_leaves_the_old_file(tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    kept.write_text("old")
+    code = (
+        "import resource, sys, torch; from pathlib import Path; from safetensors.torch import save_file\n"
+        "from slim.errors import SlimError; from slim.files import replacing\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "texts, tensors = 'x' * 2000, {'x': torch.zeros(999)}\n"
+        "for write in (lambda p: p.write_text(texts), lambda p: save_file(tensors, p)):\n"
+        "    try:\n"
+        "        with replacing(Path(sys.argv[1])) as temporary: write(temporary)\n"
+        "    except SlimError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(kept)], capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2 and all("File too large; expected a folder with room" in line for line in lines), done.stdout
+    assert kept.read_text() == "old" and list(tmp_path.iterdir()) == [kept]

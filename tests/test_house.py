@@ -13,7 +13,10 @@ ROOMS = [  # in the order in which the data flows
     *("trace", "prune", "sparsity", "deploy", "checkpoint"),
     *(
         f"workbench.{room}"
-        for room in ("config", "presets", "malloc", "code", "tasks", "data", "models", "train", "report", "run", "cli")
+        for room in (
+            *("config", "presets", "causes", "malloc", "code", "tasks", "data", "models", "train", "report", "run"),
+            "cli",
+        )
     ),
 ]
 DOORS = {"slim", "slim.__main__"}  # public names, and the command: what they lead to may be in any room

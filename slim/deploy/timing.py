@@ -1,10 +1,12 @@
 """The only timer: calls in turn, and what their times say. It knows nothing of what it times."""
 
+import functools
 import gc
 import math
 import os
 import platform
 import re
+import subprocess
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -120,3 +122,16 @@ def machine() -> str:
         named = re.search(r"^model name\s*:\s*(.*)$", cpuinfo.read_text(), re.MULTILINE)
         processor = named[1] if named else processor
     return f"{processor}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}"
+
+
+@functools.cache
+def gpu() -> str:
+    """Return the NVIDIA GPUs of this machine and their driver, such as "NVIDIA H100 80GB HBM3, driver 570.86.15"; an
+    empty text where nvidia-smi, which comes with the driver, finds none."""
+    command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    rows = [line.rpartition(",") for line in said.splitlines() if "," in line]
+    return ", ".join(sorted({name.strip() for name, _, _ in rows})) + f", driver {rows[0][2].strip()}" if rows else ""

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from slim.errors import SlimError
-from slim.files import replacing
+from slim.files import read_text, replacing
 from slim.prune.migrate import migrate_optimizer, replacements
 from slim.prune.plan_format import FORMAT, VERSION, check_record, hash_of
 from slim.prune.rebuild import Change, rebuild
@@ -173,11 +173,10 @@ class PruningPlan:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "PruningPlan":
         """Read a plan. Raises SlimError where the file is missing or isn't a plan."""
+        text = read_text("plan", os.fspath(path))
         try:
-            content = json.loads(Path(path).read_text())
-        except OSError as error:
-            raise SlimError(f"can't read the plan {os.fspath(path)!r}: {error.strerror}") from error
-        except ValueError as error:
+            content = json.loads(text)
+        except (ValueError, RecursionError) as error:
             raise SlimError(f"{os.fspath(path)!r} isn't a plan: expected JSON ({error})") from error
         if not isinstance(content, dict):
             raise SlimError(f"{os.fspath(path)!r} isn't a plan: expected a JSON object")

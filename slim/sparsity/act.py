@@ -156,7 +156,7 @@ class _Part:
         return stays
 
     def pieces(self, flat: Tensor) -> list[Tensor]:
-        """What belongs to each parameter, in its shape."""
+        """Cut a flat tensor into what belongs to each parameter, in its shape."""
         return [piece.view(p.shape) for piece, p in zip(flat.split(self.sizes), self.parameters)]
 
 
@@ -200,8 +200,8 @@ class Sparsity:
 
     @property
     def strength(self) -> float:
-        """λ of the last step. It may be changed at any time and acts from the next step on; a schedule goes on from
-        the new value as its highest, a target adapts it further."""
+        """Return λ of the last step. It may be changed at any time and acts from the next step on; a schedule goes on
+        from the new value as its highest, a target adapts it further."""
         return self._now
 
     @strength.setter
@@ -253,11 +253,11 @@ class Sparsity:
 
     @torch.no_grad()
     def value(self) -> float:
-        """The penalty's part of the loss at present, λ·Σ|γ| for `L1`."""
+        """Return the penalty's part of the loss at present, λ·Σ|γ| for `L1`."""
         return sum(float(part.penalty.value(part.flat())) for part in self._parts)
 
     def loss(self) -> Tensor:
-        """The penalty as a term for a loss of your own, for method "loss"; its gradient is the subgradient."""
+        """Return the penalty as a term for a loss of your own, for method "loss"; its gradient is the subgradient."""
         if self.method != "loss":
             raise SlimError(f"loss() with method {self.method!r} would count the penalty twice: expected method 'loss'")
         self._schedule()
@@ -268,17 +268,17 @@ class Sparsity:
 
     @torch.no_grad()
     def zero(self) -> float:
-        """The share, 0 to 1, of penalised values that are exactly 0."""
+        """Return the share, 0 to 1, of penalised values that are exactly 0."""
         return _share(self._flat() == 0)
 
     @torch.no_grad()
     def near_zero(self, threshold: float = NEAR_ZERO) -> float:
-        """The share, 0 to 1, of penalised values with |x| < threshold."""
+        """Return the share, 0 to 1, of penalised values with |x| < threshold."""
         return _share(self._flat().abs() < threshold)
 
     @torch.no_grad()
     def statistics(self, threshold: float = NEAR_ZERO, bins: int = 40) -> dict[str, Any]:
-        """Where the penalised values stand, as plain numbers for a log.
+        """Describe where the penalised values stand, as plain numbers for a log.
 
         `zero` and `near_zero`: shares of exact zeros and of |x| < threshold; `layers`: the same pair of shares for
         each parameter, by name; `histogram`: `counts` of |x| in equal bins from 0 to `max`.
@@ -300,8 +300,8 @@ class Sparsity:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """What resuming needs, as plain numbers: the step, λ, the weights of the momentum so far, and with a target
-        the numbers of the values that are pushed until it looks again."""
+        """Return what resuming needs, as plain numbers: the step, λ, the weights of the momentum so far, and with a
+        target the numbers of the values that are pushed until it looks again."""
         sums = [list(part.steps.sums) if part.steps else [] for part in self._parts]
         pushed = [None if part.pushed is None else part.pushed.nonzero()[:, 0].tolist() for part in self._parts]
         return {"step": self.step, "strength": self._now, "peak": self._peak, "sums": sums, "pushed": pushed}

@@ -10,7 +10,7 @@ WARMUP = 0.1  # share of the steps over which "warmup" rises
 
 
 def scheduled(schedule: str, strength: float, step: int, steps: int) -> float:
-    """λ of step 0 … steps − 1.
+    """Return λ of step 0 … steps − 1.
 
     "constant" is `strength` throughout; "warmup" rises linearly over the first tenth of the steps and stays; "ramp"
     rises linearly to `strength` at the last step; "decay" falls linearly from it, to `strength`/steps at the last.
@@ -51,7 +51,7 @@ class TargetShare:
     LIMIT = 1e6  # of λ: where a penalty makes no zeros (DeadZoneL1), it must not overflow
 
     def __init__(self, target: float, floor: float, steps: int, layers: Tensor) -> None:
-        """`layers` int64 [P] is the number of the layer that each value belongs to."""
+        """Begin without zeros; `layers` int64 [P] is the number of the layer that each value belongs to."""
         if not 0 < target < 1:
             raise SlimError(f"sparsity target is {target}: expected a share of zeros in (0, 1)")
         if not 0 <= floor < 1:
@@ -74,11 +74,11 @@ class TargetShare:
         self.layers, self.ends = layers, layers.bincount().cumsum(0)
 
     def share_of(self, zeros: int) -> float:
-        """The share of zeros where so many of the values that are left are zero."""
+        """Return the share of zeros where so many of the values that are left are zero."""
         return (zeros + self.whole - len(self.layers)) / self.whole
 
     def share(self, step: int) -> float:
-        """The share of zeros to have after `step` steps."""
+        """Return the share of zeros to have after `step` steps."""
         u = (step / self.steps - self.START) / (self.END - self.START)
         return self.target * (1 - (1 - min(1.0, max(0.0, u))) ** 3)
 
@@ -86,13 +86,13 @@ class TargetShare:
         return step >= self.START * self.steps
 
     def next(self, strength: float, step: int, zeros: float) -> float:
-        """λ from here on, when after `step` steps it is `strength` and `zeros` is the share of zeros."""
+        """Return λ from here on, when after `step` steps it is `strength` and `zeros` is the share of zeros."""
         missing, planned = max(0.0, self.target - zeros), self.target - self.share(step)
         factor = ((missing + self.SLACK) / (planned + self.SLACK)) ** (self.GAIN * self.every / self.steps)
         return min(strength * factor, self.LIMIT)
 
     def pushed(self, magnitude: Tensor) -> Tensor:
-        """Which values [P] to push: the lowest `count` of those that no floor protects."""
+        """Mark the values [P] to push: the lowest `count` of those that no floor protects."""
         self.layers, self.kept, self.ends = (t.to(magnitude.device) for t in (self.layers, self.kept, self.ends))
         order = magnitude.argsort(stable=True)
         by_layer = order[self.layers[order].argsort(stable=True)]  # the lowest first in each layer

@@ -31,24 +31,25 @@ class Penalty(ABC):
 
     @abstractmethod
     def value(self, x: Tensor) -> Tensor:
-        """What it adds to the loss: a tensor without dimensions."""
+        """Return what it adds to the loss: a tensor without dimensions."""
 
     def subgradient(self, x: Tensor) -> Tensor:
-        """What it adds to the gradient of x: a tensor like x. Where x is 0 it is 0."""
+        """Return what it adds to the gradient of x: a tensor like x. Where x is 0 it is 0."""
         raise SlimError(f"{type(self).__name__} has no subgradient: expected method 'proximal'")
 
     def prox(self, x: Tensor, step: Tensor | float) -> Tensor:
-        """The proximal operator: a tensor like x."""
+        """Return the proximal operator's result: a tensor like x."""
         raise SlimError(f"{type(self).__name__} has no proximal operator: expected method 'subgradient' or 'loss'")
 
     def bind(self, parameters: Mapping[str, Tensor]) -> None:  # noqa: B027
-        """Told once, before the first use, which parameters are laid end to end in x. Most penalties don't care."""
+        """Take note, once and before the first use, of the parameters laid end to end in x. Most penalties don't
+        care."""
 
     def thin(self, stays: Tensor) -> None:  # noqa: B027
-        """Told which values of x (bool [P]) are left, where the network has lost channels."""
+        """Go on with the values of x (bool [P]) that are left, where the network has lost channels."""
 
     def magnitude(self, x: Tensor) -> Tensor:
-        """How far from zero each value counts as being, when the lowest are looked for: a tensor like x."""
+        """Return how far from zero each value counts as being, when the lowest are looked for: a tensor like x."""
         return x.abs()
 
 
@@ -263,7 +264,7 @@ class GroupLasso(Penalty):
         self._root = counts.double().sqrt()  # √n of each group
 
     def _sum(self, x: Tensor) -> Tensor:
-        """The sum of x over each group."""
+        """Sum x over each group."""
         if len(self._index) != len(x):
             raise SlimError(f"GroupLasso has groups for {len(self._index)} values, not {len(x)}: expected one for each")
         self._index, self._root = self._index.to(x.device), self._root.to(device=x.device, dtype=x.dtype)
@@ -280,10 +281,11 @@ class GroupLasso(Penalty):
         return (self._sum(x.square()).sqrt() / self._root)[self._index]
 
     def prox(self, x: Tensor, step: Tensor | float) -> Tensor:
-        """With one step for all it is block soft thresholding. With a step for each value, x_i = v_i·r/(r + t_i),
-        t = step·λ·√n, where r is the norm of the result: the root of ‖v/(r + t)‖ = 1, or 0 where ‖v/t‖ ≤ 1. As
-        1/‖v/(r + t)‖ is concave in r, Newton's method climbs to the root from any point below it (as in trust
-        regions: Conn, Gould and Toint, 2000, section 7.3); with equal steps it is linear, and one step is exact.
+        """Return the proximal operator's result: with one step for all it is block soft thresholding. With a step for
+        each value, x_i = v_i·r/(r + t_i), t = step·λ·√n, where r is the norm of the result: the root of ‖v/(r + t)‖ =
+        1, or 0 where ‖v/t‖ ≤ 1. As 1/‖v/(r + t)‖ is concave in r, Newton's method climbs to the root from any point
+        below it (as in trust regions: Conn, Gould and Toint, 2000, section 7.3); with equal steps it is linear, and one
+        step is exact.
         """
         tiny = torch.finfo(x.dtype).tiny
         self._sum(x)  # checks the size, and brings the index to x's device
@@ -313,7 +315,7 @@ PENALTIES: dict[str, type[Penalty]] = {
 
 
 def penalty(name: str, strength: float, **kwargs: Any) -> Penalty:
-    """The penalty of a name in `PENALTIES`, with its own settings, such as `penalty("lp", 1e-4, p=0.5)`."""
+    """Return the penalty of a name in `PENALTIES`, with its own settings, such as `penalty("lp", 1e-4, p=0.5)`."""
     if name not in PENALTIES:
         raise unknown("penalty", name, PENALTIES)
     try:
@@ -324,12 +326,12 @@ def penalty(name: str, strength: float, **kwargs: Any) -> Penalty:
 
 
 def _clamp(x: Tensor, bound: Tensor | float) -> Tensor:
-    """x cut to ±bound. What is within equals x bit for bit, so that x minus it is exactly 0."""
+    """Cut x to ±bound. What is within equals x bit for bit, so that x minus it is exactly 0."""
     return x.clamp(-bound, bound)  # type: ignore[arg-type]
 
 
 def _newton(f: Callable[[Tensor], Tensor], slope: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
-    """A root of each element's convex increasing function, from a start to the right of it."""
+    """Find a root of each element's convex increasing function, from a start to the right of it."""
     x = start
     for _ in range(20):
         x = x - f(x) / slope(x)

@@ -62,8 +62,8 @@ class StepSizes:
                 self.sums[i] = (1 - group["dampening"]) / (1 - group["momentum"])
 
     def after_step(self, optimizer: Any) -> Tensor | float:
-        """α of the step just taken: one number where it is the same for all values, else a flat tensor [P]. It is 0
-        where a parameter had no gradient."""
+        """Return α of the step just taken: one number where it is the same for all values, else a flat tensor [P]. It
+        is 0 where a parameter had no gradient."""
         size = self._adam(optimizer) if self.adam else self._flat(self._sgd(optimizer))
         skipped = getattr(optimizer, "found_inf", None)  # from GradScaler, where the step itself skips
         return size if skipped is None else torch.where(skipped.to(self.parameters[0].device) > 0, 0.0, size)
@@ -99,7 +99,7 @@ class StepSizes:
         return self._flat(lr) / (v.sqrt() / self._flat(correction.tolist() if steps.is_cpu else correction) + eps)
 
     def _flat(self, each: list[float] | Tensor) -> Tensor | float:
-        """A number for each parameter as one for each value, or a plain number where all are alike."""
+        """Turn a number for each parameter into one for each value, or a plain number where all are alike."""
         if isinstance(each, list) and each.count(each[0]) == len(each):
             return each[0]
         parameter = self.parameters[0]

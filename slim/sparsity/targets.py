@@ -78,7 +78,7 @@ def parameter_groups(
     targets: Targets = "*",
     types: Types = "batchnorm",
 ) -> list[dict[str, Any]]:
-    """The trainable parameters as groups for an optimizer, with and without weight decay.
+    """Sort the trainable parameters into groups for an optimizer, with and without weight decay.
 
     Decayed are weights with two or more dimensions, which are those of convolutions and linear layers. Not decayed
     are vectors, which are biases and the scales and shifts of normalisation, and whatever `sparsify` penalises with
@@ -97,7 +97,7 @@ def parameter_groups(
 
 
 def coupled(model: nn.Module, example_inputs: Any) -> dict[str, list[int]]:
-    """Which channels must be removed together, for `GroupLasso`: a label for each output channel of each parameter
+    """Say which channels are coupled, for `GroupLasso`: a label for each output channel of each parameter
     that has channels, by the parameter's name. Channels with the same label are one group; 0 means none.
 
     The model is traced as `slim.plan` does it. Raises SlimError where it can't be run on `example_inputs`.

@@ -19,9 +19,11 @@ from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type
 import yaml
 
 from slim.errors import SlimError, unknown
+from slim.files import read_text
 
 AUTO = "auto"
 MOST_VALUES = 10_000  # in a file of settings
+MOST_BYTES = 2**20  # of one
 
 
 def setting(default: Any, help: str, within: str = "") -> Any:
@@ -56,6 +58,10 @@ class DataConfig:
     )
     workers: int | None = setting(
         None, "processes that decode image files; null: one for each core, at most 16", "[0, inf)"
+    )
+    timeout: float = setting(60.0, "seconds that those may take for a batch; 0: any", "[0, inf)")
+    max_pixels: int = setting(
+        67_108_864, "largest image in a file, which is decoded whole before it is scaled", "[1, 178956970]"
     )
     cache: bool = setting(True, "keep the decoded images of an image folder in a hidden file there")
     batch_size: int = setting(64, "images in a training step", "[1, inf)")
@@ -157,10 +163,11 @@ class PruneConfig:
     floor: float = setting(
         0.1, "what always stays of each layer: a share below 1, or a number of channels; at least one does", "[0, inf)"
     )
-    score: Literal["mean", "max", "sum", "residual", "magnitude", "random"] = setting(
-        "mean",
+    score: Literal["auto", "mean", "max", "sum", "residual", "magnitude", "random"] = setting(
+        "auto",
         "how important coupled channels are: mean, max or sum of their |γ|; residual: what others can't stand in for; "
-        "magnitude: the size of their filters; random",
+        "magnitude: the size of their filters; random; auto: mean after a training with the penalty, else residual "
+        "where there are images",
     )
     scope: Literal["global", "layer"] = setting("global", "layer: the same share of every layer")
     mode: Literal["couple", "select"] = setting("couple", "for BatchNorm before convolution: see slim.plan")
@@ -224,11 +231,24 @@ class ComputeConfig:
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = setting("auto", "of training")
     channels_last: bool = setting(True, "memory layout of images and weights in training")
     compile: bool = setting(False, "torch.compile the network for training: slow to start, then faster")
+    graph: bool | Literal["auto"] = setting(
+        "auto", "on a GPU, replay a step's passes as a CUDA graph; auto: where the training allows it"
+    )
+    deterministic: bool = setting(False, "on a GPU: the same bits in each run, more slowly; on CPUs they always are")
     devices: int = setting(1, "processes on this machine, each with a device of its own", "[1, inf)")
     num_nodes: int = setting(1, "machines that train together, where no torchrun says so", "[1, inf)")
     sync_batchnorm: bool = setting(True, "with several devices: BatchNorm over the batches of all of them")
     accumulate: int | Literal["auto"] = setting(
         1, "parts that a batch is cut into to save memory; auto: twice as many until it fits", "[1, inf)"
+    )
+
+
+@dataclass
+class WholeConfig:
+    path: Literal["auto", "sparse", "direct", "none"] = setting(
+        "auto",
+        "how slim-run goes on from the baseline: sparse (train with the penalty, prune, fine-tune), direct (prune, "
+        "recover, fine-tune), none (prune, recover); auto: direct from trained weights, else sparse",
     )
 
 
@@ -263,6 +283,7 @@ class RunConfig:
     finetune: FinetuneConfig = field(default_factory=lambda: FinetuneConfig(epochs=20, lr=0.05))
     export: ExportConfig = field(default_factory=ExportConfig)
     bench: BenchConfig = field(default_factory=BenchConfig)
+    run: WholeConfig = field(default_factory=WholeConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
 
 
@@ -295,13 +316,10 @@ def _walk(config: Any, prefix: str) -> Iterator[Setting]:
 
 def read(path: str | Path) -> dict[str, Any]:
     """Return the settings that a YAML file holds, unchecked. SlimError where there is no such file or mapping."""
+    text = read_text("config", path, MOST_BYTES)
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values = yaml.safe_load(text)
         _check_extent(values)
-    except OSError as e:
-        raise SlimError(f"config {str(path)!r} can't be read: {e.strerror}") from None
-    except UnicodeDecodeError:
-        raise SlimError(f"config {str(path)!r} is not text: expected a YAML file") from None
     except yaml.YAMLError as e:
         mark = getattr(e, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from deploy.made_up import MadeUp, synthetic
 from networks import ZOO, randomise
 
 import slim
+from slim.deploy import timing
 from slim.deploy.cost import model
 from slim.deploy.onnx.kernel_graph import KernelGraph
 from slim.deploy.target import Kernel, SizedKernel
@@ -61,6 +63,31 @@ def test_a_target_is_another_with_other_threads_and_on_another_machine(monkeypat
     monkeypatch.setattr("slim.deploy.onnx.target.machine", lambda: "another one")
     identities.add(slim.OnnxRuntime("cpu", 1).identity)
     assert len(identities) == 3 and "1 threads" in min(identities)
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ("NVIDIA H100 80GB HBM3, 570.86.15\n", "NVIDIA H100 80GB HBM3, driver 570.86.15"),
+        ("B, 1.0\nA, 1.0\nB, 1.0\n", "A, B, driver 1.0"),
+        ("No devices were found\n", ""),
+        (None, ""),
+    ],
+)
+def test_a_target_on_a_gpu_names_it(
+    said: str | None, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if said is not None:
+        (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\nprintf '{said}'\n")
+        (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin" if said else str(tmp_path))
+    timing.gpu.cache_clear()
+    assert timing.gpu() == expected
+    target = slim.OnnxRuntime("cpu", 1)
+    assert expected == "" or expected not in target.identity
+    object.__setattr__(target, "provider", "CUDAExecutionProvider")
+    assert target.identity.endswith(expected)
+    timing.gpu.cache_clear()
 
 
 def test_an_interrupted_measurement_goes_on() -> None:

@@ -111,7 +111,7 @@ def bad_images(folder: Path) -> dict[str, object]:
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(whole)
     (folder / "cut.png").write_bytes(whole.read_bytes()[:2000])
     return {
-        "absent.png': no such file": folder / "absent.png",
+        "absent.png' can't be read: No such file": folder / "absent.png",
         "text.png': not an image": folder / "text.png",
         "cut.png': not an image": folder / "cut.png",
         "not an image": folder,

@@ -101,7 +101,7 @@ def test_a_list_of_one_needs_no_brackets() -> None:
     [
         (b"train: [", "line"),
         (b"- 1", "expected settings"),
-        (b"\xff\xfe\x00", "YAML"),
+        (b"\xff\xfe\x00", "not text"),
         (None, "can't be read"),
     ],
 )

@@ -22,7 +22,8 @@ from slim.deploy.cost.operators import Operator, operators
 from slim.deploy.cost.staircase import Surface, levels, quantum
 from slim.deploy.progress import progress
 from slim.deploy.target import Kernel, SizedKernel, Target
-from slim.files import replacing
+from slim.errors import SlimError
+from slim.files import read_text, replacing
 from slim.prune.knapsack import CostPart
 from slim.trace.tracer import Trace
 
@@ -213,10 +214,10 @@ class TimeTable:
 
     def _read(self) -> dict[str, float]:
         try:
-            content = json.loads(self.path.read_text(encoding="utf-8"))
+            content = json.loads(read_text("cost model", self.path))
             fits = content["identity"] == self.identity
             return {str(key): float(ms) for key, ms in content["ms"].items()} if fits else {}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (SlimError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return {}
 
     def _write(self) -> None:

@@ -13,7 +13,7 @@ import onnxruntime
 from slim.deploy.onnx.profile import node_times
 from slim.deploy.onnx.session import SESSION_SETTINGS, open_session, ready_call, start_provider
 from slim.deploy.target import Batch, Feed, FileInput, NodeTime, SizedKernel
-from slim.deploy.timing import machine
+from slim.deploy.timing import gpu, machine
 from slim.errors import SlimError
 
 if TYPE_CHECKING:
@@ -50,7 +50,10 @@ class OnnxRuntime:
     def identity(self) -> str:
         """All that a measured time depends on, apart from the operator and its batch: one line."""
         threads = self.threads or os.cpu_count()
-        return f"onnxruntime {onnxruntime.__version__}, {self.provider}, {threads} threads, {machine()}"
+        on = [machine()] if self.provider == "CPUExecutionProvider" else [machine(), gpu()]
+        return ", ".join(
+            [f"onnxruntime {onnxruntime.__version__}, {self.provider}, {threads} threads", *filter(None, on)]
+        )
 
     def __str__(self) -> str:
         threads = self.threads or os.cpu_count()

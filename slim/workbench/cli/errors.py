@@ -12,6 +12,7 @@ from typing import Any
 
 from slim.errors import Interrupted, SlimError
 from slim.extras import named_if_missing
+from slim.workbench.causes import explain
 
 
 @contextmanager
@@ -30,6 +31,11 @@ def report_user_errors(program: str, argv: Sequence[str] | None = None, resumes:
             yield words
     except (SlimError, OSError) as e:
         _say(f"{program}: error: {one_line(e)}")
+        sys.exit(2)
+    except (MemoryError, RuntimeError) as e:
+        if (told := explain(e)) is None:
+            raise
+        _say(f"{program}: error: {one_line(told)}")
         sys.exit(2)
     except (Interrupted, KeyboardInterrupt) as e:
         if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":  # of several processes, the first

@@ -125,7 +125,7 @@ class SettingsParser(PlainParser):
             group, shown_help = self, argparse.SUPPRESS
             if any(fnmatch(key, pattern) for pattern in patterns):
                 if section not in groups:
-                    groups[section] = self.add_argument_group(f"{section or 'run'} settings")
+                    groups[section] = self.add_argument_group(f"{section or 'general'} settings")
                 group, shown_help = groups[section], _help(s)
             short = section and section in (bare, "compute")
             first, *others = [f"--{name}", f"--{key}"] if short else [f"--{key}"]

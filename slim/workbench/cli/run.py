@@ -1,5 +1,6 @@
 """Do it all: train a baseline, train with a penalty on γ, prune, fine-tune,
-export, measure.
+export, measure. With --model.weights the baseline is the network as it came,
+which is pruned right away (--run.path says otherwise).
 
 reads   the data set (the digits need no download)
 writes  checkpoints/NAME/: a checkpoint of each stage, plan.json, model.onnx,
@@ -20,12 +21,12 @@ EXAMPLES = """
 slim-run digits                         # minutes on two cores, no download
 slim-run mine.yaml --prune.ratio 0.7    # settings of your own
 """
-SECTIONS = ["passes", "train", "sparsity", "prune", "finetune", "export"]  # of the settings that its files follow from
+SECTIONS = ["passes", "run", "train", "sparsity", "prune", "finetune", "export"]  # what its files follow from
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     with report_user_errors("slim-run", argv, resumes=True) as words:
-        parser = SettingsParser("slim-run", __doc__, EXAMPLES, shown=["*"])
+        parser = SettingsParser("slim-run", __doc__, EXAMPLES, "run", ["*"])
         parser.add_argument("--list", action="store_true", help="show the settings that come with slim, and stop")
         parser.add_beginning()
         parser.add_resume()

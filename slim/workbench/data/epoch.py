@@ -57,7 +57,7 @@ def batches(
         return
 
     generator = torch.Generator().manual_seed(shuffle_seed)  # on the CPU: the same draws whatever the device
-    order = torch.randperm(size, generator=generator)
+    order = torch.randperm(size, generator=generator).to(split.home)  # at once: a copy a batch would make a GPU wait
     changes = Augmentation(dataset.augment if augment else "none", size, dataset.image_size, generator, device)
     taken = split.take([order[part] for part in parts], device)
     for here, (images, labels) in zip(parts, taken):

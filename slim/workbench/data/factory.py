@@ -28,6 +28,7 @@ from slim.workbench.code import Allowed, import_object
 from slim.workbench.config import DataConfig
 from slim.workbench.data.loaders import Loaders
 from slim.workbench.data.splits import Dataset
+from slim.workbench.data.workers import prepare_worker, watched
 from slim.workbench.tasks import Task
 
 PARTS = ("train", "val", "test")
@@ -86,6 +87,8 @@ def _batches(part: Any, cfg: DataConfig, task: Task, *, shuffle: bool) -> Any:
         shuffle=shuffle and not isinstance(part, IterableDataset),
         collate_fn=task.collate,
         num_workers=cfg.workers or 0,
+        worker_init_fn=prepare_worker,
+        timeout=cfg.timeout if cfg.workers else 0,
         drop_last=shuffle and isinstance(part, Sized) and len(part) > cfg.batch_size,  # as of our own data sets
     )
 
@@ -103,7 +106,7 @@ def _shape(batches: Iterable[Any], name: str) -> tuple[int, ...] | None:
     """The shape of one input, where it is a tensor."""
     if iter(batches) is batches:
         raise SlimError(f"the training data of {name!r} can be had once only: expected an iterable, such as a list")
-    for batch in batches:
+    for batch in watched(batches, name):
         inputs = batch[0] if isinstance(batch, tuple | list) and batch else None
         return tuple(inputs.shape[1:]) if isinstance(inputs, Tensor) else None
     raise SlimError(f"the data factory {name!r} gave no training batch: expected at least one")

@@ -11,6 +11,7 @@ from slim.workbench.data.epoch import batches, steps_per_epoch
 from slim.workbench.data.loaders import Batches, Loaders
 from slim.workbench.data.nested import joined, length, moved, part
 from slim.workbench.data.splits import Dataset, Split
+from slim.workbench.data.workers import watched
 from slim.workbench.tasks import Task
 
 Data = Dataset | Loaders
@@ -89,7 +90,7 @@ class LoaderFeed:
         self.loaders, self.device = loaders, device
         self.name, self.task = loaders.name, loaders.task
         self.train: Iterable[Any] = loaders.train
-        first = next(iter(self.train), None)
+        first = next(watched(self.train, self.name), None)
         if first is None:
             raise SlimError(f"{self.name} has no training batch: expected at least one")
         if isinstance(self.train, Iterator):
@@ -107,7 +108,7 @@ class LoaderFeed:
             raise SlimError(f"the batches of {self.name} can be had once only: expected an iterable, to resume from it")
         torch.manual_seed(seed)  # DataLoaders draw their order from it as they start
         given = 0
-        for batch in itertools.islice(self.train, start, self.steps_per_epoch):
+        for batch in itertools.islice(watched(self.train, self.name), start, self.steps_per_epoch):
             inputs, targets = _pair(batch, self.name)
             samples = length(inputs)
             if samples < shard[1]:
@@ -160,7 +161,7 @@ def sample_inputs(data: Data, count: int, seed: int) -> Any:
 
 
 def _ordered(given: Batches, name: str, device: torch.device, shard: Shard = (0, 1)) -> Iterator[tuple[Any, Any]]:
-    for batch in given:
+    for batch in watched(given, name):
         inputs, targets = _pair(batch, name)
         if length(inputs) > shard[0]:
             yield _own(inputs, targets, shard, device)

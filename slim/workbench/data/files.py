@@ -1,22 +1,20 @@
 """Images that stay in their files, and the worker processes that decode them."""
 
+import math
 import os
-import signal
-import threading
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from slim.errors import SlimError
-from slim.images import read_image
+from slim.images import MOST_PIXELS, read_image
+from slim.workbench.data.workers import Workers, watched
 from slim.workbench.malloc import give_back_freed_memory
 
-PREFETCHED = 4  # batches that each worker has ready or in work
 TIDY_EVERY = 16  # batches
 CHUNK = 64  # images that a worker decodes at a time, where all are wanted
 WORTHWHILE = 512  # images: below that, starting processes takes longer than decoding
@@ -28,7 +26,8 @@ class ImageFiles:
 
     `names` are the files, as bytes relative to `root`, in one array: worker processes share its memory, which they
     would copy page by page if it were a list. Images of another size are scaled to `image_size` = (H, W) if `resize`,
-    and else an error.
+    and else an error, as are those of more than `max_pixels` before that. `timeout` is how many seconds a batch may
+    take; 0: any.
     """
 
     root: str
@@ -36,6 +35,8 @@ class ImageFiles:
     image_size: tuple[int, int]
     resize: bool
     workers: int
+    max_pixels: int = MOST_PIXELS
+    timeout: float = 60.0
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -46,7 +47,7 @@ class ImageFiles:
 
     def __getitem__(self, index: Tensor | slice) -> "ImageFiles":
         names = self.names[index.cpu().numpy() if isinstance(index, Tensor) else index]
-        return ImageFiles(self.root, names, self.image_size, self.resize, self.workers)
+        return replace(self, names=names)
 
     def to(self, device: torch.device | str) -> "ImageFiles":
         """Files stay where they are."""
@@ -55,13 +56,20 @@ class ImageFiles:
     def stream(self, indices: Iterable[Tensor | slice], device: torch.device | str) -> Iterator[Tensor]:
         """For each index of a batch its images, uint8 [B, 3, H, W], on `device`. The next are decoded meanwhile."""
         device = torch.device(device)
-        loader = self._loader([self._numbers(index) for index in indices], pinned=device.type == "cuda")
-        for number, images in enumerate(loader, 1):
+        batches = [self._numbers(index) for index in indices]
+        shape = max(map(len, batches), default=0), *self.image_size, 3
+        wanted = min(self.workers, len(batches)) if sum(map(len, batches)) >= WORTHWHILE else 0
+        workers = Workers.fitting(wanted, math.prod(shape))
+        decoder = _Decoder(self, workers.shared(shape))
+        loader = workers.loader(decoder, list(enumerate(batches)), self.timeout)
+        for number, answer in enumerate(watched(loader, self.root)):
             if number % TIDY_EVERY == 0:
                 give_back_freed_memory()
-            if isinstance(images, str):
-                raise SlimError(images)
-            yield images.to(device, non_blocking=True)
+            if isinstance(answer, str):
+                raise SlimError(answer)
+            images = decoder.place(number, len(batches[number])).copy() if answer is None else answer
+            found = torch.from_numpy(images).permute(0, 3, 1, 2)
+            yield found.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else found.to(device)
 
     def decoded(self) -> Tensor:
         """All images in memory, uint8 [N, 3, H, W]."""
@@ -80,50 +88,30 @@ class ImageFiles:
     def _numbers(self, index: Tensor | slice) -> np.ndarray:
         return index.cpu().numpy() if isinstance(index, Tensor) else np.arange(len(self))[index]
 
-    def _loader(self, batches: Sequence[np.ndarray], pinned: bool) -> DataLoader:
-        images = sum(map(len, batches))
-        workers = min(self.workers, len(batches)) if images >= WORTHWHILE else 0
-        return DataLoader(
-            _Decoder(self),  # type: ignore[arg-type]  # a batch of numbers in, a batch of images out
-            batch_size=None,
-            sampler=batches,
-            num_workers=workers,
-            prefetch_factor=PREFETCHED if workers else None,
-            pin_memory=pinned,
-            generator=torch.Generator(),  # else it draws from torch's global one, and training would differ
-            worker_init_fn=_heed_the_main_process_alone,
-        )
-
-
-def _heed_the_main_process_alone(_: int) -> None:
-    """In a worker: signals to end come to all processes of a group alike (from a terminal, torchrun, SLURM). The main
-    process then finishes its step, for which it may need this worker; only what it sends itself counts."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if not hasattr(signal, "sigwaitinfo"):  # macOS, Windows: nothing tells who sent a signal
-        return
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-    threading.Thread(target=_end_when_the_main_process_says_so, daemon=True).start()
-
-
-def _end_when_the_main_process_says_so() -> None:
-    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
-        pass
-    os._exit(0)
-
 
 @dataclass(frozen=True)
 class _Decoder:
-    """Decodes batches, in a worker. A mistake is handed over as text: an exception would bring its traceback."""
+    """Decodes batches, in a worker: into `slots`, memory that it shares with the main process, where there is some. A
+    mistake is handed over as text: an exception would bring its traceback."""
 
     files: ImageFiles
+    slots: np.ndarray | None  # uint8 [slots, B, H, W, 3], used in turn
 
-    def __getitem__(self, numbers: np.ndarray) -> Tensor | str:
-        height, width = self.files.image_size
-        images = np.empty((len(numbers), height, width, 3), np.uint8)
-        for image, name in zip(images, self.files.names[numbers]):
+    def place(self, number: int, count: int) -> np.ndarray:
+        """Return where the images of a batch are decoded to."""
+        if self.slots is None:
+            return np.empty((count, *self.files.image_size, 3), np.uint8)
+        place: np.ndarray = self.slots[number % len(self.slots), :count]
+        return place
+
+    def __getitem__(self, batch: tuple[int, np.ndarray]) -> np.ndarray | str | None:
+        number, names = batch
+        images = self.place(number, len(names))
+        for image, name in zip(images, self.files.names[names]):
             path = Path(self.files.root, os.fsdecode(name))
             try:
-                pixels = read_image(path, (height, width) if self.files.resize else None)
+                size = self.files.image_size if self.files.resize else None
+                pixels = read_image(path, size, max_pixels=self.files.max_pixels)
                 if pixels.shape != image.shape:
                     first = Path(self.files.root, os.fsdecode(self.files.names[0]))
                     return (
@@ -133,7 +121,7 @@ class _Decoder:
             except SlimError as error:
                 return str(error)
             image[:] = pixels
-        return torch.from_numpy(images).permute(0, 3, 1, 2)
+        return images if self.slots is None else None
 
 
 def in_pixels(shape: tuple[int, ...]) -> str:

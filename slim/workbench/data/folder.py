@@ -48,15 +48,18 @@ def read(cfg: DataConfig) -> tuple[list[str], dict[str, Split]]:
     listed = {part: _list_images(folder, classes) for part, folder in folders.items()}
 
     size = (cfg.image_size, cfg.image_size) if cfg.image_size else None
-    first = read_image(folders["train"] / os.fsdecode(listed["train"][0][0]), size)
+    first = read_image(folders["train"] / os.fsdecode(listed["train"][0][0]), size, max_pixels=cfg.max_pixels)
     cores = (os.cpu_count() or 1) // _processes_here()
     workers = max(1, min(cores, MOST_WORKERS)) if cfg.workers is None else cfg.workers
     files = {
-        part: ImageFiles(str(folders[part]), names, first.shape[:2], size is not None, workers)
+        part: ImageFiles(
+            str(folders[part]), names, first.shape[:2], size is not None, workers, cfg.max_pixels, cfg.timeout
+        )
         for part, (names, _) in listed.items()
     }
     images: dict[str, ImageFiles] | dict[str, Tensor] = files
     if cfg.storage in ("device", "host") or (cfg.storage == "auto" and _fits(files)):
+        _check_room(files, cfg.storage)
         images = _decoded(files, root if cfg.cache else None)
     return classes, {part: Split(images[part], labels) for part, (_, labels) in listed.items()}
 
@@ -89,8 +92,21 @@ def _list_images(folder: Path, classes: list[str]) -> tuple[np.ndarray, Tensor]:
     return np.array(names), torch.repeat_interleave(torch.arange(len(classes)), torch.tensor(counts))
 
 
+def _bytes(files: dict[str, ImageFiles]) -> int:
+    return sum(math.prod(part.shape) for part in files.values())
+
+
 def _fits(files: dict[str, ImageFiles]) -> bool:
-    return sum(math.prod(part.shape) for part in files.values()) <= SHARE_OF_MEMORY * free_memory() / _processes_here()
+    return _bytes(files) <= SHARE_OF_MEMORY * free_memory() / _processes_here()
+
+
+def _check_room(files: dict[str, ImageFiles], storage: str) -> None:
+    """Raise SlimError where decoded images take more than all that is free: the system would end the process."""
+    if _bytes(files) > (free := free_memory()):
+        raise SlimError(
+            f"data.storage {storage}: the decoded images take {_bytes(files) / 1e9:.1f} GB of memory, of which "
+            f"{free / 1e9:.1f} GB are free: expected data.storage stream, or a smaller data.image_size"
+        )
 
 
 def _processes_here() -> int:
@@ -119,8 +135,8 @@ def _decoded(files: dict[str, ImageFiles], home: Path | None) -> dict[str, Tenso
     try:
         with replacing(path) as temporary:
             save_file(images, temporary, metadata={"files": fingerprint})
-    except OSError as error:
-        print(f"can't keep the decoded images in {path}: {error.strerror}; data.cache: false is quiet", file=sys.stderr)
+    except SlimError as error:
+        print(f"can't keep the decoded images: {error}; data.cache: false is quiet", file=sys.stderr)
     return images
 
 
@@ -130,6 +146,13 @@ def _fingerprint(files: dict[str, ImageFiles]) -> str:
     for part, images in sorted(files.items()):
         digest.update(f"\n{part} {images.image_size} {images.resize}\n".encode())
         for name in images.names:
-            about = os.stat(os.path.join(os.fsencode(images.root), name))
+            about = _about(os.path.join(os.fsencode(images.root), name))
             digest.update(b"%s %d %d\n" % (name, about.st_size, about.st_mtime_ns))
     return digest.hexdigest()
+
+
+def _about(path: bytes) -> os.stat_result:
+    try:
+        return os.stat(path)
+    except OSError as error:
+        raise SlimError(f"image {os.fsdecode(path)!r} can't be read: {error.strerror}") from None

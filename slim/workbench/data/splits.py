@@ -30,6 +30,11 @@ class Split:
         """Return what the images take in memory, or would take."""
         return math.prod(self.images.shape)
 
+    @property
+    def home(self) -> torch.device:
+        """Return where the images are in memory; files are read by the CPU."""
+        return self.images.device if isinstance(self.images, Tensor) else torch.device("cpu")
+
     def to(self, device: torch.device | str) -> "Split":
         """Return the same split on a device; no copy where it is there already. Files stay files."""
         return Split(self.images.to(device), self.labels.to(device))

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from slim.errors import SlimError, unknown
+from slim.files import check_regular
 
 PICKLED = (".pt", ".pth", ".bin", ".ckpt")
 WHERE = ("state_dict", "model", "model_state_dict", "ema", "model_ema", "state_dict_ema", "net", "weights", "params")
@@ -97,6 +98,7 @@ def _is_head(own: Tensor, found: Tensor, num_classes: int | None) -> bool:
 
 
 def _unpickled(path: Path) -> Any:
+    check_regular("weights", path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
@@ -111,6 +113,7 @@ def _unpickled(path: Path) -> Any:
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:
+    check_regular("weights", path)
     try:
         with safe_open(path, framework="pt") as file:
             if "slim" in (file.metadata() or {}):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from slim.errors import SlimError
+from slim.files import read_text
 from slim.workbench import config
 from slim.workbench.report.columns import Record, stage_name
 from slim.workbench.tasks.metric import Metric
@@ -131,7 +132,7 @@ def _read(folder: Path) -> RunRecords:
 
 
 def _object(path: Path) -> dict[str, Any]:
-    value = _json(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    value = _json(read_text("record", path)) if path.is_file() else {}
     if not isinstance(value, dict):
         raise SlimError(f"{str(path)!r} is broken: expected what slim wrote there")
     return value
@@ -139,7 +140,7 @@ def _object(path: Path) -> dict[str, Any]:
 
 def _lines(path: Path) -> list[dict[str, Any]]:
     """A line for each epoch; a training that was cut off in the middle of a line loses that line only."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    lines = read_text("record", path).splitlines() if path.is_file() else []
     return [record for record in map(_json, lines) if isinstance(record, dict) and "epoch" in record]
 
 
@@ -147,5 +148,5 @@ def _json(text: str) -> Any:
     """A value in which NaN and infinity are missing; None for text that is no JSON."""
     try:
         return json.loads(text, parse_constant=lambda _: None)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None

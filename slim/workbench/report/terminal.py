@@ -118,10 +118,11 @@ def stage_table(stages: Mapping[str, Record], title: str) -> FittingTable:
 
 def pass_table(passes: Sequence[Mapping[str, Record]]) -> FittingTable:
     """Return what each pass of sparse training, pruning and fine-tuning left, from the summaries of their stages."""
-    headings = ["pass", "channels", "parameters", "FLOPs", "sparse", "pruned", "fine-tuned"]
+    shown = [stage for stage in ("sparse", "pruned", "finetuned") if all(stage in stages for stages in passes)]
+    headings = ["pass", "channels", "parameters", "FLOPs", *map(stage_name, shown)]
     rows = []
     for number, stages in enumerate(passes, start=1):
-        left, metric = stages["finetuned"], Metric.of(stages["finetuned"])
-        values = [metric.format(stages[stage][metric.name]) for stage in ("sparse", "pruned", "finetuned")]
+        left, metric = stages[shown[-1]], Metric.of(stages[shown[-1]])
+        values = [metric.format(stages[stage][metric.name]) for stage in shown]
         rows.append([str(number), *(COLUMNS[key].text(left) for key in ("channels", "params", "flops")), *values])
     return _table(headings, rows, ["channels", "pruned", "sparse"], "by pass")

@@ -15,12 +15,13 @@ from slim.workbench.config import PruneConfig, RunConfig
 from slim.workbench.train.gradual import Pruning
 
 
-def pruning(settings: RunConfig, images: Tensor | None = None) -> Pruning:
-    """Return what the settings ask for; `images` are what the score "residual" looks at.
+def pruning(settings: RunConfig, images: Tensor | None = None, *, pressed: bool = True) -> Pruning:
+    """Return what the settings ask for; `images` are what the score "residual" looks at, and `pressed` says whether the
+    network was trained with a penalty on γ.
 
     Raises SlimError for a latency or a runtime that can't be, and where images are needed and there are none.
     """
-    return Pruning(budget(settings), rules(settings, images))
+    return Pruning(budget(settings), rules(settings, images, pressed=pressed))
 
 
 def check(settings: RunConfig) -> None:
@@ -43,14 +44,14 @@ def budget(settings: RunConfig) -> Budget:
     return Ratio(0.5 if prune.ratio is None else prune.ratio)
 
 
-def rules(settings: RunConfig, images: Tensor | None = None) -> dict[str, Any]:
+def rules(settings: RunConfig, images: Tensor | None = None, *, pressed: bool = True) -> dict[str, Any]:
     """Return the keywords of `slim.plan` apart from the budget."""
     prune = settings.prune
     round_to: int | Runtime = 1 if prune.round_to == "auto" else prune.round_to
     if prune.round_to == "auto" and prune.latency is None:
         round_to = runtime(settings)
     return {
-        "score": score(prune, settings.seed, images),
+        "score": score(prune, settings.seed, images, pressed=pressed),
         "floor": prune.floor,
         "scope": prune.scope,
         "mode": prune.mode,
@@ -61,9 +62,24 @@ def rules(settings: RunConfig, images: Tensor | None = None) -> dict[str, Any]:
     }
 
 
-def score(prune: PruneConfig, seed: int = 0, images: Tensor | None = None) -> Score:
-    """Return the score that the settings name."""
-    match prune.score:
+def auto_score(*, pressed: bool, images: bool) -> tuple[str, str]:
+    """Return the score that suits a network, as the settings name it, and why: |γ| says how important a channel is
+    where a penalty pressed it, and little where none did."""
+    if pressed:
+        return "mean", "γ was trained with a penalty"
+    if images:
+        return "residual", "γ was never pressed by a penalty, and there are images to look at"
+    return "mean", "there are no images to look at; data.name would give some, and γ was never pressed by a penalty"
+
+
+def score(prune: PruneConfig, seed: int = 0, images: Tensor | None = None, *, pressed: bool = True) -> Score | None:
+    """Return the score that the settings name, None for that of `slim.plan`: |γ|, or without any γ the magnitude."""
+    name: str = prune.score
+    if name == "auto":
+        name, _ = auto_score(pressed=pressed, images=images is not None)
+        if name == "mean":
+            return None
+    match name:
         case "residual":
             if images is None:
                 raise SlimError("prune.score residual needs training images: there are none here, expected mean")
@@ -72,7 +88,7 @@ def score(prune: PruneConfig, seed: int = 0, images: Tensor | None = None) -> Sc
             return Magnitude()
         case "random":
             return Random(seed)
-    return Gamma(prune.score)
+    return Gamma(name)  # type: ignore[arg-type]  # one of the settings' choices
 
 
 def runtime(settings: RunConfig) -> Runtime:

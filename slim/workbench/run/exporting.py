@@ -31,7 +31,7 @@ def export_stage(run: Run, source: Path, *, unpruned: Path | None = None) -> lis
     with run.lock():
         run.records.check()
         before, unpruned = run.open(source), unpruned or unpruned_beside(source)
-        whole = run.open(unpruned) if unpruned.exists() else None  # both are sound before one is written
+        whole = run.open(unpruned) if unpruned else None  # both are sound before one is written
         path, int8 = run.path("onnx"), run.path("int8")
         made, written = write_onnx(before, path, run.settings.export), [path]
         outdated = int8.exists()

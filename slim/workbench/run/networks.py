@@ -13,6 +13,7 @@ from slim.images import ImageSpec
 from slim.prune.plan import PruningPlan
 from slim.workbench import models
 from slim.workbench.data import Data, Loaders
+from slim.workbench.run.records import Records
 from slim.workbench.run.stages import STAGES
 
 
@@ -38,13 +39,26 @@ class Trained:
         return replace(self, **changes)
 
 
-def unpruned_beside(source: Path) -> Path:
-    """Return the file of the network that the run of `source` had before any pruning: the sparse one, unless it lost
-    channels in training. It may not be there."""
-    sparse = source.with_name(STAGES["sparse"].file)
-    if sparse.exists() and checkpoint.read_metadata(sparse)["plans"]:
-        return source.with_name(STAGES["baseline"].file)
-    return sparse
+def trained_beside(source: Path) -> dict[str, Path]:
+    """Return the networks that the run of `source` trained before it was pruned, stage -> file, the latest first.
+    A file that an earlier run left in the folder isn't among them."""
+    known = Records(source.parent).summary()
+    files = {stage: source.with_name(STAGES[stage].file) for stage in ("sparse", "baseline")}
+    recorded = {stage: path for stage, path in files.items() if stage in known}
+    return {stage: path for stage, path in (recorded or files).items() if path.is_file()}
+
+
+def unpruned_beside(source: Path) -> Path | None:
+    """Return the file of the network that the run of `source` had last before any pruning: the sparse one, unless it
+    lost channels in training or there is none; None where there is no other either."""
+    return next((path for path in trained_beside(source).values() if not times_pruned(path)), None)
+
+
+def teacher_beside(source: Path) -> Path | None:
+    """Return the file of the network to learn from beside the labels: the baseline where there is one, for sparse
+    training costs some accuracy; else what there is before any pruning."""
+    unpruned = [path for path in trained_beside(source).values() if not times_pruned(path)]
+    return unpruned[-1] if unpruned else None
 
 
 def times_pruned(path: Path) -> int:

@@ -1,6 +1,7 @@
 """The stage that prunes, verifies and recovers."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,9 @@ def plan_architecture(run: Run) -> PruningPlan:
     for module in network.model.eval().modules():
         if isinstance(module, _BatchNorm) and module.affine:
             nn.init.uniform_(module.weight)
-    made = _made(run, network.model, network.example)
+    by_gamma = replace(run.settings.prune, score="mean") if run.settings.prune.score == "auto" else run.settings.prune
+    drawn = run.replace(settings=replace(run.settings, prune=by_gamma))
+    made = _made(drawn, network.model, network.example)
     _show(made, run.console)
     size = "×".join(map(str, network.images.shape or ()))
     run.console.print(f"{run.settings.model.arch}, untrained, γ drawn at random, {size} pixels; nothing was written")
@@ -107,7 +110,7 @@ def _planned(run: Run, source: Path) -> tuple[Trained, Any, PruningPlan]:
     images = calibration_images(before.dataset, settings.prune, settings.seed) if before.dataset else None
     within = before.metrics.get("prunes", 0)  # of its own training, which count towards the same budget
     after = before.plans[len(before.plans) - within :]
-    made = _made(run, before.model, before.example, images=images, after=after)
+    made = _made(run, before.model, before.example, images=images, pressed=before.stage == "sparse", after=after)
     if after and not made.removed:
         run.console.print(f"the {within} prunes within the training left nothing to remove")
     else:
@@ -116,10 +119,20 @@ def _planned(run: Run, source: Path) -> tuple[Trained, Any, PruningPlan]:
 
 
 def _made(
-    run: Run, model: nn.Module, example: Tensor, *, images: Any = None, after: Sequence[PruningPlan] = ()
+    run: Run,
+    model: nn.Module,
+    example: Tensor,
+    *,
+    images: Any = None,
+    pressed: bool = False,
+    after: Sequence[PruningPlan] = (),
 ) -> PruningPlan:
-    """Return the plan by the rules of the settings. Where times are measured for it, it says so while that lasts."""
-    pruning = asked.pruning(run.settings, images)
+    """Return the plan by the rules of the settings, and say which score follows from them, and where times are measured
+    for it, while that lasts."""
+    if run.settings.prune.score == "auto":
+        name, why = asked.auto_score(pressed=pressed, images=images is not None)
+        run.console.print(f"score {name}: {why}")
+    pruning = asked.pruning(run.settings, images, pressed=pressed)
     wanted = partial(plan, model, example, pruning.budget, **pruning.rules, after=after)
     prune = run.settings.prune
     if prune.latency is None and prune.round_to != "auto":

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slim.errors import SlimError
-from slim.files import replacing
+from slim.files import read_text, replacing
 from slim.tables import duration, percent
 from slim.workbench import config, train
 from slim.workbench.config import RunConfig
@@ -31,7 +31,7 @@ class Records:
         path = self.folder / "summary.json"
         if not path.exists():
             return {}
-        summary = _parsed(_text(path), path)
+        summary = _parsed(read_text("record", path), path)
         if not isinstance(summary, dict) or not all(isinstance(stage, dict) for stage in summary.values()):
             raise _broken(path)
         return summary
@@ -39,7 +39,7 @@ class Records:
     def epochs(self) -> list[dict[str, Any]]:
         """Return the epochs of all trainings in order. SlimError where the file is broken."""
         path = self.folder / "metrics.jsonl"
-        lines = _text(path).splitlines() if path.exists() else []
+        lines = read_text("record", path).splitlines() if path.exists() else []
         epochs = [_parsed(line, path) for line in lines]
         if not all(isinstance(e, dict) and isinstance(e.get("stage"), str) and _is_epoch(e) for e in epochs):
             raise _broken(path)
@@ -148,13 +148,6 @@ def _before(stage: str, fresh: bool) -> list[str]:
 
 def _is_epoch(entry: dict[str, Any]) -> bool:
     return isinstance(entry.get("epoch"), int) and not isinstance(entry["epoch"], bool)
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise _broken(path) from None
 
 
 def _parsed(text: str, path: Path) -> Any:

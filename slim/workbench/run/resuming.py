@@ -64,11 +64,16 @@ def is_done(run: Run, stage: str, *, prunes: int) -> bool:
     if len(about["plans"]) - about["metrics"].get("prunes", 0) != prunes:  # it was another pass
         return False
     used = config.updated(RunConfig(), about["config"])
-    sections = {"baseline": ["train"], "sparse": ["train", "sparsity"], "pruned": ["prune"], "finetuned": ["finetune"]}
+    sections = {
+        "baseline": ["train"],
+        "sparse": ["train", "sparsity"],
+        "pruned": ["run", "prune"],
+        "finetuned": ["run", "finetune"],
+    }
     if stage == "sparse" and settings.sparsity.gradual:
         sections["sparse"].append("prune")
     if prunes > (stage in ("pruned", "finetuned")):  # what was pruned earlier follows from all stages before
-        sections[stage] = ["train", "sparsity", "prune", "finetune"]
+        sections[stage] = ["run", "train", "sparsity", "prune", "finetune"]
     named = ("seed", "task", "data", "model", *sections[stage])
     done = all(alike(getattr(used, name), getattr(settings, name)) for name in named)
     if done:
@@ -79,6 +84,6 @@ def is_done(run: Run, stage: str, *, prunes: int) -> bool:
 def alike(was: Any, now: Any) -> bool:
     """Say whether a section of the settings means the same. Where images lie and who decodes them changes no batch."""
     if isinstance(was, DataConfig):
-        where = ("root", "download", "storage", "workers", "cache")
+        where = ("root", "download", "storage", "workers", "timeout", "max_pixels", "cache")
         return replace(was, **{name: getattr(now, name) for name in where}) == now
     return bool(was == now)

@@ -12,7 +12,7 @@ from slim.workbench import report, train
 from slim.workbench.config import OptimConfig, SparsityConfig
 from slim.workbench.run.beginning import first_network
 from slim.workbench.run.folder import Run
-from slim.workbench.run.networks import Trained, times_pruned
+from slim.workbench.run.networks import Trained, teacher_beside, times_pruned
 from slim.workbench.run.pruning import gradual_pruning
 from slim.workbench.run.records import effort
 from slim.workbench.run.resuming import check_same, is_done
@@ -29,16 +29,16 @@ def train_stage(run: Run) -> Path:
 def finetune_stage(run: Run, source: Path, *, teacher: Path | None = None) -> Path:
     """Train the network in `source` on, without a penalty, and return its file.
 
-    With `finetune.distill` it also learns from `teacher`, by default the sparse.safetensors beside it, or where
-    `sparsity.gradual` pruned that one, the baseline.
+    With `finetune.distill` it also learns from `teacher`, by default the best of the networks beside it that were never
+    pruned: see `teacher_beside`.
     """
     settings = run.settings
-    if not settings.finetune.distill:
-        teacher = None
-    elif teacher is None:
-        teacher = source.with_name(STAGES["baseline" if settings.sparsity.gradual else "sparse"].file)
-        if not teacher.exists():
-            raise SlimError(f"finetune.distill is {settings.finetune.distill}, but there is no unpruned {teacher}")
+    teacher = (teacher or teacher_beside(source)) if settings.finetune.distill else None
+    if settings.finetune.distill and teacher is None:
+        files = " or ".join(STAGES[stage].file for stage in ("baseline", "sparse"))
+        raise SlimError(
+            f"finetune.distill is {settings.finetune.distill}, but no unpruned {files} lies beside {source}"
+        )
     with train.distributed_session(settings.compute), run.lock():
         return _train_on(run, "finetuned", source, settings.finetune, teacher=teacher)
 

@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 
 from slim.errors import SlimError
 from slim.workbench import report, train
+from slim.workbench.config import RunConfig
 from slim.workbench.report import card
 from slim.workbench.run import asked
 from slim.workbench.run.exporting import export_stage, int8_stage, write_onnx
@@ -24,9 +25,12 @@ FLOOR_OF_A_PASS = 0.5  # share of each layer that stays in one of several passes
 
 
 def run_all(run: Run, *, command: str | None = None) -> list[Path]:
-    """Do all stages, after a baseline trained without a penalty, and make the page that shows them. Returns the paths.
+    """Do all stages, after a baseline, and make the page that shows them. Returns the paths.
 
-    With several passes the sparse training, pruning and fine-tuning are repeated, each pass on the network of the one
+    The baseline is trained without a penalty, or with `model.weights` it is the network as it came. From there
+    `run.path` says how it goes on: see `path_of`.
+
+    With several passes the training, pruning and fine-tuning are repeated, each pass on the network of the one
     before; at most half of a layer goes in one (the paper's multi-pass scheme, section 4.5). All passes but the last
     have a folder of their own in the run's, pass-1 and so on, with the same files.
 
@@ -41,9 +45,24 @@ def run_all(run: Run, *, command: str | None = None) -> list[Path]:
         return _stages(run, command)
 
 
+def path_of(settings: RunConfig) -> str:
+    """Return how a run goes on from its baseline: "sparse" (train with the penalty, prune, fine-tune), "direct" (prune,
+    recover, fine-tune) or "none" (prune and recover). Left to slim it is direct for a network that came with trained
+    weights: penalising γ takes a training of its own, and what is gained in fine-tuning is lost in it."""
+    if settings.run.path != "auto":
+        return settings.run.path
+    return "sparse" if settings.model.weights is None else "direct"
+
+
+def last_stage(settings: RunConfig) -> str:
+    """Return the stage that a run's result comes from."""
+    return "pruned" if path_of(settings) == "none" else "finetuned"
+
+
 def _stages(run: Run, command: str | None) -> list[Path]:
     first = train.is_rank_zero()
-    begin = _counted(run, 3 * run.settings.passes + 2 + run.settings.report.page)
+    in_a_pass = {"sparse": 3, "direct": 2, "none": 1}[path_of(run.settings)]
+    begin = _counted(run, in_a_pass * run.settings.passes + 2 + run.settings.report.page)
     if first and not run.resume:
         for folder in run.folder.glob("pass-*"):
             Records(folder).forget()
@@ -51,10 +70,11 @@ def _stages(run: Run, command: str | None) -> list[Path]:
     given = run.settings.model.weights is not None
     begin("baseline")
     baseline = evaluate_given(run) if given else train_new(run, "baseline", None, fresh=True)
-    wrote, source = [baseline], baseline if given else None
+    wrote: list[Path] = [baseline]
+    source = None if path_of(run.settings) == "sparse" and not given else baseline
     for each in passes:
         wrote += _one_pass(each, source, baseline, begin)
-        source = each.path("finetuned")
+        source = each.path(last_stage(run.settings))
     if first:
         begin("export and measure")
         wrote += _export_and_measure(run)
@@ -79,33 +99,38 @@ def _counted(run: Run, total: int) -> Callable[[str], None]:
 
 
 def _one_pass(run: Run, source: Path | None, baseline: Path, begin: Callable[[str], None]) -> list[Path]:
-    """Train sparse, prune and fine-tune, from the network in `source` or a new one."""
-    begin("sparse training")
-    sparse, pruned = train_sparse(run, source), run.path("pruned")
-    done = run.resume and is_done(run, "pruned", prunes=times_pruned(sparse) + 1)
+    """Take the path of the settings from the network in `source`, or from a new one."""
+    pruned, wrote = run.path("pruned"), []
+    if source is None or path_of(run.settings) == "sparse":
+        begin("sparse training")
+        source = train_sparse(run, source)
+        wrote.append(source)
     begin("prune")
+    done = run.resume and is_done(run, "pruned", prunes=times_pruned(source) + 1)
     if train.is_rank_zero() and not done:
-        prune_stage(run, sparse)
+        prune_stage(run, source)
     train.wait_for_all()
-    begin("fine-tune")
-    finetuned = finetune_stage(run, pruned, teacher=baseline if run.settings.sparsity.gradual else None)
-    return [sparse, pruned, run.folder / "plan.json", finetuned]
+    wrote += [pruned, run.folder / "plan.json"]
+    if last_stage(run.settings) == "finetuned":
+        begin("fine-tune")
+        wrote.append(finetune_stage(run, pruned, teacher=baseline))
+    return wrote
 
 
 def _export_and_measure(run: Run) -> list[Path]:
-    settings = run.settings
+    settings, last = run.settings, run.path(last_stage(run.settings))
     in_float = run.replace(settings=replace(settings, export=replace(settings.export, int8=False)))
-    written = export_stage(in_float, run.path("finetuned"), unpruned=run.path("baseline"))
+    written = export_stage(in_float, last, unpruned=run.path("baseline"))
     files = {"onnx": run.path("onnx")}
     if settings.export.int8:
         try:
-            files["int8"] = int8_stage(run, run.path("finetuned"))
+            files["int8"] = int8_stage(run, last)
             written.append(files["int8"])
         except SlimError as refused:  # the rest of the run is no worse for it
             run.console.print(str(refused))
     with TemporaryDirectory() as folder:
         before = {"baseline": run.folder / "baseline.onnx"}
-        for stage in ("sparse", "pruned"):
+        for stage in ("sparse", "pruned") if path_of(settings) == "sparse" else ("pruned",):
             before[stage] = Path(folder, f"{stage}.onnx")
             write_onnx(run.open(run.path(stage)), before[stage], settings.export)
         made = bench_files(run, before | files)

@@ -30,7 +30,7 @@ class Average:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """The average in the place of the network's state, for a while."""
+        """Put the average in the place of the network's state, for a while."""
         before = [t.clone() for t in self._current]
         self.take_place()
         try:
@@ -39,7 +39,7 @@ class Average:
             _copy(before, self._current)
 
     def take_place(self) -> None:
-        """The average becomes the network's state."""
+        """Make the average the network's state."""
         _copy(self.tensors, self._current)
 
     def load(self, tensors: list[Tensor]) -> None:

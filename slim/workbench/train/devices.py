@@ -156,10 +156,10 @@ def moved_to(model: nn.Module, device: torch.device, layout: torch.memory_format
 
 
 @contextmanager
-def deterministic_cudnn() -> Iterator[None]:
-    """Let cuDNN choose algorithms that repeat."""
+def cudnn_algorithms(repeat: bool) -> Iterator[None]:
+    """Let cuDNN choose algorithms that give the same bits in each run, or else the fastest that it finds by trying."""
     before = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
-    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = repeat, not repeat
     try:
         yield
     finally:

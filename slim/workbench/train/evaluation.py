@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from slim.errors import SlimError
+from slim.workbench.causes import is_out_of_memory
 from slim.workbench.config import ComputeConfig
 from slim.workbench.data import Dataset, Loaders, Split, ordered
 from slim.workbench.data.loaders import Batches
 from slim.workbench.data.nested import arranged, call, length, shapes
 from slim.workbench.tasks import Task
 from slim.workbench.train.devices import layout_of, moved_to, resolve_device
-from slim.workbench.train.guard import is_out_of_memory
 
 
 def evaluate(
@@ -82,7 +82,7 @@ def evaluate_batches(
 
 
 def _judged(model: nn.Module, inputs: Any, targets: Any, task: Task, name: str) -> tuple[Tensor, Tensor]:
-    """The loss of a batch, summed over its samples, and what it adds to the metric."""
+    """Return the loss of a batch, summed over its samples, and what it adds to the metric."""
     try:
         outputs = tree_map(_as_float, call(model, inputs))
         task.check(outputs, targets)

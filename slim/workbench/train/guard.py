@@ -21,20 +21,16 @@ def diverged(what: str, value: float, step: int, lr: float) -> SlimError:
 
 
 def check_finite(model: nn.Module, step: int, lr: float) -> None:
-    """Raises `SlimError` where a weight isn't finite. A finite loss says nothing of the update that followed."""
+    """Check that all weights are finite; raises `SlimError` where one isn't. A finite loss says nothing of the update
+    that followed."""
     tensors = [t for t in model.state_dict().values() if t.is_floating_point()]
     if tensors and not torch.stack([t.isfinite().all() for t in tensors]).all():
         raise diverged("largest weight", float("inf"), step, lr)
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """CUDA has an exception of its own for it; CPU and MPS have texts."""
-    texts = ("can't allocate memory", "MPS backend out of memory")
-    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in texts)
-
-
 def out_of_memory(batch_size: int, accumulate: int, processes: int, finds_parts: bool) -> SlimError:
-    """What to try: more parts, as long as each has an image; what finds their number, unless it just has; or less."""
+    """Say what to try: more parts, as long as each has an image; what finds their number, unless it just has; or
+    less."""
     tries = []
     if 2 * accumulate * processes <= batch_size and not finds_parts:
         finder = ", or auto, which finds it" if processes == 1 else ""
@@ -55,12 +51,12 @@ class Stop:
         self.signal: int | None = None
 
     def after(self, step: int, processes: int, device: torch.device) -> bool:
-        """Whether to stop after this step. All processes answer alike; so that they needn't wait for each other in
+        """Say whether to stop after this step. All processes answer alike; so that they needn't wait for each other in
         every step, several of them ask each other in each tenth."""
         return (processes == 1 or step % 10 == 0) and self.is_asked(processes, device)
 
     def is_asked(self, processes: int, device: torch.device) -> bool:
-        """All processes ask each other."""
+        """Say whether any process was asked to stop: all ask each other."""
         if processes == 1:
             return self.signal is not None
         asked = torch.tensor(self.signal or 0, device=device)
@@ -71,8 +67,8 @@ class Stop:
 
 @contextmanager
 def stoppable(wanted: bool) -> Iterator[Stop]:
-    """SIGINT and SIGTERM no longer interrupt, but are noted. A second SIGINT acts as usual; a second SIGTERM doesn't,
-    as torchrun and SLURM may both send one."""
+    """Note SIGINT and SIGTERM in the place of being interrupted. A second SIGINT acts as usual; a second SIGTERM
+    doesn't, as torchrun and SLURM may both send one."""
     stop = Stop()
     if not wanted or threading.current_thread() is not threading.main_thread():
         yield stop

@@ -19,7 +19,7 @@ from slim.workbench.data.nested import part
 from slim.workbench.malloc import keep_freed_memory
 from slim.workbench.train.average import Average
 from slim.workbench.train.callbacks import Callbacks, Progress
-from slim.workbench.train.devices import connect, deterministic_cudnn, layout_of, moved_to
+from slim.workbench.train.devices import connect, cudnn_algorithms, layout_of, moved_to
 from slim.workbench.train.evaluation import evaluate_batches
 from slim.workbench.train.gradual import Gradual, Pruning
 from slim.workbench.train.guard import Stop, check_finite, diverged, stoppable
@@ -93,7 +93,7 @@ def fit(
     _check(optim, source, compute, fabric.world_size)
     with (
         moved_to(model, fabric.device, layout_of(compute)),
-        deterministic_cudnn(),
+        cudnn_algorithms(compute.deterministic),
         stoppable(snapshots is not None) as stop,
     ):
         few = source.few()
@@ -132,7 +132,7 @@ def _begin(
     fabric: "Fabric",
     sparsity: SparsityConfig | None,
 ) -> TrainingState:
-    """A training before its first step."""
+    """Return a training before its first step."""
     optimizer = optimizer_of(model, optim)
     return TrainingState(
         model,
@@ -233,7 +233,7 @@ class Loop:
             state.finish()
 
     def _train_epoch(self, take_step: Step, started: float) -> None:
-        """All steps of an epoch that weren't done yet."""
+        """Take all steps of an epoch that weren't done yet."""
         state = self.state
         state.model.train()
         batches = self.source.epoch(mixed(self.seed, state.epoch), state.step_of_epoch, (self.rank, self.processes))
@@ -253,7 +253,7 @@ class Loop:
                 raise self._interrupted()
 
     def _end_epoch(self, started: float) -> None:
-        """Validate, enter the epoch's record, save."""
+        """Close an epoch: validate, enter the epoch's record, save."""
         state, lr = self.state, self.lr(self.state.step - 1)
         state.meter.read()
         if self.processes > 1:

@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 @contextmanager
 def synchronised(model: nn.Module, wanted: bool) -> Iterator[None]:
-    """Every BatchNorm of `model` normalises by the statistics of all processes' batches, if `wanted`."""
+    """Let every BatchNorm of `model` normalise by the statistics of all processes' batches, if `wanted`."""
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and wanted]
     for norm in norms:
         norm.forward = MethodType(_forward, norm)  # type: ignore[method-assign]

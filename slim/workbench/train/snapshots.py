@@ -34,7 +34,9 @@ class Snapshots:
 
     def save(self, step: int, state: Mapping[str, Any]) -> Path:
         """Write the state after `step` steps, whole or not at all; then remove the oldest. The first one of a folder
-        that wasn't resumed from takes the place of all that is there."""
+        that wasn't resumed from takes the place of all that is there. Raises SlimError where it can't be written."""
+        if self.folder.is_symlink():
+            raise SlimError(f"{str(self.folder)!r} is a link, behind which states of others may lie: expected a folder")
         if self._fresh:
             self.clear()
             self._fresh = False
@@ -60,7 +62,9 @@ class Snapshots:
         return state
 
     def clear(self) -> None:
-        """Remove all states, when the training is done."""
+        """Remove all states, when the training is done. Behind a link nothing of ours lies."""
+        if self.folder.is_symlink():
+            return
         for path in [*_files(self.folder), *self.folder.glob(".step-*")]:
             path.unlink()
         if self.folder.is_dir() and not any(self.folder.iterdir()):
@@ -85,7 +89,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _without(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
-    """`value` as JSON, its tensors moved to `tensors` under the name of their place."""
+    """Return `value` as JSON, its tensors moved to `tensors` under the name of their place."""
     if isinstance(value, Tensor):
         tensors[place] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
         return {"tensor": place}
@@ -99,7 +103,7 @@ def _without(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
 
 
 def _with(value: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """The inverse of `_without`. Keys keep their type: those of an optimizer's state are numbers."""
+    """Undo `_without`. Keys keep their type: those of an optimizer's state are numbers."""
     if isinstance(value, list):
         return [_with(item, tensors) for item in value]
     if isinstance(value, dict):

@@ -6,11 +6,13 @@ import torch
 from torch import Tensor
 
 from slim.errors import SlimError
+from slim.workbench.causes import is_out_of_memory
 from slim.workbench.config import ComputeConfig, OptimConfig
 from slim.workbench.data import Batch
 from slim.workbench.data.nested import arranged, call, length, split
 from slim.workbench.train.devices import layout_of
-from slim.workbench.train.guard import is_out_of_memory, out_of_memory
+from slim.workbench.train.graph import GraphedPasses, graph_recorder_for
+from slim.workbench.train.guard import out_of_memory
 from slim.workbench.train.recipe import Objective
 from slim.workbench.train.state import TrainingState, reseed
 
@@ -20,7 +22,8 @@ class Step:
 
     A batch is cut into `accumulate` parts, whose gradients add up to those of the whole; where memory doesn't suffice
     and `find_parts` is set, into twice as many from then on. BatchNorm sees the parts. The gradient is that of the
-    mean over the images of all processes, however they are spread.
+    mean over the images of all processes, however they are spread. On a GPU the passes of a batch that isn't cut are
+    recorded and replayed: see `slim.workbench.train.graph`.
     """
 
     def __init__(
@@ -37,6 +40,7 @@ class Step:
         self.mix = state.task.mixing(optim)
         self.seed, self.batch_size, self.clip_norm = seed, batch_size, optim.clip_norm
         self.find_parts, self.layout, self.compile = compute.accumulate == "auto", layout_of(compute), compute.compile
+        self.graph = compute.graph
         self.set_up()
 
     def set_up(self) -> None:
@@ -46,6 +50,9 @@ class Step:
             torch.compiler.reset()  # what was compiled for other sizes; there is a limit to how much is kept
             model = torch.compile(model)
         self.network, self.stepper = self.fabric.setup(model, self.state.optimizer)
+        recorder = graph_recorder_for(self.graph, self.fabric, self.state.sparsity)
+        parameters = list(self.state.model.parameters())
+        self.graphed = GraphedPasses(self._passes, parameters, recorder) if recorder else None
 
     def __call__(self, batch: Batch, lr: float) -> None:
         """Take a step on this process's part of a batch, with a learning rate."""
@@ -93,21 +100,29 @@ class Step:
             inputs, targets = self.mix(inputs, targets)
         # As many parts in all processes, whose shares may differ by an image: in each they wait for each other.
         number_of_parts = min(state.accumulate, max(1, samples // fabric.world_size))
+        if number_of_parts == 1 and self.graphed is not None:
+            return [(*self.graphed(arranged(inputs, self.layout), targets), length(inputs))]
         cut = list(zip(split(arranged(inputs, self.layout), number_of_parts), split(targets, number_of_parts)))
         done = []
         for number, (some, wanted) in enumerate(cut, start=1):
             last, images = number == len(cut), length(some)
-            with fabric.no_backward_sync(self.network, enabled=not last):
-                outputs = call(self.network, some)
-                with fabric.autocast():
-                    loss = self.objective(some, outputs, wanted)
-                weighed = loss * (images * fabric.world_size / samples)  # processes are averaged
-                if last and state.sparsity is not None and state.sparsity.method == "loss":
-                    weighed = weighed + state.sparsity.loss()
-                fabric.backward(weighed)
-            with torch.no_grad():
-                done.append((loss.detach(), state.task.tally(outputs, wanted), images))
+            share = images * fabric.world_size / samples  # processes are averaged
+            done.append((*self._passes(some, wanted, share, last), images))
         return done
+
+    def _passes(self, inputs: Any, targets: Any, share: float = 1.0, last: bool = True) -> tuple[Tensor, Tensor]:
+        """Add `share` of the gradients of a part's mean loss; return that loss, and the part's sums of the metric."""
+        state, fabric = self.state, self.fabric
+        with fabric.no_backward_sync(self.network, enabled=not last):
+            outputs = call(self.network, inputs)
+            with fabric.autocast():
+                loss = self.objective(inputs, outputs, targets)
+            weighed = loss * share
+            if last and state.sparsity is not None and state.sparsity.method == "loss":
+                weighed = weighed + state.sparsity.loss()
+            fabric.backward(weighed)
+        with torch.no_grad():
+            return loss.detach(), state.task.tally(outputs, targets)
 
     def _use_less(self, images: int) -> None:
         """Cut batches into twice as many parts. Raises `SlimError` where that isn't wanted or possible."""

@@ -34,5 +34,5 @@ class TensorBoard:
         self._writer.add_text(tag, "\n".join(f"    {line}" for line in text.splitlines()))
 
     def close(self) -> None:
-        """Finish the files."""
+        """Close the files."""
         self._writer.close()

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-Trace = dict[str, Any]
+Series = dict[str, Any]
 RUN_DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot"]
 RUN_SYMBOLS = ["circle", "square", "diamond", "cross", "triangle-up", "star"]
 SIDES = {"before": "original", "after": "pruned", "int8": "INT8"}
@@ -21,7 +21,7 @@ class Figure:
     name: str  # in the page's ids
     title: str
     caption: str  # what to see in it
-    traces: list[Trace]
+    traces: list[Series]
     layout: dict[str, Any] = field(default_factory=dict)
     height: int = 380
     frames: list[dict[str, Any]] = field(default_factory=list)  # of a slider: label, detail, heights of the bars
@@ -43,7 +43,7 @@ def nested(**flat: Any) -> dict[str, Any]:
     return out
 
 
-def trace(kind: str, x: Sequence[Any], y: Sequence[Any], name: str, hover: str = "", **look: Any) -> Trace:
+def series(kind: str, x: Sequence[Any], y: Sequence[Any], name: str, hover: str = "", **look: Any) -> Series:
     """Return a trace of plotly's type `kind`; `hover` is what hovering says, `look` goes through `nested`."""
     about = {"hovertemplate": f"{hover}<extra></extra>"} if hover else {"hoverinfo": "skip"}
     return {"type": kind, "x": list(x), "y": list(y), "name": name, **about, **nested(**look)}
@@ -72,14 +72,14 @@ def mark(x: float, text: str = "", *, width: int = 2, right: bool = False) -> di
 
 
 def run_look(index: int, **more: Any) -> dict[str, Any]:
-    """Return colour, dash and symbol of a run in a comparison, as `trace` takes them."""
+    """Return colour, dash and symbol of a run in a comparison, as `series` takes them."""
     number = index % len(RUN_DASHES)
     look = {"marker_symbol": RUN_SYMBOLS[number], "line_dash": RUN_DASHES[number]}
     return solid(f"--run-{number + 1}") | look | more
 
 
 def solid(name: str) -> dict[str, str]:
-    """Return line and marker in one colour, as `trace` takes them."""
+    """Return line and marker in one colour, as `series` takes them."""
     return {"line_color": name, "marker_color": name}
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from slim.workbench.report.collect import RunRecords
 from slim.workbench.report.columns import Record
-from slim.workbench.report.figures.base import Figure, Trace, axes, mark, trace
+from slim.workbench.report.figures.base import Figure, Series, axes, mark, series
 
 BINS = 48  # of the animated histogram
 RIDGES = 60  # layers in the ridge plot, at most
@@ -29,7 +29,7 @@ def by_epoch(run: RunRecords) -> Figure | None:
     top = max(threshold or 0.0, *(record["gamma"]["histogram"]["max"] for record, _ in found)) or 1.0
     edges = np.linspace(0, top, BINS + 1)
     frames = [_frame(record, edges) | {"label": label} for record, label in found]
-    bars = trace(
+    bars = series(
         *("bar", ((edges[1:] + edges[:-1]) / 2).round(6).tolist(), frames[-1]["y"], "|γ|"),
         "|γ| %{customdata[0]} to %{customdata[1]}: %{y:,.0f} channels",
         width=float(edges[1]),
@@ -70,7 +70,7 @@ def by_layer(run: RunRecords) -> Figure | None:
     traces = [ridge for base, name in enumerate(reversed(names)) for ridge in _ridge(name, layers[name], base, top)]
     for key in ("removed", "kept"):  # the legend, whichever layers have what
         look = {"size": 11, "symbol": "square", "color": f"--{key}"}
-        traces.append(trace("scatter", [None], [None], key, mode="markers", marker=look))
+        traces.append(series("scatter", [None], [None], key, mode="markers", marker=look))
     layout = axes(
         *("|γ|, stretched near zero", ""),
         xaxis_range=[-0.05 * top, 1.02 * top],
@@ -95,7 +95,7 @@ def by_layer(run: RunRecords) -> Figure | None:
     return Figure("ridges", "|γ| layer by layer", caption, traces, layout, max(300, 150 + 30 * len(names)))
 
 
-def _ridge(name: str, values: Mapping[str, list[float]], base: int, top: float) -> list[Trace]:
+def _ridge(name: str, values: Mapping[str, list[float]], base: int, top: float) -> list[Series]:
     """The densities of a layer's removed and kept channels, standing on `base`."""
     grid = np.linspace(-0.05 * top, 1.02 * top, 200)
     found = {key: np.array(values[key]) for key in ("removed", "kept") if values[key]}
@@ -106,10 +106,10 @@ def _ridge(name: str, values: Mapping[str, list[float]], base: int, top: float) 
     for key, each in found.items():
         y = (base + 0.92 * curves[key] / tallest).round(3).tolist()
         about = f"{name}: {len(each):,} {key}, |γ| {each.min():.3g} to {each.max():.3g}"
-        look: Trace = {"mode": "lines", "line_width": 1.2, "line_color": f"--{key}", "fillcolor": f"--{key}/5c"}
+        look: Series = {"mode": "lines", "line_width": 1.2, "line_color": f"--{key}", "fillcolor": f"--{key}/5c"}
         look |= {"fill": "toself", "hoveron": "fills", "hoverinfo": "text", "text": about, "showlegend": False}
         x = grid.round(5).tolist()
-        traces.append(trace("scatter", [x[0], *x, x[-1]], [base, *y, base], key, **look))
+        traces.append(series("scatter", [x[0], *x, x[-1]], [base, *y, base], key, **look))
     return traces
 
 

@@ -11,7 +11,7 @@ from slim import tables
 from slim.deploy.timing import speedup_interval
 from slim.workbench.report.collect import RunRecords
 from slim.workbench.report.columns import Record
-from slim.workbench.report.figures.base import SIDES, Figure, Trace, axes, axis, nested, note, solid, trace
+from slim.workbench.report.figures.base import SIDES, Figure, Series, axes, axis, nested, note, series, solid
 
 OPERATORS = 12  # kinds shown, at most
 
@@ -24,7 +24,7 @@ def times(run: RunRecords) -> Figure | None:
         return None
     columns = min(2, len(cases))
     lines = -(-len(cases) // columns)
-    traces: list[Trace] = []
+    traces: list[Series] = []
     grid = {"rows": lines, "columns": columns, "pattern": "independent", "xgap": 0.08, "ygap": 0.4}
     layout: dict[str, Any] = {"annotations": [], "showlegend": False, "grid": grid}
     for i, case in enumerate(cases):
@@ -53,13 +53,13 @@ def _title(case: Record) -> str:
     return f"<b>batch {case['batch_size']}, {threads}</b><br>{fast.replace('in latency ', '')}"
 
 
-def _box(side: str, ms: list[float]) -> Trace:
+def _box(side: str, ms: list[float]) -> Series:
     p10, median, p90 = np.percentile(ms, [10, 50, 90])
     look = {"boxpoints": "all", "jitter": 0.8, "pointpos": 1.5, "width": 0.34, "whiskerwidth": 0.5, "orientation": "h"}
     look |= {"marker_size": 4, "marker_opacity": 0.45, "hoveron": "points+boxes", "line_width": 1.5}
     look |= {**solid(f"--{side}"), "fillcolor": f"--{side}/47"}
     hover = f"{SIDES[side]}: this run %{{x:.3g}} ms<br>median {median:.3g}, p10 {p10:.3g}, p90 {p90:.3g}"
-    return trace("box", ms, [SIDES[side]] * len(ms), SIDES[side], hover, **look)
+    return series("box", ms, [SIDES[side]] * len(ms), SIDES[side], hover, **look)
 
 
 def operators(run: RunRecords) -> Figure | None:
@@ -71,7 +71,7 @@ def operators(run: RunRecords) -> Figure | None:
     kinds = {kind for each in found.values() for kind in each}
     shown = sorted(kinds, key=lambda kind: max(each.get(kind, 0) for each in found.values()))[-OPERATORS:]
     traces = [
-        trace(
+        series(
             *("bar", [each.get(kind, 0) for kind in shown], shown, SIDES[side]),
             f"<b>%{{y}}</b>, {SIDES[side]}<br>%{{x:.3g}} ms, %{{customdata:.1%}} of the time",
             customdata=[each.get(kind, 0) / (sum(each.values()) or 1) for kind in shown],

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from slim import tables
 from slim.workbench.report.collect import RunRecords
 from slim.workbench.report.columns import Record
-from slim.workbench.report.figures.base import Figure, Trace, axes, solid, trace
+from slim.workbench.report.figures.base import Figure, Series, axes, series, solid
 
 NAMED = 44  # layers with their names under the bars, at most
 HATCH = {"shape": "/", "fillmode": "overlay", "fgcolor": "--paper", "fgopacity": 0.55, "size": 7, "solidity": 0.2}
@@ -26,7 +26,7 @@ def layers(run: RunRecords) -> Figure | None:
     }
     texts = [layer_text(row, shares) for row in rows]
     traces = [
-        trace("bar", places, heights, label, "%{hovertext}", hovertext=texts, marker=look)
+        series("bar", places, heights, label, "%{hovertext}", hovertext=texts, marker=look)
         for label, (heights, look) in bars.items()
         if any(heights)
     ]
@@ -80,13 +80,13 @@ def layer_text(row: Record, shares: Mapping[str, Mapping[str, float]]) -> str:
     return "<br>".join(lines)
 
 
-def _lane(rows: Sequence[Record], members: Sequence[int], lane: int) -> Trace:
+def _lane(rows: Sequence[Record], members: Sequence[int], lane: int) -> Series:
     """A line beneath the bars that joins coupled layers."""
     names = ", ".join(rows[place - 1]["name"] for place in members[:6])
     more = f" and {len(members) - 6} more" if len(members) > 6 else ""
     look = {"mode": "lines+markers", "line_width": 1.5, "marker_size": 6, "yaxis": "y2", "showlegend": False}
     hover = f"coupled: {names}{more}"
-    return trace("scatter", members, [-lane] * len(members), "coupled", hover, **look, **solid("--plain"))
+    return series("scatter", members, [-lane] * len(members), "coupled", hover, **look, **solid("--plain"))
 
 
 def _lanes(rows: Sequence[Record]) -> list[tuple[list[int], int]]:

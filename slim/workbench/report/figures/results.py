@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from slim.workbench.report.advice import spread
 from slim.workbench.report.collect import RunRecords
 from slim.workbench.report.columns import COLUMNS
-from slim.workbench.report.figures.base import Figure, Trace, axes, mark, run_look, solid, trace
+from slim.workbench.report.figures.base import Figure, Series, axes, mark, run_look, series, solid
 
 
 def tradeoff(runs: Sequence[RunRecords]) -> Figure | None:
@@ -35,12 +35,12 @@ def tradeoff(runs: Sequence[RunRecords]) -> Figure | None:
     return Figure("tradeoff", title, caption, traces, layout, 400)
 
 
-def _sweep(run: RunRecords, index: int, *, alone: bool) -> list[Trace]:
+def _sweep(run: RunRecords, index: int, *, alone: bool) -> list[Series]:
     """The curves of a run: right after pruning, recovered, and its result as a star."""
     sweep, prefix = run.evidence["tradeoff"], "" if alone else f"{run.name}, "
     value = f"{run.metric.title} %{{y:{run.metric.spec()}}}"
     left = "FLOPs left %{customdata[0]:.1%}, parameters %{customdata[1]:.1%}"
-    traces: list[Trace] = []
+    traces: list[Series] = []
     for key, label in (("recovered", "recovered, without training"), (run.metric.name, "right after pruning")):
         points = [point for point in sweep["points"] if point.get(key) is not None]
         look = run_look(index, mode="lines+markers", line_dash="dot" if traces else "solid")
@@ -49,13 +49,13 @@ def _sweep(run: RunRecords, index: int, *, alone: bool) -> list[Trace]:
         if points:
             x, y = [point["ratio"] for point in points], [point[key] for point in points]
             sizes = [[point["flops"], point["params"]] for point in points]
-            traces.insert(0, trace("scatter", x, y, prefix + label, hover, customdata=sizes, **look))
+            traces.insert(0, series("scatter", x, y, prefix + label, hover, customdata=sizes, **look))
     if sweep.get("chosen") is not None and sweep.get("result") is not None:
         look = run_look(index, mode="markers", marker_size=15, marker_symbol="star")
         look |= solid("--threshold") if alone else {}
         hover = f"<b>the run's result</b><br>%{{x:.1%}} removed, {value}"
         name = prefix + ("this run's result" if alone else "result")
-        traces.append(trace("scatter", [sweep["chosen"]], [sweep["result"]], name, hover, **look))
+        traces.append(series("scatter", [sweep["chosen"]], [sweep["result"]], name, hover, **look))
     return traces
 
 
@@ -74,12 +74,12 @@ def frontier(runs: Sequence[RunRecords], key: str) -> Figure | None:
         if not best or metric.is_better(value, best[-1][1]):
             best.append((size, value))
     line = {"color": "--plain", "width": 1.5, "dash": "dash", "shape": "hv"}
-    traces = [trace("scatter", [p[0] for p in best], [p[1] for p in best], "frontier", mode="lines", line=line)]
+    traces = [series("scatter", [p[0] for p in best], [p[1] for p in best], "frontier", mode="lines", line=line)]
     for size, value, i, run in points:
         share = f"{column.heading} {column.format(size)}, {size / run.before[key]:.1%} of the original"
         hover = f"<b>{run.name}</b><br>{metric.title} {metric.format(value)}<br>{share}"
         look = {"mode": "markers+text", "text": [run.name], "textposition": "top center", "cliponaxis": False}
-        traces.append(trace("scatter", [size], [value], run.name, hover, **run_look(i, marker_size=13), **look))
+        traces.append(series("scatter", [size], [value], run.name, hover, **run_look(i, marker_size=13), **look))
     sizes, values, *_ = zip(*points, strict=True)
     low, high = min(values), max(values)
     margin = (high - low or 0.01) / 4

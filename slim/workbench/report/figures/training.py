@@ -5,7 +5,7 @@ from typing import Any
 
 from slim.workbench.report.collect import RunRecords
 from slim.workbench.report.columns import Record, stage_name
-from slim.workbench.report.figures.base import Figure, Trace, axes, axis, nested, note, run_look, solid, trace
+from slim.workbench.report.figures.base import Figure, Series, axes, axis, nested, note, run_look, series, solid
 from slim.workbench.tasks.metric import Metric
 
 TOP = 0.965  # where the panels end
@@ -37,7 +37,7 @@ def training(run: RunRecords) -> Figure:
     layout = {"hovermode": "x unified", "grid": grid, "xaxis": epochs, **_bands(run)}
     layout |= {axis("yaxis", i): _scale(panel, metric) for i, panel in enumerate(panels)}
     layout["legend"] = {"y": -0.09, "yanchor": "top"}
-    traces: list[Trace] = []
+    traces: list[Series] = []
     for panel, key, label, colour, form in lines:
         several = sum(panel == other for other, *_ in lines) > 1
         shown = several and label not in {trace["name"] for trace in traces}
@@ -47,7 +47,7 @@ def training(run: RunRecords) -> Figure:
     return Figure("training", title, _caption(run, shrinks), traces, layout, height=90 + 126 * len(panels))
 
 
-def _curve(run: RunRecords, key: str, name: str, colour: str, form: str) -> Trace:
+def _curve(run: RunRecords, key: str, name: str, colour: str, form: str) -> Series:
     """A line with a gap before each training, so that they aren't joined."""
     points: list[tuple[int, float | None, str]] = []
     number = 0
@@ -56,11 +56,11 @@ def _curve(run: RunRecords, key: str, name: str, colour: str, form: str) -> Trac
         points += [(number + i, e.get(key), f"{part}, epoch {e.get('epoch')}") for i, e in enumerate(epochs, 1)]
         number += len(epochs)
     x, y, where = zip(*points[1:], strict=True)
-    look: Trace = {"mode": "lines+markers" if number < 36 else "lines", "marker_size": 5, "legendgroup": name}
+    look: Series = {"mode": "lines+markers" if number < 36 else "lines", "marker_size": 5, "legendgroup": name}
     look |= {"line_dash": "dot"} if key.startswith("val_") or key == "zero" else {}
     look |= {"line_shape": "hvh"} if key == "channels" else {}
     hover = f"{name} %{{y:{form}}}<extra>%{{customdata}}</extra>"
-    return trace("scatter", x, y, name, customdata=where, **solid(colour), **look) | {"hovertemplate": hover}
+    return series("scatter", x, y, name, customdata=where, **solid(colour), **look) | {"hovertemplate": hover}
 
 
 def _bands(run: RunRecords) -> dict[str, Any]:
@@ -106,7 +106,7 @@ def progress(runs: Sequence[RunRecords]) -> Figure | None:
     key = f"{'val' if held_out else 'train'}_{metric.name}"
     hover = f"%{{customdata}}<br>%{{y:{metric.spec()}}}"
     traces = [
-        trace(
+        series(
             *("scatter", range(1, len(run.course) + 1), [epoch.get(key) for epoch in run.course], run.name),
             f"<b>{run.name}</b> {hover}",
             customdata=[f"{stage_name(str(e.get('stage')))}, epoch {e.get('epoch')}" for e in run.course],

@@ -5,9 +5,8 @@ from typing import Any
 import numpy as np
 
 from slim.prune.groups import Groups
-from slim.prune.scores import scored
+from slim.prune.scores import Gamma, scored
 from slim.trace.copy import named_tensors
-from slim.workbench.run import asked
 from slim.workbench.run.evidence.networks import Networks
 
 CLEAN = 0.95  # the share of channels that lie on the right side of what may be called a threshold
@@ -28,9 +27,9 @@ def gamma(networks: Networks) -> dict[str, Any]:
         for name, size in sizes.items()
     }
     threshold = None
-    if plan is not None and networks.settings.prune.score in ("mean", "max", "sum"):
+    if plan is not None and networks.score in ("mean", "max", "sum"):
         groups = Groups(traced, model)
-        groups.rank_by(scored(asked.score(networks.settings.prune), groups))
+        groups.rank_by(scored(Gamma(networks.score), groups))  # type: ignore[arg-type]  # one of those three
         threshold = _threshold(groups, gone)
     return {"layers": layers, "threshold": threshold}
 

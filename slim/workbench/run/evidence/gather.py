@@ -11,7 +11,7 @@ from typing import Any
 
 from slim.deploy.timing import machine
 from slim.errors import SlimError
-from slim.files import replacing
+from slim.files import read_text, replacing
 from slim.version import __version__
 from slim.workbench.report.collect import EVIDENCE
 from slim.workbench.run.evidence.examples import examples
@@ -73,8 +73,8 @@ def gather(run: Run, *, command: str | None = None, seconds: float | None = None
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        old = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        old = json.loads(read_text("record", path))
+    except (SlimError, ValueError, RecursionError):
         return {}
     return old if isinstance(old, dict) else {}
 

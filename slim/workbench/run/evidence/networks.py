@@ -14,8 +14,10 @@ from slim.trace.tracer import Trace, trace
 from slim.workbench import config, models
 from slim.workbench.config import RunConfig
 from slim.workbench.data import Dataset
+from slim.workbench.run import asked
 from slim.workbench.run.folder import Run, check_root
-from slim.workbench.run.networks import example_images
+from slim.workbench.run.networks import example_images, trained_beside
+from slim.workbench.run.stages import STAGES
 
 AFTER = ("finetuned", "pruned")  # the last of these that a run has is its result
 BEFORE = ("baseline", "sparse")
@@ -32,9 +34,10 @@ class Networks:
 
     def file(self, *stages: str) -> Path:
         """Return the file of the first of `stages` that there is."""
+        known = self.run.records.summary()
         paths = [self.run.path(stage) for stage in stages]
-        for path in paths:
-            if path.is_file():
+        for stage, path in zip(stages, paths):
+            if path.is_file() and (stage in known or not known):  # else an earlier run left it
                 return path
         raise SlimError(f"the run has no {' or '.join(path.name for path in paths)} yet")
 
@@ -58,10 +61,32 @@ class Networks:
     @cached_property
     def decided_on(self) -> nn.Module:
         """Return the network that the last plan was made for."""
-        path = self.file("sparse", "baseline")
-        if checkpoint.read_metadata(path)["plans"] != self.about["plans"][:-1]:
-            raise SlimError(f"{path.name} isn't the network that was pruned last")
-        return self._load(path)
+        return self._load(self._source)
+
+    @property
+    def pressed(self) -> bool:
+        """Whether that network was trained with a penalty on γ."""
+        return self._source == self.run.path("sparse")
+
+    @property
+    def score(self) -> str:
+        """Return the score of the last plan, as the settings name it."""
+        suits, _ = asked.auto_score(pressed=self.pressed, images=self.about["config"] is not None)
+        return suits if self.settings.prune.score == "auto" else self.settings.prune.score
+
+    @cached_property
+    def _source(self) -> Path:
+        """Return the file of the network that was pruned last, in the run's folder or in that of an earlier pass."""
+        last = self.file(*AFTER, *reversed(BEFORE))
+        earlier = sorted(self.run.folder.glob("pass-*"), key=lambda path: (len(path.name), path.name), reverse=True)
+        files = [
+            *trained_beside(last).values(),
+            *(folder / STAGES[stage].file for folder in earlier for stage in AFTER),
+        ]
+        for path in files:
+            if path.is_file() and checkpoint.read_metadata(path)["plans"] == self.about["plans"][:-1]:
+                return path
+        raise SlimError("the run has no file of the network that was pruned last")
 
     @cached_property
     def after(self) -> nn.Module:

@@ -1,0 +1,109 @@
+"""How a run goes on from its baseline, and which network it learns from."""
+
+import io
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import save_file
+
+import slim
+from slim.workbench import config, models, train
+from slim.workbench.config import RunConfig
+from slim.workbench.run import ROOT, Run, asked, run_all, whole
+from slim.workbench.run.evidence.networks import Networks
+from slim.workbench.run.networks import teacher_beside, trained_beside
+
+SETTINGS = config.updated(
+    RunConfig(),
+    {
+        "name": "mine",
+        "compute": {"device": "cpu"},
+        "train": {"epochs": 1},
+        "finetune": {"epochs": 1, "distill": 0.5},
+        "model": {"weights": "w.safetensors"},
+        "prune": {"calibration_images": 64},
+        "report": {"page": False},
+    },
+)
+STAGES = {
+    "sparse": ["baseline", "sparse", "pruned", "recovered", "finetuned"],
+    "direct": ["baseline", "pruned", "recovered", "finetuned"],
+    "none": ["baseline", "pruned", "recovered"],
+}
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(whole, "_export_and_measure", lambda *_: [])  # tested elsewhere
+    torch.manual_seed(0)
+    save_file(models.build("slim:vgg7", num_classes=10, in_channels=1).state_dict(), "w.safetensors")
+
+
+def run(**changes: Any) -> tuple[Run, str]:
+    console = Console(file=io.StringIO(), width=120)
+    made = Run(ROOT / "mine", config.updated(SETTINGS, changes), console)
+    run_all(made)
+    return made, console.file.getvalue()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("path", "weights", "taken"),
+    [
+        ("auto", "w.safetensors", "direct"),
+        ("auto", None, "sparse"),
+        ("sparse", "w.safetensors", "sparse"),
+        ("direct", None, "direct"),
+        ("none", "w.safetensors", "none"),
+    ],
+)
+def test_each_path_has_its_stages(path: str, weights: str | None, taken: str) -> None:
+    made, told = run(run={"path": path}, model={"weights": weights})
+    assert list(made.records.summary()) == STAGES[taken]
+    assert ("score mean: γ was trained" in told) == (taken == "sparse")
+    assert ("score residual: γ was never pressed" in told) == (taken != "sparse")
+    last = slim.load(made.path(STAGES[taken][-1]))
+    plan = slim.PruningPlan.load(made.folder / "plan.json")
+    source = slim.load(made.path("sparse" if taken == "sparse" else "baseline"))
+    assert [p.shape for p in plan.apply(source).parameters()] == [p.shape for p in last.parameters()]
+    evidence = Networks(made)
+    assert evidence.score == ("mean" if taken == "sparse" else "residual")
+    assert all(map(torch.equal, evidence.decided_on.parameters(), source.parameters()))
+
+
+def test_fine_tuning_learns_from_the_baseline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In every path; without a baseline from the network before pruning; and not from what an earlier run left."""
+    taught: list[Any] = []
+
+    def fit(*args: Any, distillation: train.Distillation | None, **kwargs: Any) -> Any:
+        taught.append(distillation and distillation.teacher)
+        return original(*args, distillation=distillation, **kwargs)
+
+    original = train.fit
+    monkeypatch.setattr(train, "fit", fit)
+    made, _ = run(run={"path": "sparse"})
+    baseline, teacher = slim.load(made.path("baseline")), taught[-1]
+    assert teacher is not None and all(map(torch.equal, teacher.parameters(), baseline.parameters()))
+
+    run()
+    pruned = made.path("pruned")
+    assert made.path("sparse").is_file() and list(trained_beside(pruned)) == ["baseline"]
+    made.records.forget()
+    made.path("baseline").unlink()
+    assert teacher_beside(pruned) == made.path("sparse")
+
+
+@pytest.mark.parametrize(
+    ("pressed", "images", "name"), [(True, True, "mean"), (False, True, "residual"), (False, False, "mean")]
+)
+def test_the_score_that_suits(pressed: bool, images: bool, name: str) -> None:
+    assert asked.auto_score(pressed=pressed, images=images)[0] == name
+    some = torch.randn(8, 1, 8, 8) if images else None
+    made = asked.score(SETTINGS.prune, images=some, pressed=pressed)
+    assert (made is None) == (name == "mean")
+    assert isinstance(made, slim.Residual) == (name == "residual")
+    assert asked.score(replace(SETTINGS.prune, score="mean"), images=some) == slim.Gamma("mean")
