@@ -11,13 +11,8 @@ SLIM = Path(__file__).parents[1] / "slim"
 ROOMS = [  # in the order in which the data flows
     *("errors", "version", "extras", "files", "memory", "images", "tables"),
     *("trace", "prune", "sparsity", "deploy", "checkpoint"),
-    *(
-        f"workbench.{room}"
-        for room in (
-            *("config", "presets", "causes", "malloc", "code", "tasks", "data", "models", "train", "report", "run"),
-            "cli",
-        )
-    ),
+    *(f"workbench.{room}" for room in ("config", "presets", "causes", "malloc", "code", "nested", "tasks", "data")),
+    *(f"workbench.{room}" for room in ("models", "train", "report", "run", "cli")),
 ]
 DOORS = {"slim", "slim.__main__"}  # public names, and the command: what they lead to may be in any room
 MODULES = {

@@ -191,7 +191,7 @@ def fit_layer(layer: LayerCall, target: Tensor, intercept: bool) -> Fit | None:
         if change is not None:
             misses[ridge] = second.missed(old + change)
     finite = {ridge: miss for ridge, miss in misses.items() if math.isfinite(miss)}
-    if not finite:
+    if not finite or not math.isfinite(total):
         return None
     # among ridges that do as well as the best, the strongest
     least = min(finite.values())

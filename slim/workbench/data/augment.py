@@ -50,7 +50,7 @@ class Augmentation:
         def draw(high: int) -> Tensor:
             return torch.randint(high, (size,), generator=generator).to(device)
 
-        height, width = image_size
+        height, width = self.size = image_size
         self.pads = max(1, height // 8), max(1, width // 8)  # 4 pixels for CIFAR's 32, 1 for the digits' 8
         self.top, self.left = (draw(2 * pad + 1) for pad in self.pads)
         self.mirrored = draw(2).bool()
@@ -72,16 +72,34 @@ class Augmentation:
         return images
 
     def targets(self, targets: Tensor, here: slice) -> Tensor:
-        """Return the targets of those images: maps [B, H, W] move with them, and what comes in from outside is 255."""
+        """Return the targets of those images: maps [B, H, W] move with them, and what comes in from outside is 255; so
+        do boxes [B, M, 5], of which what sticks out is cut off, and what is left of none gets class 0."""
         if targets.ndim != 3:
             return targets
         for name in POLICIES.keys() & set(self.names):
             raise SlimError(f"data.augment {name} would move images without their maps: expected crop, flip or cutout")
+        if targets.is_floating_point():
+            return self._boxes(targets, here)
         if "crop" in self.names:
             targets = crop(targets[:, None], self.top[here], self.left[here], self.pads, fill=OUTSIDE)[:, 0]
         if "flip" in self.names:
             targets = torch.where(self.mirrored[here, None, None], targets.flip(2), targets)
         return targets
+
+    def _boxes(self, targets: Tensor, here: slice) -> Tensor:
+        boxes, classes = targets[..., :4], targets[..., 4:]
+        height, width = self.size
+        if "crop" in self.names:
+            moved = torch.stack([self.pads[1] - self.left[here], self.pads[0] - self.top[here]], 1)
+            boxes = boxes + moved.repeat(1, 2)[:, None].to(boxes)
+        if "flip" in self.names:
+            x1, y1, x2, y2 = boxes.unbind(-1)
+            boxes = torch.where(
+                self.mirrored[here, None, None], torch.stack([width - x2, y1, width - x1, y2], -1), boxes
+            )
+        boxes = boxes.clamp(min=0).minimum(boxes.new_tensor([width, height, width, height]))
+        there = ((boxes[..., 2:] - boxes[..., :2]) >= 1).all(-1, keepdim=True)
+        return torch.cat([boxes, classes], -1) * (there & (classes > 0))
 
     def normalised(self, images: Tensor, here: slice) -> Tensor:
         """What is done to normalised images, in place: there the mean is 0."""

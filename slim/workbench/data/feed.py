@@ -9,9 +9,9 @@ import torch
 from slim.errors import SlimError
 from slim.workbench.data.epoch import batches, steps_per_epoch
 from slim.workbench.data.loaders import Batches, Loaders
-from slim.workbench.data.nested import joined, length, moved, part
 from slim.workbench.data.splits import Dataset, Split
 from slim.workbench.data.workers import watched
+from slim.workbench.nested import joined, length, moved, part
 from slim.workbench.tasks import Task
 
 Data = Dataset | Loaders

@@ -9,11 +9,18 @@ from torch import Tensor
 CLASSES = ("background", "disc", "square", "triangle")
 
 
+MOST = 3  # shapes in an image
+SEEN = 0.3  # share of a shape that has to be visible for its box to count
+
+
 class Shapes(NamedTuple):
-    """Images, uint8 [N, 3, size, size], and the class number of each pixel, int64 [N, size, size]."""
+    """Images, uint8 [N, 3, size, size], the class number of each pixel, int64 [N, size, size], and the boxes of what
+    can be seen of the shapes, float32 [N, 3, 5]: x1, y1, x2, y2 in pixels and the class number, zeros where there are
+    fewer."""
 
     images: Tensor
     maps: Tensor
+    boxes: Tensor
 
     @property
     def presence(self) -> Tensor:
@@ -36,17 +43,37 @@ def render_shapes(count: int, size: int = 48, seed: int = 0) -> Shapes:
     draw = np.random.default_rng(seed)
     rows, columns = np.mgrid[:size, :size]
     images, maps = np.empty((count, size, size, 3), np.uint8), np.zeros((count, size, size), np.int64)
-    for image, classes in zip(images, maps):
+    boxes = np.zeros((count, MOST, 5), np.float32)
+    for image, classes, found in zip(images, maps, boxes):
+        shapes: list[tuple[int, np.ndarray]] = []
         slope = draw.uniform(-1, 1, (2, 3))
         pixels = draw.uniform(60, 200, 3) + 40 * (rows[..., None] * slope[0] + columns[..., None] * slope[1]) / size
-        for _ in range(draw.integers(1, 4)):
+        for _ in range(draw.integers(1, MOST + 1)):
             kind, radius = int(draw.integers(1, len(CLASSES))), draw.uniform(0.12, 0.3) * size
             row, column = draw.uniform(radius, size - radius, 2)
             inside = _inside(kind, (rows - row) / radius, (columns - column) / radius)
             pixels[inside] = draw.uniform(0, 255, 3)
             classes[inside] = kind
+            shapes.append((kind, inside))
         image[:] = (pixels + draw.normal(0, 12, pixels.shape)).clip(0, 255)
-    return Shapes(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(maps))
+        boxes_of = _boxes(shapes)
+        found[: len(boxes_of)] = boxes_of
+    as_images = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+    return Shapes(as_images, torch.from_numpy(maps), torch.from_numpy(boxes))
+
+
+def _boxes(shapes: list[tuple[int, np.ndarray]]) -> np.ndarray:
+    """Return the box of each shape, [K, 5], given class and pixels of each, the later ones over the others. One of
+    which little can be seen has none."""
+    boxes = np.zeros((0, 5), np.float32)
+    for number, (kind, inside) in enumerate(shapes):
+        hidden = np.logical_or.reduce([other for _, other in shapes[number + 1 :]], initial=False)
+        seen = inside & ~hidden
+        if seen.sum() >= SEEN * inside.sum():
+            rows, columns = seen.any(1).nonzero()[0], seen.any(0).nonzero()[0]
+            box = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1, kind]
+            boxes = np.vstack([boxes, np.array(box, np.float32)])
+    return boxes
 
 
 def _inside(kind: int, y: np.ndarray, x: np.ndarray) -> np.ndarray:

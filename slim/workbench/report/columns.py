@@ -83,10 +83,10 @@ def stage_name(key: str) -> str:
     return STAGES.get(key, key.replace("_", " "))
 
 
-def conditions(bench: dict[str, Any]) -> str:
+def conditions(bench: dict[str, Any], runtime: str = "onnxruntime") -> str:
     """Return what a benchmark's latencies hold for, given `BenchReport.to_dict()`; "" where there are none."""
     if not bench.get("rows"):
         return ""
     provider = str(bench.get("provider", "")).removesuffix("ExecutionProvider")
     threads = f"{bench['threads']} threads" if bench.get("threads") else "all cores"
-    return f"onnxruntime, {provider}, {threads}, batch {bench['rows'][0]['batch_size']}, median"
+    return f"{runtime}, {provider}, {threads}, batch {bench['rows'][0]['batch_size']}, median"

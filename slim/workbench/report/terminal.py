@@ -58,8 +58,8 @@ def training(
 def epoch_line(record: Record, metric: Metric = ACCURACY) -> str:
     """Return an epoch's record in one plain line."""
     held_out, near_zero = record.get(f"val_{metric.name}"), record.get("near_zero")
-    train = metric.format(record[f"train_{metric.name}"], 1)
-    text = f"loss {record['train_loss']:.3f}  {_short(metric)} {train}"
+    train, text = record.get(f"train_{metric.name}"), f"loss {record['train_loss']:.3f}"
+    text += "" if train is None else f"  {_short(metric)} {metric.format(train, 1)}"
     text += f"  val {metric.format(held_out, 1)}" if held_out is not None else ""
     return text + (f"  γ≈0 {near_zero:.0%}" if near_zero is not None else "")
 

@@ -1,7 +1,7 @@
 """The stage that measures latency: a run's files, or any others, side by side."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +40,19 @@ def bench_files(run: Run, files: Mapping[str, Path]) -> "BenchReport":
     run.console.print(made.table())
     if made.profiles:
         run.console.print(made.profile_table())
+    return made
+
+
+def bench_networks(run: Run, files: Mapping[str, Path]) -> "BenchReport":
+    """Measure checkpoints against the first of them in PyTorch, as they are, and show the figures."""
+    from slim.deploy.bench.benchmark import benchmark  # imports onnxruntime
+
+    eager = run.replace(settings=replace(run.settings, bench=replace(run.settings.bench, compiled=False)))
+    networks: dict[str, Any] = {}
+    for stage, path in files.items():
+        networks[stage] = next(iter(_in_pytorch(eager, stage, path).values()))
+    made = benchmark(networks, **benchmark_rules(run.settings.bench))
+    run.console.print(made.table())
     return made
 
 

@@ -20,9 +20,10 @@ from slim.workbench import data, report, train
 from slim.workbench.config import PruneConfig, RunConfig
 from slim.workbench.data import Data
 from slim.workbench.run import asked
-from slim.workbench.run.beginning import first_network
+from slim.workbench.run.beginning import first_network, with_size_of_weights
 from slim.workbench.run.folder import Run
 from slim.workbench.run.networks import Trained
+from slim.workbench.tasks import Task
 from slim.workbench.train.gradual import Pruning
 
 
@@ -44,7 +45,8 @@ def prune_stage(run: Run, source: Path) -> list[Path]:
             board.close()
         recovered = None
         if run.settings.prune.recover and images is not None:
-            recovered = _recover(before.model, thin, made, images, run.settings)
+            assert before.dataset is not None
+            recovered = recovered_on(images, before.model, thin, made, before.dataset.task, run.settings)
             records["recovered"] = run.save("recovered", pruned.replace(model=recovered.model))
     run.console.print(report.stage_table(records, "pruning"))
     run.console.print(f"equals the network with those channels set to zero, to {error:.0e} (relative)")
@@ -61,6 +63,7 @@ def plan_file(run: Run, source: Path) -> PruningPlan:
 def prune_given(run: Run) -> list[Path]:
     """Save the network that the settings name, with its weights, as the baseline of a new run, and prune it; with data,
     evaluate and recover it. Returns the files of both and the plan's."""
+    run = with_size_of_weights(run)
     with run.lock():
         network = first_network(run, "baseline", run.dataset() if run.own_data else None)
         run.save("baseline", network, fresh=True)
@@ -99,8 +102,8 @@ def gradual_pruning(dataset: Data, settings: RunConfig) -> Pruning:
 
 def calibration_images(dataset: Data, prune: PruneConfig, seed: int) -> Any:
     """Return training images without augmentation, as many as the settings and memory allow."""
-    assert dataset.spec.shape is not None  # checked before the network was trained
-    return data.sample_inputs(dataset, fitting(prune.calibration_images, dataset.spec.shape[1:]), seed)
+    count, shape = prune.calibration_images, dataset.spec.shape
+    return data.sample_inputs(dataset, count if shape is None else fitting(count, shape[1:]), seed)
 
 
 def _planned(run: Run, source: Path) -> tuple[Trained, Any, PruningPlan]:
@@ -142,11 +145,14 @@ def _made(
     return wanted()
 
 
-def _recover(model: nn.Module, thin: nn.Module, made: PruningPlan, images: Any, settings: RunConfig) -> Recovery:
-    """Recover the thin network on the device that trains."""
+def recovered_on(
+    images: Any, model: nn.Module, thin: nn.Module, made: PruningPlan, task: Task, settings: RunConfig
+) -> Recovery:
+    """Recover the thin network for a task, on the device that trains."""
     device = train.resolve_device(settings.compute.device)
     try:
-        recovered = recover(model.to(device), thin.to(device), made, images)
+        with task.dense(model):
+            recovered = recover(model.to(device), thin.to(device), made, images)
     finally:
         model.cpu()
         thin.cpu()

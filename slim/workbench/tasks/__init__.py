@@ -1,6 +1,7 @@
 """What a network is trained for."""
 
 from slim.workbench.tasks.classification import Classification
+from slim.workbench.tasks.detection import Detection
 from slim.workbench.tasks.metric import Metric
 from slim.workbench.tasks.multilabel import MultiLabel
 from slim.workbench.tasks.names import build_task
@@ -8,4 +9,14 @@ from slim.workbench.tasks.regression import Regression
 from slim.workbench.tasks.segmentation import Segmentation
 from slim.workbench.tasks.task import Mixing, Task
 
-__all__ = ["Classification", "Metric", "Mixing", "MultiLabel", "Regression", "Segmentation", "Task", "build_task"]
+__all__ = [
+    "Classification",
+    "Detection",
+    "Metric",
+    "Mixing",
+    "MultiLabel",
+    "Regression",
+    "Segmentation",
+    "Task",
+    "build_task",
+]

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from slim.errors import SlimError, unknown
 from slim.workbench.code import Allowed, import_object, names_code
 from slim.workbench.tasks.classification import Classification
+from slim.workbench.tasks.detection import Detection
 from slim.workbench.tasks.multilabel import MultiLabel
 from slim.workbench.tasks.regression import Regression
 from slim.workbench.tasks.segmentation import Segmentation
@@ -15,6 +16,7 @@ TASKS: dict[str, Callable[[int | None], Task]] = {  # from the number of classes
     "multilabel": MultiLabel,
     "regression": lambda classes: Regression(),
     "segmentation": Segmentation,
+    "detection": Detection,
 }
 
 

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from torch import Tensor
@@ -9,6 +10,7 @@ from torch.utils.data import default_collate
 
 from slim.errors import SlimError
 from slim.workbench.config import OptimConfig
+from slim.workbench.nested import call
 from slim.workbench.tasks.metric import Metric
 
 Mixing = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # of a batch's images and targets
@@ -30,16 +32,23 @@ class Task(ABC):
     """
 
     metric: Metric
+    in_bfloat16 = True  # whether its networks train in mixed precision as well, which compute.precision auto may choose
+
+    def forward(self, model: Any, inputs: Any, targets: Any = None) -> Any:
+        """Run the network on a batch, with its targets in training, for networks that compute their own loss."""
+        return call(model, inputs)
 
     @abstractmethod
-    def loss(self, outputs: Any, targets: Any) -> Tensor:
-        """Return the loss to train by and to report, a number: the mean over the samples of a batch."""
+    def loss(self, outputs: Any, targets: Any) -> Tensor | None:
+        """Return the loss to train by and to report, a number: the mean over the samples of a batch. None where the
+        outputs, which aren't those of training, have none."""
 
     @abstractmethod
-    def tally(self, outputs: Any, targets: Any) -> Tensor:
-        """Return what a batch adds to the metric: sums over its samples, in one shape whatever the batch."""
+    def tally(self, outputs: Any, targets: Any) -> Any:
+        """Return what a batch adds to the metric: sums over its samples, in one shape whatever the batch, or a list of
+        what is judged as a whole. None where the outputs, which are those of training, don't say."""
 
-    def value(self, sums: Tensor) -> float:
+    def value(self, sums: Any) -> float:
         """Return the metric from the sums of all batches; by default the first of them over the second."""
         return float(sums[0]) / float(sums[1])
 
@@ -53,6 +62,11 @@ class Task(ABC):
 
     def check(self, outputs: Any, targets: Any) -> None:  # noqa: B027 (most tasks take what comes)
         """Raise SlimError where outputs don't fit the targets at all, with what was expected."""
+
+    def dense(self, model: Any) -> AbstractContextManager[Any]:
+        """Let the network return, for a while, what it computes at every place, not what it selects from that by its
+        values: recovery compares two networks number by number. Most tasks need nothing for it."""
+        return nullcontext()
 
     def distillation(self, outputs: Any, taught: Any, temperature: float) -> Tensor:
         """Return the loss of a student's outputs against its teacher's, the mean over the samples."""

@@ -10,14 +10,14 @@ from slim.prune.plan import PruningPlan
 @dataclass(frozen=True)
 class Progress:
     """Where training stands. `loss` and `value`, the task's metric, are means over the epoch so far, on augmented
-    training images (of the first process, where there are several)."""
+    training images (of the first process, where there are several); no `value` where those don't say."""
 
     epoch: int  # from 1
     epochs: int
     step: int  # done so far, in the whole training
     steps: int
     loss: float
-    value: float
+    value: float | None
     near_zero: float | None  # share of penalised γ near zero; None without a penalty
     lr: float
 

@@ -1,7 +1,9 @@
 """How good a network is on data that it wasn't trained on."""
 
 import math
+import operator
 from collections.abc import Iterable
+from functools import reduce
 from typing import Any
 
 import torch
@@ -14,7 +16,7 @@ from slim.workbench.causes import is_out_of_memory
 from slim.workbench.config import ComputeConfig
 from slim.workbench.data import Dataset, Loaders, Split, ordered
 from slim.workbench.data.loaders import Batches
-from slim.workbench.data.nested import arranged, call, length, shapes
+from slim.workbench.nested import arranged, length, moved, shapes
 from slim.workbench.tasks import Task
 from slim.workbench.train.devices import layout_of, moved_to, resolve_device
 
@@ -27,7 +29,7 @@ def evaluate(
     batch_size: int = 256,
     compute: ComputeConfig | None = None,
 ) -> dict[str, float]:
-    """Return the metric of the data's task, by its name, and the mean `loss` on all of `split`.
+    """Return the metric of the data's task, by its name, and the mean `loss` on all of `split`, if there is one.
 
     split: a split of a data set, such as `data.test`, or any batches (inputs, targets)
     data: gives task and normalisation
@@ -58,19 +60,20 @@ def evaluate_batches(
     its own batches, and all get the same result. `name` is that of the data."""
     training = [module for module in model.modules() if module.training]
     model.eval()
-    found: list[tuple[float | Tensor, int, Tensor]] = []
+    found: list[tuple[Any, int, Any]] = []  # loss, if there is one, samples, what counts for the metric
     try:
         for inputs, targets in batches:
             loss, sums = _judged(model, arranged(inputs, layout), targets, task, name)
             count = length(inputs)
             if found:
                 before = found.pop()
-                loss, count, sums = before[0] + loss, before[1] + count, before[2] + sums
+                loss = None if loss is None else before[0] + loss
+                count, sums = before[1] + count, before[2] + sums
             found.append((loss, count, sums))
     finally:
         for module in training:
             module.training = True
-    found = [(float(loss), count, sums.cpu()) for loss, count, sums in found]
+    found = [(None if loss is None else float(loss), count, moved(sums, "cpu")) for loss, count, sums in found]
     if processes > 1:
         everywhere: list[Any] = [None] * processes
         dist.all_gather_object(everywhere, found)  # a process may have seen nothing
@@ -78,15 +81,17 @@ def evaluate_batches(
     if not found:
         raise SlimError(f"no images to evaluate on: expected a split of {name} with at least one")
     losses, counts, tallies = zip(*found)
-    return {task.metric.name: task.value(torch.stack(tallies).sum(0)), "loss": math.fsum(losses) / sum(counts)}
+    value = {task.metric.name: task.value(reduce(operator.add, tallies))}
+    return value if None in losses else value | {"loss": math.fsum(losses) / sum(counts)}
 
 
-def _judged(model: nn.Module, inputs: Any, targets: Any, task: Task, name: str) -> tuple[Tensor, Tensor]:
-    """Return the loss of a batch, summed over its samples, and what it adds to the metric."""
+def _judged(model: nn.Module, inputs: Any, targets: Any, task: Task, name: str) -> tuple[Tensor | None, Any]:
+    """Return the loss of a batch, if there is one, summed over its samples, and what it adds to the metric."""
     try:
-        outputs = tree_map(_as_float, call(model, inputs))
+        outputs = tree_map(_as_float, task.forward(model, inputs))
         task.check(outputs, targets)
-        return task.loss(outputs, targets) * length(inputs), task.tally(outputs, targets)
+        loss = task.loss(outputs, targets)
+        return None if loss is None else loss * length(inputs), task.tally(outputs, targets)
     except (RuntimeError, ValueError, AssertionError, TypeError) as error:  # of layers that can't take the inputs
         raise _refused(error, inputs, name) from error
 

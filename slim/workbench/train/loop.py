@@ -4,6 +4,7 @@ import math
 import time
 import warnings
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,8 +16,8 @@ from slim.sparsity import Sparsity, coupled, penalty, sparsify
 from slim.workbench.config import ComputeConfig, OptimConfig, SparsityConfig
 from slim.workbench.data import Dataset, Feed, Loaders, feed
 from slim.workbench.data.loaders import Batches
-from slim.workbench.data.nested import part
 from slim.workbench.malloc import keep_freed_memory
+from slim.workbench.nested import part
 from slim.workbench.train.average import Average
 from slim.workbench.train.callbacks import Callbacks, Progress
 from slim.workbench.train.devices import connect, cudnn_algorithms, layout_of, moved_to
@@ -71,8 +72,9 @@ def fit(
     - `callbacks`: what to call on the way.
 
     Returns one record per epoch: `epoch` (from 1), `train_loss` and `train_accuracy` (means over the epoch's
-    images, without the penalty), `val_loss` and `val_accuracy` (None without validation images; in the place of
-    accuracy the name of the task's metric), `lr` and `strength` (λ) of its last step, `channels` (of all BatchNorms at
+    images, without the penalty), `val_loss` and `val_accuracy` (None without validation images, and where the network
+    doesn't say; in the place of accuracy the name of the task's metric),
+    `lr` and `strength` (λ) of its last step, `channels` (of all BatchNorms at
     its end), `zero` and `near_zero` (shares of penalised γ that are exactly 0, and within 0.01 of it), `gamma` (the
     same by layer, and the histogram of |γ|: see `Sparsity.statistics`; all three None without `sparsity`), `images`
     (trained on), `images_per_second` (of training), `training_seconds` and `waiting_seconds` (see `Meter`), and
@@ -85,6 +87,9 @@ def fit(
     >>> records = fit(model, batches, OptimConfig(epochs=2))  # doctest: +SKIP
     """
     compute = compute or ComputeConfig()
+    task = getattr(data, "task", None)
+    if compute.precision == "auto" and task is not None and not task.in_bfloat16:
+        compute = replace(compute, precision="32-true")
     fabric = connect(compute)
     torch.manual_seed(seed)
     if fabric.device.type == "cpu":
@@ -278,7 +283,7 @@ class Loop:
         found = evaluate_batches(
             state.model, batches, source.task, source.name, layout_of(self.compute), self.processes
         )
-        if not math.isfinite(found["loss"]):
+        if not math.isfinite(found.get("loss", 0.0)):
             raise diverged("validation loss", found["loss"], state.step, lr)
         return found
 

@@ -28,11 +28,11 @@ class Meter:
         self.training = self.waiting = 0.0
         self.elapsed = 0.0  # in s, of the epoch before it was resumed
         self.loss = 0.0  # summed over images
-        self.sums = torch.zeros(1, dtype=torch.float64)  # of the metric
-        self._recent: list[tuple[Tensor, Tensor]] = []
+        self.sums: Tensor | None = None  # of the metric, where the outputs of training say something of it
+        self._recent: list[tuple[Tensor, Tensor | None]] = []
         self._where: list[tuple[int, int, float]] = []  # step, images and learning rate of those
 
-    def add(self, loss: Tensor, sums: Tensor, images: int, step: int, lr: float) -> None:
+    def add(self, loss: Tensor, sums: Tensor | None, images: int, step: int, lr: float) -> None:
         """Add the mean `loss` of a batch, or of a part of one, and what it adds to the metric."""
         self._recent.append((loss, sums))
         self._where.append((step, images, lr))
@@ -43,28 +43,32 @@ class Meter:
         if not self._recent:
             return
         losses = torch.stack([loss for loss, _ in self._recent]).tolist()
-        sums = torch.stack([sums for _, sums in self._recent]).cpu().double().sum(0)
+        known = [sums for _, sums in self._recent if sums is not None]
         for loss, (step, _, lr) in zip(losses, self._where):
             if not math.isfinite(loss):
                 raise diverged("training loss", loss, step, lr)
         self.loss = math.fsum([self.loss, *(loss * n for loss, (_, n, _) in zip(losses, self._where))])
-        self.sums = self.sums + sums
+        if known:
+            sums = torch.stack(known).cpu().double().sum(0)
+            self.sums = sums if self.sums is None else self.sums + sums
         self._recent.clear()
         self._where.clear()
 
-    def means(self) -> tuple[float, float]:
+    def means(self) -> tuple[float, float | None]:
         """Return loss and metric so far, of this process."""
         self.read()
-        return self.loss / self.images, self._task.value(self.sums)
+        return self.loss / self.images, None if self.sums is None else self._task.value(self.sums)
 
     def unite(self, device: torch.device) -> None:
         """Make this the meter of all processes together."""
         self.read()
         totals = torch.tensor([self.loss, self.images], dtype=torch.float64, device=device)
-        sums = self.sums.to(device)
         dist.all_reduce(totals)
-        dist.all_reduce(sums)
-        self.loss, self.images, self.sums = float(totals[0]), int(totals[1]), sums.cpu()
+        self.loss, self.images = float(totals[0]), int(totals[1])
+        if self.sums is not None:
+            sums = self.sums.to(device)
+            dist.all_reduce(sums)
+            self.sums = sums.cpu()
 
     def timed(self, batches: Iterable[Item]) -> Iterator[Item]:
         """Yield the same batches; the time is taken while they are asked for and used."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from slim.errors import unknown
 from slim.sparsity import parameter_groups
 from slim.workbench.config import OptimConfig
-from slim.workbench.data.nested import call
+from slim.workbench.nested import call
 from slim.workbench.tasks import Task
 
 
@@ -84,6 +84,7 @@ class Objective:
     def __call__(self, inputs: Any, outputs: Any, targets: Any) -> Tensor:
         """Return the mean loss of a batch's outputs."""
         loss = self.task.loss(outputs, targets)
+        assert loss is not None  # these are the outputs of training
         if self.distillation is None:
             return loss
         with torch.no_grad():

@@ -83,7 +83,7 @@ class TrainingState:
                 "epoch": self.epoch,
                 "train_loss": loss,
                 f"train_{name}": value,
-                "val_loss": held_out and held_out["loss"],
+                "val_loss": held_out and held_out.get("loss"),
                 f"val_{name}": held_out and held_out[name],
                 "lr": lr,
                 "strength": 0.0 if self.sparsity is None else self.sparsity.strength,

@@ -9,7 +9,7 @@ from slim.errors import SlimError
 from slim.workbench.causes import is_out_of_memory
 from slim.workbench.config import ComputeConfig, OptimConfig
 from slim.workbench.data import Batch
-from slim.workbench.data.nested import arranged, call, length, split
+from slim.workbench.nested import arranged, length, split
 from slim.workbench.train.devices import layout_of
 from slim.workbench.train.graph import GraphedPasses, graph_recorder_for
 from slim.workbench.train.guard import out_of_memory
@@ -77,7 +77,7 @@ class Step:
         for loss, sums, images in parts:
             state.meter.add(loss, sums, images, state.step, lr)
 
-    def _gradients(self, batch: Batch) -> list[tuple[Tensor, Tensor, int]]:
+    def _gradients(self, batch: Batch) -> list[tuple[Tensor, Any, int]]:
         """Compute the gradients of a batch, in more parts where memory doesn't suffice and that is wanted."""
         buffers = list(self.state.model.buffers()) if self.find_parts else []
         before = [buffer.clone() for buffer in buffers]
@@ -91,7 +91,7 @@ class Step:
                 for buffer, value in zip(buffers, before):  # BatchNorm has counted what was in vain
                     buffer.copy_(value)
 
-    def _backward(self, batch: Batch) -> list[tuple[Tensor, Tensor, int]]:
+    def _backward(self, batch: Batch) -> list[tuple[Tensor, Any, int]]:
         """Add up the gradients. Returns of each part the loss, what it adds to the metric, and its images."""
         state, fabric = self.state, self.fabric
         reseed(self.seed, state.step, fabric.global_rank)
@@ -110,11 +110,11 @@ class Step:
             done.append((*self._passes(some, wanted, share, last), images))
         return done
 
-    def _passes(self, inputs: Any, targets: Any, share: float = 1.0, last: bool = True) -> tuple[Tensor, Tensor]:
+    def _passes(self, inputs: Any, targets: Any, share: float = 1.0, last: bool = True) -> tuple[Tensor, Any]:
         """Add `share` of the gradients of a part's mean loss; return that loss, and the part's sums of the metric."""
         state, fabric = self.state, self.fabric
         with fabric.no_backward_sync(self.network, enabled=not last):
-            outputs = call(self.network, inputs)
+            outputs = state.task.forward(self.network, inputs, targets)
             with fabric.autocast():
                 loss = self.objective(inputs, outputs, targets)
             weighed = loss * share

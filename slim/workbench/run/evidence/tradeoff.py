@@ -9,13 +9,12 @@ from torch import nn
 from slim.errors import SlimError
 from slim.prune.plan import PruningPlan
 from slim.prune.planner import plan
-from slim.prune.recovery.recover import recover
 from slim.workbench import train
 from slim.workbench.config import PruneConfig, RunConfig
 from slim.workbench.run import asked
 from slim.workbench.run.evidence.examples import drawn
 from slim.workbench.run.evidence.networks import Networks
-from slim.workbench.run.pruning import calibration_images
+from slim.workbench.run.pruning import calibration_images, recovered_on
 
 # Shares to remove, of the run's own kind of budget; the coarse picture first, in case the time runs out
 SHARES = (0.0, 0.5, 0.7, 0.3, 0.9, 0.1, 0.6, 0.4, 0.8, 0.2)
@@ -47,7 +46,8 @@ def tradeoff(networks: Networks, seconds: float | None) -> dict[str, Any]:
         thin = made.apply(model)
         found = {"asked": share, "ratio": made.ratio_achieved, dataset.task.metric.name: measured(thin)}
         if settings.prune.recover:  # where nothing is removed there is nothing to recover
-            found["recovered"] = measured(recover(model, thin, made, images).model if made.removed else thin)
+            again = recovered_on(images, model, thin, made, dataset.task, settings).model if made.removed else thin
+            found["recovered"] = measured(again)
         return found | {
             kind: left / whole for kind, (whole, left) in made.totals.items() if kind in ("flops", "params")
         }

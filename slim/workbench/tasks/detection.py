@@ -1,0 +1,109 @@
+"""Boxes around things, by torchvision's conventions."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from slim.errors import SlimError
+from slim.extras import install
+from slim.workbench.nested import Samples
+from slim.workbench.tasks.metric import Metric
+from slim.workbench.tasks.task import Task
+
+BOX = 5  # numbers of a box in a tensor of targets: x1, y1, x2, y2 and its class
+
+
+@dataclass(frozen=True)
+class Detection(Task):
+    """Find boxes, with networks that have torchvision's interface: images and targets in, a dict of losses out in
+    training; images in, for each a dict of `boxes` [K, 4], `labels` [K] and `scores` [K] out after it.
+
+    Targets are dicts of `boxes` (x1, y1, x2, y2 in pixels) and `labels` (from 1; 0 is the background), a list of one
+    for each image; or all in one tensor [N, M, 5], boxes with their class behind them, filled up with zeros. The loss
+    is the sum of the network's own losses; there is none after training, as torchvision's networks give none. The
+    metric is COCO's mean average precision, `mAP`, 0 to 1: over classes, and over intersections over union from 0.5 to
+    0.95. It is counted by torchmetrics and pycocotools (the extra `detection`).
+    """
+
+    classes: int | None = None
+
+    metric = Metric("mAP", "max")
+    in_bfloat16 = False  # torchvision's want boxes in float32
+
+    def __post_init__(self) -> None:
+        missing = [name for name in ("torchmetrics", "pycocotools") if find_spec(name) is None]
+        if missing:  # said before any training
+            raise SlimError(f"task detection counts with {' and '.join(missing)}: expected {install('detection')}")
+
+    def forward(self, model: Any, inputs: Any, targets: Any = None) -> Any:
+        """Run the network on a list of images, in training with their targets."""
+        images = list(inputs)
+        return model(images) if targets is None else model(images, _dicts(targets))
+
+    def loss(self, outputs: Any, targets: Any) -> Tensor | None:
+        """Return the sum of the losses that the network gives in training; None for its boxes."""
+        return torch.stack(list(outputs.values())).sum() if isinstance(outputs, Mapping) else None
+
+    def tally(self, outputs: Any, targets: Any) -> list[tuple[Any, Any]] | None:
+        """Return what was found and what is there, image by image; None for losses."""
+        return None if isinstance(outputs, Mapping) else list(zip(outputs, _dicts(targets)))
+
+    def value(self, sums: list[tuple[Any, Any]]) -> float:
+        """Return the mean average precision; 0 where nothing is there to be found."""
+        from torchmetrics.detection import MeanAveragePrecision  # imports pycocotools
+
+        counted = MeanAveragePrecision()
+        counted.warn_on_many_detections = False
+        found, there = zip(*sums)
+        counted.update(list(found), list(there))
+        return max(0.0, float(counted.compute()["map"]))
+
+    def collate(self, samples: Sequence[Any]) -> Any:
+        """Keep images and targets of their own sizes in lists; stack images of one size."""
+        images, targets = zip(*samples)
+        same = len({image.shape for image in images}) == 1
+        return default_collate(list(images)) if same else Samples(images), Samples(targets)
+
+    def check(self, outputs: Any, targets: Any) -> None:
+        """Raise SlimError where the network doesn't give boxes."""
+        if not isinstance(outputs, list) or not all(isinstance(each, Mapping) and "boxes" in each for each in outputs):
+            raise SlimError(
+                f"the network's output is of type {type(outputs).__name__}: expected a list of dicts of boxes, labels "
+                "and scores, as torchvision's detection networks give them"
+            )
+
+    @contextmanager
+    def dense(self, model: Any) -> Iterator[None]:
+        """Let torchvision's networks, and all others of the same class, return feature maps and what the head says of
+        every place: which boxes are left of that differs from network to network."""
+        kind = type(model)
+        if not all(hasattr(model, part) for part in ("transform", "backbone")) or "forward" in vars(kind):
+            yield
+            return
+        kind.forward = _everywhere
+        try:
+            yield
+        finally:
+            del kind.forward
+
+
+def _everywhere(model: Any, images: Any) -> tuple[Any, Any]:
+    """What one of torchvision's detection networks computes before it selects boxes."""
+    features = model.backbone(model.transform(list(images))[0].tensors)
+    maps = list(features.values()) if isinstance(features, Mapping) else [features]
+    head = model.rpn.head if hasattr(model, "rpn") else model.head
+    return maps, head(maps)
+
+
+def _dicts(targets: Any) -> list[dict[str, Tensor]]:
+    """Return targets as torchvision takes them."""
+    if not isinstance(targets, Tensor):
+        return list(targets)
+    there = [boxes[boxes[:, 4] > 0] for boxes in targets]
+    return [{"boxes": boxes[:, :4], "labels": boxes[:, 4].long()} for boxes in there]
