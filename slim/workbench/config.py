@@ -39,10 +39,14 @@ def about(help: str, within: str = "") -> dict[str, str]:
 class DataConfig:
     name: str = setting(
         "digits",
-        "digits, shapes (for segmentation), cifar10, cifar100, svhn, mnist, fashionmnist, imagefolder, or your own "
-        "package.module:factory or file.py:factory",
+        "digits, shapes (for segmentation or detection), cifar10, cifar100, svhn, mnist, fashionmnist, imagefolder, "
+        "imagelist, huggingface (of the package datasets), or your own package.module:factory or file.py:factory",
     )
-    root: str = setting("data", "its folder; for imagefolder, a tree split/class/image or class/image")
+    root: str = setting(
+        "data",
+        "its folder; for imagefolder a tree split/class/image or class/image, for imagelist a CSV or JSON file of "
+        "paths and labels, for huggingface OWNER/NAME or a folder",
+    )
     download: bool = setting(False, "let torchvision fetch what is missing under the root")
     image_size: int | None = setting(
         None, "pixels, height = width; null: the data set's own (imagefolder needs one)", "[1, inf)"
@@ -69,10 +73,19 @@ class DataConfig:
 
 @dataclass
 class ModelConfig:
-    arch: str = setting("slim:vgg7", "slim:NAME, torchvision:NAME, timm:NAME, or package.module:factory")
+    arch: str = setting(
+        "slim:vgg7",
+        "slim:NAME, torchvision:NAME, timm:NAME, hf-hub:OWNER/NAME (of timm), or your own package.module:factory or "
+        "file.py:factory",
+    )
     kwargs: dict[str, Any] = field(default_factory=dict, metadata=about("passed to the architecture"))
     weights: str | None = setting(
-        None, "trained weights: a file (.safetensors, .pt, .pth), or a name such as DEFAULT of torchvision: and timm:"
+        None,
+        "trained weights: a file (.safetensors, .pt, .pth), hf-hub:OWNER/NAME, or a name such as DEFAULT of "
+        "torchvision: and timm:",
+    )
+    example: str | None = setting(
+        None, "your own package.module:function or file.py:function that gives an input, where that isn't one image"
     )
     gamma: float | None = setting(
         0.5,
@@ -80,6 +93,11 @@ class ModelConfig:
         "of your own keep theirs",
         "(0, inf)",
     )
+
+    @property
+    def trained(self) -> bool:
+        """Whether it comes with weights: those that are named, or those of a repository on the Hub."""
+        return self.weights is not None or self.arch.startswith("hf-hub:")
 
 
 @dataclass

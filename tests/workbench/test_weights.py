@@ -1,11 +1,13 @@
 """Trained weights: from every kind of file, fitted to the network with another head, or refused by name."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from workbench.commands import Command, contents
@@ -14,7 +16,8 @@ import slim
 from slim import checkpoint
 from slim.errors import SlimError
 from slim.workbench.models import build
-from slim.workbench.models.weights import fit_weights, read_weights
+from slim.workbench.models.fitting import fit_weights
+from slim.workbench.models.reading import read_weights
 
 ARCH = "slim:vgg7"
 
@@ -88,7 +91,7 @@ class Own:
             r"lack conv1.weight, bn1.weight, .* and \d+ more$",
         ),
         (lambda _: {"epoch": 3, "lr": 0.1}, r"hold epoch, lr: expected a state dict, or one under state_dict, model"),
-        (lambda _: Own(), "a pickled object, which can run code when opened: expected tensors alone"),
+        (lambda _: Own(), "a pickled object, such as a whole model, which can run .* expected tensors alone"),
     ],
 )
 def test_what_does_not_fit_is_named(content: Callable[[dict[str, Tensor]], Any], message: str, tmp_path: Path) -> None:
@@ -204,3 +207,100 @@ def test_named_data_are_used_for_a_network_that_no_run_trained(
     command("finetune", "own/pruned.safetensors", "--epochs", "1")
     slim.save("own/net.safetensors", trained(3), arch=ARCH, images=slim.ImageSpec((1, 8, 8), ("a", "b", "c")))
     assert "data.name is 'digits'" in mistake("prune", "own/net.safetensors", "--data.name", "digits")
+
+
+def test_an_example_of_several_inputs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command, mistake: Command
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("two.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.a, self.b = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(1, 16, 3, padding=1)\n"
+        "        self.norm, self.out = nn.BatchNorm2d(16), nn.Conv2d(16, 4, 1)\n"
+        "        nn.init.uniform_(self.norm.weight, 0.2, 0.9)\n"
+        "    def forward(self, image, depth):\n"
+        "        return self.out(self.norm(self.a(image) + self.b(depth)).relu())\n"
+        "def example():\n"
+        "    return torch.randn(1, 3, 8, 8), torch.randn(1, 1, 8, 8)\n"
+    )
+    command("prune", "--arch", "two.py:Net", "--example", "two.py:example", "--ratio", "0.5")
+    thin = slim.load("checkpoints/Net/pruned.safetensors", allow_code="two.py:Net")
+    assert thin.get_parameter("a.weight").shape == (8, 3, 3, 3) and thin.get_parameter("b.weight").shape == (8, 1, 3, 3)
+    argv = ["checkpoints/Net/pruned.safetensors", "--allow-code", "two.py:Net"]
+    assert "a factory of an example (--model.example)" in mistake("export", *argv)
+    assert "model.onnx" in command("export", *argv, "--model.example", "two.py:example")
+    assert "of which network" in mistake("prune", "--example", "two.py:example")
+
+
+# What libraries know by name
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A stand-in for the Hub: a folder for each repository, in which `hf_hub_download` finds files."""
+    errors = pytest.importorskip("huggingface_hub.errors")
+
+    def download(repo_id: str, filename: str, revision: str | None = None) -> str:
+        path = tmp_path / "hub" / repo_id / filename
+        if not path.is_file():
+            raise errors.LocalEntryNotFoundError(f"no {filename} in {repo_id}")
+        return str(path)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "hub"
+
+
+def test_a_repository_on_the_hub_says_all_that_is_needed(hub: Path, command: Command, mistake: Command) -> None:
+    """Architecture, arguments, classes, normalisation and size come from it; later stages need it no more."""
+    pytest.importorskip("timm")
+    (hub / "ann/birds").mkdir(parents=True)
+    made = build("timm:resnet10t", num_classes=3, gamma=None)
+    torch.save(made.state_dict(), hub / "ann/birds/pytorch_model.bin")
+    cfg = {
+        "mean": [0.5, 0.4, 0.3],
+        "std": [0.2, 0.2, 0.2],
+        "input_size": [3, 48, 48],
+        "label_names": ["owl", "jay", "kea"],
+    }
+    about = {"architecture": "resnet10t", "num_classes": 3, "pretrained_cfg": cfg}
+    (hub / "ann/birds/config.json").write_text(json.dumps(about))
+    command("prune", "--arch", "hf-hub:ann/birds", "--ratio", "0.3", "--name", "birds")
+    found = checkpoint.read_metadata("checkpoints/birds/pruned.safetensors")
+    assert found["arch"] == "timm:resnet10t" and found["classes"] == ["owl", "jay", "kea"]
+    assert (found["mean"], found["input_shape"]) == ([0.5, 0.4, 0.3], [3, 48, 48])
+    assert_equal(slim.load("checkpoints/birds/baseline.safetensors"), dict(made.state_dict()))
+    weights = read_weights("timm:resnet10t", "hf-hub:ann/birds@main")
+    assert weights.image_size == 48 and weights.state.keys() == made.state_dict().keys()
+    assert "can't get the weights 'hf-hub:ann/none'" in mistake("prune", "--arch", "hf-hub:ann/none")
+    (hub / "ann/birds/config.json").write_text("{}")
+    assert "names no architecture of timm" in mistake("prune", "--arch", "hf-hub:ann/birds")
+
+
+def test_what_timm_knows_before_any_download() -> None:
+    pytest.importorskip("timm")
+    weights = read_weights("timm:resnet18.a1_in1k", "DEFAULT")
+    assert weights.image_size == 224 and weights.mean == (0.485, 0.456, 0.406)
+    assert weights.classes is not None and len(weights.classes) == 1000 and weights.classes[0].startswith("tench")
+    with pytest.raises(SlimError, match=r"unknown weights of timm 'resnet18.a1_in2k': did you mean 'resnet18.a1_in1k'"):
+        read_weights("timm:resnet18", "a1_in2k")
+
+
+def test_data_take_the_size_of_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command) -> None:
+    """Where the user names none; what belongs to the weights goes into data and metadata."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("cat", "dog"):
+        Path("photos", name).mkdir(parents=True)
+        for number in range(10):
+            Image.new("RGB", (40, 30), (number * 20, 90, 30)).save(f"photos/{name}/{number}.png")
+    state = build("torchvision:resnet18").state_dict()
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *_, **__: state)
+    argv = ["--arch", "torchvision:resnet18", "--weights", "DEFAULT", "--data.name", "imagefolder"]
+    told = command("prune", *argv, "--data.root", "photos", "--ratio", "0.2", "--recover", "false", "--score", "mean")
+    assert "images of 224 pixels" in told and "fc: made new for 2 classes" in told
+    about = checkpoint.read_metadata("checkpoints/resnet18/pruned.safetensors")
+    assert about["input_shape"] == [3, 224, 224] and about["classes"] == ["cat", "dog"]
+    assert about["mean"] == [0.485, 0.456, 0.406] and about["config"]["data"]["image_size"] == 224

@@ -58,7 +58,8 @@ class ParsedCommand:
     def allow_code(self) -> tuple[str, ...]:
         """Return the code that may be imported: what the user's own command line or --config names. It may lie in the
         working folder, as for `python -m`."""
-        own = (self._own("model").get("arch"), self._own("data").get("name"), self._own("").get("task"))
+        model = self._own("model")
+        own = (model.get("arch"), model.get("example"), self._own("data").get("name"), self._own("").get("task"))
         named = (*self.arguments.allow_code, *(name for name in own if name))
         if named and os.getcwd() not in sys.path:
             sys.path.append(os.getcwd())
@@ -95,10 +96,12 @@ class ParsedCommand:
         name, stored = unfinished(self.settings().name, stages, numbered=self.name is None)
         settings = self.settings(config.without_permissions(replace(stored or RunConfig(), name=name)))
         settings = replace(settings, name=name)
-        if settings.model.weights and "weights" not in self._own("model"):
+        key = "weights" if settings.model.weights else "arch"
+        if settings.model.trained and key not in self._own("model"):
+            source = getattr(settings.model, key)
             raise SlimError(
-                f"run {name!r} began with weights {settings.model.weights!r}, and no file decides what is read: "
-                f"expected --model.weights {settings.model.weights}, if that is so"
+                f"run {name!r} began with weights {source!r}, and no file decides what is read: expected "
+                f"--model.{key} {source}, if that is so"
             )
         return self.run(settings)
 
@@ -114,14 +117,14 @@ class ParsedCommand:
         )
         return self.run(replace(run.settings, name=name))
 
-    def run_of_network(self, arch: str, weights: str | None, sections: Sequence[str] = ("prune",)) -> "Run":
+    def run_of_network(self, arch: str, weights: str | None, example: str | None = None) -> "Run":
         """Return the run to begin with a network that the user named, named after it."""
         settings = self.settings()
         data = settings.data if self._own("data").keys() & {"name", "root"} else None
         name = self.name or config.run_name(data, arch)
-        settings = replace(settings, model=replace(settings.model, arch=arch, weights=weights), name=name)
-        run = self._vacant(self.run(settings), sections)
-        return run.replace(allow_code=(arch, *run.allow_code))
+        model = replace(settings.model, arch=arch, weights=weights, example=example or settings.model.example)
+        run = self._vacant(self.run(replace(settings, model=model, name=name)), ("prune",))
+        return run.replace(allow_code=(arch, *([example] if example else []), *run.allow_code))
 
     def run_after(self, stage: str) -> "tuple[Run, Path]":
         """Return the run of the file of a stage, with its settings, and that file: the one given, or the newest of the

@@ -44,12 +44,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.add_argument(
             "--arch", metavar="NAME", help="in place of FILE: this network, with --weights or with its own"
         )
-        parser.add_argument("--weights", metavar="FILE", help="its trained weights, or a name such as DEFAULT")
+        parser.add_argument(
+            "--weights", metavar="FILE", help="its trained weights, or a name such as DEFAULT or hf-hub:OWNER/NAME"
+        )
+        parser.add_argument("--example", metavar="NAME", help="file.py:function that gives an input of several parts")
         parser.add_beginning()
         given = parser.read(argv)
         arguments = given.arguments
         if arguments.weights and not arguments.arch:
             raise SlimError(f"--weights {arguments.weights} of which network? Expected --arch with it")
+        if arguments.example and not arguments.arch:
+            raise SlimError(f"--example {arguments.example} of which network? Expected --arch, or --model.example")
         if arguments.arch and arguments.file:
             raise SlimError(f"--arch {arguments.arch} and {arguments.file}: expected one of them")
         if arguments.arch:
@@ -67,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _prune_given(given: ParsedCommand) -> None:
     """Prune a network that no run has trained."""
     arguments = given.arguments
-    run = given.run_of_network(arguments.arch, arguments.weights)
+    run = given.run_of_network(arguments.arch, arguments.weights, arguments.example)
     from slim.workbench.run.pruning import plan_architecture, plan_given, prune_given
 
     library = arguments.arch.partition(":")[0] in ("slim", "torchvision", "timm")

@@ -5,17 +5,33 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from slim.errors import SlimError
 from slim.images import ImageSpec
-from slim.workbench import models
+from slim.workbench import data, models
+from slim.workbench.config import RunConfig
 from slim.workbench.data import Data
-from slim.workbench.models.weights import Weights, classes_of, fit_weights, read_weights
+from slim.workbench.models.fitting import classes_of, fit_weights
+from slim.workbench.models.libraries import HUB, hub_architecture
+from slim.workbench.models.reading import read_weights
+from slim.workbench.models.weights import Weights
 from slim.workbench.run.folder import Run
 from slim.workbench.run.networks import Trained, image_size, normalised_as
 
 PIXELS = 224  # of images, where neither settings nor weights say; slim's own networks are for 32
+
+
+def with_size_of_weights(run: Run) -> Run:
+    """Return the run with images as large as its weights were trained on, where the user names no size and the data
+    have none of their own."""
+    settings = run.settings
+    if settings.data.image_size is not None or not data.takes_size(settings.data.name):
+        return run
+    weights = _weights(settings)
+    if weights is None or weights.image_size is None:
+        return run
+    run.console.print(f"images of {weights.image_size} pixels, as {weights.source} was trained on")
+    return run.replace(settings=replace(settings, data=replace(settings.data, image_size=weights.image_size)))
 
 
 def first_network(run: Run, stage: str, dataset: Data | None) -> Trained:
@@ -23,51 +39,70 @@ def first_network(run: Run, stage: str, dataset: Data | None) -> Trained:
     the classes that the weights were trained on.
 
     What the weights' library says of normalisation, size and class names holds where there is no data set; with one,
-    the normalisation does. Raises SlimError where the network has nothing to prune.
+    the normalisation does. The network's name and arguments are such that no later stage needs a network of the Hub.
     """
     spec = run.settings.model
-    if spec.arch.startswith("timm:") and "." in spec.arch and not spec.weights:
-        raise SlimError(f"{spec.arch} names trained weights: expected model.weights DEFAULT with it, or no tag")
-    weights = read_weights(spec.arch, spec.weights) if spec.weights else None
+    weights = _weights(run.settings)
+    arch, own = hub_architecture(spec.arch) if spec.arch.startswith(HUB) else (spec.arch, {})
     pixels = _pixels(run, weights)
     arguments: dict[str, Any] = {"gamma": None if weights else spec.gamma}
-    arguments |= image_size(spec.arch, pixels) if dataset is None else _of_data(spec.arch, dataset)
-    if dataset is None and spec.arch.startswith("slim:"):
+    arguments |= image_size(arch, pixels) if dataset is None else _of_data(run, arch, dataset)
+    if dataset is None and arch.startswith("slim:"):
         arguments["num_classes"] = 1000  # they have no number of their own
-    arguments |= spec.kwargs
-    model = _built(run, arguments)
+    arguments |= own | spec.kwargs
+    model = _built(run, arch, arguments)
     if weights is not None:
         if dataset is None and (classes := classes_of(model, weights)):
             arguments["num_classes"] = classes
-            model = _built(run, arguments)
+            model = _built(run, arch, arguments)
         for note in fit_weights(model, weights, arguments.get("num_classes")):
             run.console.print(note)
-    if not any(isinstance(module, _BatchNorm) and module.affine for module in model.modules()):
-        raise SlimError(f"{spec.arch} has no BatchNorm with a scale γ: there is nothing to prune")
-    known = ImageSpec()
-    if weights is not None:
-        names = tuple(weights.classes) if weights.classes else None
-        known = ImageSpec(classes=names, mean=weights.mean, std=weights.std)
+    known = _known_of(model, weights)
     if dataset is not None:
         dataset = normalised_as(known, dataset)
         images = dataset.spec
     else:
-        images = replace(known, shape=(arguments.get("in_channels", 3), pixels, pixels))
-    return Trained(stage, model, [], {}, spec.arch, arguments, images, dataset)
+        shape = None if spec.example else (arguments.get("in_channels", 3), pixels, pixels)
+        images = replace(known, shape=shape)
+    return Trained(stage, model, [], {}, arch, arguments, images, dataset, run.example())
 
 
-def _of_data(arch: str, dataset: Data) -> dict[str, Any]:
+def _weights(settings: RunConfig) -> Weights | None:
+    """The weights that the settings name, which an architecture on the Hub does by itself."""
+    arch, source = settings.model.arch, settings.model.weights
+    if arch.startswith("timm:") and "." in arch and not source:
+        raise SlimError(f"{arch} names trained weights: expected model.weights DEFAULT with it, or no tag")
+    if arch.startswith(HUB) and source in (None, "DEFAULT"):
+        source = arch
+    return read_weights(arch, source) if source else None
+
+
+def _known_of(model: nn.Module, weights: Weights | None) -> ImageSpec:
+    """What weights and network say of the images that it takes."""
+    if hasattr(getattr(model, "transform", None), "image_mean"):  # torchvision's detectors normalise by themselves
+        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    else:
+        mean, std = (weights.mean, weights.std) if weights else (None, None)  # type: ignore[assignment]
+    return ImageSpec(classes=tuple(weights.classes) if weights and weights.classes else None, mean=mean, std=std)
+
+
+def _of_data(run: Run, arch: str, dataset: Data) -> dict[str, Any]:
     """The arguments of a network that follow from its data."""
     shape, classes = dataset.spec.shape, dataset.spec.classes
-    if shape is None:
-        raise SlimError(f"the inputs of {dataset.name} are no tensors: expected batches of images (or other tensors)")
     named = {"num_classes": len(classes)} if classes else {}
+    if run.settings.model.example:
+        return named
+    if shape is None:
+        raise SlimError(
+            f"the inputs of {dataset.name} are no tensors: expected batches of images (or other tensors), or a factory "
+            "of an example as model.example"
+        )
     return {"in_channels": shape[0], **named, **image_size(arch, shape[1:])}
 
 
-def _built(run: Run, arguments: dict[str, Any]) -> nn.Module:
+def _built(run: Run, arch: str, arguments: dict[str, Any]) -> nn.Module:
     torch.manual_seed(run.settings.seed)
-    return models.build(run.settings.model.arch, allow_code=run.allow_code, **arguments)
+    return models.build(arch, allow_code=run.allow_code, **arguments)
 
 
 def _pixels(run: Run, weights: Weights | None) -> int:

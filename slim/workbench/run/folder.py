@@ -16,6 +16,7 @@ from slim.images import ImageSpec
 from slim.prune.plan import PruningPlan
 from slim.trace.size import network_size
 from slim.workbench import config, data, models, train
+from slim.workbench.code import import_object
 from slim.workbench.config import DataConfig, RunConfig
 from slim.workbench.data import Data
 from slim.workbench.run.networks import Trained, normalised_as
@@ -69,6 +70,11 @@ class Run:
         settings = self.settings
         return data.load_any(settings.data, settings.seed, task=settings.task, allow_code=self.allow_code)
 
+    def example(self) -> Any:
+        """Return what the user's own factory gives for an input of the network; None where the settings name none."""
+        name = self.settings.model.example
+        return None if name is None else import_object("example", name, allow_code=self.allow_code)()
+
     def open(self, source: Path) -> Trained:
         """Return the network in a file, with the data set of its run.
 
@@ -84,8 +90,12 @@ class Run:
                     raise SlimError(f"{name} is {now}: {source} was trained with {was}, which can't change any more")
             check_root(source, trained.data, self.settings.data)
         dataset = self._dataset_for(source, about) if about["config"] is not None or self.own_data else None
-        if about["input_shape"] is None:
-            raise SlimError(f"{source} doesn't say how large its images are: expected images= in slim.save")
+        example = self.example()
+        if about["input_shape"] is None and example is None:
+            raise SlimError(
+                f"{source} doesn't say how large its images are: expected images= in slim.save, or a factory of an "
+                "example (--model.example)"
+            )
         return Trained(
             stage=about["stage"] or source.stem,
             model=models.load(source, allow_code=self.allow_code),
@@ -95,6 +105,7 @@ class Run:
             arch_kwargs=about["arch_kwargs"],
             images=ImageSpec.of(about),
             dataset=dataset,
+            given=example,
         )
 
     def _dataset_for(self, source: Path, about: dict[str, Any]) -> Data:

@@ -29,10 +29,12 @@ class Trained:
     arch_kwargs: dict[str, Any]
     images: ImageSpec
     dataset: Data | None  # normalised as the file says; None for a network that wasn't trained by slim
+    given: Any = None  # what the user's own factory gives for an input, where it isn't one image
 
     @property
-    def example(self) -> Tensor:
-        return example_images(self.images.shape or ())
+    def example(self) -> Any:
+        """Return what the network takes: an image of noise, or what the user gave."""
+        return example_images(self.images.shape or ()) if self.given is None else self.given
 
     def replace(self, **changes: Any) -> "Trained":
         """Return it with some of its fields changed."""

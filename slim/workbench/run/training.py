@@ -10,7 +10,7 @@ from slim.errors import SlimError
 from slim.prune.plan import PruningPlan
 from slim.workbench import report, train
 from slim.workbench.config import OptimConfig, SparsityConfig
-from slim.workbench.run.beginning import first_network
+from slim.workbench.run.beginning import first_network, with_size_of_weights
 from slim.workbench.run.folder import Run
 from slim.workbench.run.networks import Trained, teacher_beside, times_pruned
 from slim.workbench.run.pruning import gradual_pruning
@@ -22,6 +22,7 @@ from slim.workbench.run.stages import STAGES
 def train_stage(run: Run) -> Path:
     """Train a new network with the penalty on γ, and return its file. It begins the run anew: earlier entries of its
     folder go."""
+    run = with_size_of_weights(run)
     with train.distributed_session(run.settings.compute), run.lock():
         return train_new(run, "sparse", run.settings.sparsity, fresh=True)
 

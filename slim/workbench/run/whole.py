@@ -11,9 +11,10 @@ from slim.workbench import report, train
 from slim.workbench.config import RunConfig
 from slim.workbench.report import card
 from slim.workbench.run import asked
+from slim.workbench.run.beginning import with_size_of_weights
 from slim.workbench.run.exporting import export_stage, int8_stage, write_onnx
 from slim.workbench.run.folder import Run
-from slim.workbench.run.measuring import bench_files
+from slim.workbench.run.measuring import bench_files, bench_networks
 from slim.workbench.run.networks import times_pruned
 from slim.workbench.run.pruning import prune_stage
 from slim.workbench.run.records import Records
@@ -37,6 +38,7 @@ def run_all(run: Run, *, command: str | None = None) -> list[Path]:
     command: the command line to name on the page.
     """
     asked.check(run.settings)  # a mistake there would show only after training
+    run = with_size_of_weights(run)
     if run.settings.passes > 1:
         own = run.settings.prune.floor
         floor = max(own if own < 1 else 0.0, FLOOR_OF_A_PASS)
@@ -51,7 +53,7 @@ def path_of(settings: RunConfig) -> str:
     weights: penalising γ takes a training of its own, and what is gained in fine-tuning is lost in it."""
     if settings.run.path != "auto":
         return settings.run.path
-    return "sparse" if settings.model.weights is None else "direct"
+    return "direct" if settings.model.trained else "sparse"
 
 
 def last_stage(settings: RunConfig) -> str:
@@ -67,7 +69,7 @@ def _stages(run: Run, command: str | None) -> list[Path]:
         for folder in run.folder.glob("pass-*"):
             Records(folder).forget()
     passes = [run.replace(folder=run.folder / f"pass-{number}") for number in range(1, run.settings.passes)] + [run]
-    given = run.settings.model.weights is not None
+    given = run.settings.model.trained
     begin("baseline")
     baseline = evaluate_given(run) if given else train_new(run, "baseline", None, fresh=True)
     wrote: list[Path] = [baseline]
@@ -118,6 +120,34 @@ def _one_pass(run: Run, source: Path | None, baseline: Path, begin: Callable[[st
 
 
 def _export_and_measure(run: Run) -> list[Path]:
+    """Export the result and time it beside the networks before it; in PyTorch where no exporter can take it."""
+    settings = run.settings
+    try:
+        written, files = _exported(run)
+        runtime = "onnxruntime"
+    except SlimError as refused:
+        run.console.print(f"{refused}; measured in PyTorch instead")
+        written, runtime = [], "PyTorch"
+        made = bench_networks(run, {stage: run.path(stage) for stage in ("baseline", last_stage(settings))})
+    else:
+        with TemporaryDirectory() as folder:
+            before = {"baseline": run.folder / "baseline.onnx"}
+            for stage in ("sparse", "pruned") if path_of(settings) == "sparse" else ("pruned",):
+                before[stage] = Path(folder, f"{stage}.onnx")
+                write_onnx(run.open(run.path(stage)), before[stage], settings.export)
+            made = bench_files(run, before | files)
+        card.write(run.path("onnx"))
+    written.append(run.records.enter_latency(made, settings))
+    summary = run.records.summary()
+    run.console.print(report.stage_table(summary, f"{run.folder.name}, seed {settings.seed}"))
+    *_, result = (record for stage, record in summary.items() if stage != "int8")
+    told = report.conditions(made.to_dict(), runtime)
+    run.console.print(f"{report.headline(summary['baseline'], result)} (latency: {told})")
+    return written
+
+
+def _exported(run: Run) -> tuple[list[Path], dict[str, Path]]:
+    """Write the result as ONNX files; return all that was written, and the files to time."""
     settings, last = run.settings, run.path(last_stage(run.settings))
     in_float = run.replace(settings=replace(settings, export=replace(settings.export, int8=False)))
     written = export_stage(in_float, last, unpruned=run.path("baseline"))
@@ -128,17 +158,4 @@ def _export_and_measure(run: Run) -> list[Path]:
             written.append(files["int8"])
         except SlimError as refused:  # the rest of the run is no worse for it
             run.console.print(str(refused))
-    with TemporaryDirectory() as folder:
-        before = {"baseline": run.folder / "baseline.onnx"}
-        for stage in ("sparse", "pruned") if path_of(settings) == "sparse" else ("pruned",):
-            before[stage] = Path(folder, f"{stage}.onnx")
-            write_onnx(run.open(run.path(stage)), before[stage], settings.export)
-        made = bench_files(run, before | files)
-    written.append(run.records.enter_latency(made, settings))
-    card.write(run.path("onnx"))
-    summary = run.records.summary()
-    run.console.print(report.stage_table(summary, f"{run.folder.name}, seed {settings.seed}"))
-    run.console.print(
-        f"{report.headline(summary['baseline'], summary['onnx'])} (latency: {report.conditions(made.to_dict())})"
-    )
-    return written
+    return written, files

@@ -5,7 +5,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from slim import checkpoint
 from slim.errors import SlimError
@@ -123,8 +123,11 @@ class Networks:
         return found
 
     @property
-    def example(self) -> Tensor:
-        """Return one image, [1, C, H, W], of noise."""
+    def example(self) -> Any:
+        """Return one image, [1, C, H, W], of noise, or what the user's own factory gives."""
+        given = self.run.replace(settings=self.settings).example()
+        if given is not None:
+            return given
         if self.about["input_shape"] is None:
             raise SlimError("the network's file doesn't say how large its images are")
         return example_images(self.about["input_shape"])

@@ -1,0 +1,31 @@
+"""Trained weights by a word of the settings: a file, a name of a library's, or a repository on the Hugging Face Hub."""
+
+from pathlib import Path
+
+from slim.errors import SlimError
+from slim.workbench.models.libraries import HUB, from_hub, from_timm, from_torchvision
+from slim.workbench.models.weights import PICKLED, Weights, state_in_file
+
+
+def read_weights(arch: str, source: str) -> Weights:
+    """Return trained weights for an architecture.
+
+    source: a file (.safetensors, or .pt, .pth, .bin, .ckpt that hold tensors only: a state dict, or one under a usual
+    key); `hf-hub:owner/name`, with `@revision` where it isn't the newest; or for `torchvision:` and `timm:` the name of
+    weights, such as DEFAULT or IMAGENET1K_V2. The latter two are found or downloaded by the library that owns them.
+    Raises SlimError where there is no such file or name, and for a pickled model, which would run code.
+    """
+    library, _, name = arch.partition(":")
+    if source.startswith(HUB):
+        return from_hub(source)
+    if Path(source).suffix in (*PICKLED, ".safetensors"):
+        state, notes = state_in_file(Path(source))
+        return Weights(source, lambda: state, notes=notes)
+    if library == "torchvision":
+        return from_torchvision(name, source)
+    if library == "timm":
+        return from_timm(name, source)
+    raise SlimError(
+        f"weights {source!r}: expected a file that ends in .safetensors or {', '.join(PICKLED)}, {HUB}owner/name, or "
+        "with torchvision: or timm: the name of weights such as DEFAULT"
+    )
