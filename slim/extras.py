@@ -16,6 +16,9 @@ EXTRA_OF = {  # package, as it is imported -> the extra of pyproject.toml that i
     "plotly": "run",
     "jinja2": "run",
     "tensorboard": "tensorboard",
+    "torchmetrics": "detection",
+    "pycocotools": "detection",
+    "datasets": "datasets",
 }
 
 

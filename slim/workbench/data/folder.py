@@ -4,6 +4,7 @@ import hashlib
 import math
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -47,21 +48,28 @@ def read(cfg: DataConfig) -> tuple[list[str], dict[str, Split]]:
         raise SlimError(f"{str(folders['train'])!r} holds {len(classes)} class folders: expected at least 2")
     listed = {part: _list_images(folder, classes) for part, folder in folders.items()}
 
+    images = images_of(cfg, {part: (str(folders[part]), names) for part, (names, _) in listed.items()}, root)
+    return classes, {part: Split(images[part], labels) for part, (_, labels) in listed.items()}
+
+
+def images_of(
+    cfg: DataConfig, listed: Mapping[str, tuple[str, np.ndarray]], home: Path | None = None
+) -> dict[str, ImageFiles] | dict[str, Tensor]:
+    """Return the images of each part, given as a folder and the names of files in it: in memory or in their files, as
+    `cfg.storage` says. What is decoded is kept in `home`, if there is one."""
     size = (cfg.image_size, cfg.image_size) if cfg.image_size else None
-    first = read_image(folders["train"] / os.fsdecode(listed["train"][0][0]), size, max_pixels=cfg.max_pixels)
+    root, names = listed["train"]
+    first = read_image(Path(root, os.fsdecode(names[0])), size, max_pixels=cfg.max_pixels)
     cores = (os.cpu_count() or 1) // _processes_here()
     workers = max(1, min(cores, MOST_WORKERS)) if cfg.workers is None else cfg.workers
     files = {
-        part: ImageFiles(
-            str(folders[part]), names, first.shape[:2], size is not None, workers, cfg.max_pixels, cfg.timeout
-        )
-        for part, (names, _) in listed.items()
+        part: ImageFiles(root, names, first.shape[:2], size is not None, workers, cfg.max_pixels, cfg.timeout)
+        for part, (root, names) in listed.items()
     }
-    images: dict[str, ImageFiles] | dict[str, Tensor] = files
     if cfg.storage in ("device", "host") or (cfg.storage == "auto" and _fits(files)):
         _check_room(files, cfg.storage)
-        images = _decoded(files, root if cfg.cache else None)
-    return classes, {part: Split(images[part], labels) for part, (_, labels) in listed.items()}
+        return _decoded(files, home if cfg.cache else None)
+    return files
 
 
 def _subfolders(folder: Path) -> list[str]:

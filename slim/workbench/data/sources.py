@@ -14,7 +14,7 @@ from slim.images import resized
 from slim.workbench import tasks
 from slim.workbench.code import Allowed, names_code
 from slim.workbench.config import DataConfig
-from slim.workbench.data import folder
+from slim.workbench.data import folder, hugging_face, lists
 from slim.workbench.data.augment import operations
 from slim.workbench.data.factory import from_factory
 from slim.workbench.data.loaders import Loaders
@@ -35,6 +35,11 @@ def load_any(
     return load(cfg, seed, task=task, allow_code=allow_code)
 
 
+def takes_size(name: str) -> bool:
+    """Say whether images come in the size that the settings ask for, as they have none of their own."""
+    return names_code(name) or (name.lower() in SOURCES and SOURCES[name.lower()].takes_size)
+
+
 def load(cfg: DataConfig, seed: int, *, task: str = "classification", allow_code: Allowed = ()) -> Dataset:
     """Return the data set that `cfg` names, split by `seed`, for a task: see `slim.workbench.tasks.build_task`.
 
@@ -49,11 +54,11 @@ def load(cfg: DataConfig, seed: int, *, task: str = "classification", allow_code
     if name not in SOURCES:
         raise unknown("data set", cfg.name, SOURCES)
     source = SOURCES[name]
-    if cfg.storage == "stream" and source.read is not folder.read:
+    if cfg.storage == "stream" and source.read not in (folder.read, lists.read):
         raise SlimError(f"data.storage stream is for image folders, {name} comes in one piece: expected auto")
     augment = source.augment if cfg.augment == "auto" else cfg.augment
     operations(augment)  # a mistake shows before any work
-    classes, parts = source.read(cfg)
+    classes, parts = source.read(cfg, task) if source.by_task else source.read(cfg)
     train, val, test = _three(parts, cfg, torch.Generator().manual_seed(seed))
     made = tasks.build_task(task, classes=len(classes), allow_code=allow_code)
     spec = spec_of(train, classes, STATISTICS_FROM)
@@ -83,10 +88,12 @@ def _digits(cfg: DataConfig) -> tuple[list[str], Parts]:
     return [str(digit) for digit in range(10)], {"train": _split(images, bunch.target, cfg.image_size)}
 
 
-def _shapes(cfg: DataConfig) -> tuple[list[str], Parts]:
-    """2,400 images for segmentation, the same in each run."""
+def _shapes(cfg: DataConfig, task: str) -> tuple[list[str], Parts]:
+    """2,400 images, the same in each run: with their maps for segmentation, or what else a task is about."""
     made = render_shapes(2400, cfg.image_size or 48)
-    return list(CLASSES), {"train": Split(made.images, made.maps)}
+    targets = {"detection": made.boxes, "multilabel": made.presence, "regression": made.coverage}.get(task, made.maps)
+    classes = {"multilabel": CLASSES[1:], "regression": ("coverage",)}.get(task, CLASSES)
+    return list(classes), {"train": Split(made.images, targets)}
 
 
 def _torchvision(cls_name: str, cfg: DataConfig) -> tuple[list[str], Parts]:
@@ -123,17 +130,21 @@ def _split(images: np.ndarray, labels: Any, size: int | None) -> Split:
 
 @dataclass(frozen=True)
 class _Source:
-    read: Callable[[DataConfig], tuple[list[str], Parts]]  # class names and the splits that the source has
+    read: Callable[..., tuple[list[str], Parts]]  # class names and the splits that the source has
     augment: str  # what "auto" means: a mirrored digit is another digit, or none
+    by_task: bool = False  # whether what it gives depends on the task
+    takes_size: bool = False  # whether its images have no size of their own
 
 
 SOURCES = {
     "digits": _Source(_digits, "crop"),
-    "shapes": _Source(_shapes, "crop+flip"),
+    "shapes": _Source(_shapes, "crop+flip", by_task=True),
     "mnist": _Source(partial(_torchvision, "MNIST"), "crop"),
     "svhn": _Source(partial(_torchvision, "SVHN"), "crop"),
     "fashionmnist": _Source(partial(_torchvision, "FashionMNIST"), "crop+flip"),
     "cifar10": _Source(partial(_torchvision, "CIFAR10"), "crop+flip"),
     "cifar100": _Source(partial(_torchvision, "CIFAR100"), "crop+flip"),
-    "imagefolder": _Source(folder.read, "crop+flip"),
+    "imagefolder": _Source(folder.read, "crop+flip", takes_size=True),
+    "imagelist": _Source(lists.read, "crop+flip", by_task=True, takes_size=True),
+    "huggingface": _Source(hugging_face.read, "crop+flip", by_task=True, takes_size=True),
 }
