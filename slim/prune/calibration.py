@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from slim.batches import as_one
 from slim.errors import SlimError
 
+MOST = 1024  # images taken from what gives batches
 PIXELS = 128 * 224**2  # all activations of all images are held at once: about 3 GB for a ResNet-50
 
 
@@ -22,9 +24,11 @@ def fitting(images: int, image_size: Sequence[int]) -> int:
 def drawn(images: Any, least: int, purpose: str) -> tuple[Any, int]:
     """The images in a random order, the same each time, and how many there are; of more than fit in memory some.
 
-    `images`: a batch, as the network takes it: a tensor [N, …], or a tuple or dict of tensors with N first. Raises
-    SlimError where it isn't one, has fewer than `least` images, or values that aren't finite.
+    `images`: a batch, as the network takes it: a tensor [N, …], or a tuple or dict of tensors with N first; or batches,
+    such as a DataLoader, of which the first ones are taken, `MOST` images or more. Raises SlimError where it is no such
+    thing, has fewer than `least` images, or values that aren't finite.
     """
+    images = as_one(images, MOST)
     tensors = [t for t in tree_leaves(images) if isinstance(t, Tensor) and t.dim()]
     sizes = {t.shape[0] for t in tensors}
     if len(sizes) != 1 or min(sizes) < least:

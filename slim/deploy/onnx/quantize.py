@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import onnx
 
+from slim.batches import in_batches
 from slim.deploy.onnx.predict import OnnxModel
 from slim.deploy.onnx.session import brief, silence
 from slim.errors import SlimError
@@ -33,7 +34,7 @@ class Int8Report:
 def quantize_onnx(
     source: str | Path,
     path: str | Path,
-    calibration: Iterable[Any],
+    calibration: Any,
     test: Iterable[tuple[Any, Any]] | Callable[[OnnxModel], float],
     *,
     max_loss: float = 0.01,
@@ -47,7 +48,8 @@ def quantize_onnx(
     calibration images (onnxruntime.quantization, QDQ format; Nagel et al., "A White Paper on Neural Network
     Quantization", arXiv:2106.08295, section 3). Metadata is kept.
 
-    calibration: batches of images as the file takes them (arrays or tensors, such as float [N, C, H, W]).
+    calibration: images as the file takes them (an array or tensor, such as float [N, C, H, W]), or batches of them,
+        with targets or without (a DataLoader, a list).
     test: batches (images, labels [N]) to compare both files on; labels None: by how often they agree. Or how
         good a file is, a function of it: more where it is better.
     max_loss: share of the test images, 0 to 1, that INT8 may lose; or how much of what `test` returns.
@@ -101,12 +103,12 @@ def _quantize(model: onnx.ModelProto, path: Path, feeds: "_Feeds", method: str, 
 class _Feeds:
     """Calibration batches as onnxruntime.quantization reads them, one by one."""
 
-    def __init__(self, model: OnnxModel, batches: Iterable[Any]) -> None:
+    def __init__(self, model: OnnxModel, batches: Any) -> None:
         self.count = 0
         self._feeds = self._all(model, batches)
 
-    def _all(self, model: OnnxModel, batches: Iterable[Any]) -> Iterator[dict[str, np.ndarray]]:
-        for images in batches:
+    def _all(self, model: OnnxModel, batches: Any) -> Iterator[dict[str, np.ndarray]]:
+        for images in in_batches(batches):
             self.count += len(images)
             yield from model.feeds(images)
 

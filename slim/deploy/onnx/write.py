@@ -27,6 +27,7 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor, nn
 
+from slim.batches import first_batch
 from slim.deploy.onnx.arguments import Arguments, run_forward
 from slim.deploy.onnx.compare import check, check_float64
 from slim.deploy.onnx.dimensions import Batch, OpenSizes
@@ -96,8 +97,9 @@ def export_onnx(
     """Export `model` to one ONNX file at `path`, weights inside, with a dynamic batch dimension.
 
     The file computes what `model` computes in eval mode and float32; `model` itself is not touched.
-    `example_inputs` is a tensor, or a tuple or dict of what `forward` takes; the first dimension of every
-    tensor is the batch. A single input is called "images" in the file, and a single output "logits".
+    `example_inputs` is a tensor, or a tuple or dict of what `forward` takes, or batches of it (a DataLoader, a list),
+    of which the first is taken; the first dimension of every tensor is the batch. A single input is called "images" in
+    the file, and a single output "logits".
 
     batch: the batch sizes that the file takes: "any"; a number, 8, for networks that take that many alone; or its
     multiples, "8n", for those that see their batch as clips of 8 frames (video, temporal shift).
@@ -124,7 +126,7 @@ def export_onnx(
         raise SlimError(f"{str(path)!r} is a folder: expected the name of the ONNX file to write")
     draft = Draft(
         model,
-        example_inputs,
+        first_batch(example_inputs),
         batch=batch,
         opset=opset,
         dynamic_size=dynamic_size,

@@ -75,10 +75,11 @@ class Recovery:
 def recover(model: nn.Module, thin: nn.Module, plan: PruningPlan, images: Any, *, held_out: float = 0.25) -> Recovery:
     """Bring `thin`, made by `plan.apply(model)`, closer to what `model` computes, without labels or training.
 
-    `images`: a batch of what the networks take (a tensor [N, C, H, W], or a tuple or dict of tensors with N first),
-    normalised as in training; a few hundred to a thousand training images. All but the share `held_out`, chosen at
-    random, go through both networks at once, so this needs the memory of such a batch's forward pass twice; where
-    images are large only as many are used as fit (128 of 224×224), drawn at random, too.
+    `images`: a batch of what the networks take (a tensor [N, C, H, W], or a tuple or dict of tensors with N first), or
+    batches (a DataLoader, a list), of which the first 1024 images are taken; normalised as in training; a few hundred
+    to a thousand training images. All but the share `held_out`, chosen at random, go through both networks at once, so
+    this needs the memory of such a batch's forward pass twice; where images are large only as many are used as fit (128
+    of 224×224), drawn at random, too.
 
     Candidates are the network as it is, with recalibrated BatchNorm statistics, and refitted by regression. The one
     whose outputs are closest to the original's on the held-out images is kept: closest in the mean Kullback–Leibler
