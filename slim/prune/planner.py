@@ -106,7 +106,7 @@ class Planner:
     ) -> None:
         labels = ranked(score, traced)
         if not labels:
-            raise SlimError(f"nothing to prune: {_why_nothing(traced)}")
+            raise SlimError(f"nothing to prune: {_why_nothing(traced, model)}")
         channels = sum(map(len, labels.values()))
         if after and after[-1].totals["channels"][1] != channels:
             raise SlimError(
@@ -155,7 +155,7 @@ class Planner:
         """Plan with what is known so far of the channels that are frozen and coupled."""
         counted = ranked(self.score, self.traced)
         if not counted:
-            raise SlimError(f"nothing to prune: {_why_nothing(self.traced)}")
+            raise SlimError(f"nothing to prune: {_why_nothing(self.traced, self.model)}")
         groups = Groups(self.traced, self.model, self.widths, counted)
         costs = Costs(groups, self.totals)
         groups.savings = budget.savings(costs)
@@ -189,11 +189,18 @@ class Planner:
         return self._scored[1]
 
 
-def _why_nothing(traced: Trace) -> str:
-    """Return what keeps all channels of a network in which none can be ranked."""
+def _why_nothing(traced: Trace, model: nn.Module) -> str:
+    """Return what keeps all channels of a network in which none can be ranked, and what to do about it."""
     frozen = {traced.classes.reason(int(label)) for made in traced.made.values() for label in made.labels}
     reasons = sorted(reason for reason in frozen if reason)
-    return f"all channels are frozen ({'; '.join(reasons[:3])})" if reasons else "no layer makes channels"
+    if any(type(module).__name__ == "FrozenBatchNorm2d" for module in model.modules()):
+        return (
+            "its FrozenBatchNorm2d add what no channel can take along; expected nn.BatchNorm2d in their place, which "
+            "takes the same numbers, with requires_grad_(False) to stay as they are"
+        )
+    if not reasons:
+        return "no layer makes channels: expected convolutions or linear layers as modules of the network"
+    return f"all channels are frozen ({'; '.join(reasons[:3])})"
 
 
 def explain(model: nn.Module, example_inputs: Any) -> str:
@@ -201,7 +208,7 @@ def explain(model: nn.Module, example_inputs: Any) -> str:
     traced = trace(model, example_inputs)
     labels = ranked(as_score(None, traced), traced)
     if not labels:
-        return f"nothing to prune: {_why_nothing(traced)}"
+        return f"nothing to prune: {_why_nothing(traced, model)}"
     groups = Groups(traced, model, counted=labels)
     lines = []
     for pattern, size in enumerate(groups.pattern_size):

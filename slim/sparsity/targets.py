@@ -55,11 +55,23 @@ def chosen(
                     found[f"{name}.{key}" if name else key] = parameter, strengths[matching[0]]
     for pattern in strengths:
         if pattern not in used:
-            what = (
-                "BatchNorm layer with a trainable scale" if kinds == ["batchnorm"] else f"trainable weight of {types}"
-            )
-            raise SlimError(f"no {what} matches {pattern!r}: there is nothing to penalise")
+            raise _nothing(model, pattern, types if kinds != ["batchnorm"] else None)
     return found
+
+
+def _nothing(model: nn.Module, pattern: str, types: Types | None) -> SlimError:
+    """Return the error for a pattern that nothing to penalise matches, with what to do about it."""
+    if types is not None:
+        return SlimError(f"no trainable weight of {types} matches {pattern!r}: there is nothing to penalise")
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.affine]
+    told = f"no BatchNorm layer with a trainable scale matches {pattern!r}: there is nothing to penalise"
+    if any(type(module).__name__ == "FrozenBatchNorm2d" for module in model.modules()):
+        return SlimError(f"{told}; FrozenBatchNorm2d keep γ untrained: expected nn.BatchNorm2d in their place")
+    if not norms:
+        return SlimError(f"{told}; without BatchNorms (fused ones are gone) expected run.path direct, and no penalty")
+    if not any(norm.weight.requires_grad for norm in norms):
+        return SlimError(f"{told}; their scales have requires_grad off: expected requires_grad_(True)")
+    return SlimError(told)
 
 
 def _kind(kind: str | type[nn.Module]) -> type[nn.Module]:

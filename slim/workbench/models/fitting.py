@@ -1,8 +1,9 @@
 """Trained weights put into a network: names without prefixes, a last layer for other classes, and what doesn't fit."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from slim.errors import SlimError
 from slim.workbench.models.weights import NAMED, Weights
@@ -24,6 +25,11 @@ def fit_weights(model: nn.Module, weights: Weights, num_classes: int | None) -> 
     other = [name for name in own if name in state and own[name].shape != state[name].shape]
     heads = [name for name in other if _is_head(own[name], state[name], num_classes)]
     wrong = [*missing, *extra, *(name for name in other if name not in heads)]
+    if _are_fused(model, missing, extra):
+        raise SlimError(
+            f"weights {weights.source!r} are fused: their BatchNorms are folded into the convolutions; expected those "
+            "from before model.fuse(), or a network without BatchNorms as model.arch, and another score than γ"
+        )
     if wrong:
         what = "lack" if missing else "have too many tensors:" if extra else "have another shape of"
         more = f" and {len(wrong) - NAMED} more" if len(wrong) > NAMED else ""
@@ -34,6 +40,14 @@ def fit_weights(model: nn.Module, weights: Weights, num_classes: int | None) -> 
         f"{layer}: made new for {num_classes} classes (the weights have {len(state[heads[0]])})" for layer in layers
     ]
     return [*weights.notes, *replaced]
+
+
+def _are_fused(model: nn.Module, missing: Sequence[str], extra: Sequence[str]) -> bool:
+    """Say whether the weights lack all of some BatchNorm and bring a bias for a layer that has none of its own."""
+    modules = dict(model.named_modules())
+    norms = any(isinstance(modules.get(name.rpartition(".")[0]), _BatchNorm) for name in missing)
+    biased = [modules.get(name.removesuffix(".bias")) for name in extra if name.endswith(".bias")]
+    return norms and any(layer is not None and getattr(layer, "bias", 0) is None for layer in biased)
 
 
 def classes_of(model: nn.Module, weights: Weights) -> int | None:

@@ -1,0 +1,91 @@
+"""What can't be pruned, penalised or read says what it is, and what to do, in one line."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import slim
+from slim.errors import SlimError
+from slim.workbench.models import build
+from slim.workbench.models.fitting import fit_weights
+from slim.workbench.models.reading import read_weights
+
+X = torch.randn(1, 3, 8, 8)
+
+
+def stack(norm: Callable[[int], nn.Module]) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 16, 3, bias=False), norm(16), nn.ReLU(), nn.Conv2d(16, 4, 3))
+
+
+def frozen(channels: int) -> nn.Module:
+    ops = pytest.importorskip("torchvision.ops")
+    return ops.FrozenBatchNorm2d(channels)
+
+
+def without_gradients(channels: int) -> nn.Module:
+    return nn.BatchNorm2d(channels).requires_grad_(False)
+
+
+@pytest.mark.parametrize(
+    ("norm", "says"),
+    [
+        (frozen, "FrozenBatchNorm2d keep γ untrained: expected nn.BatchNorm2d in their place"),
+        (nn.Identity, "without BatchNorms (fused ones are gone) expected run.path direct"),
+        (without_gradients, "their scales have requires_grad off: expected requires_grad_(True)"),
+    ],
+)
+def test_nothing_to_penalise(norm: Callable[[int], nn.Module], says: str) -> None:
+    net = stack(norm)
+    with pytest.raises(SlimError) as caught:
+        slim.sparsify(net, torch.optim.SGD(net.parameters(), 0.1), slim.L1(1e-4))
+    assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("net", "says"),
+    [
+        (lambda: stack(frozen), "FrozenBatchNorm2d add what no channel can take along; expected nn.BatchNorm2d"),
+        (lambda: nn.Softmax(1), "no layer makes channels: expected convolutions or linear layers"),
+        (lambda: nn.Conv2d(3, 8, 3), "all channels are frozen (the model's output)"),
+    ],
+)
+def test_nothing_to_prune(net: Callable[[], nn.Module], says: str) -> None:
+    with pytest.raises(SlimError) as caught:
+        slim.plan(net().eval(), X, ratio=0.5)
+    assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_advice_for_frozen_norms_holds() -> None:
+    """BatchNorm2d takes the numbers of FrozenBatchNorm2d, and can be pruned as it stands."""
+    old, new = stack(frozen), stack(nn.BatchNorm2d).eval()
+    for name, tensor in old.state_dict().items():
+        if name.startswith("1."):
+            tensor.uniform_(0.5, 1.5)
+    new.load_state_dict(old.state_dict(), strict=False)
+    new.get_submodule("1").requires_grad_(False)
+    torch.testing.assert_close(new(X), old(X))
+    plan = slim.plan(new, X, ratio=0.5)
+    assert slim.verify(new, plan.apply(new), plan, X) < 1e-10
+
+
+def test_fused_weights_are_told_from_those_of_another_network(tmp_path: Path) -> None:
+    model = build("torchvision:resnet18", num_classes=5)
+    state = dict(model.state_dict())
+    fused = {name: tensor for name, tensor in state.items() if not name.startswith("bn1.")}
+    for content, says in (
+        (fused | {"conv1.bias": torch.zeros(64)}, "are fused: their BatchNorms are folded into the convolutions"),
+        (fused, "don't fit: they lack bn1.weight"),
+    ):
+        torch.save(content, tmp_path / "w.pth")
+        with pytest.raises(SlimError) as caught:
+            fit_weights(model, read_weights("torchvision:resnet18", str(tmp_path / "w.pth")), 5)
+        assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_whole_model_in_a_pickle_is_named_as_such(tmp_path: Path) -> None:
+    torch.save(stack(nn.BatchNorm2d), tmp_path / "model.pt")
+    with pytest.raises(SlimError, match=r"such as a whole model, which can run code .*: expected tensors alone"):
+        read_weights("slim:vgg7", str(tmp_path / "model.pt"))
