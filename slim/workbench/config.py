@@ -131,6 +131,14 @@ class OptimConfig:
 
 @dataclass
 class FinetuneConfig(OptimConfig):
+    """What is null follows from the training before, as `slim.workbench.run.finetuning` decides."""
+
+    epochs: int | None = setting(  # type: ignore[assignment]
+        None, "passes over the training images; null: two thirds of train.epochs", "[1, inf)"
+    )
+    lr: float | None = setting(  # type: ignore[assignment]
+        None, "highest learning rate; null: half of train.lr, if both use the same optimizer", "(0, inf)"
+    )
     distill: float = setting(
         0.0, "weight of learning from the unpruned network's outputs, next to the labels; 0: off", "[0, 1]"
     )
@@ -298,7 +306,7 @@ class RunConfig:
     train: OptimConfig = field(default_factory=OptimConfig)
     sparsity: SparsityConfig = field(default_factory=lambda: SparsityConfig(strength=0.01))
     prune: PruneConfig = field(default_factory=lambda: PruneConfig(ratio=0.6))
-    finetune: FinetuneConfig = field(default_factory=lambda: FinetuneConfig(epochs=20, lr=0.05))
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     bench: BenchConfig = field(default_factory=BenchConfig)
     run: WholeConfig = field(default_factory=WholeConfig)

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 import slim
 from slim.workbench import config, models, train
 from slim.workbench.config import RunConfig
-from slim.workbench.run import ROOT, Run, asked, run_all, whole
+from slim.workbench.run import ROOT, Run, asked, finetuning, run_all, whole
 from slim.workbench.run.evidence.networks import Networks
 from slim.workbench.run.networks import teacher_beside, trained_beside
 
@@ -107,3 +107,19 @@ def test_the_score_that_suits(pressed: bool, images: bool, name: str) -> None:
     assert (made is None) == (name == "mean")
     assert isinstance(made, slim.Residual) == (name == "residual")
     assert asked.score(replace(SETTINGS.prune, score="mean"), images=some) == slim.Gamma("mean")
+
+
+@pytest.mark.parametrize(
+    ("given", "epochs", "lr"),
+    [
+        ({}, 20, 0.05),  # of 30 epochs with 0.1
+        ({"train": {"epochs": 1}}, 1, 0.05),
+        ({"train": {"epochs": 90, "lr": 0.02}}, 60, 0.01),
+        ({"train": {"lr": 0.02}, "finetune": {"epochs": 7, "lr": 0.3}}, 7, 0.3),
+        ({"finetune": {"optimizer": "adamw"}}, 20, 0.0005),
+        ({"train": {"optimizer": "adam", "lr": 0.004}, "finetune": {"optimizer": "adam"}}, 20, 0.002),
+    ],
+)
+def test_fine_tuning_follows_the_training_before(given: dict[str, Any], epochs: int, lr: float) -> None:
+    found = finetuning.decided(config.updated(RunConfig(), given))
+    assert found.epochs == epochs and found.lr == pytest.approx(lr)

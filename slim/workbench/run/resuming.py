@@ -9,6 +9,7 @@ from slim import checkpoint
 from slim.errors import SlimError
 from slim.workbench import config
 from slim.workbench.config import DataConfig, RunConfig
+from slim.workbench.run.finetuning import decided
 from slim.workbench.run.folder import ROOT, Run
 from slim.workbench.train import snapshots
 
@@ -76,6 +77,8 @@ def is_done(run: Run, stage: str, *, prunes: int) -> bool:
         sections[stage] = ["run", "train", "sparsity", "prune", "finetune"]
     named = ("seed", "task", "data", "model", *sections[stage])
     done = all(alike(getattr(used, name), getattr(settings, name)) for name in named)
+    if stage == "finetuned":
+        done = done and decided(used) == decided(settings)
     if done:
         run.console.print(f"{path} is done already")
     return done

@@ -11,6 +11,7 @@ from slim.prune.plan import PruningPlan
 from slim.workbench import report, train
 from slim.workbench.config import OptimConfig, SparsityConfig
 from slim.workbench.run.beginning import first_network, with_size_of_weights
+from slim.workbench.run.finetuning import decided
 from slim.workbench.run.folder import Run
 from slim.workbench.run.networks import Trained, teacher_beside, times_pruned
 from slim.workbench.run.pruning import gradual_pruning
@@ -41,7 +42,7 @@ def finetune_stage(run: Run, source: Path, *, teacher: Path | None = None) -> Pa
             f"finetune.distill is {settings.finetune.distill}, but no unpruned {files} lies beside {source}"
         )
     with train.distributed_session(settings.compute), run.lock():
-        return _train_on(run, "finetuned", source, settings.finetune, teacher=teacher)
+        return _train_on(run, "finetuned", source, decided(settings), teacher=teacher)
 
 
 def train_new(run: Run, stage: str, sparsity: SparsityConfig | None, *, fresh: bool = False) -> Path:
