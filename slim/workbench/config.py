@@ -40,7 +40,8 @@ class DataConfig:
     name: str = setting(
         "digits",
         "digits, shapes (for segmentation or detection), cifar10, cifar100, svhn, mnist, fashionmnist, imagefolder, "
-        "imagelist, huggingface (of the package datasets), or your own package.module:factory or file.py:factory",
+        "images (a folder without labels), imagelist, huggingface (of the package datasets), or your own "
+        "package.module:factory or file.py:factory",
     )
     root: str = setting(
         "data",

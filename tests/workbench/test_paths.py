@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from rich.console import Console
 from safetensors.torch import save_file
+from workbench.commands import Command
 
 import slim
 from slim.workbench import config, models, train
@@ -123,3 +125,26 @@ def test_the_score_that_suits(pressed: bool, images: bool, name: str) -> None:
 def test_fine_tuning_follows_the_training_before(given: dict[str, Any], epochs: int, lr: float) -> None:
     found = finetuning.decided(config.updated(RunConfig(), given))
     assert found.epochs == epochs and found.lr == pytest.approx(lr)
+
+
+def test_images_without_labels_are_enough_to_prune(command: Command, mistake: Command) -> None:
+    """The path is none; networks are recovered on the images, and nothing claims an accuracy."""
+    torch.manual_seed(1)
+    for number in range(40):
+        Path("photos", str(number % 3)).mkdir(parents=True, exist_ok=True)
+        noise = torch.randint(256, (8, 8, 3), dtype=torch.uint8).numpy()
+        Image.fromarray(noise).save(f"photos/{number % 3}/{number}.png")
+    save_file(models.build("slim:vgg7", num_classes=5).state_dict(), "rgb.safetensors")
+    argv = ["--data.name", "images", "--data.root", "photos", "--report.page", "false", "--name", "bare"]
+    told = command("run", "--model.weights", "rgb.safetensors", *argv)
+    summary = Run(ROOT / "bare", RunConfig()).records.summary()
+    assert list(summary) == ["baseline", "pruned", "recovered"] and "recovered by" in told
+    assert all("accuracy" not in record and "agreement" not in record for record in summary.values())
+    assert slim.load("checkpoints/bare/pruned.safetensors")(torch.zeros(1, 3, 8, 8)).shape == (1, 5)
+    asked = "images without labels train nothing: expected run.path none"
+    assert asked in mistake("run", "--model.weights", "rgb.safetensors", *argv, "--path", "sparse")
+    onnx = pytest.importorskip("onnx")
+    command(
+        "export", "checkpoints/bare/pruned.safetensors", "--int8", "--export.max_loss", "1", "--data.root", "photos"
+    )
+    assert onnx.load("checkpoints/bare/model.int8.onnx").graph.node

@@ -10,7 +10,7 @@ from slim.workbench.data.augment import crop
 from slim.workbench.data.epoch import batches, steps_per_epoch
 from slim.workbench.data.feed import Batch, Data, Feed, feed, ordered, sample_inputs
 from slim.workbench.data.loaders import Loaders
-from slim.workbench.data.sources import SOURCES, load, load_any, takes_size
+from slim.workbench.data.sources import SOURCES, is_labelled, load, load_any, takes_size
 from slim.workbench.data.splits import Dataset, Split, spec_of, statistics
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "batches",
     "crop",
     "feed",
+    "is_labelled",
     "load",
     "load_any",
     "ordered",

@@ -52,6 +52,18 @@ def read(cfg: DataConfig) -> tuple[list[str], dict[str, Split]]:
     return classes, {part: Split(images[part], labels) for part, (_, labels) in listed.items()}
 
 
+def read_unlabelled(cfg: DataConfig) -> tuple[list[str], dict[str, Split]]:
+    """Return all images under a folder, at any depth, without labels."""
+    root = Path(cfg.root).expanduser()
+    if not root.is_dir():
+        raise SlimError(f"no folder {str(root)!r}: expected one of images")
+    names = _names_under(root, root)
+    if not names:
+        raise SlimError(f"no image under {str(root)!r}: expected {', '.join(IMAGE_FILES)} files")
+    images = images_of(cfg, {"train": (str(root), np.array(names))})
+    return [], {"train": Split(images["train"], torch.zeros(len(names), 0))}
+
+
 def images_of(
     cfg: DataConfig, listed: Mapping[str, tuple[str, np.ndarray]], home: Path | None = None
 ) -> dict[str, ImageFiles] | dict[str, Tensor]:
@@ -89,19 +101,25 @@ def _list_images(folder: Path, classes: list[str]) -> tuple[np.ndarray, Tensor]:
     names: list[bytes] = []
     counts = []
     for name in classes:
-        images = []
-        for place, _, files in os.walk(folder / name):
-            within = os.path.relpath(place, folder)
-            images += [os.path.join(within, f) for f in files if f.lower().endswith(IMAGE_FILES) and f[0] != "."]
+        images = _names_under(folder / name, folder)
         if not images:
             raise SlimError(f"no image in class folder {str(folder / name)!r}: expected {', '.join(IMAGE_FILES)} files")
-        names += map(os.fsencode, sorted(images))
+        names += images
         counts.append(len(images))
     return np.array(names), torch.repeat_interleave(torch.arange(len(classes)), torch.tensor(counts))
 
 
 def _bytes(files: dict[str, ImageFiles]) -> int:
     return sum(math.prod(part.shape) for part in files.values())
+
+
+def _names_under(place: Path, root: Path) -> list[bytes]:
+    """The images under a place, at any depth, in order: their names relative to `root`, as bytes."""
+    images = []
+    for folder, _, files in os.walk(place):
+        within = os.path.relpath(folder, root)
+        images += [os.path.join(within, f) for f in files if f.lower().endswith(IMAGE_FILES) and f[0] != "."]
+    return list(map(os.fsencode, sorted(images)))
 
 
 def _fits(files: dict[str, ImageFiles]) -> bool:

@@ -40,6 +40,11 @@ def takes_size(name: str) -> bool:
     return names_code(name) or (name.lower() in SOURCES and SOURCES[name.lower()].takes_size)
 
 
+def is_labelled(name: str) -> bool:
+    """Say whether data come with labels, as far as their name tells."""
+    return name.lower() not in SOURCES or SOURCES[name.lower()].labelled
+
+
 def load(cfg: DataConfig, seed: int, *, task: str = "classification", allow_code: Allowed = ()) -> Dataset:
     """Return the data set that `cfg` names, split by `seed`, for a task: see `slim.workbench.tasks.build_task`.
 
@@ -54,13 +59,17 @@ def load(cfg: DataConfig, seed: int, *, task: str = "classification", allow_code
     if name not in SOURCES:
         raise unknown("data set", cfg.name, SOURCES)
     source = SOURCES[name]
-    if cfg.storage == "stream" and source.read not in (folder.read, lists.read):
+    if cfg.storage == "stream" and source.read not in (folder.read, folder.read_unlabelled, lists.read):
         raise SlimError(f"data.storage stream is for image folders, {name} comes in one piece: expected auto")
     augment = source.augment if cfg.augment == "auto" else cfg.augment
     operations(augment)  # a mistake shows before any work
     classes, parts = source.read(cfg, task) if source.by_task else source.read(cfg)
-    train, val, test = _three(parts, cfg, torch.Generator().manual_seed(seed))
-    made = tasks.build_task(task, classes=len(classes), allow_code=allow_code)
+    made: tasks.Task = tasks.Unlabelled()
+    if source.labelled:
+        train, val, test = _three(parts, cfg, torch.Generator().manual_seed(seed))
+        made = tasks.build_task(task, classes=len(classes), allow_code=allow_code)
+    else:
+        train, val, test = parts["train"], parts["train"][:0], parts["train"][:0]
     spec = spec_of(train, classes, STATISTICS_FROM)
     return Dataset(name, spec, train, val, test, augment, cfg.storage, cfg.batch_size, made)
 
@@ -133,6 +142,7 @@ class _Source:
     read: Callable[..., tuple[list[str], Parts]]  # class names and the splits that the source has
     augment: str  # what "auto" means: a mirrored digit is another digit, or none
     by_task: bool = False  # whether what it gives depends on the task
+    labelled: bool = True
     takes_size: bool = False  # whether its images have no size of their own
 
 
@@ -145,6 +155,7 @@ SOURCES = {
     "cifar10": _Source(partial(_torchvision, "CIFAR10"), "crop+flip"),
     "cifar100": _Source(partial(_torchvision, "CIFAR100"), "crop+flip"),
     "imagefolder": _Source(folder.read, "crop+flip", takes_size=True),
+    "images": _Source(folder.read_unlabelled, "none", labelled=False, takes_size=True),
     "imagelist": _Source(lists.read, "crop+flip", by_task=True, takes_size=True),
     "huggingface": _Source(hugging_face.read, "crop+flip", by_task=True, takes_size=True),
 }

@@ -47,12 +47,13 @@ def first_network(run: Run, stage: str, dataset: Data | None) -> Trained:
     pixels = _pixels(run, weights)
     arguments: dict[str, Any] = {"gamma": None if weights else spec.gamma}
     arguments |= image_size(arch, pixels) if dataset is None else _of_data(run, arch, dataset)
-    if dataset is None and arch.startswith("slim:"):
+    counted = "num_classes" in arguments  # from the data
+    if not counted and arch.startswith("slim:"):
         arguments["num_classes"] = 1000  # they have no number of their own
     arguments |= own | spec.kwargs
     model = _built(run, arch, arguments)
     if weights is not None:
-        if dataset is None and (classes := classes_of(model, weights)):
+        if not counted and (classes := classes_of(model, weights)):
             arguments["num_classes"] = classes
             model = _built(run, arch, arguments)
         for note in fit_weights(model, weights, arguments.get("num_classes")):

@@ -40,7 +40,7 @@ def export_stage(run: Run, source: Path, *, unpruned: Path | None = None) -> lis
             written.append(run.folder / "baseline.onnx")
             write_onnx(whole, written[-1], run.settings.export)
         record = before.metrics | {"file_size": made.file_size, "max_relative_error": made.max_relative_error}
-        if before.dataset:
+        if before.dataset and before.dataset.task.labelled:
             record[before.dataset.task.metric.name] = _metric(OnnxModel(path), before.dataset)
         run.records.enter("onnx", record, run.settings)
         run.console.print(report.stage_table({before.stage: before.metrics, "onnx": record}, "export"))
@@ -69,11 +69,14 @@ def int8_stage(run: Run, source: Path) -> Path:
     calibration = (_as_taken(net, some, dataset) for some in images.split(size))
     metric = dataset.task.metric
     sign = 1 if metric.direction == "max" else -1  # quantize_onnx wants more where it is better
+    agreeing = (
+        (_as_taken(net, some, dataset), None) for some in images.split(size)
+    )  # where nothing says what is right
     made = quantize_onnx(
         files["onnx"],
         files["int8"],
         calibration,
-        lambda file: sign * _metric(file, dataset),
+        (lambda file: sign * _metric(file, dataset)) if dataset.task.labelled else agreeing,
         max_loss=settings.export.max_loss,
         method=settings.export.calibration,
         reduce_range=settings.export.reduce_range,

@@ -111,7 +111,11 @@ class Run:
     def _dataset_for(self, source: Path, about: dict[str, Any]) -> Data:
         """Return the data for a network, normalised as its file says; SlimError where they have other classes."""
         dataset = self.dataset()
-        if about["classes"] is not None and dataset.spec.to_dict()["classes"] != about["classes"]:
+        if (
+            dataset.task.labelled
+            and about["classes"] is not None
+            and dataset.spec.to_dict()["classes"] != about["classes"]
+        ):
             name = (about["config"] or {}).get("data", {}).get("name", "other data")
             raise SlimError(f"data.name is {self.settings.data.name!r}: {source} was trained on {name!r}")
         return normalised_as(ImageSpec.of(about), dataset)
@@ -134,7 +138,7 @@ class Run:
             return {}
         path, settings, model = self.path(stage), self.settings, network.model
         record: dict[str, Any] = asdict(network_size(model, network.example))
-        if network.dataset:
+        if network.dataset and network.dataset.task.labelled:
             metric, test = network.dataset.task.metric, network.dataset.test or ()
             found = train.evaluate(model, test, network.dataset, compute=settings.compute)
             record |= {metric.name: found[metric.name], "metric": metric.to_dict()}

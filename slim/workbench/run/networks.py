@@ -70,11 +70,12 @@ def times_pruned(path: Path) -> int:
 
 def normalised_as(images: ImageSpec, dataset: Data) -> Data:
     """Return the data set normalised by the mean and std that a network's file names, or by its own where it names
-    none. Loaders normalise by themselves."""
+    none, and with the file's classes where it has none. Loaders normalise by themselves."""
     if isinstance(dataset, Loaders):
         return dataset
     spec = dataset.spec
-    return replace(dataset, spec=replace(spec, mean=images.mean or spec.mean, std=images.std or spec.std))
+    mean, std, classes = images.mean or spec.mean, images.std or spec.std, spec.classes or images.classes
+    return replace(dataset, spec=replace(spec, mean=mean, std=std, classes=classes))
 
 
 def example_images(shape: Sequence[int]) -> Tensor:

@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from slim.errors import SlimError
-from slim.workbench import report, train
+from slim.workbench import data, report, train
 from slim.workbench.config import RunConfig
 from slim.workbench.report import card
 from slim.workbench.run import asked
@@ -50,9 +50,11 @@ def run_all(run: Run, *, command: str | None = None) -> list[Path]:
 def path_of(settings: RunConfig) -> str:
     """Return how a run goes on from its baseline: "sparse" (train with the penalty, prune, fine-tune), "direct" (prune,
     recover, fine-tune) or "none" (prune and recover). Left to slim it is direct for a network that came with trained
-    weights: penalising γ takes a training of its own, and what is gained in fine-tuning is lost in it."""
+    weights, as penalising γ takes a training of its own, and none for images without labels."""
     if settings.run.path != "auto":
         return settings.run.path
+    if not data.is_labelled(settings.data.name):
+        return "none"
     return "direct" if settings.model.trained else "sparse"
 
 

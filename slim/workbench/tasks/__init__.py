@@ -8,6 +8,7 @@ from slim.workbench.tasks.names import build_task
 from slim.workbench.tasks.regression import Regression
 from slim.workbench.tasks.segmentation import Segmentation
 from slim.workbench.tasks.task import Mixing, Task
+from slim.workbench.tasks.unlabelled import Unlabelled
 
 __all__ = [
     "Classification",
@@ -18,5 +19,6 @@ __all__ = [
     "Regression",
     "Segmentation",
     "Task",
+    "Unlabelled",
     "build_task",
 ]

@@ -32,6 +32,7 @@ class Task(ABC):
     """
 
     metric: Metric
+    labelled = True  # whether anything says what is right
     in_bfloat16 = True  # whether its networks train in mixed precision as well, which compute.precision auto may choose
 
     def forward(self, model: Any, inputs: Any, targets: Any = None) -> Any:
