@@ -277,6 +277,12 @@ class WholeConfig:
         "how slim-run goes on from the baseline: sparse (train with the penalty, prune, fine-tune), direct (prune, "
         "recover, fine-tune), none (prune, recover); auto: direct from trained weights, else sparse",
     )
+    speedup: float | None = setting(
+        None, "wanted: so many times as fast as the baseline, which sets prune.latency", "(1, inf)"
+    )
+    max_loss: float | None = setting(
+        None, "wanted: the metric loses at most this, such as 0.01; the run says whether both were reached", "[0, inf)"
+    )
 
 
 @dataclass

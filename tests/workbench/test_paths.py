@@ -15,7 +15,7 @@ from workbench.commands import Command
 import slim
 from slim.workbench import config, models, train
 from slim.workbench.config import RunConfig
-from slim.workbench.run import ROOT, Run, asked, finetuning, run_all, whole
+from slim.workbench.run import ROOT, Run, asked, finetuning, run_all, target, whole
 from slim.workbench.run.evidence.networks import Networks
 from slim.workbench.run.networks import teacher_beside, trained_beside
 
@@ -148,3 +148,38 @@ def test_images_without_labels_are_enough_to_prune(command: Command, mistake: Co
         "export", "checkpoints/bare/pruned.safetensors", "--int8", "--export.max_loss", "1", "--data.root", "photos"
     )
     assert onnx.load("checkpoints/bare/model.int8.onnx").graph.node
+
+
+@pytest.mark.parametrize(
+    ("wanted", "after", "said"),
+    [
+        ({}, {"accuracy": 0.5}, ""),
+        ({"speedup": 2}, {"speedup": 2.1}, "target reached: 2.10× as fast (wanted 2×)"),
+        ({"speedup": 2}, {}, "target missed, not reached: not measured (wanted 2×)"),
+        (
+            {"speedup": 2, "max_loss": 0.01},
+            {"speedup": 2.5, "accuracy": 0.895},
+            "target reached: 2.50× as fast (wanted 2×), 0.50 points lost (allowed 1.00 points lost)",
+        ),
+        (
+            {"speedup": 2, "max_loss": 0.01},
+            {"speedup": 2.5, "accuracy": 0.87},
+            "target missed, both can't be had here: 3.00 points lost (allowed 1.00 points lost), 2.50× as fast",
+        ),
+        (
+            {"max_loss": 0.5},
+            {"error": 3.75, "metric": {"name": "error", "direction": "min", "share": False, "unit": " px"}},
+            "target missed, not reached: 1.75 px lost (allowed 0.5 px lost)",
+        ),
+    ],
+)
+def test_a_run_says_whether_its_target_was_reached(wanted: dict[str, Any], after: dict[str, Any], said: str) -> None:
+    settings = config.updated(RunConfig(), {"run": wanted})
+    found = target.verdict(settings, {"accuracy": 0.9, "error": 2.0}, after)
+    assert found.startswith(said) and bool(found) == bool(said) and "\n" not in found
+
+
+def test_a_wanted_speed_up_is_a_budget_of_latency() -> None:
+    settings = target.with_budget(config.updated(RunConfig(), {"run": {"speedup": 4}, "prune": {"flops": 0.5}}))
+    assert (settings.prune.latency, settings.prune.flops, settings.prune.ratio) == (0.25, None, None)
+    assert target.with_budget(RunConfig()) == RunConfig()

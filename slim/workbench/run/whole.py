@@ -20,6 +20,7 @@ from slim.workbench.run.pruning import prune_stage
 from slim.workbench.run.records import Records
 from slim.workbench.run.reporting import report_stage
 from slim.workbench.run.resuming import is_done
+from slim.workbench.run.target import verdict, with_budget
 from slim.workbench.run.training import evaluate_given, finetune_stage, train_new, train_sparse
 
 FLOOR_OF_A_PASS = 0.5  # share of each layer that stays in one of several passes, as in the paper
@@ -37,6 +38,7 @@ def run_all(run: Run, *, command: str | None = None) -> list[Path]:
 
     command: the command line to name on the page.
     """
+    run = run.replace(settings=with_budget(run.settings))
     asked.check(run.settings)  # a mistake there would show only after training
     run = with_size_of_weights(run)
     if run.settings.passes > 1:
@@ -145,6 +147,8 @@ def _export_and_measure(run: Run) -> list[Path]:
     *_, result = (record for stage, record in summary.items() if stage != "int8")
     told = report.conditions(made.to_dict(), runtime)
     run.console.print(f"{report.headline(summary['baseline'], result)} (latency: {told})")
+    if said := verdict(settings, summary["baseline"], result):
+        run.console.print(said)
     return written
 
 
