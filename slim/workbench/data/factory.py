@@ -3,9 +3,11 @@
 The factory is called with those of `root`, `image_size`, `batch_size` and `seed` that it has parameters for, and gives
 
 - a `slim.workbench.data.Dataset`: uint8 images in memory, augmented and normalised on the device; or
-- training, validation and test data, as a tuple or a dict of `train`, `val`, `test`. Each is a data set of samples
-  (input, target), as torch's DataLoader takes them, or an iterable of batches, such as a DataLoader. Inputs come as the
-  network takes them. Validation data may be missing: of samples, `data.val_fraction` are held out then.
+- training, validation and test data, as a tuple or a dict of `train`, `val`, `test`, and if you like `transform`, a
+  function of a batch's inputs that is called on the device where they are used. Each is a data set of samples
+  (input, target), as torch's DataLoader takes them, or an iterable of batches, such as a DataLoader. Inputs come (from
+  `transform`) as the network takes them. Validation data may be missing: of samples, `data.val_fraction` are held out
+  then.
 
     def make(root):
         return datasets.Country211(root, "train", TRANSFORM), None, datasets.Country211(root, "test", TRANSFORM)
@@ -50,6 +52,9 @@ def from_factory(cfg: DataConfig, seed: int, task: str, allow_code: Allowed) -> 
     if isinstance(made, Dataset):
         wanted = tasks.build_task(task, classes=len(made.classes) or None, allow_code=allow_code)
         return replace(made, batch_size=cfg.batch_size, task=wanted)
+    transform = made.get("transform") if isinstance(made, Mapping) else None
+    if transform is not None and not callable(transform):
+        raise SlimError(f"the transform of {cfg.name!r} is of type {type(transform).__name__}: expected a function")
     train, val, test = _parts(made, cfg.name)
     if val is None and cfg.val_fraction and isinstance(train, Samples) and isinstance(train, Sized):
         held = round(cfg.val_fraction * len(train))
@@ -57,12 +62,14 @@ def from_factory(cfg: DataConfig, seed: int, task: str, allow_code: Allowed) -> 
     classes = _classes(train)
     wanted = tasks.build_task(task, classes=len(classes) if classes else None, allow_code=allow_code)
     train, val, test = (_batches(part, cfg, wanted, shuffle=part is train) for part in (train, val, test))
-    spec = ImageSpec(_shape(train, cfg.name), classes)
-    return Loaders(train, val, test, task=wanted, name=cfg.name, spec=spec)
+    loaders = Loaders(train, val, test, task=wanted, name=cfg.name, spec=ImageSpec(None, classes))
+    if transform is not None:
+        loaders = replace(loaders, transform=transform)
+    return replace(loaders, spec=ImageSpec(_shape(loaders), classes))
 
 
 def _parts(made: Any, name: str) -> tuple[Any, Any, Any]:
-    if isinstance(made, Mapping) and set(made) <= set(PARTS):
+    if isinstance(made, Mapping) and set(made) <= {*PARTS, "transform"}:
         made = tuple(made.get(part) for part in PARTS)
     if not isinstance(made, tuple) or len(made) != 3:
         found = f"{len(made)} parts" if isinstance(made, tuple) else f"an object of type {type(made).__name__}"
@@ -102,11 +109,13 @@ def _classes(train: Any) -> tuple[str, ...] | None:
     return None
 
 
-def _shape(batches: Iterable[Any], name: str) -> tuple[int, ...] | None:
-    """The shape of one input, where it is a tensor."""
-    if iter(batches) is batches:
-        raise SlimError(f"the training data of {name!r} can be had once only: expected an iterable, such as a list")
-    for batch in watched(batches, name):
-        inputs = batch[0] if isinstance(batch, tuple | list) and batch else None
+def _shape(loaders: Loaders) -> tuple[int, ...] | None:
+    """The shape of one input, as the network takes it, where it is a tensor."""
+    if iter(loaders.train) is loaders.train:
+        raise SlimError(
+            f"the training data of {loaders.name!r} can be had once only: expected an iterable, such as a list"
+        )
+    for batch in watched(loaders.train, loaders.name):
+        inputs = loaders.transform(batch[0]) if isinstance(batch, tuple | list) and batch else None
         return tuple(inputs.shape[1:]) if isinstance(inputs, Tensor) else None
-    raise SlimError(f"the data factory {name!r} gave no training batch: expected at least one")
+    raise SlimError(f"the data factory {loaders.name!r} gave no training batch: expected at least one")

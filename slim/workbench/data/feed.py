@@ -101,7 +101,7 @@ class LoaderFeed:
 
     def few(self) -> tuple[Any, Any]:
         inputs, targets = (part(half, slice(2)) for half in self.first)
-        return moved(inputs, self.device), moved(targets, self.device)
+        return self.loaders.transform(moved(inputs, self.device)), moved(targets, self.device)
 
     def epoch(self, seed: int, start: int, shard: Shard) -> Iterator[Batch]:
         if start and isinstance(self.train, Iterator):
@@ -116,7 +116,7 @@ class LoaderFeed:
                     f"a batch has {samples} samples: expected at least one for each of {shard[1]} processes"
                 )
             given += 1
-            yield Batch(*_own(inputs, targets, shard, self.device), samples)
+            yield Batch(*_own(self.loaders, inputs, targets, shard, self.device), samples)
         if given < self.steps_per_epoch - start:
             raise SlimError(
                 f"{self.name} gave {given + start} training batches in an epoch: expected {self.steps_per_epoch}"
@@ -124,7 +124,7 @@ class LoaderFeed:
 
     def held_out(self, batch_size: int, shard: Shard) -> Iterator[tuple[Any, Any]] | None:
         val = self.loaders.val
-        return None if val is None else _ordered(val, self.name, self.device, shard)
+        return None if val is None else _ordered(self.loaders, val, self.device, shard)
 
     def _steps(self) -> int:
         if self.loaders.steps_per_epoch is not None:
@@ -142,7 +142,7 @@ def ordered(
     if isinstance(data, Dataset):
         assert isinstance(chosen, Split)
         return batches(chosen.to(device), data, batch_size, device=device)
-    return _ordered(chosen, data.name, device)  # type: ignore[arg-type]  # loaders have no splits
+    return _ordered(data, chosen, device)  # type: ignore[arg-type]  # loaders have no splits
 
 
 def sample_inputs(data: Data, count: int, seed: int) -> Any:
@@ -152,7 +152,7 @@ def sample_inputs(data: Data, count: int, seed: int) -> Any:
         return next(batches(data.train, data, count, shuffle_seed=seed))[0]
     torch.manual_seed(seed)
     found: list[Any] = []
-    for inputs, _ in _ordered(data.train, data.name, torch.device("cpu")):
+    for inputs, _ in _ordered(data, data.train, torch.device("cpu")):
         found.append(inputs)
         count -= length(inputs)
         if count <= 0:
@@ -160,18 +160,21 @@ def sample_inputs(data: Data, count: int, seed: int) -> Any:
     return part(joined(found), slice(None, count or None))
 
 
-def _ordered(given: Batches, name: str, device: torch.device, shard: Shard = (0, 1)) -> Iterator[tuple[Any, Any]]:
+def _ordered(
+    loaders: Loaders, given: Batches, device: torch.device, shard: Shard = (0, 1)
+) -> Iterator[tuple[Any, Any]]:
+    name = loaders.name
     for batch in watched(given, name):
         inputs, targets = _pair(batch, name)
         if length(inputs) > shard[0]:
-            yield _own(inputs, targets, shard, device)
+            yield _own(loaders, inputs, targets, shard, device)
 
 
-def _own(inputs: Any, targets: Any, shard: Shard, device: torch.device) -> tuple[Any, Any]:
-    """This process's samples of a batch, on its device."""
+def _own(loaders: Loaders, inputs: Any, targets: Any, shard: Shard, device: torch.device) -> tuple[Any, Any]:
+    """This process's samples of a batch, on its device, as the network takes them."""
     if shard[1] > 1:
         inputs, targets = (part(half, slice(shard[0], None, shard[1])) for half in (inputs, targets))
-    return moved(inputs, device), moved(targets, device)
+    return loaders.transform(moved(inputs, device)), moved(targets, device)
 
 
 def _pair(batch: Any, name: str) -> tuple[Any, Any]:

@@ -1,6 +1,6 @@
 """Batches from anywhere: a DataLoader, a list, a generator."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,6 +8,10 @@ from slim.images import ImageSpec
 from slim.workbench.tasks import Classification, Task
 
 Batches = Iterable[tuple[Any, Any]]  # of (inputs, targets), as the network and the task take them
+
+
+def _as_they_are(inputs: Any) -> Any:
+    return inputs
 
 
 @dataclass(frozen=True)
@@ -18,9 +22,10 @@ class Loaders:
     steps_per_epoch: batches of `train` in an epoch; None: all of them, which needs a length
     task: what the targets are
     spec: what is known of the inputs
+    transform: what is done to the inputs of each batch on the device where they are used, such as to normalise them
 
-    Batches come as the network takes them, normalised. Several processes share each batch: every one must get the
-    same ones, and takes every n-th sample.
+    Batches come as the network takes them, normalised, or get so by `transform`. Several processes share each batch:
+    every one must get the same ones, and takes every n-th sample.
 
     >>> import torch
     >>> Loaders([(torch.zeros(4, 3, 8, 8), torch.zeros(4, dtype=torch.int64))] * 5).steps_per_epoch
@@ -33,3 +38,4 @@ class Loaders:
     task: Task = field(default_factory=Classification)
     name: str = "the data"
     spec: ImageSpec = field(default_factory=ImageSpec)
+    transform: Callable[[Any], Any] = _as_they_are

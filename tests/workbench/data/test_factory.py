@@ -32,6 +32,8 @@ class Stream(IterableDataset):
 
 def maps(): return samples(100), None, samples(20)
 def named(): return {"train": samples(60), "val": samples(20), "test": samples(20)}
+def whitened(): return {"train": lists()[0], "test": lists()[2], "transform": lambda images: (images - 1) / 2}
+def no_function(): return named() | {"transform": 3}
 def loaders(batch_size): return tuple(DataLoader(samples(60), batch_size) for _ in range(3))
 def lists(): return tuple(list(DataLoader(samples(60), 20)) for _ in range(3))
 def told(root, seed, image_size, batch_size): return ValueError((root, seed, image_size, batch_size))
@@ -110,6 +112,7 @@ def test_a_factory_gets_what_it_has_parameters_for() -> None:
     [
         ("three", r"gave an object of type int: expected a Dataset, or \(train, val, test\)"),
         ("pair", r"gave 2 parts: expected a Dataset, or \(train, val, test\)"),
+        ("no_function", "the transform of .* is of type int: expected a function"),
         ("no_test", "gave no test data: expected samples or batches"),
         ("number", "the test data of 'mydata.py:number' are of type int: expected samples or batches"),
         ("empty", "gave no training batch: expected at least one"),
@@ -133,3 +136,14 @@ def test_a_stream_of_samples_needs_no_length_to_be_loaded() -> None:
     loaded = load("streams", batch_size=20)
     with pytest.raises(SlimError, match=r"mydata\.py:streams has no length"):
         fit(network(), loaded, OptimConfig(epochs=1))
+
+
+def test_a_transform_is_called_on_the_inputs_of_every_batch() -> None:
+    made, cpu = load("whitened"), torch.device("cpu")
+    assert isinstance(made, Loaders) and isinstance(made.train, list)
+    feed = data.feed(made, cpu)
+    assert torch.equal(feed.few()[0], (made.train[0][0][:2] - 1) / 2)
+    for given in (feed.epoch(0, 0, (0, 1)), data.ordered(made, made.train, 8, cpu)):
+        for (inputs, *_), batch in zip(given, made.train, strict=True):
+            assert torch.equal(inputs, (batch[0] - 1) / 2)
+    assert torch.equal(data.sample_inputs(made, 20, seed=0), (made.train[0][0] - 1) / 2)
