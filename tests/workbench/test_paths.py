@@ -183,3 +183,20 @@ def test_a_wanted_speed_up_is_a_budget_of_latency() -> None:
     settings = target.with_budget(config.updated(RunConfig(), {"run": {"speedup": 4}, "prune": {"flops": 0.5}}))
     assert (settings.prune.latency, settings.prune.flops, settings.prune.ratio) == (0.25, None, None)
     assert target.with_budget(RunConfig()) == RunConfig()
+
+
+def test_a_network_with_a_new_last_layer_is_trained_before_it_is_pruned(monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: list[int] = []
+    original = train.fit
+
+    def fit(model: Any, *args: Any, **kwargs: Any) -> Any:
+        trained.append(sum(p.numel() for p in model.parameters()))
+        return original(model, *args, **kwargs)
+
+    monkeypatch.setattr(train, "fit", fit)
+    save_file(models.build("slim:vgg7", num_classes=7, in_channels=1).state_dict(), "w.safetensors")
+    made, told = run()
+    assert "classifier: made new for 10 classes" in told and "classifier knows nothing yet" in told
+    whole, thin = trained
+    assert thin < whole and list(made.records.summary()) == STAGES["direct"]
+    assert made.records.summary()["baseline"]["training"]["seconds"] > 0

@@ -61,7 +61,7 @@ def test_every_usual_kind_of_file(kind: str, tmp_path: Path) -> None:
     state = trained().state_dict()
     torch.save(CONTENTS[kind](state), tmp_path / "w.pth")
     model = build(ARCH, num_classes=10, in_channels=1)
-    assert fit_weights(model, read_weights(ARCH, str(tmp_path / "w.pth")), 10) == []
+    assert fit_weights(model, read_weights(ARCH, str(tmp_path / "w.pth")), 10) == ([], [])
     assert_equal(model, dict(state))
 
 
@@ -70,8 +70,8 @@ def test_safetensors_and_a_new_head(tmp_path: Path) -> None:
     save_file(state, tmp_path / "w.safetensors")
     model = build(ARCH, num_classes=7, in_channels=1)
     head = model.get_parameter("classifier.weight").clone()
-    notes = fit_weights(model, read_weights(ARCH, str(tmp_path / "w.safetensors")), 7)
-    assert notes == ["classifier: made new for 7 classes (the weights have 1000)"]
+    notes, new = fit_weights(model, read_weights(ARCH, str(tmp_path / "w.safetensors")), 7)
+    assert new == ["classifier"] and notes == ["classifier: made new for 7 classes (the weights have 1000)"]
     assert_equal(model, dict(state), but="classifier")
     assert torch.equal(model.get_parameter("classifier.weight"), head)
 

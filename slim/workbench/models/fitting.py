@@ -1,6 +1,7 @@
 """Trained weights put into a network: names without prefixes, a last layer for other classes, and what doesn't fit."""
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -11,8 +12,15 @@ from slim.workbench.models.weights import NAMED, Weights
 PREFIXES = ("module.", "_orig_mod.", "net.", "model.", "ema.")
 
 
-def fit_weights(model: nn.Module, weights: Weights, num_classes: int | None) -> list[str]:
-    """Put weights into a network, in place, and return what is worth telling, a line each.
+class Fitted(NamedTuple):
+    """What came of putting weights into a network: what is worth telling, a line each, and the layers that are new."""
+
+    notes: list[str]
+    new: list[str]
+
+
+def fit_weights(model: nn.Module, weights: Weights, num_classes: int | None) -> Fitted:
+    """Put weights into a network, in place.
 
     A last layer for another number of classes keeps its new values. Raises SlimError for any other tensor that the
     weights lack, have too many or in another shape, and names the first ones.
@@ -35,11 +43,11 @@ def fit_weights(model: nn.Module, weights: Weights, num_classes: int | None) -> 
         more = f" and {len(wrong) - NAMED} more" if len(wrong) > NAMED else ""
         raise SlimError(f"weights {weights.source!r} don't fit: they {what} {', '.join(wrong[:NAMED])}{more}")
     model.load_state_dict({name: tensor for name, tensor in state.items() if name not in heads}, strict=False)
-    layers = dict.fromkeys(name.rpartition(".")[0] for name in heads)
+    new = list(dict.fromkeys(name.rpartition(".")[0] for name in heads))
     replaced = [
-        f"{layer}: made new for {num_classes} classes (the weights have {len(state[heads[0]])})" for layer in layers
+        f"{layer}: made new for {num_classes} classes (the weights have {len(state[heads[0]])})" for layer in new
     ]
-    return [*weights.notes, *replaced]
+    return Fitted([*weights.notes, *replaced], new)
 
 
 def _are_fused(model: nn.Module, missing: Sequence[str], extra: Sequence[str]) -> bool:

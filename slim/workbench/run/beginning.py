@@ -47,6 +47,7 @@ def first_network(run: Run, stage: str, dataset: Data | None) -> Trained:
     pixels = _pixels(run, weights)
     arguments: dict[str, Any] = {"gamma": None if weights else spec.gamma}
     arguments |= image_size(arch, pixels) if dataset is None else _of_data(run, arch, dataset)
+    new: list[str] = []
     counted = "num_classes" in arguments  # from the data
     if not counted and arch.startswith("slim:"):
         arguments["num_classes"] = 1000  # they have no number of their own
@@ -56,8 +57,10 @@ def first_network(run: Run, stage: str, dataset: Data | None) -> Trained:
         if not counted and (classes := classes_of(model, weights)):
             arguments["num_classes"] = classes
             model = _built(run, arch, arguments)
-        for note in fit_weights(model, weights, arguments.get("num_classes")):
+        fitted = fit_weights(model, weights, arguments.get("num_classes"))
+        for note in fitted.notes:
             run.console.print(note)
+        new = fitted.new
     known = _known_of(model, weights)
     if dataset is not None:
         dataset = normalised_as(known, dataset)
@@ -65,7 +68,7 @@ def first_network(run: Run, stage: str, dataset: Data | None) -> Trained:
     else:
         shape = None if spec.example else (arguments.get("in_channels", 3), pixels, pixels)
         images = replace(known, shape=shape)
-    return Trained(stage, model, [], {}, arch, arguments, images, dataset, run.example())
+    return Trained(stage, model, [], {}, arch, arguments, images, dataset, run.example(), new)
 
 
 def _weights(settings: RunConfig) -> Weights | None:

@@ -30,6 +30,7 @@ class Trained:
     images: ImageSpec
     dataset: Data | None  # normalised as the file says; None for a network that wasn't trained by slim
     given: Any = None  # what the user's own factory gives for an input, where it isn't one image
+    new: Sequence[str] = ()  # layers that its weights didn't fit, which are untrained
 
     @property
     def example(self) -> Any:

@@ -56,12 +56,20 @@ def train_new(run: Run, stage: str, sparsity: SparsityConfig | None, *, fresh: b
 
 def evaluate_given(run: Run) -> Path:
     """Save the network with the weights that it came with as the baseline of a new run, unless a run that resumes has
-    it already."""
-    if not (run.resume and is_done(run, "baseline", prunes=0)):
-        record = run.save("baseline", _first(run, "baseline"), fresh=True)
-        train.wait_for_all()  # for the file
-        run.console.print(report.stage_table({"baseline": record}, "as it came"))
-    return run.path("baseline")
+    it already. With a new last layer it can't be judged as it came, so it is trained first; not for images without
+    labels, which can't."""
+    path = run.path("baseline")
+    if run.resume and is_done(run, "baseline", prunes=0):
+        return path
+    network = _first(run, "baseline")
+    if network.new and network.dataset is not None and network.dataset.task.labelled:
+        run.console.print(f"{', '.join(network.new)} knows nothing yet: trained before anything is pruned")
+        _fit_and_save(run, "baseline", network, run.settings.train, None, fresh=True)
+        return path
+    record = run.save("baseline", network, fresh=True)
+    train.wait_for_all()  # for the file
+    run.console.print(report.stage_table({"baseline": record}, "as it came"))
+    return path
 
 
 def _first(run: Run, stage: str) -> Trained:
