@@ -166,6 +166,7 @@ def test_images_without_labels_are_enough_to_prune(command: Command, mistake: Co
             {"speedup": 2.5, "accuracy": 0.87},
             "target missed, both can't be had here: 3.00 points lost (allowed 1.00 points lost), 2.50× as fast",
         ),
+        ({"max_loss": 0}, {"accuracy": 0.95}, "target reached: 5.00 points gained (allowed 0.00 points lost)"),
         (
             {"max_loss": 0.5},
             {"error": 3.75, "metric": {"name": "error", "direction": "min", "share": False, "unit": " px"}},

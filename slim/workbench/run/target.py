@@ -43,4 +43,5 @@ def verdict(settings: RunConfig, before: Mapping[str, Any], after: Mapping[str, 
 
 
 def _lost(metric: Metric, value: float) -> str:
-    return f"{100 * value:.2f} points lost" if metric.share else f"{value:.4g}{metric.unit} lost"
+    amount = f"{100 * abs(value):.2f} points" if metric.share else f"{abs(value):.4g}{metric.unit}"
+    return f"{amount} {'lost' if value >= 0 else 'gained'}"
