@@ -415,8 +415,9 @@ def run_name(data: DataConfig | None, arch: str) -> str:
     """Return what to call a run of a network on data: digits-vgg7; a file or folder of the user's by its name."""
     words = [arch.rpartition(":")[2]]
     if data is not None:
-        place = data.root if data.name == "imagefolder" else data.name.partition(":")[0]
-        words.insert(0, Path(place).resolve().stem if data.name == "imagefolder" or place.endswith(".py") else place)
+        placed = data.name in ("imagefolder", "images", "imagelist", "huggingface")  # which say nothing by their name
+        place = data.root if placed else data.name.partition(":")[0]
+        words.insert(0, Path(place).resolve().stem if placed or place.endswith(".py") else place)
     return re.sub(r"[^\w.-]+", "-", "-".join(words)).strip("-.") or "run"
 
 

@@ -301,6 +301,8 @@ def test_data_take_the_size_of_the_weights(tmp_path: Path, monkeypatch: pytest.M
     argv = ["--arch", "torchvision:resnet18", "--weights", "DEFAULT", "--data.name", "imagefolder"]
     told = command("prune", *argv, "--data.root", "photos", "--ratio", "0.2", "--recover", "false", "--score", "mean")
     assert "images of 224 pixels" in told and "fc: made new for 2 classes" in told
-    about = checkpoint.read_metadata("checkpoints/resnet18/pruned.safetensors")
+    about = checkpoint.read_metadata("checkpoints/photos-resnet18/pruned.safetensors")
     assert about["input_shape"] == [3, 224, 224] and about["classes"] == ["cat", "dog"]
     assert about["mean"] == [0.485, 0.456, 0.406] and about["config"]["data"]["image_size"] == 224
+    argv += ["--data.root", "photos", "--recover", "false", "--score", "mean", "--ratio", "0.2", "--dry-run"]
+    assert "holds a run of other settings" not in command("prune", *argv)

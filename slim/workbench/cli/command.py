@@ -107,8 +107,11 @@ class ParsedCommand:
 
     def _vacant(self, run: "Run", sections: Sequence[str]) -> "Run":
         """Return the run, under another name where a finished one of other settings has its own."""
+        from slim.workbench.run.beginning import with_size_of_weights
         from slim.workbench.run.naming import vacant
+        from slim.workbench.run.target import with_budget
 
+        run = with_size_of_weights(run.replace(settings=with_budget(run.settings)))  # as its files will have it
         name = run.settings.name if self.arguments.overwrite else vacant(run, sections)
         if name == run.settings.name:
             return run

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from slim.errors import SlimError, unknown
 from slim.extras import named_if_missing
-from slim.workbench.models.weights import Weights, state_in_file
+from slim.workbench.models.weights import HUB, Weights, state_in_file
 
-HUB = "hf-hub:"
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # as timm and transformers write them
 
 

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from slim.errors import SlimError
-from slim.workbench.models.libraries import HUB, from_hub, from_timm, from_torchvision
-from slim.workbench.models.weights import PICKLED, Weights, state_in_file
+from slim.workbench.models.libraries import from_hub, from_timm, from_torchvision
+from slim.workbench.models.weights import HUB, PICKLED, Weights, is_file, state_in_file
 
 
 def read_weights(arch: str, source: str) -> Weights:
@@ -18,7 +18,7 @@ def read_weights(arch: str, source: str) -> Weights:
     library, _, name = arch.partition(":")
     if source.startswith(HUB):
         return from_hub(source)
-    if Path(source).suffix in (*PICKLED, ".safetensors"):
+    if is_file(source):
         state, notes = state_in_file(Path(source))
         return Weights(source, lambda: state, notes=notes)
     if library == "torchvision":

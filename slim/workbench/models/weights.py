@@ -17,6 +17,7 @@ from slim.files import check_regular
 
 PICKLED = (".pt", ".pth", ".bin", ".ckpt")
 WHERE = ("state_dict", "model", "model_state_dict", "ema", "model_ema", "state_dict_ema", "net", "weights", "params")
+HUB = "hf-hub:"
 NAMED = 3  # names in an error
 
 
@@ -36,6 +37,11 @@ class Weights:
     def state(self) -> Mapping[str, Tensor]:
         """Return the tensors by name."""
         return self.read()
+
+
+def is_file(source: str) -> bool:
+    """Say whether a word of the settings names a file of weights."""
+    return not source.startswith(HUB) and Path(source).suffix in (*PICKLED, ".safetensors")
 
 
 def state_in_file(path: Path) -> tuple[Mapping[str, Tensor], list[str]]:

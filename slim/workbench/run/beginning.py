@@ -12,9 +12,9 @@ from slim.workbench import data, models
 from slim.workbench.config import RunConfig
 from slim.workbench.data import Data
 from slim.workbench.models.fitting import classes_of, fit_weights
-from slim.workbench.models.libraries import HUB, hub_architecture
+from slim.workbench.models.libraries import hub_architecture
 from slim.workbench.models.reading import read_weights
-from slim.workbench.models.weights import Weights
+from slim.workbench.models.weights import HUB, Weights, is_file
 from slim.workbench.run.folder import Run
 from slim.workbench.run.networks import Trained, image_size, normalised_as
 
@@ -25,7 +25,8 @@ def with_size_of_weights(run: Run) -> Run:
     """Return the run with images as large as its weights were trained on, where the user names no size and the data
     have none of their own."""
     settings = run.settings
-    if settings.data.image_size is not None or not data.takes_size(settings.data.name):
+    by_file = settings.model.weights is not None and is_file(settings.model.weights)  # which says nothing of it
+    if by_file or settings.data.image_size is not None or not data.takes_size(settings.data.name):
         return run
     weights = _weights(settings)
     if weights is None or weights.image_size is None:
