@@ -37,6 +37,8 @@ _HOME = {  # public name -> the room it lives in
     "Magnitude": "prune.scores",
     "Random": "prune.scores",
     "Residual": "prune.residual",
+    "Taylor": "prune.taylor",
+    "Auto": "prune.auto",
     "plan": "prune.planner",
     "PruningPlan": "prune.plan",
     "explain": "prune.planner",
@@ -53,6 +55,7 @@ _HOME = {  # public name -> the room it lives in
     "rule": "trace.rules.builtin",
     "Op": "trace.op",
     "SlimError": "errors",
+    "SlimWarning": "errors",
 }
 
 __all__ = [*_HOME, "__version__"]
@@ -79,7 +82,9 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from slim.deploy.onnx.target import OnnxRuntime as OnnxRuntime
     from slim.deploy.onnx.write import export_onnx as export_onnx
     from slim.errors import SlimError as SlimError
+    from slim.errors import SlimWarning as SlimWarning
     from slim.images import ImageSpec as ImageSpec
+    from slim.prune.auto import Auto as Auto
     from slim.prune.budgets import Budget as Budget
     from slim.prune.budgets import Channels as Channels
     from slim.prune.budgets import Flops as Flops
@@ -94,6 +99,7 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from slim.prune.scores import Magnitude as Magnitude
     from slim.prune.scores import Random as Random
     from slim.prune.scores import Score as Score
+    from slim.prune.taylor import Taylor as Taylor
     from slim.prune.verify import verify as verify
     from slim.sparsity import L0 as L0
     from slim.sparsity import L1 as L1

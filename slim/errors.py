@@ -16,6 +16,10 @@ class NothingToPrune(SlimError):
     """A plan that was asked for would remove nothing."""
 
 
+class SlimWarning(UserWarning):
+    """Something that works as it was asked for, and hardly as it was meant. The commands show it as one line."""
+
+
 def unknown(kind: str, value: str, choices: Iterable[str]) -> SlimError:
     """Return the error for a name that isn't one of `choices`, with the nearest valid one."""
     choices = sorted(choices)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from types import EllipsisType
 from typing import Any
 
 import torch
@@ -45,7 +46,7 @@ def drawn(images: Any, least: int, purpose: str) -> tuple[Any, int]:
     return part(images, order), len(order)
 
 
-def part(images: Any, which: slice | Tensor, device: torch.device | None = None) -> Any:
+def part(images: Any, which: slice | Tensor | EllipsisType, device: torch.device | None = None) -> Any:
     """Some of a batch of images."""
 
     def of(tensor: Tensor) -> Tensor:

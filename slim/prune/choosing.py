@@ -49,6 +49,8 @@ class Choice:
         """What groups are compared by across the network."""
         if self.rules.scope == "global":
             return self.groups.score
+        if self.rules.scope == "isomorphic":
+            return _places(self.groups.score, structures(self.groups), self.groups.roots)
         # every layer loses the same share, earlier plans included
         size = self.groups.pattern_size_before[self.groups.pattern]
         share: Floats = (size - self.groups.rank) / size
@@ -172,6 +174,36 @@ def _last(steps: int, holds: Callable[[int], bool]) -> int:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if holds(middle) else (low, middle - 1)
     return low
+
+
+def _places(score: Floats, kind: Ints, roots: Ints) -> Floats:
+    """Return the place of each among those of its kind: 1 for the best, near 0 for the last."""
+    size = np.bincount(kind)
+    order = np.lexsort((roots, -score, kind))
+    place = np.empty(len(order))
+    place[order] = np.arange(len(order)) - np.r_[0, np.cumsum(size)][kind[order]]
+    out: Floats = 1 - place / size[kind]
+    return out
+
+
+def structures(groups: Groups) -> Ints:
+    """Return the kind of each group: those of a kind lie along dimensions of the same kinds of tensors (rows of 3×3
+    convolutions, columns of 1×1 ones, rows of depthwise ones, …), whatever their number. Frozen groups are of none."""
+    tokens: dict[object, int] = {}
+    seen = []
+    for name, dims in groups.traced.labels.items():
+        shape = groups.traced.shapes[name]
+        for dim, labels in dims.items():
+            token = tokens.setdefault((len(shape), dim, shape[2:], shape[1:2] == (1,)), len(tokens))
+            roots = np.unique(groups.root_of[labels])
+            place = np.searchsorted(groups.roots, roots).clip(max=len(groups.roots) - 1)
+            seen.append(place[groups.roots[place] == roots] * 2**16 + token)
+    pairs = np.unique(np.concatenate(seen))
+    salt = np.random.default_rng(0).integers(1, 2**40, len(tokens))
+    signature = np.zeros(len(groups.roots), np.int64)
+    np.add.at(signature, pairs >> 16, salt[pairs & 0xFFFF])
+    signature[groups.frozen] = 0
+    return np.unique(signature, return_inverse=True)[1]
 
 
 def fixed_sizes(groups: Groups, layer_ratios: Mapping[str, float]) -> Ints:

@@ -45,8 +45,8 @@ class PruningPlan:
     `kinds` says by what kinds of layers the channels that count are made: kind -> number.
     `totals` holds (before, after) of channels, params and flops. `frozen` says what couldn't be touched: reason ->
     layer -> number of channels. `shortfall` is empty where the request was met to within a point, else one line on what
-    held it back. `timing` is what was measured for a latency budget: runtime, milliseconds of the original and the thin
-    network, and more.
+    held it back. `ranked_by` says by what score, and why. `timing` is what was measured for a latency budget:
+    runtime, milliseconds of the original and the thin network, and more.
     """
 
     requested: dict[str, float]
@@ -62,6 +62,7 @@ class PruningPlan:
     layers: list[PlannedLayer] = field(default_factory=list)
     frozen: dict[str, dict[str, int]] = field(default_factory=dict)
     shortfall: str = ""
+    ranked_by: str = ""
     timing: dict[str, Any] = field(default_factory=dict)
 
     # -- use -----------------------------------------------------------------------------------------------------------
@@ -134,6 +135,7 @@ class PruningPlan:
             "layers": [asdict(layer) for layer in self.layers],
             "frozen": self.frozen,
             "shortfall": self.shortfall,
+            "ranked_by": self.ranked_by,
             "timing": self.timing,
         }
         return record | {"hash": hash_of(record)}
@@ -160,6 +162,7 @@ class PruningPlan:
                 layers=[PlannedLayer(**layer) for layer in d["layers"]],
                 frozen={reason: dict(where) for reason, where in d["frozen"].items()},
                 shortfall=str(d["shortfall"]),
+                ranked_by=str(d.get("ranked_by", "")),
                 timing=dict(d.get("timing", {})),
             )
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
@@ -224,7 +227,4 @@ class PruningPlan:
         return "; ".join(said)
 
     def __str__(self) -> str:
-        lines = [render(self.table()), self.summary()]
-        if self.shortfall:
-            lines.append(self.shortfall)
-        return "\n".join(lines)
+        return "\n".join([render(self.table()), self.summary(), *filter(None, (self.ranked_by, self.shortfall))])

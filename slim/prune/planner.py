@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from slim.errors import SlimError
+from slim.prune.auto import Auto, choose_score
 from slim.prune.budgets import BoundBudget, Budget, Chosen, Costs, Ratio
 from slim.prune.choosing import Choice, by_cost, by_threshold, fixed_sizes, matching
 from slim.prune.draft import draft, nothing_to_prune
@@ -36,7 +37,7 @@ def plan(
     budget: Budget | None = None,
     *,
     ratio: float | None = None,
-    score: Score | Mapping[str, Any] | None = None,
+    score: Score | Mapping[str, Any] | Auto | Literal["auto"] | None = None,
     floor: float = 0.1,
     scope: Scope = "global",
     mode: Literal["couple", "select"] = "couple",
@@ -54,9 +55,11 @@ def plan(
     `budget`: what is kept: `slim.Channels`, `slim.Flops`, `slim.Params`, `slim.Latency`, or one of your own.
     `ratio`: in its place, the share of prunable channels to remove at most, in [0, 1) (default 0.5).
     `score`: how important a group is: `slim.Gamma()` (default), `slim.Magnitude()`, `slim.Residual(images)`,
-    `slim.Random()`, any function of the groups, or a mapping from layer names to one value for each channel.
+    `slim.Taylor(batches, loss)`, `slim.Random()`, any function of the groups, or a mapping from layer names to one
+    value for each channel; "auto" or `slim.Auto(images)`: what suits the network.
     `floor`: what always stays of each layer: a share below 1 (default 0.1), or a number of channels; at least one does.
-    `scope`: "global" ranks all channels together, as in the paper; "layer" takes the same share of each layer.
+    `scope`: "global" ranks all channels together, as in the paper; "layer" takes the same share of each layer;
+    "isomorphic" of each kind of layer: stems, streams, expansions (Fang et al., Isomorphic Pruning, ECCV 2024).
     `mode`: for BatchNorm before convolution, "couple" removes a channel of the shared stream when every reader drops
     it, "select" lets each reader choose its own channels through an index, as in the paper.
     `grouped`: a grouped convolution loses the same places "within" each of its groups, or "whole" groups, with all that
@@ -69,13 +72,10 @@ def plan(
     network before them all, so that several small steps end where one large step would; the plan is empty where they
     have met the budget.
 
-    Raises SlimError for a value out of range, a model without BatchNorm, or a request that can remove nothing.
+    Warns where channels are ranked by γ that no penalty has pressed. Raises SlimError for a value out of range, a model
+    without BatchNorm, or a request that can remove nothing.
     """
-    if budget is not None and ratio is not None:
-        raise SlimError(f"one budget at a time: got ratio {ratio!r} and {budget!r}")
-    budget = budget if budget is not None else Ratio(0.5 if ratio is None else ratio)
-    if not isinstance(budget, Budget):
-        raise SlimError(f"budget {budget!r}: expected one such as slim.Flops(0.5), or ratio=0.5")
+    budget = _one_budget(budget, ratio)
     for name, choice, choices in (("mode", mode, ("couple", "select")), ("grouped", grouped, ("within", "whole"))):
         if choice not in choices:
             raise SlimError(f"unknown {name} {choice!r}: expected one of {', '.join(choices)}")
@@ -83,10 +83,23 @@ def plan(
     if after and layer_ratios:
         raise SlimError("layer_ratios can't be planned after other plans: expected a budget alone")
     traced = trace(model, example_inputs, select=mode == "select", whole_groups=grouped == "whole")
-    planner = Planner(model, example_inputs, traced, as_score(score, traced), rules, after)
+    chosen, ranked_by = choose_score(score, model, traced)
+    planner = Planner(model, example_inputs, traced, chosen, rules, after)
     if not isinstance(round_to, int):
         planner.cost_model = round_to.cost_model(traced)
-    return budget.meet(planner)
+    made = budget.meet(planner)
+    made.ranked_by = ranked_by
+    return made
+
+
+def _one_budget(budget: Any, ratio: float | None) -> Budget:
+    """Return the budget that was asked for, by one of the two. Raises SlimError where that is none."""
+    if budget is not None and ratio is not None:
+        raise SlimError(f"one budget at a time: got ratio {ratio!r} and {budget!r}")
+    budget = budget if budget is not None else Ratio(0.5 if ratio is None else ratio)
+    if not isinstance(budget, Budget):
+        raise SlimError(f"budget {budget!r}: expected one such as slim.Flops(0.5), or ratio=0.5")
+    return budget
 
 
 class Planner:

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 from slim.errors import SlimError
 from slim.prune.knapsack import MeasuresCost
 
-Scope = Literal["global", "layer"]
+Scope = Literal["global", "layer", "isomorphic"]
 
 
 @dataclass(frozen=True)

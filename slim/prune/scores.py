@@ -146,8 +146,8 @@ def as_score(given: Any, traced: Trace) -> Score:
         return Values(given)
     if not callable(given) or isinstance(given, type):
         raise SlimError(
-            f"score {given!r}: expected slim.Gamma(), slim.Magnitude(), slim.Residual(images), slim.Random(), a "
-            "function of the groups, or a mapping from layer names to values"
+            f"score {given!r}: expected slim.Gamma(), slim.Magnitude(), slim.Residual(images), slim.Taylor(batches, "
+            "loss), slim.Random(), 'auto', a function of the groups, or a mapping from layer names to values"
         )
     return given
 

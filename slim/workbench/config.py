@@ -190,13 +190,15 @@ class PruneConfig:
     floor: float = setting(
         0.1, "what always stays of each layer: a share below 1, or a number of channels; at least one does", "[0, inf)"
     )
-    score: Literal["auto", "mean", "max", "sum", "residual", "magnitude", "random"] = setting(
+    score: Literal["auto", "mean", "max", "sum", "residual", "taylor", "magnitude", "random"] = setting(
         "auto",
         "how important coupled channels are: mean, max or sum of their |γ|; residual: what others can't stand in for; "
-        "magnitude: the size of their filters; random; auto: mean after a training with the penalty, else residual "
-        "where there are images",
+        "taylor: how far the outputs move without them, to first order; magnitude: the size of their filters; random; "
+        "auto: mean after a training with the penalty, else residual where there are images",
     )
-    scope: Literal["global", "layer"] = setting("global", "layer: the same share of every layer")
+    scope: Literal["global", "layer", "isomorphic"] = setting(
+        "global", "layer: the same share of every layer; isomorphic: of every kind of layer"
+    )
     mode: Literal["couple", "select"] = setting("couple", "for BatchNorm before convolution: see slim.plan")
     grouped: Literal["within", "whole"] = setting(
         "within", "grouped convolutions lose the same places within each group, or whole groups"
@@ -211,7 +213,7 @@ class PruneConfig:
         default=None, metadata=about("shell pattern of BatchNorms: share to remove there")
     )
     recover: bool = setting(True, "win accuracy back before any training: see slim.recover")
-    calibration_images: int = setting(1024, "training images for recovery and score residual", "[8, inf)")
+    calibration_images: int = setting(1024, "training images for recovery and scores by images", "[8, inf)")
 
 
 @dataclass

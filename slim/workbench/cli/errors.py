@@ -6,11 +6,12 @@ import shlex
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from slim.errors import Interrupted, SlimError
+from slim.errors import Interrupted, SlimError, SlimWarning
 from slim.extras import named_if_missing
 from slim.workbench.causes import explain
 
@@ -27,7 +28,7 @@ def report_user_errors(program: str, argv: Sequence[str] | None = None, resumes:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without γ gets a question mark
     try:
-        with _sigterm_raises(), named_if_missing():
+        with _sigterm_raises(), named_if_missing(), _warnings_of_one_line(program):
             yield words
     except (SlimError, OSError) as e:
         _say(f"{program}: error: {one_line(e)}")
@@ -50,6 +51,22 @@ def one_line(error: BaseException) -> str:
     """Return an error's text as one line, its control characters as escapes: names in it may come from files."""
     text = " ".join(str(error).split())
     return "".join(c if c.isprintable() or c == " " else c.encode("unicode_escape").decode() for c in text)
+
+
+@contextmanager
+def _warnings_of_one_line(program: str) -> Iterator[None]:
+    """Show our own warnings as errors are shown; others as they always are."""
+    with warnings.catch_warnings():
+        others = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+            if issubclass(category, SlimWarning):
+                _say(f"{program}: warning: {' '.join(str(message).split())}")
+            else:
+                others(message, category, *where, **more)
+
+        warnings.showwarning = show
+        yield
 
 
 @contextmanager

@@ -11,13 +11,14 @@ from slim.errors import SlimError
 from slim.prune.budgets import Budget, Flops, Params, Ratio
 from slim.prune.residual import Residual
 from slim.prune.scores import Gamma, Magnitude, Random, Score
+from slim.prune.taylor import Taylor
 from slim.workbench.config import PruneConfig, RunConfig
 from slim.workbench.train.gradual import Pruning
 
 
 def pruning(settings: RunConfig, images: Tensor | None = None, *, pressed: bool = True) -> Pruning:
-    """Return what the settings ask for; `images` are what the score "residual" looks at, and `pressed` says whether the
-    network was trained with a penalty on γ.
+    """Return what the settings ask for; `images` are what the scores "residual" and "taylor" look at, `pressed` says
+    whether the network was trained with a penalty on γ.
 
     Raises SlimError for a latency or a runtime that can't be, and where images are needed and there are none.
     """
@@ -80,10 +81,10 @@ def score(prune: PruneConfig, seed: int = 0, images: Tensor | None = None, *, pr
         if name == "mean":
             return None
     match name:
-        case "residual":
+        case "residual" | "taylor":
             if images is None:
-                raise SlimError("prune.score residual needs training images: there are none here, expected mean")
-            return Residual(images)
+                raise SlimError(f"prune.score {name} needs training images: there are none here, expected mean")
+            return Residual(images) if name == "residual" else Taylor(images)
         case "magnitude":
             return Magnitude()
         case "random":

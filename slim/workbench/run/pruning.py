@@ -1,5 +1,6 @@
 """The stage that prunes, verifies and recovers."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -10,6 +11,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from slim.errors import SlimWarning
 from slim.prune.calibration import fitting
 from slim.prune.plan import PruningPlan
 from slim.prune.planner import plan
@@ -87,7 +89,9 @@ def plan_architecture(run: Run) -> PruningPlan:
             nn.init.uniform_(module.weight)
     by_gamma = replace(run.settings.prune, score="mean") if run.settings.prune.score == "auto" else run.settings.prune
     drawn = run.replace(settings=replace(run.settings, prune=by_gamma))
-    made = _made(drawn, network.model, network.example)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SlimWarning)  # that γ say little: the last line does
+        made = _made(drawn, network.model, network.example)
     _show(made, run.console)
     size = "×".join(map(str, network.images.shape or ()))
     run.console.print(f"{run.settings.model.arch}, untrained, γ drawn at random, {size} pixels; nothing was written")
@@ -96,7 +100,7 @@ def plan_architecture(run: Run) -> PruningPlan:
 
 def gradual_pruning(dataset: Data, settings: RunConfig) -> Pruning:
     """Return what `slim.plan` is asked for by a training that prunes."""
-    needed = settings.prune.score == "residual"
+    needed = settings.prune.score in ("residual", "taylor")
     return asked.pruning(settings, calibration_images(dataset, settings.prune, settings.seed) if needed else None)
 
 

@@ -1,12 +1,13 @@
 """Pruning within a training: many small steps, after each of which the network trains on."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
-from slim.errors import NothingToPrune, SlimError
+from slim.errors import NothingToPrune, SlimError, SlimWarning
 from slim.prune.budgets import Budget, Ratio
 from slim.prune.plan import PruningPlan
 from slim.prune.planner import plan
@@ -67,7 +68,8 @@ class Gradual:
         return made if made.removed else None
 
     def _plan(self, model: nn.Module, budget: Budget, **more: Any) -> PruningPlan:
-        with evaluating(model):
+        with evaluating(model), warnings.catch_warnings():
+            warnings.simplefilter("ignore", SlimWarning)  # the penalty is still at work on γ
             return plan(model, self.example, budget, **self.rules, **more)
 
 
