@@ -1,6 +1,5 @@
 """Which groups go: those below one threshold, or those of the least value for the time that they cost."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -59,8 +58,7 @@ class Choice:
     @property
     def units(self) -> Ints:
         """How many groups of each pattern make a whole step of rounding."""
-        unit = self.rules.unit
-        return np.array([unit // math.gcd(unit, int(m)) for m in self.groups.multiple])
+        return self.rules.units(self.groups)
 
 
 def by_threshold(choice: Choice) -> Chosen:
@@ -86,12 +84,10 @@ def _thresholds(choice: Choice) -> tuple[int, Callable[[int], Ints]]:
         taken = np.bincount(groups.pattern[order[:steps]], minlength=len(groups.pattern_size))
         keep = groups.pattern_size - taken
         keep = np.where(fixed >= 0, np.maximum(fixed, least), keep)
-        if choice.rules.unit > 1:
-            down = keep // unit * unit
-            up = np.minimum(down + unit, groups.pattern_size)
-            nearest = np.where((keep - down <= up - keep) & (down >= np.maximum(least, 1)), down, up)
-            keep = np.where(keep % unit == 0, keep, nearest)
-        return keep
+        down = keep // unit * unit
+        up = np.minimum(down + unit, groups.pattern_size)
+        nearest = np.where((keep - down <= up - keep) & (down >= np.maximum(least, 1)), down, up)
+        return np.where(keep % unit == 0, keep, nearest)
 
     return len(order), sizes
 
@@ -154,7 +150,10 @@ def by_cost(choice: Choice, model: CostModel, by_flops: bool) -> Chosen:
 
     if budget.stops_short:
         taken = _steps_within(budget, len(order), lambda k: choice.cost(sizes_after(order[:k], start)))
-        return Chosen(choice.pruned(sizes_after(order[:taken], start)), taken == len(order))
+        keep = sizes_after(order[:taken], start)
+        if choice.cost(keep) - budget.limit > SHORT * budget.whole:
+            _take_smaller(keep, choice)
+        return Chosen(choice.pruned(keep), taken == len(order))
     found = within(budget.limit, order, start, worth, choice.cost)
     return Chosen(choice.pruned(found.keep), found.exhausted, found.next_step / budget.whole)
 

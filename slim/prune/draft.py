@@ -11,7 +11,9 @@ from slim.prune.groups import Bools, Groups
 from slim.prune.plan import PlannedLayer, PruningPlan
 
 
-def draft(costs: Costs, budget: Budget, bound: BoundBudget, chosen: Chosen, safe: Bools) -> PruningPlan:
+def draft(
+    costs: Costs, budget: Budget, bound: BoundBudget, chosen: Chosen, safe: Bools, rounding: str = ""
+) -> PruningPlan:
     """Return the plan that prunes what was chosen for a budget, where `safe` groups were kept whatever it said."""
     groups, kept = costs.groups, costs.groups.kept(chosen.pruned)
     everything = groups.kept()
@@ -32,7 +34,8 @@ def draft(costs: Costs, budget: Budget, bound: BoundBudget, chosen: Chosen, safe
         layers=layers,
         kinds=_kinds(groups),
         frozen=frozen,
-        shortfall=_shortfall(budget, achieved, layers, frozen, chosen.exhausted),
+        shortfall=_shortfall(budget, achieved, layers, frozen, chosen.exhausted, rounding),
+        rounding=rounding,
     )
 
 
@@ -93,12 +96,14 @@ def _shortfall(
     layers: list[PlannedLayer],
     frozen: Mapping[str, Mapping[str, int]],
     exhausted: bool,
+    rounding: str,
 ) -> str:
     """Return one line on what held the plan back, or nothing where it meets the budget to within a point."""
     if budget.missed(achieved) <= SHORT:
         return ""
     floors = sum(layer.floor for layer in layers)
-    why = [] if exhausted else ["the next group of channels is too large"]
+    large = f"the next group of channels is too large{', as ' * bool(rounding)}{rounding}"
+    why = [] if exhausted else [large]
     why += [f"floors keep {floors} channels"] if floors and exhausted else []
     why += [f"{sum(where.values())} channels are frozen ({reason})" for reason, where in frozen.items()]
     return f"asked for {budget.name} {budget.asked:g}, reached {achieved:.4g}: {'; '.join(why)}"

@@ -89,10 +89,10 @@ class Groups:
         self.pattern_size_before = np.zeros(len(self.pattern_size))
         np.maximum.at(self.pattern_size_before, self.pattern[self.member], grown[self.layer])
         self.pattern_size_before *= self.pattern_size
-        # channels that one group of a pattern holds in one layer (2 where halves are tied)
+        # channels that one group of a pattern holds in each of its layers at least (2 where halves are tied)
         pairs, count = np.unique(self.member * len(self.names) + self.layer, return_counts=True)
-        self.multiple = np.ones(len(self.pattern_size), np.int64)
-        np.maximum.at(self.multiple, self.pattern[pairs // len(self.names)], count)
+        self.multiple = np.zeros(len(self.pattern_size), np.int64)
+        np.gcd.at(self.multiple, self.pattern[pairs // len(self.names)], count)
 
     def reduce(self, values: Mapping[str, Any], how: Reduce = "mean") -> Floats:
         """Return for each group the mean, largest or sum of `values`, which holds one for each channel of each layer.

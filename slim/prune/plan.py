@@ -45,8 +45,9 @@ class PruningPlan:
     `kinds` says by what kinds of layers the channels that count are made: kind -> number.
     `totals` holds (before, after) of channels, params and flops. `frozen` says what couldn't be touched: reason ->
     layer -> number of channels. `shortfall` is empty where the request was met to within a point, else one line on what
-    held it back. `ranked_by` says by what score, and why. `timing` is what was measured for a latency budget:
-    runtime, milliseconds of the original and the thin network, and more.
+    held it back. `ranked_by` says by what score, and why, `rounding` to what numbers of channels layers were kept.
+    `timing` is what was measured for a latency budget: runtime, milliseconds of the original and the thin network, and
+    more.
     """
 
     requested: dict[str, float]
@@ -63,6 +64,7 @@ class PruningPlan:
     frozen: dict[str, dict[str, int]] = field(default_factory=dict)
     shortfall: str = ""
     ranked_by: str = ""
+    rounding: str = ""
     timing: dict[str, Any] = field(default_factory=dict)
 
     # -- use -----------------------------------------------------------------------------------------------------------
@@ -136,6 +138,7 @@ class PruningPlan:
             "frozen": self.frozen,
             "shortfall": self.shortfall,
             "ranked_by": self.ranked_by,
+            "rounding": self.rounding,
             "timing": self.timing,
         }
         return record | {"hash": hash_of(record)}
@@ -163,6 +166,7 @@ class PruningPlan:
                 frozen={reason: dict(where) for reason, where in d["frozen"].items()},
                 shortfall=str(d["shortfall"]),
                 ranked_by=str(d.get("ranked_by", "")),
+                rounding=str(d.get("rounding", "")),
                 timing=dict(d.get("timing", {})),
             )
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
@@ -215,12 +219,14 @@ class PruningPlan:
         return table
 
     def summary(self) -> str:
-        """One line: channels, parameters and FLOPs, before and after."""
+        """One line: channels, parameters and FLOPs, before and after, what layers were rounded to, what was timed."""
         said = []
         for kind, (before, after) in self.totals.items():
             said.append(f"{kind} {before:,} → {after:,} ({1 - after / max(before, 1):.1%} fewer)")
-        if self.timing:
-            said.append("measured {original_ms:.3g} → {ms:.3g} ms ({share:.1%} of it; {runtime})".format(**self.timing))
+        if self.rounding:
+            said.append(self.rounding)
+        for each in self.timing.get("settings", [self.timing] if self.timing else []):
+            said.append("measured {original_ms:.3g} → {ms:.3g} ms ({share:.1%} of it; {runtime})".format(**each))
         if "unused" in self.timing:
             step = f"the next step of channels takes {self.timing['next_step']:.1%} of it"
             said.append(f"{self.timing['unused']:.1%} of the budget is left, and {step}")

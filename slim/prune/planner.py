@@ -42,7 +42,7 @@ def plan(
     scope: Scope = "global",
     mode: Literal["couple", "select"] = "couple",
     grouped: Literal["within", "whole"] = "within",
-    round_to: int | MeasuresCost = 1,
+    round_to: int | MeasuresCost | None = None,
     keep: Sequence[str] = (),
     layer_ratios: Mapping[str, float] | None = None,
     after: Sequence[PruningPlan] = (),
@@ -64,9 +64,10 @@ def plan(
     it, "select" lets each reader choose its own channels through an index, as in the paper.
     `grouped`: a grouped convolution loses the same places "within" each of its groups, or "whole" groups, with all that
     they read and make.
-    `round_to`: keep a multiple of this many channels in each layer, never none; or a `slim.Runtime`: channels go by the
-    importance that is lost for the time saved there, in whole steps of what numbers of channels cost. Under a budget of
-    FLOPs, importance counts times the FLOPs, so that time shrinks as they do.
+    `round_to`: keep a multiple of this many channels in each layer, never none (default: of 8, in layers of at least
+    32 channels, as runtimes work in blocks of channels; 1 for the paper's exact numbers); or a `slim.Runtime`: channels
+    go by the importance that is lost for the time saved there, in whole steps of what numbers of channels cost. Under a
+    budget of FLOPs, importance counts times the FLOPs, so that time shrinks as they do.
     `keep`: shell patterns of layers to leave whole. `layer_ratios`: pattern -> share to remove there.
     `after`: the plans that made `model`, in the order of their use. The budget and the floors then count from the
     network before them all, so that several small steps end where one large step would; the plan is empty where they
@@ -85,7 +86,7 @@ def plan(
     traced = trace(model, example_inputs, select=mode == "select", whole_groups=grouped == "whole")
     chosen, ranked_by = choose_score(score, model, traced)
     planner = Planner(model, example_inputs, traced, chosen, rules, after)
-    if not isinstance(round_to, int):
+    if round_to is not None and not isinstance(round_to, int):
         planner.cost_model = round_to.cost_model(traced)
     made = budget.meet(planner)
     made.ranked_by = ranked_by
@@ -178,7 +179,8 @@ class Planner:
         if not chosen.pruned.any() and not self.after and bound.limit < bound.whole:
             no_steps = self.cost_model is not None and chosen.exhausted
             raise nothing_to_prune(groups, budget, safe, no_steps)
-        return draft(costs, budget, bound, chosen, safe), chosen, groups.kept(chosen.pruned)
+        made = draft(costs, budget, bound, chosen, safe, self.rules.rounding(groups))
+        return made, chosen, groups.kept(chosen.pruned)
 
     def _choose(self, groups: Groups, budget: Budget, bound: BoundBudget) -> tuple[Bools, Chosen]:
         """Return the groups that stay in any case, and those chosen to go, so that no part of a layer runs empty."""
@@ -190,6 +192,8 @@ class Planner:
             choice = Choice(groups, safe, self.rules, fixed, bound)
             model = self.cost_model
             chosen = by_threshold(choice) if model is None else by_cost(choice, model, budget.by_flops)
+            if chosen.exhausted and self.rules.by_cost:  # whole steps of the runtime are too wide for what is asked
+                chosen = by_threshold(choice)
             emptied = groups.emptied(chosen.pruned)
             if not emptied:
                 return safe, chosen

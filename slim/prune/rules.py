@@ -5,10 +5,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+import numpy as np
+from numpy.typing import NDArray
+
 from slim.errors import SlimError
+from slim.prune.groups import Groups
 from slim.prune.knapsack import MeasuresCost
 
 Scope = Literal["global", "layer", "isomorphic"]
+STEP, WIDE = 8, 32  # by default, layers of at least 32 channels keep multiples of 8: kernels work in blocks of them
 
 
 @dataclass(frozen=True)
@@ -17,7 +22,7 @@ class Rules:
 
     floor: float = 0.1
     scope: Scope = "global"
-    round_to: int | MeasuresCost = 1
+    round_to: int | MeasuresCost | None = None
     keep: Sequence[str] = ()
     layer_ratios: Mapping[str, float] = field(default_factory=dict)
 
@@ -31,10 +36,27 @@ class Rules:
         ):
             raise SlimError(f"round_to {self.round_to!r}: expected a whole number from 1 to 4096, or a slim.Runtime")
 
+    def units(self, groups: Groups) -> NDArray[np.int64]:
+        """Return of how many groups of each pattern a multiple is kept, so that layers have the width asked for."""
+        asked = self.round_to if isinstance(self.round_to, int) else STEP
+        units: NDArray[np.int64] = asked // np.gcd(asked, groups.multiple)
+        wide = isinstance(self.round_to, int) | (groups.pattern_size_before >= WIDE // STEP * units)
+        return np.where(wide, units, 1)
+
     @property
-    def unit(self) -> int:
-        """The number of channels whose multiples are kept."""
-        return self.round_to if isinstance(self.round_to, int) else 1
+    def by_cost(self) -> bool:
+        """Whether sizes follow from what they cost on a runtime, as far as its whole steps meet the budget."""
+        return not isinstance(self.round_to, int | None)
+
+    def rounding(self, groups: Groups) -> str:
+        """Return what layers are rounded to, in a line; nothing where they aren't."""
+        if self.by_cost:
+            return f"layers keep numbers of channels that suit {self.round_to}"
+        if (self.units(groups) == 1).all():
+            return ""
+        if self.round_to is None:
+            return f"layers of {WIDE} channels and more keep a multiple of {STEP} (round_to 1: any number)"
+        return f"layers keep a multiple of {self.round_to}"
 
     def floors(self, widths: Mapping[str, int], before: Mapping[str, int]) -> list[int]:
         """Return how many channels of each layer stay in any case; a share is that of its width `before` all plans."""

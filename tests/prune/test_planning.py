@@ -15,7 +15,7 @@ from networks import ZOO, randomise
 from torch import nn
 
 import slim
-from slim.prune.budgets import Budget, Cost, Costs
+from slim.prune.budgets import Budget, Cost, Costs, Ratio
 from slim.prune.plan_format import hash_of
 from slim.trace.size import network_size
 from slim.workbench.models import build
@@ -38,7 +38,7 @@ def test_global_threshold_is_a_plain_sort(ratio: float) -> None:
     ordered = torch.cat(list(every.values())).sort().values
     threshold = ordered[int(ratio * len(ordered)) - 1]
     expected = {n: torch.nonzero(g <= threshold).flatten().tolist() for n, g in every.items()}
-    plan = slim.plan(model, X, ratio=ratio, floor=0)
+    plan = slim.plan(model, X, ratio=ratio, floor=0, round_to=1)
     assert plan.removed == {n: gone for n, gone in expected.items() if gone}
 
 
@@ -67,7 +67,7 @@ def test_floor_holds_and_is_told(floor: float) -> None:
     model = vgg()
     weak = model.get_parameter(f"{next(iter(gammas(model)))}.weight")
     weak.data *= 1e-6
-    plan = slim.plan(model, X, ratio=0.6, floor=floor)
+    plan = slim.plan(model, X, ratio=0.6, floor=floor, round_to=1)
     first = plan.layers[0]
     assert first.after == (floor if floor >= 1 else int(np.ceil(floor * first.before)))
     assert first.floor == first.after
@@ -116,7 +116,7 @@ def test_budgets_leave_no_room_for_another_channel(round_to: int) -> None:
         if layer.after < layer.before:
             sizes = {other.name: other.after + round_to * (other is layer) for other in plan.layers}
             shares = {other.name: 1 - min(1, sizes[other.name] / other.before) for other in plan.layers}
-            more = slim.plan(model, X, ratio=0.1, layer_ratios=shares)
+            more = slim.plan(model, X, ratio=0.1, layer_ratios=shares, round_to=1)
             assert {other.name: other.after for other in more.layers} == sizes
             assert more.totals["flops"][1] > 0.45 * whole
 
@@ -129,6 +129,31 @@ def test_round_to(n: int) -> None:
     assert all(layer.after % n == 0 or layer.after == layer.before for layer in plan.layers)
     assert abs(plan.ratio_achieved - 0.5) < 0.02
     assert slim.verify(model, plan.apply(model), plan, x) < 1e-10
+
+
+def default_ends(before: int, after: int) -> bool:
+    """Whether a layer may have `after` channels by default."""
+    return after % 8 == 0 or before < 32 or after == before
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "vgg11_bn"])
+@pytest.mark.parametrize("budget", [Ratio(0.5), slim.Flops(0.5)])
+def test_by_default_wide_layers_keep_multiples_of_8_and_budgets_are_reached(name: str, budget: Budget) -> None:
+    model = randomise(torchvision.models.get_model(name))
+    plan = slim.plan(model, torch.randn(1, 3, 64, 64), budget)
+    assert all(default_ends(layer.before, layer.after) for layer in plan.layers)
+    assert any(layer.before != layer.after for layer in plan.layers) and "multiple of 8" in str(plan)
+    assert abs(plan.achieved[budget.name] - 0.5) <= 0.01 and not plan.shortfall
+
+
+def test_by_default_narrow_layers_keep_any_number() -> None:
+    model = randomise(build("slim:lenet", num_classes=10, in_channels=1))
+    plan = slim.plan(model, torch.randn(1, 1, 28, 28), ratio=0.3, layer_ratios={"bn1": 0.25})
+    layers = {layer.name: (layer.before, layer.after) for layer in plan.layers}
+    assert {name: before for name, (before, _) in layers.items()} == {"bn1": 20, "bn2": 50, "bn3": 500}
+    assert all(default_ends(*sizes) for sizes in layers.values()) and layers["bn1"] == (20, 15)
+    exact = slim.plan(model, torch.randn(1, 1, 28, 28), ratio=0.3, round_to=1)
+    assert not exact.rounding and exact.ratio_achieved == pytest.approx(0.3, abs=1 / 570)
 
 
 def test_keep_layer_ratios_and_scope() -> None:
@@ -256,7 +281,7 @@ def test_a_score_of_ones_own_decides(name: str) -> None:
     model = vgg()
     every = torch.cat(list(gammas(model).values())).sort(descending=True).values
     threshold = every[len(every) // 4 - 1]
-    plan = slim.plan(model, X, ratio=0.25, floor=0, score=SCORES[name](model))
+    plan = slim.plan(model, X, ratio=0.25, floor=0, round_to=1, score=SCORES[name](model))
     expected = {n: torch.nonzero(g >= threshold).flatten().tolist() for n, g in gammas(model).items()}
     assert plan.removed == {n: gone for n, gone in expected.items() if gone}
 
@@ -273,7 +298,7 @@ def test_magnitude_is_the_norm_of_filters_within_their_layer(p: int) -> None:
     norms = {name: norm / norm.mean() for name, norm in norms.items()}
     ordered = torch.cat(list(norms.values())).sort().values
     threshold = ordered[len(ordered) // 2 - 1]
-    plan = slim.plan(model, X, ratio=0.5, floor=0, score=slim.Magnitude(p))
+    plan = slim.plan(model, X, ratio=0.5, floor=0, round_to=1, score=slim.Magnitude(p))
     assert plan.removed == {n: torch.nonzero(norm <= threshold).flatten().tolist() for n, norm in norms.items()}
 
 
@@ -304,7 +329,7 @@ class Widest(slim.Budget):
 @pytest.mark.parametrize("asked, most", [(0.25, 128), (100, 100)])
 def test_a_budget_of_ones_own(asked: float, most: int) -> None:
     model = vgg()
-    plan = slim.plan(model, X, Widest(asked))
+    plan = slim.plan(model, X, Widest(asked), round_to=1)
     widths = [m.num_features for m in plan.apply(model).modules() if isinstance(m, nn.BatchNorm2d)]
     assert max(widths) == most and plan.requested == {"widest": asked}
     assert plan.achieved["widest"] == (most / 512 if asked < 1 else most)
@@ -426,7 +451,7 @@ def test_a_ratio_takes_smaller_groups_below_one_that_is_too_large(ratio: float, 
     model = randomise(Stream())
     last = model.get_parameter("last.1.weight")
     last.data.uniform_(2, 3)
-    plan = slim.plan(model, X, ratio=ratio)
+    plan = slim.plan(model, X, ratio=ratio, round_to=1)
     assert plan.totals["channels"][0] - plan.totals["channels"][1] == removed and not plan.shortfall
     lowest = last.argsort()[: len(plan.removed["last.1"])]
     assert plan.removed["last.1"] == sorted(lowest.tolist())
