@@ -26,6 +26,7 @@ _HOME = {  # public name -> the room it lives in
     "coupled": "sparsity",
     "parameter_groups": "sparsity",
     "Runtime": "deploy.cost.runtime",
+    "Runtimes": "deploy.cost.runtime",
     "OnnxRuntime": "deploy.onnx.target",
     "Latency": "deploy.cost.latency",
     "Budget": "prune.budgets",
@@ -77,6 +78,7 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from slim.deploy.bench.benchmark import benchmark as benchmark
     from slim.deploy.cost.latency import Latency as Latency
     from slim.deploy.cost.runtime import Runtime as Runtime
+    from slim.deploy.cost.runtime import Runtimes as Runtimes
     from slim.deploy.onnx.predict import OnnxModel as OnnxModel
     from slim.deploy.onnx.quantize import quantize_onnx as quantize_onnx
     from slim.deploy.onnx.target import OnnxRuntime as OnnxRuntime

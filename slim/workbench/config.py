@@ -184,8 +184,12 @@ class PruneConfig:
     params: float | None = setting(None, "budget: parameters that may stay, a share or a number", "(0, inf)")
     latency: float | str | None = setting(
         None,
-        "budget: share of the original's that may stay, or a time such as 4.0ms; on bench.provider, with bench.threads "
-        "and the first of bench.batch_sizes",
+        "budget: share of the original's that may stay, or a time such as 4.0ms; on bench.provider, as latency_of says",
+    )
+    latency_of: Literal["first", "worst", "mean"] = setting(
+        "first",
+        "where a budget of latency holds: the first of bench.batch_sizes and of bench.threads; in the worst of all; in "
+        "their mean, by bench.weights",
     )
     floor: float = setting(
         0.1, "what always stays of each layer: a share below 1, or a number of channels; at least one does", "[0, inf)"
@@ -204,8 +208,9 @@ class PruneConfig:
         "within", "grouped convolutions lose the same places within each group, or whole groups"
     )
     round_to: int | Literal["auto"] = setting(
-        1,
-        "keep a multiple of this many channels in each layer; auto: by measured cost, where latency is measured",
+        "auto",
+        "keep a multiple of this many channels in each layer, 1 for the paper's exact numbers; auto: by measured cost, "
+        "wherever the benchmark measures, and never a network that is slower there if another is known",
         "[1, inf)",
     )
     keep: list[str] | None = field(default=None, metadata=about("shell patterns of BatchNorms to leave whole"))
@@ -238,7 +243,13 @@ class BenchConfig:
         default_factory=lambda: [1, 32],
         metadata=about("images in one call; [1, 32] gives way to the size of a file that has a fixed one", "[1, inf)"),
     )
-    threads: int = setting(0, "0: all cores", "[0, 256]")
+    threads: list[int] = field(
+        default_factory=lambda: [0, 1], metadata=about("of one call, each in turn; 0: all cores", "[0, 256]")
+    )
+    weights: list[float] | None = field(
+        default=None,
+        metadata=about("how much each counts for sizes: for each of threads, each of batch_sizes", "(0, inf)"),
+    )
     provider: str = setting(
         "auto", "cpu, cuda, tensorrt, openvino: what this onnxruntime has; auto: cuda, or cpu where that doesn't start"
     )

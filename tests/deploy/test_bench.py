@@ -186,7 +186,7 @@ def test_report_says_how_it_was_measured(files: dict[str, Path], tmp_path: Path)
     written = json.loads(json.dumps(report.to_dict()))
     assert written["provider"] in onnxruntime.get_available_providers()
     assert written["onnxruntime"] == onnxruntime.__version__
-    assert (written["threads"], written["runs"], written["warmup"]) == (1, 3, 1)
+    assert (written["threads"], written["runs"], written["warmup"]) == ([1], 3, 1)
     assert "core" in written["machine"]
     assert [row["median_ms"] for row in written["rows"]] == [row.median_ms for row in report.rows]
 
@@ -311,7 +311,7 @@ def test_a_checkpoint_runs_in_pytorch(tmp_path: Path, monkeypatch: pytest.Monkey
         return net
 
     monkeypatch.setattr(torch, "compile", compile)
-    bench = config.BenchConfig(batch_sizes=[2], threads=1, runs=1, warmup=0)
+    bench = config.BenchConfig(batch_sizes=[2], threads=[1], runs=1, warmup=0)
     report = measuring.bench_files(Run(tmp_path, config.RunConfig(bench=bench)), {"net": path})
     assert [row.model for row in report.rows] == ["net (eager)", "net (compiled)"]
     assert all(torch.equal(a, b) for a, b in zip(compiled[0].state_dict().values(), model.state_dict().values()))
@@ -452,7 +452,7 @@ def test_no_speedup_between_files_of_unlike_images(tmp_path: Path) -> None:
     assert json.loads(report.save(tmp_path / "b.json").read_text())["rows"][1]["speedup"] is None
     # and a run's records and page leave it out
     (tmp_path / "summary.json").write_text(json.dumps({name: {"speedup": 9.0} for name in files}))
-    Records(tmp_path).enter_latency(report, config.RunConfig(bench=config.BenchConfig(batch_sizes=[1])))
+    Records(tmp_path).enter_latency(report, config.RunConfig(bench=config.BenchConfig(batch_sizes=[1], threads=[1])))
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["vector"] == {"latency_ms": vector.median_ms} and summary["large"]["speedup"] == 1
     record = {"params": 1, "flops": 1, "bench": report.to_dict()}
@@ -547,7 +547,7 @@ def bench_row(low: float, high: float) -> BenchRow:
 def test_cautions(interval: tuple[float, float], other_work: float, said: list[str]) -> None:
     found = cautions([bench_row(*interval)], other_work)
     assert len(found) == len(said) and all(part in text for part, text in zip(said, found))
-    report = BenchReport([bench_row(*interval)], "CPU", 1, 3, 0, "a machine", "1", cautions=found)
+    report = BenchReport([bench_row(*interval)], "CPU", [1], 3, 0, "a machine", "1", cautions=found)
     assert all(text in " ".join(str(report).split()) for text in found) and report.to_dict()["cautions"] == found
 
 

@@ -14,6 +14,7 @@ class Waiting:
 
     def __init__(self, ms: float, clock: dict[str, float], noise: float) -> None:
         self.ms, self.clock, self.noise, self.random = ms, clock, noise, np.random.default_rng(0)
+        self.runs = [self.run]
 
     def run(self) -> None:
         busy = 4 if self.clock["s"] % 5 > 1 else 1

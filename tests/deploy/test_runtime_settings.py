@@ -103,11 +103,26 @@ def test_on_a_gpu_everything_is_timed_in_its_memory(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(session, "bound_run", bind)
     runtime, net = slim.Runtime(ONE_THREAD, 2), randomise(build("slim:vgg7", num_classes=10))
     measured = network.Network(net, X, runtime)
-    measured.run()
+    measured.runs[0]()
     slim.export_onnx(net, X, tmp_path / "net.onnx")
     FileRunner("net", tmp_path / "net.onnx", ONE_THREAD).prepare(2)()
     assert clocked([(Kernel("gemm", (2,), (), 1, ()), 64, 32)], ONE_THREAD.provider, 1) > 0
     assert bound == ["cuda"] * 3
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"each": []}, "expected one slim.Runtime or more"),
+        ({"each": ["cpu"]}, "expected one slim.Runtime or more"),
+        ({"each": [CPU], "holds": "best"}, "holds 'best': expected one of worst, mean"),
+        ({"each": [CPU], "weights": [1, 2]}, "expected 1 numbers above 0"),
+        ({"each": [CPU, CPU], "weights": [1, 0]}, "expected 2 numbers above 0"),
+    ],
+)
+def test_several_runtimes_that_are_none(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(slim.SlimError, match=words):
+        slim.Runtimes(**settings)
 
 
 def test_budgets_that_do_not_go_together() -> None:

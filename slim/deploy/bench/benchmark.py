@@ -34,7 +34,7 @@ def benchmark(
     example_inputs: Any = None,
     *,
     batch_sizes: Sequence[int] = BATCH_SIZES,
-    threads: int = 0,
+    threads: int | Sequence[int] = 0,
     provider: str = "auto",
     runs: int = 50,
     warmup: int = 10,
@@ -51,11 +51,11 @@ def benchmark(
 
     A speed-up is given where a network takes images of the same shape as the first; the report's `notes` say where not.
 
-    threads: 0 for all cores; provider: as in slim.OnnxModel; batch_sizes: images in one call; where they are the
-    default and ONNX files have a fixed batch size, those sizes instead; image_size: pixels, for ONNX files of other
-    makers that leave height and width open (refused where a file takes another size); memory: also measure the peak
-    memory of each in a process of its own (about a second for each); profile: how many of each ONNX file's slowest
-    nodes the table shows (0: no profile).
+    threads: 0 for all cores; several are measured one after the other (a `Runner` once); provider: as in
+    slim.OnnxModel; batch_sizes: images in one call; where they are the default and ONNX files have a fixed batch size,
+    those sizes instead; image_size: pixels, for ONNX files of other makers that leave height and width open (refused
+    where a file takes another size); memory: also measure the peak memory of each in a process of its own (about a
+    second for each); profile: how many of each ONNX file's slowest nodes the table shows (0: no profile).
 
     Raises SlimError for a missing or broken file, an absent provider, a setting out of range, an input whose shape
     the file leaves open beyond that, and a network that doesn't run on such a batch or image.
@@ -63,18 +63,23 @@ def benchmark(
         print(slim.benchmark({"base": "base.onnx", "thin": "thin.onnx"}, batch_sizes=[1, 8]))
     """
     _check_settings(models, batch_sizes, {"runs": (runs, 1), "warmup": (warmup, 0), "profile": (profile, 0)})
-    runners = {
-        name: _runner(name, model, example_inputs, provider, threads, image_size) for name, model in models.items()
-    }
-    _check_image_size(runners, image_size)
-    taken = _batch_sizes(runners, batch_sizes)
-    times, busiest = _times(runners, taken, Rounds(runs), warmup)
-    peaks = {name: peak_memory(runner, taken[name]) if memory else {} for name, runner in runners.items()}
-    rows = _rows(runners, times, peaks)
+    settings = [threads] if isinstance(threads, int) else list(dict.fromkeys(threads))
+    rows: list[BenchRow] = []
+    busiest = 0.0
+    for number in reversed(settings):  # the first comes last: what follows is about its runners
+        own = models if number == settings[0] else {n: model for n, model in models.items() if not _is_runner(model)}
+        runners = {n: _runner(n, model, example_inputs, provider, number, image_size) for n, model in own.items()}
+        _check_image_size(runners, image_size)
+        taken = _batch_sizes(runners, batch_sizes) if runners else {}
+        times, others = _times(runners, taken, Rounds(runs), warmup)
+        busiest = max(busiest, others)
+        measures = memory and number == settings[0]
+        peaks = {name: peak_memory(runner, taken[name]) for name, runner in runners.items()} if measures else {}
+        rows = _rows(runners, times, peaks, number) + rows
     return BenchReport(
         rows,
         provider=", ".join(dict.fromkeys(runner.provider for runner in runners.values())),
-        threads=threads,
+        threads=list(dict.fromkeys(row.threads for row in rows)),
         runs=runs,
         warmup=warmup,
         machine=machine(),
@@ -101,14 +106,18 @@ def _times(
 
 
 def _rows(
-    runners: Mapping[str, Runner], times: Mapping[int, Mapping[str, Times]], peaks: Mapping[str, Mapping[int, int]]
+    runners: Mapping[str, Runner],
+    times: Mapping[int, Mapping[str, Times]],
+    peaks: Mapping[str, Mapping[int, int]],
+    threads: int,
 ) -> list[BenchRow]:
     sizes = {name: runner.file_size for name, runner in runners.items()}
-    first, alike = _like_the_first(runners)
+    first, alike = _like_the_first(runners) if runners else ("", [])
     rows: list[BenchRow] = []
     for batch_size, each in times.items():
         compared = alike if first in each else []
-        rows += rows_of(batch_size, each, {name: peak.get(batch_size) for name, peak in peaks.items()}, sizes, compared)
+        memory = {name: peak.get(batch_size) for name, peak in peaks.items()}
+        rows += rows_of(batch_size, threads, each, memory, sizes, compared)
     return rows
 
 
@@ -127,7 +136,7 @@ def _check_settings(
 def _runner(name: str, model: Any, example_inputs: Any, provider: str, threads: int, image_size: int | None) -> Runner:
     if isinstance(model, (str, Path)):
         return FileRunner(name, model, target_of(model, provider, threads), image_size)
-    if hasattr(model, "prepare"):
+    if _is_runner(model):
         runner: Runner = model
         return runner
     from slim.deploy.bench.modules import TorchRunner  # imports torch
@@ -135,6 +144,10 @@ def _runner(name: str, model: Any, example_inputs: Any, provider: str, threads: 
     if not hasattr(example_inputs, "shape"):
         raise SlimError(f"{name!r} is a module: expected example_inputs, images [N, C, H, W] as it takes them")
     return TorchRunner(model, tuple(example_inputs.shape[1:]), provider=provider, threads=threads)
+
+
+def _is_runner(model: Any) -> bool:
+    return hasattr(model, "prepare")
 
 
 def _check_image_size(runners: Mapping[str, Runner], image_size: int | None) -> None:

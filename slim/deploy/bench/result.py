@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich import box
 from rich.table import Table
 
-from slim.deploy.bench.rows import BenchRow
+from slim.deploy.bench.rows import BenchRow, threads_in_words
 from slim.deploy.target import NodeTime
 from slim.extras import named_if_missing
 from slim.files import replacing
@@ -24,7 +24,7 @@ class BenchReport:
 
     rows: list[BenchRow]  # by batch size, then in the order of the networks
     provider: str
-    threads: int  # 0: all cores
+    threads: list[int]  # each of them was measured; 0: all cores
     runs: int
     warmup: int
     machine: str
@@ -36,8 +36,8 @@ class BenchReport:
     cautions: list[str] = field(default_factory=list)  # a busy machine, wide intervals
 
     def row(self, model: str, batch_size: int) -> BenchRow:
-        """Return the row of one network at one batch size."""
-        return {(row.model, row.batch_size): row for row in self.rows}[model, batch_size]
+        """Return the row of one network at one batch size, with the first number of threads."""
+        return next(row for row in self.rows if (row.model, row.batch_size) == (model, batch_size))
 
     def to_dict(self) -> dict[str, Any]:
         """Return all of it in plain lists, strings and numbers, as JSON takes them."""
@@ -59,12 +59,14 @@ class BenchReport:
         return Path(path)
 
     def figure(self) -> "Figure":
-        """Return a Plotly figure: the distribution of times of each network, a panel for each batch size."""
+        """Return a Plotly figure: the distribution of times of each network, a panel for each batch size and number of
+        threads."""
         with named_if_missing():
             from plotly.subplots import make_subplots
 
-        sizes = list(dict.fromkeys(row.batch_size for row in self.rows))
-        titles = [f"batch of {size}" for size in sizes]
+        sizes = list(dict.fromkeys((row.batch_size, row.threads) for row in self.rows))
+        several = len(self.threads) > 1
+        titles = [f"batch of {size}" + f", {threads_in_words(threads)}" * several for size, threads in sizes]
         figure = make_subplots(rows=1, cols=len(sizes), subplot_titles=titles, shared_yaxes=True)
         models = list(dict.fromkeys(row.model for row in self.rows))
         for row in self.rows:
@@ -72,7 +74,7 @@ class BenchReport:
             figure.add_box(
                 x=row.samples_ms, name=name, boxpoints="all", pointpos=0, jitter=0.6, marker_size=3, opacity=0.8,
                 marker_color=COLOURS[models.index(row.model) % len(COLOURS)], showlegend=False,
-                row=1, col=sizes.index(row.batch_size) + 1,
+                row=1, col=sizes.index((row.batch_size, row.threads)) + 1,
             )  # fmt: skip
         figure.update_xaxes(title_text="ms per batch", rangemode="tozero")
         figure.update_yaxes(autorange="reversed")  # the first file on top
@@ -104,7 +106,9 @@ class BenchReport:
             padding=0,
         )
         table.add_column("model", min_width=max(len(row.model) for row in self.rows), no_wrap=True)
-        headings = ("batch", "median", "p10", "p90", "p99", "images/s", "memory", "file", "speed-up", "95 %")
+        several = len(self.threads) > 1
+        setting = (*("threads",) * several, "batch")
+        headings = (*setting, "median", "p10", "p90", "p99", "images/s", "memory", "file", "speed-up", "95 %")
         for heading in headings:
             table.add_column(heading, justify="right", no_wrap=True)
         for row in self.rows:
@@ -119,7 +123,8 @@ class BenchReport:
                     f"{mark}{row.speedup:.2f}×",
                     "" if first else f"{row.speedup_low:.2f}–{row.speedup_high:.2f}",
                 ]
-            table.add_row(row.model, str(row.batch_size), *times, f"{row.throughput:,.0f}", *sizes, *speedup)
+            threads = [str(row.threads or "all")] * several
+            table.add_row(row.model, *threads, str(row.batch_size), *times, f"{row.throughput:,.0f}", *sizes, *speedup)
         return table
 
     def profile_table(self) -> Table:
@@ -147,7 +152,7 @@ class BenchReport:
         return f"onnxruntime {self.onnxruntime}" + (f", torch {self.torch}" if self.torch else "")
 
     def _conditions(self) -> str:
-        threads = "all threads" if self.threads == 0 else f"{self.threads} thread{'s' * (self.threads > 1)}"
+        threads = " and ".join(map(threads_in_words, self.threads))
         return f"{self.provider}, {threads}, {self.runs} runs in turn after {self.warmup} to warm up"
 
 

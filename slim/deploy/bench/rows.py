@@ -27,7 +27,13 @@ class BenchRow:
     speedup_high: float | None
     memory: int | None = None  # peak, bytes; None: not measured
     file_size: int | None = None  # bytes
+    threads: int = 0  # 0: all cores
     samples_ms: list[float] = field(default_factory=list)  # the times themselves in their order, at most 200 of them
+
+    @property
+    def setting(self) -> str:
+        """Batch size and threads, such as "batch 1, 2 threads"."""
+        return f"batch {self.batch_size}, {threads_in_words(self.threads)}"
 
     @property
     def differs(self) -> bool:
@@ -35,6 +41,11 @@ class BenchRow:
         if self.speedup_low is None or self.speedup_high is None:
             return False
         return not self.speedup_low <= 1 <= self.speedup_high
+
+
+def threads_in_words(threads: int) -> str:
+    """Return such as "2 threads"; "all threads" for 0."""
+    return f"{threads or 'all'} thread{'s' * (threads != 1)}"
 
 
 def cautions(rows: Sequence[BenchRow], other_work: float) -> list[str]:
@@ -45,19 +56,21 @@ def cautions(rows: Sequence[BenchRow], other_work: float) -> list[str]:
         found.append(f"busy machine: other processes took {other_work:.0%} of its cores meanwhile")
     wide = [row for row in rows if row.speedup_low and row.speedup_high and row.speedup_high > WIDE * row.speedup_low]
     if wide:
-        named = ", ".join(f"{row.model} at batch {row.batch_size}" for row in wide)
+        named = ", ".join(f"{row.model} at {row.setting}" for row in wide)
         found.append(f"wide intervals, so little is known of the speed-up of {named}: measure again, with more runs")
     return found
 
 
 def rows_of(
     batch_size: int,
+    threads: int,
     times: Mapping[str, Times],
     peaks: Mapping[str, int | None],
     file_sizes: Mapping[str, int | None],
     compared: Collection[str],
 ) -> list[BenchRow]:
-    """Return the rows of one batch size. `compared` names those that get a speed-up, over the first of `times`."""
+    """Return the rows of one batch size and number of threads. `compared` names those that get a speed-up, over the
+    first of `times`."""
     first = next(iter(times.values()))
     rows = []
     for name, each in times.items():
@@ -70,6 +83,7 @@ def rows_of(
             BenchRow(
                 model=name,
                 batch_size=batch_size,
+                threads=threads,
                 median_ms=median,
                 p10_ms=p10,
                 p90_ms=p90,

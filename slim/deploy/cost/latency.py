@@ -10,8 +10,8 @@ from torch import nn
 
 from slim.deploy.cost import network
 from slim.deploy.cost.correction import ATTEMPTS, TOLERANCE, Attempt, correct
-from slim.deploy.cost.model import LatencyModel
-from slim.deploy.cost.runtime import Runtime
+from slim.deploy.cost.model import LatencyModel, SharedModel
+from slim.deploy.cost.runtime import Runtime, Runtimes
 from slim.deploy.progress import progress
 from slim.errors import SlimError
 from slim.prune.budgets import BoundBudget, Budget, Cost, Costs, Plans
@@ -22,7 +22,8 @@ from slim.prune.plan import PruningPlan
 class Latency(Budget):
     """A budget of time: `Latency(0.5)`, a share of the original's latency, or `Latency("4.0ms")`, that of one call.
 
-    `runtime`: where it is measured (default: the best provider of onnxruntime, all cores, batch 1). Channels go by the
+    `runtime`: where it is measured (default: the best provider of onnxruntime, all cores, batch 1); with
+    `slim.Runtimes`, the budget holds for the worst of several settings, or for their mean. Channels go by the
     importance that is lost for the time saved, in whole steps of what numbers of channels cost there; the thin network
     is exported, measured against the original, and the plan corrected until it meets the budget within 3 %.
 
@@ -30,7 +31,7 @@ class Latency(Budget):
     """
 
     asked: float | str  # type: ignore[assignment]
-    runtime: Runtime = field(default_factory=Runtime)
+    runtime: Runtime | Runtimes = field(default_factory=Runtime)
     name = "latency"
 
     def __post_init__(self) -> None:
@@ -51,9 +52,9 @@ class Latency(Budget):
     def meet(self, planner: Plans) -> PruningPlan:
         if planner.after:
             raise SlimError("latency can't be planned after other plans: expected ratio, Channels, Flops or Params")
-        if planner.rules.round_to != 1:
+        if planner.rules.round_to not in (None, 1):
             raise SlimError(
-                f"round_to {planner.rules.round_to!r}: expected 1 with a latency, which chooses sizes by their cost"
+                f"round_to {planner.rules.round_to!r}: expected none with a latency, which chooses sizes by their cost"
             )
         correction = Correction(planner.model, planner.example_inputs, self)
         planner.cost_model = model = self.runtime.cost_model(planner.traced)
@@ -70,7 +71,7 @@ class Latency(Budget):
 class Predicted(Budget):
     """A share of the original's latency, as a cost model predicts it."""
 
-    model: LatencyModel
+    model: LatencyModel | SharedModel
     name = "latency"
 
     def cost(self, costs: Costs) -> Cost:
@@ -91,7 +92,9 @@ class Correction:
         self.requested = budget.requested
         self.kind, self.asked = next(iter(self.requested.items()))
         self.original = network.Network(model, example_inputs, self.runtime)
-        self.first = network.share_of(network.in_turn([self.original]))  # ms
+        settings = range(len(self.runtime.each))
+        self.firsts = [network.share_of(network.in_turn([self.original], setting)) for setting in settings]  # ms
+        self.first = self.runtime.taken(self.firsts)
         if self.kind == "latency_ms" and self.asked >= self.first:
             raise SlimError(
                 f"latency {self.asked:.8g}ms: the network takes {self.first:.4g} ms as it is ({self.runtime}): "
@@ -105,15 +108,15 @@ class Correction:
         milliseconds is the share that it is of the original's time when that was first measured, since a busy machine
         has no speed that lasts. The network that the plan makes is checked in onnxruntime.
         """
-        shares: dict[str, float] = {}  # digest of a plan -> what was measured
+        shares: dict[str, list[float]] = {}  # digest of a plan -> what was measured in each setting
         latest: dict[str, network.Network] = {}  # the last one measured, which is nearly always the one that is kept
 
         def measured(plan: PruningPlan) -> float:
             latest.clear()
             latest[plan.digest] = thin = self._network(plan)
-            shares[plan.digest] = network.share_of(network.in_turn([self.original, thin]))
+            shares[plan.digest] = network.shares_of(self.original, thin)
             advance(1)
-            return shares[plan.digest]
+            return self._share(shares[plan.digest])
 
         def predicted(share: float) -> tuple[PruningPlan, float]:
             plan = planned(min(share, 1.0))
@@ -129,11 +132,21 @@ class Correction:
     def _network(self, plan: PruningPlan) -> network.Network:
         return network.Network(plan.apply(self.model), self.example_inputs, self.runtime)
 
-    def _told(self, best: Attempt[PruningPlan], share: float) -> PruningPlan:
+    def _share(self, shares: list[float]) -> float:
+        """Return the share of the original's time in all settings, given that in each."""
+        if self.kind == "latency":
+            return self.runtime.taken(shares)
+        return self.runtime.taken([share * first for share, first in zip(shares, self.firsts)]) / self.first
+
+    def _told(self, best: Attempt[PruningPlan], shares: list[float]) -> PruningPlan:
         """Return the plan with what was measured in place of what was predicted."""
-        plan, predicted, ms = best.plan, best.plan.achieved["latency"], share * self.first
-        next_step = plan.timing["next_step"] / predicted * best.took
-        plan.timing = {"runtime": str(self.runtime), "original_ms": self.first, "ms": ms, "share": share}
+        plan, predicted, share = best.plan, best.plan.achieved["latency"], self._share(shares)
+        next_step, ms = plan.timing["next_step"] / predicted * best.took, share * self.first
+        settings = [
+            {"runtime": str(each), "original_ms": first, "ms": part * first, "share": part}
+            for each, first, part in zip(self.runtime.each, self.firsts, shares)
+        ]
+        plan.timing = settings[0] if len(settings) == 1 else {"settings": settings, "share": share}
         plan.timing["predicted_share"] = predicted
         if best.took < 1 - TOLERANCE:
             plan.timing |= {"unused": 1 - best.took, "next_step": next_step}
@@ -142,7 +155,7 @@ class Correction:
             f"asked for {self.kind} {self.asked:g}, measured {plan.achieved[self.kind]:.4g}: floors, coupled channels "
             "and steps allow no less"
         )
-        plan.shortfall = missed if best.took > 1 + TOLERANCE else ""
+        plan.shortfall, plan.rounding = missed if best.took > 1 + TOLERANCE else "", ""
         return plan
 
 

@@ -10,7 +10,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,20 +19,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slim.deploy.cost.operators import Operator, operators
-from slim.deploy.cost.staircase import Surface, levels, quantum
+from slim.deploy.cost.staircase import Surface, Total, levels, mean_surface, quantum
 from slim.deploy.progress import progress
 from slim.deploy.target import Kernel, SizedKernel, Target
 from slim.errors import SlimError
 from slim.files import read_text, replacing
+from slim.prune.groups import Vectors
 from slim.prune.knapsack import CostPart
 from slim.trace.tracer import Trace
 
-# Where steps are looked for: a count of 33 to 97 channels on one side, 64 on the other, on a small image
+# Where steps are looked for: a count of 33 to 97 channels on one side, 64 on the other, on a small image. Kind of
+# operator and side -> kernel, reads, makes; 0 stands for the count that varies
 PROBED = range(33, 98)
 OTHER = 64
-SPACE = 14
+SHAPE, WINDOW = (1, 14, 14), ((3, 3), (1, 1), (1, 1), (1, 1))
+LINES = {
+    ("conv", 0): (Kernel("conv", SHAPE, WINDOW), 0, OTHER),
+    ("conv", 1): (Kernel("conv", SHAPE, WINDOW), OTHER, 0),
+    ("depthwise", 1): (Kernel("depthwise", SHAPE, WINDOW), 0, 0),
+}
 
 SECONDS = 20.0  # of measuring for one network, about
+LONG = 0.1  # ms of an operator on an image, from which on a batch takes as many times as long as it has images
 STEPS = (4, 2, 1)  # of the grids: every fourth count of each side, every second, all
 
 
@@ -51,38 +59,90 @@ class LatencyModel:
         for operator, surface in zip(self.operators, self.surfaces):
             yield CostPart(operator.reads, operator.makes, surface.widths, surface, operator.kernel.flops)
 
+    def __post_init__(self) -> None:
+        sides = [size for operator in self.operators for size in (operator.reads, operator.makes)]
+        self._follows = np.array([not isinstance(size, int) for size in sides], bool)
+        self._counts = np.array([size if isinstance(size, int) else 0 for size in sides])
+        self._labels = Vectors([size for size in sides if not isinstance(size, int)])
+        self._total = Total(self.surfaces)
+
     def of(self, kept: NDArray[np.bool_]) -> float:
         """Return the milliseconds where `kept` says of every label of the trace whether it stays."""
-        pairs = zip(self.operators, self.surfaces)
-        return float(sum(surface(*operator.counts(kept)) for operator, surface in pairs))
+        counts = self._counts.copy()
+        counts[self._follows] = self._labels.count(kept)
+        return self._total(counts[::2], counts[1::2])
 
 
-def latency_model(traced: Trace, target: Target, batch_size: int = 1) -> LatencyModel:
+@dataclass
+class SharedModel:
+    """Shares of the unpruned network's time, for the same traced model in several settings.
+
+    `taken` says what it takes in all of them, given its share in each; parts add up to the mean by `weights`.
+    """
+
+    models: Sequence[LatencyModel]
+    weights: Sequence[float]
+    taken: Callable[[Sequence[float]], float]
+    labels: int  # of the trace
+
+    def __post_init__(self) -> None:
+        self.whole = [model.of(np.ones(self.labels, bool)) for model in self.models]
+
+    def parts(self) -> Iterator[CostPart]:
+        """Yield what each operator costs: the weighted mean of its shares of the time."""
+        factors = [weight / whole for weight, whole in zip(self.weights, self.whole)]
+        surfaces = [mean_surface(each, factors) for each in zip(*(model.surfaces for model in self.models))]
+        yield from LatencyModel(self.models[0].operators, surfaces).parts()
+
+    def of(self, kept: NDArray[np.bool_]) -> float:
+        """Return the share where `kept` says of every label of the trace whether it stays."""
+        return self.taken([model.of(kept) / whole for model, whole in zip(self.models, self.whole)])
+
+
+def latency_model(traced: Trace, target: Target, batch_size: int = 1, seconds: float = SECONDS) -> LatencyModel:
     """Return the cost model of a traced model on a target, for batches of `batch_size`.
 
-    What isn't in the cache is measured, for about 20 s at most: on the coarsest grid first, then on finer ones as far
-    as time allows, with a progress bar where it takes longer than 2 s.
+    What isn't in the cache is measured, for about `seconds` at most: on the coarsest grid first, then on finer ones as
+    far as time allows, with a progress bar where it takes longer than 2 s. An operator that takes 0.1 ms or more on the
+    smallest batch is measured on that, and its time taken to grow with the batch.
     """
-    found = operators(traced, batch_size)
     table = TimeTable(target)
-    table.measure(_probes(batch_size))
-    widths = _widths(table, batch_size)
-    whole = {_key(operator): _grid(operator, widths) for operator in found}
-    deadline = time.monotonic() + SECONDS
+    table.measure(_probes())
+    widths = _widths(table)
+    found = operators(traced, batch_size)
+    measured = _as_measured(found, traced, table)
+    whole = {_key(operator): _grid(operator, widths) for operator in measured}
+    deadline = time.monotonic() + seconds
     grids: dict[Any, Grid] = {}
     for step in STEPS:
         finer = {key: grid.every(step) for key, grid in whole.items()}
-        points = [(operator.kernel, *point) for operator in found for point in _points(finer[_key(operator)])]
+        points = [(operator.kernel, *point) for operator in measured for point in _points(finer[_key(operator)])]
         if grids and table.seconds_for(points) > deadline - time.monotonic():
             break
         table.measure(points)
         grids = finer
     surfaces = []
-    for operator in found:
-        grid = grids[_key(operator)]
-        times = [[table[operator.kernel, *point] for point in row] for row in _rows(grid)]
-        surfaces.append(Surface(grid.reads, grid.makes, np.array(times), grid.widths))
+    for operator, sample in zip(found, measured):
+        grid, batches = grids[_key(sample)], operator.kernel.shape[0] / sample.kernel.shape[0]
+        times = [[table[sample.kernel, *point] for point in row] for row in _rows(grid)]
+        surfaces.append(Surface(grid.reads, grid.makes, batches * np.array(times), grid.widths))
     return LatencyModel(found, surfaces)
+
+
+def _as_measured(found: list[Operator], traced: Trace, table: "TimeTable") -> list[Operator]:
+    """Return the operators for one image in place of those that take long with that."""
+    single = operators(traced, 1)
+    if [one.kernel for one in single] == [operator.kernel for operator in found]:
+        return found
+    whole = [(one.kernel, *_full(one)) for one in single]
+    table.measure(whole)
+    return [one if table[sized] >= LONG else operator for one, operator, sized in zip(single, found, whole)]
+
+
+def _full(operator: Operator) -> tuple[int, int]:
+    """The channels that an operator reads and makes where none are pruned."""
+    reads, makes = (size if isinstance(size, int) else len(size) for size in (operator.reads, operator.makes))
+    return (reads if operator.kernel.mixes else makes), makes
 
 
 @dataclass
@@ -101,9 +161,7 @@ class Grid:
 
 
 def _key(operator: Operator) -> tuple[Kernel, int, int, bool, bool]:
-    reads, makes = operator.reads, operator.makes
-    full = [size if isinstance(size, int) else len(size) for size in (reads, makes)]
-    return operator.kernel, full[0], full[1], isinstance(reads, int), isinstance(makes, int)
+    return operator.kernel, *_full(operator), isinstance(operator.reads, int), isinstance(operator.makes, int)
 
 
 def _grid(operator: Operator, widths: dict[str, tuple[int, int]]) -> Grid:
@@ -134,25 +192,17 @@ def _points(grid: Grid) -> Iterator[tuple[int, int]]:
         yield from row
 
 
-def _probes(batch_size: int) -> Iterator[SizedKernel]:
-    for kernel, reads, makes in _lines(batch_size).values():
+def _probes() -> Iterator[SizedKernel]:
+    for kernel, reads, makes in LINES.values():
         for count in PROBED:
             yield kernel, reads or count, makes or count
 
 
-def _lines(batch_size: int) -> dict[tuple[str, int], tuple[Kernel, int, int]]:
-    """What is measured to find steps: kind and axis -> kernel, reads, makes; 0 stands for the count that varies."""
-    shape = (batch_size, SPACE, SPACE)
-    window = ((3, 3), (1, 1), (1, 1), (1, 1))
-    dense, by_channel = Kernel("conv", shape, window), Kernel("depthwise", shape, window)
-    return {("conv", 0): (dense, 0, OTHER), ("conv", 1): (dense, OTHER, 0), ("depthwise", 1): (by_channel, 0, 0)}
-
-
-def _widths(table: "TimeTable", batch_size: int) -> dict[str, tuple[int, int]]:
+def _widths(table: "TimeTable") -> dict[str, tuple[int, int]]:
     """The widths of the steps in which each kind of kernel climbs, in channels read and made."""
     found = {
         place: quantum(PROBED, [table[kernel, reads or count, makes or count] for count in PROBED])
-        for place, (kernel, reads, makes) in _lines(batch_size).items()
+        for place, (kernel, reads, makes) in LINES.items()
     }
     dense = found["conv", 0], found["conv", 1]
     depthwise = found["depthwise", 1]

@@ -1,9 +1,11 @@
 """Whole networks in their runtime: exported, and timed side by side."""
 
 import math
+import shutil
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 from typing import Any
 
 import numpy as np
@@ -13,44 +15,37 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from slim.deploy.cost.correction import TOLERANCE
-from slim.deploy.cost.runtime import Runtime
+from slim.deploy.cost.runtime import Runtime, Runtimes
 from slim.deploy.timing import Rounds, Times, median_precision, time_in_turn
 
-ROUNDS = 15  # at least
+ROUNDS = 7  # at least; the median of fewer has no 95 % interval within their range
 SECONDS = (1.0, 12.0)  # at least; at most, where the machine is too busy to tell sooner
 PRECISION = TOLERANCE / 3  # of the share that is measured: half of its 95 % interval
 
 
 class Network:
-    """A network as its target writes it, opened there, with a batch to run.
+    """A network as its target writes it, opened there in each setting, with a batch to run in each.
 
     Whether the file computes what the network does is left to `check`: a plan in between need only be timed.
     """
 
-    def __init__(self, model: nn.Module, example_inputs: Any, runtime: Runtime) -> None:
-        self.model, self.example_inputs, self.target = model, example_inputs, runtime.target
-        with TemporaryDirectory() as folder:
-            path = self._path(folder)
-            self.target.export(model, example_inputs, path)
-            self.content = path.read_bytes()
-            opened = self.target.open(path)
-        tensors = (leaf for leaf in tree_leaves(example_inputs) if isinstance(leaf, Tensor))
-        self.run = opened.timed_call(
-            {
-                entry.name: _batch(tensor, runtime.batch_size)
-                for entry, tensor in zip(opened.inputs, tensors, strict=True)
-            }
-        )
+    def __init__(self, model: nn.Module, example_inputs: Any, runtime: Runtime | Runtimes) -> None:
+        self.model, self.example_inputs, self.target = model, example_inputs, runtime.each[0].target
+        folder = mkdtemp()  # for as long as the network, whose nodes may still be looked at
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        self.path = Path(folder, f"network{self.target.suffix}")
+        self.target.export(model, example_inputs, self.path)
+        self.opened = [each.target.open(self.path) for each in runtime.each]
+        tensors = [leaf for leaf in tree_leaves(example_inputs) if isinstance(leaf, Tensor)]
+        self.feeds = [
+            {entry.name: _batch(tensor, each.batch_size) for entry, tensor in zip(opened.inputs, tensors, strict=True)}
+            for each, opened in zip(runtime.each, self.opened)
+        ]
+        self.runs = [opened.timed_call(feed) for opened, feed in zip(self.opened, self.feeds)]
 
     def check(self) -> None:
         """Raise SlimError where the file differs from the network."""
-        with TemporaryDirectory() as folder:
-            path = self._path(folder)
-            path.write_bytes(self.content)
-            self.target.check(path, self.model, self.example_inputs)
-
-    def _path(self, folder: str) -> Path:
-        return Path(folder, f"network{self.target.suffix}")
+        self.target.check(self.path, self.model, self.example_inputs)
 
 
 def _batch(tensor: Tensor, size: int) -> NDArray[Any]:
@@ -58,12 +53,12 @@ def _batch(tensor: Tensor, size: int) -> NDArray[Any]:
     return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
 
 
-def in_turn(networks: Sequence[Network]) -> NDArray[np.float64]:
-    """Return the milliseconds of calls in turn, after a warm-up: an array [rounds, networks].
+def in_turn(networks: Sequence[Network], setting: int = 0) -> NDArray[np.float64]:
+    """Return the milliseconds of calls in turn in one setting, after a warm-up: an array [rounds, networks].
 
     Goes on until the share that `share_of` gives is known well enough, or patience ends.
     """
-    calls = {str(index): network.run for index, network in enumerate(networks)}
+    calls = {str(index): network.runs[setting] for index, network in enumerate(networks)}
     times = time_in_turn(calls, Rounds(ROUNDS, math.inf, SECONDS[1], _is_known))
     return np.stack(list(times.values()), axis=1)
 
@@ -77,6 +72,11 @@ def share_of(times: NDArray[np.float64]) -> float:
     """Return what the last network takes of the time of the first: the median over rounds, as a machine that is busy
     for a while slows down both calls of a round. With a single network, its median time."""
     return float(np.median(_shares(times)))
+
+
+def shares_of(original: Network, thin: Network) -> list[float]:
+    """Return in each setting the share of the original's time that the thin network takes."""
+    return [share_of(in_turn([original, thin], setting)) for setting in range(len(thin.runs))]
 
 
 def _shares(times: NDArray[np.float64]) -> NDArray[np.float64]:

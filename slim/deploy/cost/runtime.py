@@ -1,12 +1,17 @@
-"""Where a network is to run: a target, and the size of a batch."""
+"""Where a network is to run: a target and the size of a batch, or several of them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
-from slim.deploy.cost.model import LatencyModel, latency_model
+from slim.deploy.cost.model import SECONDS, LatencyModel, SharedModel, latency_model
 from slim.deploy.target import Target
 from slim.errors import SlimError
 from slim.extras import named_if_missing
+from slim.prune.rules import checked_number
 from slim.trace.tracer import Trace
+
+Holds = Literal["worst", "mean"]
 
 
 def _default_target() -> Target:
@@ -37,9 +42,72 @@ class Runtime:
         if isinstance(self.batch_size, bool) or not isinstance(self.batch_size, int) or self.batch_size < 1:
             raise SlimError(f"batch_size {self.batch_size!r}: expected a whole number, 1 or more")
 
+    @property
+    def each(self) -> "tuple[Runtime, ...]":
+        """The settings in which networks run: this one."""
+        return (self,)
+
+    def taken(self, parts: Sequence[float]) -> float:
+        """Return what a network takes in all settings, given what it takes in each."""
+        return parts[0]
+
     def cost_model(self, traced: Trace) -> LatencyModel:
         """Return what a traced network costs here, measured where it isn't known from an earlier time."""
         return latency_model(traced, self.target, self.batch_size)
 
     def __str__(self) -> str:
         return f"{self.target}, batch {self.batch_size}"
+
+
+@dataclass(frozen=True)
+class Runtimes:
+    """Several settings in which a network is to run, such as batches of 1 and 32, on one thread and on all.
+
+    `each`: the settings, whose targets read the same kind of file. `holds`: whether a budget of latency holds for the
+    "worst" of them (default) or for the weighted "mean". `weights`: one for each, above 0 (default: all alike).
+    Channels go by the weighted mean of what they take of the unpruned network's time.
+
+    Raises SlimError where there are no settings, their files differ, or weights aren't one number above 0 for each.
+
+        one, all_cores = slim.OnnxRuntime("cpu", threads=1), slim.OnnxRuntime("cpu")
+        slim.plan(model, x, slim.Flops(0.5), round_to=slim.Runtimes([slim.Runtime(one), slim.Runtime(all_cores, 32)]))
+    """
+
+    each: Sequence[Runtime]
+    holds: Holds = "worst"
+    weights: Sequence[float] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.each or not all(isinstance(one, Runtime) for one in self.each):
+            raise SlimError(f"runtimes {list(self.each)!r}: expected one slim.Runtime or more")
+        if len(kinds := {one.target.suffix for one in self.each}) > 1:
+            raise SlimError(f"runtimes read files of several kinds, {', '.join(sorted(kinds))}: expected one kind")
+        if self.holds not in get_args(Holds):
+            raise SlimError(f"holds {self.holds!r}: expected one of {', '.join(get_args(Holds))}")
+        given = self.weights
+        if given is not None and (len(given) != len(self.each) or min(checked_number("weight", w) for w in given) <= 0):
+            raise SlimError(f"weights {list(given)!r}: expected {len(self.each)} numbers above 0, one for each runtime")
+
+    @property
+    def shares(self) -> list[float]:
+        """The weights, which add up to 1."""
+        weights = self.weights or [1.0] * len(self.each)
+        return [weight / sum(weights) for weight in weights]
+
+    def taken(self, parts: Sequence[float]) -> float:
+        """Return what a network takes in all settings, given what it takes in each."""
+        if self.holds == "worst":
+            return max(parts)
+        return sum(share * part for share, part in zip(self.shares, parts))
+
+    def cost_model(self, traced: Trace) -> SharedModel:
+        """Return what a traced network costs, as a share of the unpruned one; measured as for one runtime, in the time
+        of one."""
+        seconds = SECONDS / len(self.each)
+        models = [latency_model(traced, one.target, one.batch_size, seconds) for one in self.each]
+        return SharedModel(models, self.shares, self.taken, len(traced.classes))
+
+    def __str__(self) -> str:
+        targets = dict.fromkeys(str(one.target) for one in self.each)
+        batches = dict.fromkeys(one.batch_size for one in self.each)
+        return f"{' and '.join(targets)}, batch {' and '.join(map(str, batches))}"

@@ -52,11 +52,16 @@ def spread(share: float, images: int) -> float:
     return float(1.96 * (middle * (1 - middle) / (images + 4)) ** 0.5)
 
 
+def same_setting(row: Record, other: Record) -> bool:
+    """Return whether two rows of a benchmark are of the same batch size and number of threads."""
+    return all(row.get(key) == other.get(key) for key in ("batch_size", "threads"))
+
+
 def deployment(run: RunRecords) -> Deployment | None:
     """Return which of a run's ONNX files to deploy where it was measured; None before there are any."""
     if "onnx" not in run.stages:
         return None
-    first = [row for row in run.bench.get("rows") or [] if row["batch_size"] == run.bench["rows"][0]["batch_size"]]
+    first = [row for row in run.bench.get("rows") or [] if same_setting(row, run.bench["rows"][0])]
     rows = {row["model"]: row for row in first if row.get("speedup_low") is not None}
     plain, int8 = rows.get("onnx"), rows.get("int8")
     if plain and int8 and int8["speedup_low"] > max(1.0, plain["speedup_high"]):

@@ -88,5 +88,6 @@ def conditions(bench: dict[str, Any], runtime: str = "onnxruntime") -> str:
     if not bench.get("rows"):
         return ""
     provider = str(bench.get("provider", "")).removesuffix("ExecutionProvider")
-    threads = f"{bench['threads']} threads" if bench.get("threads") else "all cores"
+    first = bench["rows"][0].get("threads", bench.get("threads", 0))
+    threads = f"{first} thread{'s' * (first != 1)}" if first else "all cores"
     return f"{runtime}, {provider}, {threads}, batch {bench['rows'][0]['batch_size']}, median"

@@ -1,11 +1,12 @@
 """What settings ask `slim.plan` for: the only place where their words become budgets, scores and runtimes."""
 
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
 from slim.deploy.cost.latency import Latency
-from slim.deploy.cost.runtime import Runtime
+from slim.deploy.cost.runtime import Runtime, Runtimes
 from slim.deploy.target import Batch
 from slim.errors import SlimError
 from slim.prune.budgets import Budget, Flops, Params, Ratio
@@ -34,10 +35,10 @@ def check(settings: RunConfig) -> None:
 
 
 def budget(settings: RunConfig) -> Budget:
-    """Return the budget that the settings name. Latency is that of the benchmark's first batch size."""
+    """Return the budget that the settings name."""
     prune = settings.prune
     if prune.latency is not None:
-        return Latency(prune.latency, runtime(settings))
+        return Latency(prune.latency, latency_runtime(settings))
     if prune.flops is not None:
         return Flops(prune.flops)
     if prune.params is not None:
@@ -48,7 +49,7 @@ def budget(settings: RunConfig) -> Budget:
 def rules(settings: RunConfig, images: Tensor | None = None, *, pressed: bool = True) -> dict[str, Any]:
     """Return the keywords of `slim.plan` apart from the budget."""
     prune = settings.prune
-    round_to: int | Runtime = 1 if prune.round_to == "auto" else prune.round_to
+    round_to: int | Runtime | Runtimes = 1 if prune.round_to == "auto" else prune.round_to
     if prune.round_to == "auto" and prune.latency is None:
         round_to = runtime(settings)
     return {
@@ -92,9 +93,22 @@ def score(prune: PruneConfig, seed: int = 0, images: Tensor | None = None, *, pr
     return Gamma(name)  # type: ignore[arg-type]  # one of the settings' choices
 
 
-def runtime(settings: RunConfig) -> Runtime:
-    """Return where the benchmark measures first."""
+def latency_runtime(settings: RunConfig) -> Runtime | Runtimes:
+    """Return where a budget of latency holds."""
+    every, holds = runtime(settings), settings.prune.latency_of
+    return every.each[0] if holds == "first" else replace(every, holds=holds)
+
+
+def runtime(settings: RunConfig) -> Runtimes:
+    """Return where the benchmark measures: for each number of threads, each batch size."""
     from slim.deploy.onnx.target import OnnxRuntime  # imports onnxruntime
 
     bench = settings.bench
-    return Runtime(OnnxRuntime(bench.provider, bench.threads), bench.batch_sizes[0])
+    targets = [OnnxRuntime(bench.provider, threads) for threads in bench.threads]
+    each = [Runtime(target, size) for target in targets for size in bench.batch_sizes]
+    if bench.weights is not None and len(bench.weights) != len(each):
+        raise SlimError(
+            f"bench.weights has {len(bench.weights)} numbers: expected {len(each)}, for each of bench.threads each of "
+            "bench.batch_sizes"
+        )
+    return Runtimes(each, weights=bench.weights)

@@ -58,7 +58,7 @@ def bench_networks(run: Run, files: Mapping[str, Path]) -> "BenchReport":
 
 def benchmark_rules(bench: BenchConfig) -> dict[str, Any]:
     """Return what `slim.benchmark` is asked for."""
-    return {name: value for name, value in asdict(bench).items() if name != "compiled"}
+    return {name: value for name, value in asdict(bench).items() if name not in ("compiled", "weights")}
 
 
 def _in_pytorch(run: Run, name: str, path: Path) -> "dict[str, Runner]":
@@ -72,7 +72,7 @@ def _in_pytorch(run: Run, name: str, path: Path) -> "dict[str, Runner]":
     modes = {"eager": False, "compiled": True} if bench.compiled else {"eager": False}
     return {
         f"{name} ({mode})": TorchRunner(
-            model, shape, compiled=compiled, provider=bench.provider, threads=bench.threads, file=path
+            model, shape, compiled=compiled, provider=bench.provider, threads=bench.threads[0], file=path
         )
         for mode, compiled in modes.items()
     }

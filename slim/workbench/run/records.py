@@ -76,11 +76,11 @@ class Records:
         self._write("metrics.jsonl", "\n".join(json.dumps(entry) for entry in [*kept, *added]))
 
     def enter_latency(self, made: "BenchReport", settings: RunConfig) -> Path:
-        """Enter latencies (ms for a batch of the first size) in the summary. The fine-tuned network's is its export's,
-        and the recovered one's that of the pruned one."""
+        """Enter latencies (ms for a batch of the first size on the first threads) in the summary. The fine-tuned
+        network's is its export's, and the recovered one's that of the pruned one."""
         summary = self.summary()
         for row in made.rows:
-            if row.batch_size != settings.bench.batch_sizes[0]:
+            if (row.batch_size, row.threads) != (settings.bench.batch_sizes[0], settings.bench.threads[0]):
                 continue
             for stage in SAME_LATENCY.get(row.model, [row.model]):
                 if stage in summary:

@@ -28,7 +28,7 @@ def latency(networks: Networks) -> dict[str, Any]:
     files |= {"int8": networks.run.path("int8")} if networks.run.path("int8").is_file() else {}
     bench = networks.settings.bench
     cores = os.cpu_count() or 1
-    threads = sorted({1, cores}) if bench.threads == 0 else [bench.threads]
+    threads = sorted({number or cores for number in bench.threads})
     times = [
         {"batch_size": batch, "threads": n, "ms": _times(files, batch, n, bench.provider)}
         for batch in bench.batch_sizes
