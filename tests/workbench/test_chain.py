@@ -147,7 +147,8 @@ def test_bench_of_named_files(folder: Path, tmp_path: Path, command: Command, mi
     before = contents(folder)
     files = [str(run / name) for name in ("baseline.onnx", "model.onnx", "finetuned.safetensors")]
     output, plot = str(tmp_path / "new" / "bench.json"), str(tmp_path / "bench.html")
-    options = ["--runs", "3", "--batch_sizes", "[2]", "--compiled", "false", "--output", output, "--plot", plot]
+    options = ["--runs", "3", "--batch_sizes", "[2]", "--threads", "1", "--compiled", "false"]
+    options += ["--output", output, "--plot", plot]
     text = command("bench", *files, *options, "--profile", "1")
     names = ["baseline.onnx", "model.onnx", "finetuned.safetensors (eager)"]
     written = json.loads(Path(output).read_text())
@@ -172,6 +173,10 @@ def test_run_does_it_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, comman
     closing_table = text[text.rindex("short, seed 0") :]
     for label in ("baseline", "sparse", "pruned", "recovered", "fine-tuned", "ONNX", "latency"):
         assert label in closing_table
+    settings = summary["onnx"]["settings"]
+    assert [each["setting"].rpartition(", ")[2] for each in settings] == ["batch 1", "batch 32"] * 2
+    assert all(each["low"] <= each["speedup"] <= each["high"] for each in settings)
+    assert "the unpruned network in" in closing_table  # faster or not, it says so at the end
     assert text.splitlines()[-1].endswith("slim-predict checkpoints/short/model.onnx IMAGE")
     strengths = {}
     for line in (tmp_path / "checkpoints/short/metrics.jsonl").read_text().splitlines():

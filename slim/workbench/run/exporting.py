@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from slim.deploy.guard import compare_files
 from slim.deploy.onnx.predict import OnnxModel
 from slim.deploy.onnx.quantize import quantize_onnx
 from slim.deploy.onnx.write import ExportReport, export_onnx
@@ -15,6 +16,7 @@ from slim.workbench import data, report
 from slim.workbench.config import ExportConfig
 from slim.workbench.data import Data
 from slim.workbench.report import card
+from slim.workbench.run import asked
 from slim.workbench.run.folder import Run
 from slim.workbench.run.measuring import benchmark_rules
 from slim.workbench.run.networks import Trained, normalised_as, unpruned_beside
@@ -42,9 +44,12 @@ def export_stage(run: Run, source: Path, *, unpruned: Path | None = None) -> lis
         record = before.metrics | {"file_size": made.file_size, "max_relative_error": made.max_relative_error}
         if before.dataset and before.dataset.task.labelled:
             record[before.dataset.task.metric.name] = _metric(OnnxModel(path), before.dataset)
+        compared = compare_files(written[1], path, asked.runtime(run.settings)) if whole is not None else []
+        record["settings"] = [each.to_dict() for each in compared]
         run.records.enter("onnx", record, run.settings)
         run.console.print(report.stage_table({before.stage: before.metrics, "onnx": record}, "export"))
         _show_errors(run, made)
+        show_slower(run)
         try:
             if run.settings.export.int8:
                 written.append(int8_stage(run, source))
@@ -84,10 +89,11 @@ def int8_stage(run: Run, source: Path) -> Path:
     was = run.records.summary()["onnx"] | {metric.name: sign * made.float_accuracy, "metric": metric.to_dict()}
     run.records.enter("onnx", was, settings)
     record = was | {metric.name: sign * made.accuracy, "file_size": made.file_size}
-    for key in ("latency_ms", "speedup", "differs", "bench", "max_relative_error"):
+    for key in ("latency_ms", "speedup", "differs", "bench", "settings", "max_relative_error"):
         record.pop(key, None)
     run.records.enter("int8", record, settings)
-    timed = replace(settings.bench, batch_sizes=settings.bench.batch_sizes[:1], memory=False, profile=0)
+    bench = settings.bench
+    timed = replace(bench, batch_sizes=bench.batch_sizes[:1], threads=bench.threads[:1], memory=False, profile=0)
     timing = benchmark(files, **benchmark_rules(timed))
     rows = {row.model: {"latency_ms": row.median_ms} for row in timing.rows}
     run.console.print(report.stage_table({"onnx": was | rows["onnx"], "int8": record | rows["int8"]}, "INT8"))
@@ -116,6 +122,23 @@ def write_onnx(network: Trained, path: Path, export: ExportConfig) -> ExportRepo
             "plan_digest": network.plans[-1].digest if network.plans else None,
         },
     )
+
+
+def show_slower(run: Run) -> None:
+    """Say in which settings the exported network isn't faster than the unpruned one, and why."""
+    settings = run.records.summary().get("onnx", {}).get("settings", [])
+    faster = [each for each in settings if each["low"] > 1]
+    for each in settings:
+        if each not in faster:
+            how = "slower than" if each["slower"] else "not measurably faster than"
+            why = f": {each['slower_node']}" if each["slower_node"] else ""
+            run.console.print(
+                f"{how} the unpruned network in {each['setting']}, {each['speedup']:.2f}× "
+                f"({each['low']:.2f}–{each['high']:.2f}){why}"
+            )
+    if settings and len(faster) == len(settings):
+        least = min(each["speedup"] for each in settings)
+        run.console.print(f"faster than the unpruned network in all {len(settings)} settings, {least:.2f}× or more")
 
 
 def _show_errors(run: Run, made: ExportReport) -> None:

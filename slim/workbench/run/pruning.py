@@ -1,9 +1,11 @@
 """The stage that prunes, verifies and recovers."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,9 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from slim.errors import SlimWarning
+from slim.deploy.cost.runtime import Runtime, Runtimes
+from slim.deploy.guard import never_slower
+from slim.errors import NothingToPrune, SlimError, SlimWarning
 from slim.prune.calibration import fitting
 from slim.prune.plan import PruningPlan
 from slim.prune.planner import plan
@@ -27,6 +31,8 @@ from slim.workbench.run.folder import Run
 from slim.workbench.run.networks import Trained
 from slim.workbench.tasks import Task
 from slim.workbench.train.gradual import Pruning
+
+WIDER = (16, 32)  # multiples of channels to keep where the network is slower by its plan for time
 
 
 def prune_stage(run: Run, source: Path) -> list[Path]:
@@ -145,8 +151,33 @@ def _made(
     if prune.latency is None and prune.round_to != "auto":
         return wanted()
     what = "operators" if prune.latency is None else "operators, then whole networks"
-    run.console.print(f"timing {what} in {asked.runtime(run.settings)}: new operators take up to 20 s")
-    return wanted()
+    runtime = asked.runtime(run.settings) if prune.latency is None else asked.latency_runtime(run.settings)
+    run.console.print(f"timing {what} in {runtime}: new operators take up to 20 s")
+    return wanted() if prune.latency is not None else _never_slower(run, model, example, wanted, runtime)
+
+
+def _never_slower(
+    run: Run, model: nn.Module, example: Tensor, wanted: Callable[..., PruningPlan], runtime: Runtime | Runtimes
+) -> PruningPlan:
+    """Return the plan by measured cost, or where its network is slower than the unpruned one, one with wider steps."""
+    made = wanted()
+    if not made.removed:
+        return made
+    wider = (wanted(round_to=step) for step in WIDER)
+    try:
+        guarded = never_slower(model, example, chain([made], _possible(wider)), runtime)
+    except SlimError as error:  # a network for other runtimes
+        run.console.print(f"not timed against the unpruned network: {error}")
+        return made
+    if guarded.plan is not made:
+        run.console.print(f"by measured cost it would be slower: {guarded.plan.rounding} in its place")
+    return guarded.plan
+
+
+def _possible(plans: Iterator[PruningPlan]) -> Iterator[PruningPlan]:
+    """Yield plans up to the first that can't be made: steps too wide to remove anything."""
+    with suppress(NothingToPrune):
+        yield from plans
 
 
 def recovered_on(

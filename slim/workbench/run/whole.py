@@ -12,7 +12,7 @@ from slim.workbench.config import RunConfig
 from slim.workbench.report import card
 from slim.workbench.run import asked
 from slim.workbench.run.beginning import with_size_of_weights
-from slim.workbench.run.exporting import export_stage, int8_stage, write_onnx
+from slim.workbench.run.exporting import export_stage, int8_stage, show_slower, write_onnx
 from slim.workbench.run.folder import Run
 from slim.workbench.run.measuring import bench_files, bench_networks
 from slim.workbench.run.networks import times_pruned
@@ -90,6 +90,8 @@ def _stages(run: Run, command: str | None) -> list[Path]:
         begin("page")
         wrote += report_stage(run, [run.folder], command=command)
         run.console.print(f"all of it as a page: {run.folder / 'report.html'}")
+    if first:
+        show_slower(run)
     return wrote
 
 
