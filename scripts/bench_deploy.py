@@ -1,17 +1,19 @@
 """Does a thinner network run faster? Speed-up ÷ FLOP reduction in ONNX Runtime, for three ways to choose sizes.
 
     pip install torch-pruning
-    python scripts/bench_deploy.py [--networks NAME …] [--keep 0.5 0.3] [--batch-sizes 1 8] [--threads 1]
+    python scripts/bench_deploy.py [--networks NAME …] [--keep 0.5 0.3] [--batch-sizes 1 8 32] [--threads 1 2]
 
-Each torchvision network, 224×224, gets random weights, random γ, and BatchNorm statistics fitted to random images
-(where they don't fit, activations fade to denormal numbers, which are slow). It is pruned until a share of its FLOPs is
-left: by slim with round_to="auto" (sizes by measured cost), by slim to arbitrary sizes, and by torch-pruning with
-BNScalePruner, global, round_to=16, the ratio found by bisection. Statistics are fitted anew to the thin networks, as
-training on would. All are exported with slim.export_onnx and run in turn in one process.
+Each network, 224×224, gets random weights, random γ, and BatchNorm statistics fitted to random images (where they
+don't fit, activations fade to denormal numbers, which are slow). It is pruned until a share of its FLOPs is left: by
+slim with round_to="auto" (one plan, by measured cost in all settings), by slim to arbitrary sizes, and by torch-pruning
+with BNScalePruner, global, round_to=16, the ratio found by bisection. Statistics are fitted anew to the thin networks,
+as training on would. All are exported with slim.export_onnx and run in turn in one process, in each setting: a batch
+size and a number of threads.
 
 1.0 means that time shrinks as FLOPs do. Medians of the ratios round by round, with their 10th and 90th percentiles; and
 the same by the processor's time, which on one thread hardly feels other work on the machine. What was measured is in a
-JSON file beside the result, and isn't measured again when the script runs again (--fresh does).
+JSON file beside the result, and isn't measured again when the script runs again (--fresh does): it can run in pieces, a
+network at a time, with the same --batch-sizes and --threads.
 """
 
 import gc
@@ -32,17 +34,21 @@ from torch import nn
 import slim
 from slim.deploy.onnx.session import SESSION_SETTINGS, open_session
 from slim.trace.size import network_size
+from slim.workbench.models import build
 
-NETWORKS = ["resnet18", "resnet50", "mobilenet_v2", "efficientnet_b0", "vgg16_bn"]
-SECONDS = 20.0  # of timed runs for each setting, as far as ROUNDS allows
-ROUNDS = (15, 200)
+NETWORKS = [
+    *("resnet18", "resnet50", "mobilenet_v2", "efficientnet_b0", "vgg16_bn", "mobilenet_v3_large"),
+    "unet",  # slim's own: 16 to 128 channels, 21 classes
+]
+SECONDS = 8.0  # of timed runs for each setting, as far as ROUNDS allows
+ROUNDS = (3, 200)
 IMAGES = torch.randn(8, 3, 224, 224, generator=torch.Generator().manual_seed(1))
 
 
 def network(name: str) -> nn.Module:
     """A network with random weights and γ, whose statistics fit."""
     torch.manual_seed(0)
-    model = torchvision.models.get_model(name, weights=None)
+    model = build("slim:unet", num_classes=21) if name == "unet" else torchvision.models.get_model(name, weights=None)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.01, 1)
@@ -62,15 +68,15 @@ def fitted(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-def auto(model: nn.Module, x: torch.Tensor, keep: float, runtime: slim.Runtime) -> nn.Module:
+def auto(model: nn.Module, x: torch.Tensor, keep: float, runtime: slim.Runtimes) -> nn.Module:
     return slim.plan(model, x, slim.Flops(keep), round_to=runtime).apply(model)
 
 
-def unrounded(model: nn.Module, x: torch.Tensor, keep: float, runtime: slim.Runtime) -> nn.Module:
-    return slim.plan(model, x, slim.Flops(keep)).apply(model)
+def unrounded(model: nn.Module, x: torch.Tensor, keep: float, runtime: slim.Runtimes) -> nn.Module:
+    return slim.plan(model, x, slim.Flops(keep), round_to=1).apply(model)
 
 
-def torch_pruning(model: nn.Module, x: torch.Tensor, keep: float, runtime: slim.Runtime) -> nn.Module:
+def torch_pruning(model: nn.Module, x: torch.Tensor, keep: float, runtime: slim.Runtimes) -> nn.Module:
     import torch_pruning as tp
 
     whole = network_size(model, x).flops
@@ -78,7 +84,7 @@ def torch_pruning(model: nn.Module, x: torch.Tensor, keep: float, runtime: slim.
     for _ in range(7):
         ratio = (low + high) / 2
         thin = network_like(model)
-        heads = [m for m in thin.modules() if isinstance(m, nn.Linear) and m.out_features == 1000]
+        heads = [m for m in thin.modules() if isinstance(m, (nn.Conv2d, nn.Linear))][-1:]
         importance = tp.importance.BNScaleImportance()
         tp.pruner.BNScalePruner(
             thin, x, importance, pruning_ratio=ratio, global_pruning=True, round_to=16, ignored_layers=heads
@@ -97,29 +103,34 @@ def network_like(model: nn.Module) -> nn.Module:
         return torch.load(file, weights_only=False)
 
 
-METHODS: dict[str, Callable[[nn.Module, torch.Tensor, float, slim.Runtime], nn.Module]] = {
+METHODS: dict[str, Callable[[nn.Module, torch.Tensor, float, slim.Runtimes], nn.Module]] = {
     "slim, auto": auto,
     "slim, unrounded": unrounded,
     "torch-pruning, round_to=16": torch_pruning,
 }
 
 
-def sizes(name: str, keep: float, batch_size: int, threads: int) -> dict[str, Any]:
-    """One setting, measured: for each method its FLOPs and milliseconds of every round."""
-    runtime = slim.Runtime(slim.OnnxRuntime("cpu", threads), batch_size)
+Setting = tuple[int, int]  # batch size, threads
+
+
+def measured(name: str, keep: float, planned_for: list[Setting], settings: list[Setting]) -> dict[Setting, Any]:
+    """One network: in each setting and for each method its FLOPs and the milliseconds of every round."""
+    each = [slim.Runtime(slim.OnnxRuntime("cpu", threads), batch_size) for batch_size, threads in planned_for]
     model, x = network(name), IMAGES[:1]
-    whole = network_size(model, x)
-    found: dict[str, Any] = {"original": {"flops": whole.flops, "params": whole.params}}
-    sessions = {}
+    found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         for method, prune in {"original": None, **METHODS}.items():
-            start = time.perf_counter()
-            thin = fitted(prune(model, x, keep, runtime)) if prune else model
+            start = time.process_time()
+            thin = fitted(prune(model, x, keep, slim.Runtimes(each))) if prune else model
             size = network_size(thin, x)
-            found[method] = {"flops": size.flops, "params": size.params, "planning_s": time.perf_counter() - start}
-            path = Path(folder, "thin.onnx")
-            slim.export_onnx(thin, x, path)
-            sessions[method] = open_session(path, "cpu", threads, SESSION_SETTINGS)
+            found[method] = {"flops": size.flops, "params": size.params, "planning_cpu_s": time.process_time() - start}
+            slim.export_onnx(thin, x, Path(folder, f"{method}.onnx"))
+        return {setting: timed(found, Path(folder), *setting) for setting in settings}
+
+
+def timed(networks: dict[str, Any], folder: Path, batch_size: int, threads: int) -> dict[str, Any]:
+    """What is known of each network, and the milliseconds of calls in turn in one setting."""
+    sessions = {name: open_session(folder / f"{name}.onnx", "cpu", threads, SESSION_SETTINGS) for name in networks}
     images = IMAGES[torch.arange(batch_size) % len(IMAGES)].numpy()
     times: list[list[tuple[float, float]]] = []
     gc.disable()
@@ -134,10 +145,11 @@ def sizes(name: str, keep: float, batch_size: int, threads: int) -> dict[str, An
             row.append(((time.perf_counter_ns() - began) / 1e6, (time.process_time_ns() - busy) / 1e6))
         times.append(row)
     gc.enable()
-    for method, column in zip(sessions, zip(*times)):
-        found[method]["ms"] = [round(ms, 3) for ms, _ in column]
-        found[method]["cpu_ms"] = [round(ms, 3) for _, ms in column]
-    return found
+    clocks = {name: list(zip(*column)) for name, column in zip(sessions, zip(*times))}
+    return {
+        name: about | {clock: [round(ms, 3) for ms in each] for clock, each in zip(("ms", "cpu_ms"), clocks[name])}
+        for name, about in networks.items()
+    }
 
 
 def ratios(found: dict[str, Any], method: str) -> tuple[float, float, float, float]:
@@ -155,8 +167,8 @@ def mean(values: list[float]) -> float:
 def report(settings: dict[str, Any]) -> str:
     rows = []
     for key, found in settings.items():
-        name, keep, batch_size, _ = key.split()
-        row = [name, batch_size, keep, f"{np.median(found['original']['ms']):.1f}"]
+        name, keep, batch_size, threads = key.split()
+        row = [name, batch_size, threads, keep, f"{np.median(found['original']['ms']):.1f}"]
         for method in METHODS:
             middle, low, high, cpu = ratios(found, method)
             row.append(f"{middle:.2f} ({low:.2f}–{high:.2f}), {cpu:.2f}")
@@ -174,7 +186,7 @@ def report(settings: dict[str, Any]) -> str:
         "1.0: time shrinks as FLOPs do. Median (10th–90th percentile) over rounds in turn, then by processor time.",
         "`keep`: the share of the FLOPs that was asked for; what each method reached is in the JSON file.",
         "",
-        table(["network, 224×224", "batch", "keep", "original, ms", *METHODS], rows),
+        table(["network, 224×224", "batch", "threads", "keep", "original, ms", *METHODS], rows),
         "",
         table(
             ["", "geometric mean", "lowest", "geometric mean, processor's time", "lowest, processor's time"], summary
@@ -187,8 +199,8 @@ def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--networks", nargs="+", default=NETWORKS, metavar="NAME")
     parser.add_argument("--keep", nargs="+", type=float, default=[0.5, 0.3])
-    parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 8])
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 8, 32])
+    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--fresh", action="store_true", help="measure everything again")
     parser.add_argument("--out", type=Path, default=RESULTS / f"bench_deploy-{time.strftime('%Y-%m-%d')}.md")
     options = parser.parse_args()
@@ -196,16 +208,19 @@ def main() -> None:
     raw = options.out.with_suffix(".json")
     raw.parent.mkdir(parents=True, exist_ok=True)
     known = json.loads(raw.read_text()) if raw.exists() and not options.fresh else {}
+    settings = [(batch_size, threads) for threads in options.threads for batch_size in options.batch_sizes]
     for name in options.networks:
-        for batch_size in options.batch_sizes:
-            for keep in options.keep:
-                key = f"{name} {keep} {batch_size} {options.threads}"
-                if key not in known:
-                    known[key] = sizes(name, keep, batch_size, options.threads)
-                    raw.write_text(json.dumps(known))
-                got = {method: [round(v, 2) for v in ratios(known[key], method)] for method in METHODS}
-                print(key, got, flush=True)
-                options.out.write_text(report(known) + "\n", encoding="utf-8")
+        for keep in options.keep:
+            keys = {setting: f"{name} {keep} {setting[0]} {setting[1]}" for setting in settings}
+            missing = [setting for setting, key in keys.items() if key not in known]
+            for setting, found in measured(name, keep, settings, missing).items() if missing else ():
+                known[keys[setting]] = found
+            raw.write_text(json.dumps(known))
+            for key in keys.values():
+                print(
+                    key, {method: [round(v, 2) for v in ratios(known[key], method)] for method in METHODS}, flush=True
+                )
+            options.out.write_text(report(known) + "\n", encoding="utf-8")
     print(f"wrote {options.out}")
 
 
