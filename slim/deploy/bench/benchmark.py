@@ -20,7 +20,7 @@ from slim.deploy.bench.runners import FileRunner, Runner, shapes_in_words
 from slim.deploy.load import OtherWork
 from slim.deploy.target import Batch, NodeTime
 from slim.deploy.targets import target_of
-from slim.deploy.timing import Rounds, Times, machine, time_in_turn
+from slim.deploy.timing import Rounds, machine, time_in_turn
 from slim.errors import SlimError
 
 if TYPE_CHECKING:
@@ -71,11 +71,8 @@ def benchmark(
         runners = {n: _runner(n, model, example_inputs, provider, number, image_size) for n, model in own.items()}
         _check_image_size(runners, image_size)
         taken = _batch_sizes(runners, batch_sizes) if runners else {}
-        times, others = _times(runners, taken, Rounds(runs), warmup)
-        busiest = max(busiest, others)
-        measures = memory and number == settings[0]
-        peaks = {name: peak_memory(runner, taken[name]) for name, runner in runners.items()} if measures else {}
-        rows = _rows(runners, times, peaks, number) + rows
+        found, others = _rows(runners, taken, number, Rounds(runs), warmup, memory and number == settings[0])
+        rows, busiest = found + rows, max(busiest, others)
     return BenchReport(
         rows,
         provider=", ".join(dict.fromkeys(runner.provider for runner in runners.values())),
@@ -92,33 +89,30 @@ def benchmark(
     )
 
 
-def _times(
-    runners: Mapping[str, Runner], taken: Mapping[str, Sequence[int]], rounds: Rounds, warmup: int
-) -> tuple[dict[int, dict[str, Times]], float]:
-    """The times of each batch size, and the share of the machine that others took while it was busiest."""
+def _rows(
+    runners: Mapping[str, Runner],
+    taken: Mapping[str, Sequence[int]],
+    threads: int,
+    rounds: Rounds,
+    warmup: int,
+    memory: bool,
+) -> tuple[list[BenchRow], float]:
+    """The rows of one number of threads, and the share of the machine that others took while it was busiest."""
     times, busiest = {}, 0.0
     for batch_size in dict.fromkeys(size for sizes in taken.values() for size in sizes):
         calls = {name: runner.prepare(batch_size) for name, runner in runners.items() if batch_size in taken[name]}
         with OtherWork() as others:
             times[batch_size] = time_in_turn(calls, rounds, warmup)
         busiest = max(busiest, others.share or 0.0)
-    return times, busiest
-
-
-def _rows(
-    runners: Mapping[str, Runner],
-    times: Mapping[int, Mapping[str, Times]],
-    peaks: Mapping[str, Mapping[int, int]],
-    threads: int,
-) -> list[BenchRow]:
+    peaks = {name: peak_memory(runner, taken[name]) for name, runner in runners.items()} if memory else {}
     sizes = {name: runner.file_size for name, runner in runners.items()}
-    first, alike = _like_the_first(runners) if runners else ("", [])
     rows: list[BenchRow] = []
     for batch_size, each in times.items():
+        first, alike = _like_the_first(runners)
         compared = alike if first in each else []
-        memory = {name: peak.get(batch_size) for name, peak in peaks.items()}
-        rows += rows_of(batch_size, threads, each, memory, sizes, compared)
-    return rows
+        peak = {name: peak.get(batch_size) for name, peak in peaks.items()}
+        rows += rows_of(batch_size, threads, each, peak, sizes, compared)
+    return rows, busiest
 
 
 def _check_settings(
