@@ -7,25 +7,30 @@ kept channels of what every layer gives, not only the outputs.
 """
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from slim.errors import SlimError
 from slim.prune.plan import PruningPlan
 from slim.prune.rebuild import kept, thin_tensor
 from slim.trace.copy import all_tensors, clone, named_tensors, unwrapped
+from slim.trace.intercept import Intercept, LayerCall
 from slim.trace.outputs import find_tensors, output_tensors
 from slim.trace.state import restored
-from slim.trace.tracer import call, cannot_run, check_inputs
+from slim.trace.tracer import as_meta, call, cannot_run, check_inputs, meta_copy
 
 NORMS = nn.modules.batchnorm._BatchNorm
 DTYPE = ("dtype", "scalar type", "Double")  # what errors say where forward code insists on its own
 ENOUGH = 2**17  # elements of inputs
+SIDES = (64, 128)  # of the part of a larger image that is enough where the model takes the same steps on it
+LESS = 1.5  # times fewer elements: else it isn't worth looking for
 _COMPUTED = "parametrizations.weight.original"
 WEIGHTS = ("weight", _COMPUTED, f"{_COMPUTED}1", "weight_v", "weight_orig")  # where a layer keeps it, or what makes it
 LEAST_SHARE = 0.5  # of the places that must be comparable: with fewer, nothing would be proved
@@ -117,7 +122,7 @@ def _same_function(
     masked, thinner = (_converted(clone(network), dtype).eval() for network in (model, thin))
     mask(masked, plan)
     with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        inputs, expected = _reference(masked, _candidates(example_inputs, device, dtype), plan)
+        inputs, expected = _reference(masked, _candidates(model, example_inputs, device, dtype), plan)
         _copy_statistics(masked, thinner, plan)
         for name, tensor in expected:
             if not tensor.isfinite().all():
@@ -142,12 +147,13 @@ def _same_function(
     return Proof(worst, len({name for name, _ in expected if name in modules}), places, compared)
 
 
-def _candidates(example_inputs: Any, device: torch.device, dtype: torch.dtype | None) -> list[Any]:
+def _candidates(model: nn.Module, example_inputs: Any, device: torch.device, dtype: torch.dtype | None) -> list[Any]:
     """What to run the networks on, the best first: many samples, none like another, if the model takes such."""
-    larger = tree_map_only(Tensor, lambda t: t.repeat(3, *[1] * (t.dim() - 1)) if t.dim() > 1 else t, example_inputs)
-    sizes = [larger, example_inputs]
-    if sum(tensor.numel() for tensor in find_tensors(example_inputs).values()) > ENOUGH:
-        sizes.reverse()  # large images and volumes have enough places to fit statistics to
+    sizes = [_repeated(example_inputs), example_inputs]
+    if _elements(example_inputs) > ENOUGH:
+        smaller = _smaller(model, example_inputs)
+        # large images and volumes have enough places to fit statistics to
+        sizes = [example_inputs, sizes[0]] if smaller is None else [_repeated(smaller), *sizes[::-1]]
 
     def converted(tensor: Tensor) -> Tensor:
         return tensor.to(device, dtype if tensor.is_floating_point() else None)
@@ -156,20 +162,83 @@ def _candidates(example_inputs: Any, device: torch.device, dtype: torch.dtype | 
     return [tree_map_only(Tensor, _with_noise, candidate) for candidate in plain] + plain
 
 
+def _elements(inputs: Any) -> int:
+    return sum(tensor.numel() for tensor in find_tensors(inputs).values())
+
+
+def _repeated(inputs: Any) -> Any:
+    return tree_map_only(Tensor, lambda t: t.repeat(3, *[1] * (t.dim() - 1)) if t.dim() > 1 else t, inputs)
+
+
+def _smaller(model: nn.Module, inputs: Any) -> Any | None:
+    """A part of large images or volumes on which the model takes the same steps, none of them over a single place
+    where it was over several; None where there is none."""
+    images = [tensor for tensor in find_tensors(inputs).values() if tensor.dim() > 3]
+    if len(images) != 1:
+        return None
+    for side in SIDES:
+        start = (..., *[slice(side)] * (images[0].dim() - 2))
+        part = tree_map_only(Tensor, partial(_cut, images[0], start), inputs)
+        smaller = LESS * _elements(_repeated(part)) < _elements(inputs)
+        if smaller and _same_steps(_steps(model, part), _steps(model, inputs)):
+            return part
+    return None
+
+
+def _cut(image: Tensor, start: Any, tensor: Tensor) -> Tensor:
+    """The start of what is the image; any other tensor as it is."""
+    return tensor[start] if tensor is image else tensor
+
+
+Steps = list[tuple[Any, list[int]]]  # an operator and how many places each of its results has
+
+
+class _Recorder(TorchDispatchMode):
+    """Notes the operators of a forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: Steps = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **kwargs or {})
+        made = [tensor for tensor in tree_leaves(out) if isinstance(tensor, Tensor)]
+        self.steps.append((func, [math.prod(tensor.shape[2:]) for tensor in made]))
+        return out
+
+
+def _steps(model: nn.Module, inputs: Any) -> Steps:
+    """The steps that a model takes, without arithmetic; none where forward code looks at values."""
+    copied, recorder = meta_copy(model).eval(), _Recorder()
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), recorder:
+            call(copied, as_meta(inputs))
+    except Exception:
+        return []
+    return recorder.steps
+
+
+def _same_steps(small: Steps, large: Steps) -> bool:
+    alike = len(small) == len(large) > 0 and all(a[0] is b[0] for a, b in zip(small, large))
+    return alike and all(n > 1 or n == m for a, b in zip(small, large) for n, m in zip(a[1], b[1]))
+
+
 def _reference(masked: nn.Module, candidates: list[Any], plan: PruningPlan) -> tuple[Any, list[tuple[str, Tensor]]]:
     """The first inputs to which BatchNorm statistics can be fitted, or else that the model can run on; and what it
     gives."""
+    before = _statistics(masked)
     for fitted in (True, False):
         for inputs in candidates:
-            if not fitted or _fit_statistics(masked, inputs):
-                try:
-                    seen = _activations(masked, inputs, plan)
-                except Exception as error:
-                    if inputs is candidates[-1] or any(word in str(error) for word in DTYPE):
-                        raise
-                    continue
-                if inputs is candidates[-1] or all(bool(tensor.isfinite().all()) for _, tensor in seen):
+            last = not fitted and inputs is candidates[-1]
+            try:
+                with _fitting(masked) if fitted else nullcontext():
+                    seen = _activations(masked, inputs, plan, keep_statistics=fitted)
+                if last or all(bool(tensor.isfinite().all()) for _, tensor in seen):
                     return inputs, seen
+            except Exception as error:  # a fixed batch size, one value per channel, an index out of range
+                if last or any(word in str(error) for word in DTYPE):
+                    raise
+            _set_statistics(masked, before)
     raise AssertionError("the last candidate returns or raises")
 
 
@@ -236,46 +305,22 @@ def _perturb_rounding(tensor: Tensor, noise: torch.Generator) -> Tensor:
     return tensor * (1 + 4 * torch.finfo(tensor.dtype).eps * change)
 
 
-@contextmanager
-def _fitting(model: nn.Module) -> Iterator[None]:
-    """BatchNorms take the statistics of the next batch, whatever the rest of the model does."""
-    norms = [m for m in model.modules() if isinstance(m, NORMS) and m.track_running_stats]
-    before = [(m, m.momentum, m.training) for m in norms]
+def _fitting(model: nn.Module) -> Intercept:
+    """BatchNorms take the statistics of what they are first given, and normalise that with them."""
+    fitted: set[str] = set()
 
-    def widen(m: nn.Module, args: Any, out: Any) -> None:
-        # a map of one pixel has no spread: its statistics would blow rounding up
-        m.get_buffer("running_var").clamp_(min=1e-3)
+    def fit(layer: LayerCall) -> Tensor:
+        if layer.kind == "norm" and layer.name not in fitted:
+            fitted.add(layer.name)
+            x, mean, var = (layer.arguments[key] for key in ("input", "running_mean", "running_var"))
+            if x.numel() == x.shape[1]:
+                raise ValueError("one value for each channel has no spread")
+            spread, center = torch.var_mean(x, [d for d in range(x.dim()) if d != 1])
+            mean.copy_(center)
+            var.copy_(spread.clamp(min=1e-3))  # a map of one pixel has none: it would blow rounding up
+        return layer.run()
 
-    hooks = []
-    for m in norms:
-        m.momentum = 1.0
-        m.training = True
-        hooks.append(m.register_forward_hook(widen))
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for m, momentum, training in before:
-            m.momentum, m.training = momentum, training
-
-
-def _fit_statistics(model: nn.Module, inputs: Any) -> bool:
-    """Give the BatchNorms the statistics of these inputs; whether the model takes such a batch."""
-    before = _statistics(model)
-    try:
-        with restored(model), _fitting(model):
-            call(model, inputs)
-            fitted = _statistics(model)
-        _set_statistics(model, fitted)
-        return True
-    except (RuntimeError, TypeError) as error:
-        if any(word in str(error) for word in DTYPE):
-            raise
-    except Exception:  # a fixed batch size, one value per channel, an index out of range
-        pass
-    _set_statistics(model, before)
-    return False
+    return Intercept(model, fit)
 
 
 def _statistics(model: nn.Module) -> dict[str, Tensor]:
@@ -303,10 +348,15 @@ def _cuts_by_tensor(model: nn.Module, plan: PruningPlan) -> dict[int, Mapping[in
 
 
 def _activations(
-    model: nn.Module, inputs: Any, plan: PruningPlan | None, noise: torch.Generator | None = None
+    model: nn.Module,
+    inputs: Any,
+    plan: PruningPlan | None,
+    noise: torch.Generator | None = None,
+    *,
+    keep_statistics: bool = False,
 ) -> list[tuple[str, Tensor]]:
     """What every layer with weights gives, in order, then the outputs; with a plan, its kept channels only. With
-    `noise` every layer rounds otherwise."""
+    `noise` every layer rounds otherwise. The model's state is put back, but for `keep_statistics` of its BatchNorms."""
     seen: list[tuple[str, Tensor]] = []
 
     def record(name: str, keep: Tensor | None) -> Callable[..., Tensor | None]:
@@ -342,6 +392,8 @@ def _activations(
         finally:
             for hook in hooks:
                 hook.remove()
+        statistics = _statistics(model) if keep_statistics else {}
+    _set_statistics(model, statistics)
     return seen + list(outputs.items())
 
 

@@ -276,3 +276,63 @@ def test_a_proof_travels_between_processes() -> None:
     proof = Proof(1e-15, layers=3, places=5, compared=4)
     again = pickle.loads(pickle.dumps(proof))
     assert (again, again.layers, again.places, again.compared) == (1e-15, 3, 5, 4)
+
+
+class BySize(nn.Module):
+    """A network that takes other steps on large images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU())
+        self.finer, self.head = nn.Conv2d(8, 8, 3, stride=2), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.body(x)
+        return self.head(self.finer(y) if x.shape[-1] > 100 else y).mean((2, 3))
+
+
+LARGE = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize("fault", [swap, drop, shift])
+def test_a_part_of_a_large_image_is_enough(fault: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As strict, and nothing is computed for all of it, or twice."""
+    model = randomise(torchvision.models.mobilenet_v3_small()).eval()
+    plan = slim.plan(model, LARGE, ratio=0.4)
+    sizes: list[tuple[int, ...]] = []
+    model.register_forward_pre_hook(lambda _, args: None if args[0].is_meta else sizes.append(args[0].shape))
+    thin = plan.apply(model)
+    assert slim.verify(model, thin, plan, LARGE) < 1e-10
+    assert sizes == [(3, 3, 64, 64)] * 2
+    g = torch.Generator().manual_seed(1)
+    broken = copy.deepcopy(thin)
+    convolution = next(m for n, m in broken.named_modules() if n == "features.8.block.2.0")
+    assert isinstance(convolution, nn.Conv2d)
+    convolution.weight.data = fault(convolution.weight.data, 1, g)
+    monkeypatch.setattr(verification, "_same_weights", lambda *_: None)
+    with pytest.raises(slim.SlimError, match=r"differs from the masked original first in features\.8\.block\.2\.0"):
+        slim.verify(model, broken, plan, LARGE)
+
+
+def test_all_of_an_image_is_looked_at_where_a_part_takes_other_steps() -> None:
+    torch.manual_seed(0)
+    model = randomise(BySize()).eval()
+    plan = slim.plan(model, LARGE, ratio=0.5)
+    assert slim.verify(model, plan.apply(model), plan, LARGE).layers == 4  # `finer` among them
+
+
+def test_a_norm_that_serves_two_layers_has_the_statistics_of_the_first() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 4, 1)
+            self.norm = nn.BatchNorm2d(8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.c(self.norm(self.b(self.norm(self.a(x)).relu())).relu())
+
+    torch.manual_seed(0)
+    model = randomise(Shared()).eval()
+    plan = slim.plan(model, X, ratio=0.5)
+    proof = slim.verify(model, plan.apply(model), plan, X)
+    assert proof < 1e-10 and proof.compared == proof.places == 6
