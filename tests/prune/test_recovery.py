@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import math
 import warnings
 from typing import Any
 
@@ -439,3 +440,51 @@ def test_networks_that_are_not_the_plans() -> None:
         model[-1].bias[0] = torch.nan
     with pytest.raises(SlimError, match="the model's outputs on these images aren't finite"):
         recover(model, thin, plan, good)
+
+
+def test_a_wide_system_is_solved_to_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Factored in float32 and refined; where that can't do it, factored in float64."""
+    torch.manual_seed(0)
+    rows = torch.randn(1, 64, 400, dtype=torch.float64)
+    matrix, right = rows.mT @ rows / 64, torch.randn(1, 400, 3, dtype=torch.float64)
+    monkeypatch.setattr(regression, "WIDE", 400)
+    for ridge in (1.0, 1e-3, 1e-6, 1e-9):
+        added = torch.tensor([ridge], dtype=torch.float64)
+        found = regression._solved(matrix, added, right)
+        truth = torch.linalg.solve(matrix + ridge * torch.eye(400, dtype=torch.float64), right)
+        assert found is not None and (found - truth).norm() < 1e-4 * truth.norm(), ridge
+
+
+@pytest.mark.parametrize("features", [8, 40])
+def test_a_product_in_blocks(features: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(regression, "BLOCK", 16)
+    u = torch.randn(2, features, 50, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(regression._gram(u), u @ u.mT)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.03, 1.0])
+def test_the_search_for_a_ridge_stops_where_nothing_better_follows(noise: float) -> None:
+    g = torch.Generator().manual_seed(0)
+    mixed, weight = torch.randn(60, 60, generator=g), torch.randn(4, 60, generator=g)
+    halves = []
+    for _ in range(2):
+        u = mixed @ torch.randn(1, 60, 150, generator=g).double().float()
+        t = weight @ u + noise * mixed.norm() * torch.randn(1, 4, 150, generator=g)
+        halves.append(regression.Moments.of(iter([(u.double(), t.double())])))
+    old = torch.zeros(1, 4, 60, dtype=torch.float64)
+    found = regression._search(halves[0], halves[1], old)
+    solved = {ridge: halves[0].solve(old, ridge) for ridge in regression.RIDGES}
+    every = {ridge: halves[1].missed(change) for ridge, change in solved.items() if change is not None}
+    assert min(found.values()) <= 1.001 * min(*every.values(), found[math.inf])
+    assert len(found) < 9 or noise < 1
+
+
+def test_it_says_how_many_images_would_be_enough() -> None:
+    torch.manual_seed(0)
+    model = lively(nn.Sequential(nn.Conv2d(3, C, 3), nn.BatchNorm2d(C), nn.Flatten(), nn.Linear(C * 64, 4)))
+    images = (torch.randn(64, 6) @ torch.randn(6, 300)).double().reshape(64, 3, 10, 10)  # what is lost can be told
+    plan = slim.plan(model, images, ratio=0.25)
+    recovered = recover(model, plan.apply(model), plan, images)
+    assert recovered.chosen == "regression"
+    assert recovered.few == {"3": 1024}  # for 6 × 64 features, of which 48 images are too few by 16
+    assert "more features than places in 3: about 1,024 images would be enough" in str(recovered)

@@ -12,8 +12,8 @@ from slim.deploy.cost import network
 from slim.deploy.cost.correction import ATTEMPTS, TOLERANCE, Attempt, correct
 from slim.deploy.cost.model import LatencyModel, SharedModel
 from slim.deploy.cost.runtime import Runtime, Runtimes
-from slim.deploy.progress import progress
 from slim.errors import SlimError
+from slim.progress import progress
 from slim.prune.budgets import BoundBudget, Budget, Cost, Costs, Plans
 from slim.prune.plan import PruningPlan
 

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from slim.deploy.cost.operators import Operator, operators
 from slim.deploy.cost.staircase import Surface, Total, levels, mean_surface, quantum
-from slim.deploy.progress import progress
 from slim.deploy.target import Kernel, SizedKernel, Target
 from slim.errors import SlimError
 from slim.files import read_text, replacing
+from slim.progress import progress
 from slim.prune.groups import Vectors
 from slim.prune.knapsack import CostPart
 from slim.trace.tracer import Trace

@@ -12,6 +12,7 @@ images, no labels, and about as long as a few forward passes.
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from slim.errors import SlimError
+from slim.progress import progress
 from slim.prune.calibration import drawn, part, running
 from slim.prune.plan import PruningPlan
 from slim.prune.rebuild import kept
@@ -33,6 +35,7 @@ from slim.trace.tracer import call
 
 LEAST_IMAGES = 8
 BATCH = 256  # images at a time where networks are only compared
+ENOUGH = 2  # places for each feature of a regression: each half of the images has as many as there are unknowns
 TIE = 1e-12  # distances that differ by less differ by rounding
 
 
@@ -45,7 +48,8 @@ class Recovery:
     how far the outputs are from the original's on held-out images (see `recover`). `missed` gives for each refitted
     layer the share of its output's variance that was missed before and after. `folded` counts the removed channels that
     are constant for each layer that reads them; `at_borders` names those of these layers where zero padding makes the
-    fold approximate at the borders. `left` says which layers were not refitted, and why.
+    fold approximate at the borders. `left` says which layers were not refitted, and why; `few` gives for layers with
+    more features than these images have places how many images would be enough.
     """
 
     model: nn.Module
@@ -57,6 +61,7 @@ class Recovery:
     folded: dict[str, int] = field(default_factory=dict)
     at_borders: list[str] = field(default_factory=list)
     left: dict[str, str] = field(default_factory=dict)
+    few: dict[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
         before, after = self.distance["none"], self.distance[self.chosen]
@@ -69,6 +74,11 @@ class Recovery:
         if self.at_borders:
             lines.append(f"constants folded up to zero padding at the borders: {', '.join(self.at_borders)}")
         lines += [f"{name} is as it was: {why}" for name, why in self.left.items()]
+        if self.few:
+            lines.append(
+                f"more features than places in {', '.join(self.few)}: about {max(self.few.values()):,} images would be "
+                "enough"
+            )
         return "\n".join(lines)
 
 
@@ -106,11 +116,13 @@ def recover(model: nn.Module, thin: nn.Module, plan: PruningPlan, images: Any, *
         try:
             with running("the networks"):
                 uses = _uses(candidates["none"], part(calibration, slice(2)))
-                for kind in ("recalibration", "regression"):
-                    candidates[kind] = clone(thin).eval()
-                    work = _Work(model, candidates[kind], plan, uses, regress=kind == "regression")
-                    side_by_side(model, candidates[kind], calibration, work.visit)
+                with progress("recovering", 2 * sum(uses.counts.values())) as advance:
+                    for kind in ("recalibration", "regression"):
+                        candidates[kind] = clone(thin).eval()
+                        work = _Work(model, candidates[kind], plan, uses, kind == "regression", advance)
+                        side_by_side(model, candidates[kind], calibration, work.visit)
             told = {"missed": work.missed, "folded": work.folded, "at_borders": work.at_borders, "left": work.left}
+            told["few"] = {name: math.ceil(share * count) for name, share in work.few.items()}
         except OutOfStep as error:
             candidates = {"none": candidates["none"]}
             told = {"left": {"the network": f"both networks don't run the same layers ({error})"}}
@@ -172,9 +184,18 @@ def _uses(model: nn.Module, images: Any) -> _Uses:
 class _Work:
     """What happens at each layer while both networks run side by side."""
 
-    def __init__(self, model: nn.Module, thin: nn.Module, plan: PruningPlan, uses: _Uses, regress: bool) -> None:
-        self.plan, self.uses, self.regress = plan, uses, regress
+    def __init__(
+        self,
+        model: nn.Module,
+        thin: nn.Module,
+        plan: PruningPlan,
+        uses: _Uses,
+        regress: bool,
+        advance: Callable[[int], None],
+    ) -> None:
+        self.plan, self.uses, self.regress, self.advance = plan, uses, regress, advance
         self.original, self.thin = dict(named_tensors(model)), dict(named_tensors(thin))
+        self.few: dict[str, float] = {}  # how many times as many images would be enough
         self.missed: dict[str, tuple[float, float]] = {}  # these four as in Recovery
         self.folded: dict[str, int] = {}
         self.at_borders: list[str] = []
@@ -188,6 +209,7 @@ class _Work:
                 self._refit(layer, before, wanted)
         elif self.regress:
             self.left[_owner(layer.name)] = "used more than once"
+        self.advance(1)
         return layer.run()
 
     def _kept(self, name: str, dim: int) -> Tensor:
@@ -234,6 +256,8 @@ class _Work:
         if bias is not None and made.bias is not None:
             bias.copy_(made.bias)
         self.missed[name] = made.missed_before, made.missed
+        if made.places < made.features:
+            self.few[name] = ENOUGH * made.features / made.places
         if gone and intercept:
             self._count_constants(name, layer, before, gone)
 

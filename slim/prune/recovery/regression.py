@@ -17,9 +17,14 @@ from torch import Tensor
 
 from slim.trace.intercept import CONVOLUTIONS, TRANSPOSED, LayerCall
 
-RIDGES = (1e-12, 1e-8, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # relative to the mean variance of what a layer reads
+RIDGES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-8, 1e-12)  # relative to the mean variance of what a layer reads
+WORSE = 1.01  # of the least that was missed: weaker ridges fit noise
+FLAT = 1e-4  # of it: weaker ridges change nothing
+WIDE = 1024  # features from which systems are factored in float32, which halves the time, and refined in float64
+BLOCK = 1024  # features: products that are symmetric are computed in blocks, half of which the others mirror
 PATCHES_PER_WEIGHT = 40  # rows of a regression per unknown of it: more change nothing
 LEAST_PATCHES = 20_000
+STEPS, PRECISE = 6, 1e-7  # of a refinement, and the share that may be missing after it
 CHUNK = 1 << 23  # values of patches at a time
 
 
@@ -45,20 +50,20 @@ class Moments:
 
     @classmethod
     def of(cls, chunks: "Chunks") -> "Moments":
-        sums: dict[str, Any] = dict.fromkeys(("u", "t", "uu", "tu", "tt"), 0.0)
+        sums: dict[str, Tensor] = {}
         count = 0
         near: tuple[Tensor, Tensor] | None = None  # close to the means, so that sums of squares lose no digits
         for u, t in chunks:
             near = near or (u.mean(2, keepdim=True), t.mean(2, keepdim=True))
             u, t = u - near[0], t - near[1]
-            products = {"u": u.sum(2), "t": t.sum(2), "uu": u @ u.mT, "tu": t @ u.mT, "tt": (t * t).sum(2)}
+            products = {"u": u.sum(2), "t": t.sum(2), "uu": _gram(u), "tu": t @ u.mT, "tt": (t * t).sum(2)}
             for key, value in products.items():
-                sums[key] = sums[key] + value.cpu().double()
+                sums[key] = value.cpu().double() if key not in sums else sums[key].add_(value.cpu())
             count += u.shape[2]
         assert near is not None
-        u, t, uu, tu, tt = (value / count for value in sums.values())
+        u, t, uu, tu, tt = (sums[key].div_(count) for key in ("u", "t", "uu", "tu", "tt"))
         mean_u, mean_t = (value + shift[:, :, 0].cpu().double() for value, shift in zip((u, t), near))
-        return cls(count, mean_u, mean_t, uu - _outer(u, u), tu - _outer(t, u), tt - t**2)
+        return cls(count, mean_u, mean_t, _add_outer(uu, u, u, -1), _add_outer(tu, t, u, -1), tt - t**2)
 
     def __add__(self, other: "Moments") -> "Moments":
         n = self.count + other.count
@@ -69,14 +74,14 @@ class Moments:
             n,
             mine * self.u + theirs * other.u,
             mine * self.t + theirs * other.t,
-            mine * self.uu + theirs * other.uu + both * _outer(u, u),
-            mine * self.tu + theirs * other.tu + both * _outer(t, u),
+            _add_outer(torch.lerp(self.uu, other.uu, theirs), u, u, both),
+            _add_outer(torch.lerp(self.tu, other.tu, theirs), t, u, both),
             mine * self.tt + theirs * other.tt + both * t**2,
         )
 
     def about_zero(self) -> "Moments":
         """The same with second moments about zero: for a regression without an intercept."""
-        uu, tu = self.uu + _outer(self.u, self.u), self.tu + _outer(self.t, self.u)
+        uu, tu = _add_outer(self.uu.clone(), self.u, self.u), _add_outer(self.tu.clone(), self.t, self.u)
         return Moments(self.count, self.u, self.t, uu, tu, self.tt + self.t**2)
 
     def variance(self) -> float:
@@ -90,10 +95,8 @@ class Moments:
     def solve(self, old: Tensor, ridge: float) -> Tensor | None:
         """argmin over D of E|t − (old + D) u|² + ridge · s · |D|², s being the mean variance of u. [g, O, F]"""
         scale = self.uu.diagonal(dim1=1, dim2=2).mean(1)
-        factor = _cholesky(self.uu, ridge * scale)
-        if factor is None:
-            return None
-        return torch.cholesky_solve((self.tu - old @ self.uu).mT, factor).mT
+        solution = _solved(self.uu, ridge * scale, (self.tu - old @ self.uu).mT)
+        return None if solution is None else solution.mT
 
 
 @dataclass
@@ -104,6 +107,10 @@ class Rows:
     patches: Tensor  # [g, rows, F]
     targets: Tensor  # [g, rows, O]
     about_mean: bool = True
+
+    @property
+    def count(self) -> int:
+        return self.patches.shape[1]
 
     @classmethod
     def of(cls, chunks: "Chunks") -> "Rows":
@@ -140,35 +147,73 @@ class Rows:
     def solve(self, old: Tensor, ridge: float) -> Tensor | None:
         u, t = self._about()
         kernel = u @ u.mT / u.shape[1]
-        factor = _cholesky(kernel, ridge * kernel.diagonal(dim1=1, dim2=2).sum(1) / u.shape[2])
-        if factor is None:
-            return None
-        return torch.cholesky_solve((t - u @ old.mT) / u.shape[1], factor).mT @ u
+        scale = kernel.diagonal(dim1=1, dim2=2).sum(1) / u.shape[2]
+        solution = _solved(kernel, ridge * scale, (t - u @ old.mT) / u.shape[1])
+        return None if solution is None else solution.mT @ u
 
 
-def _outer(a: Tensor, b: Tensor) -> Tensor:
-    return a[:, :, None] * b[:, None, :]
+def _add_outer(matrices: Tensor, a: Tensor, b: Tensor, share: float = 1.0) -> Tensor:
+    """Add `share` times the products a bᵀ to matrices [g, A, B], in place."""
+    return matrices.baddbmm_(a[:, :, None], b[:, None, :], alpha=share)
+
+
+def _gram(u: Tensor) -> Tensor:
+    """u uᵀ, shape [g, F, F]."""
+    features = u.shape[1]
+    if features <= BLOCK:
+        return u @ u.mT
+    out = u.new_empty(len(u), features, features)
+    for start in range(0, features, BLOCK):
+        block = slice(start, start + BLOCK)
+        rows = u[:, block] @ u[:, : start + BLOCK].mT
+        out[:, block, : start + BLOCK] = rows
+        out[:, : start + BLOCK, block] = rows.mT
+    return out
 
 
 Chunks = Iterator[tuple[Tensor, Tensor]]  # some patches [g, F, rows] and their targets [g, O, rows]
 
 
-def _cholesky(matrix: Tensor, added: Tensor) -> Tensor | None:
-    """Of symmetric matrices [g, n, n] with something [g] added to the diagonal; None where one isn't definite."""
-    added = torch.where(added > 0, added, torch.finfo(added.dtype).tiny)
-    factor, failed = torch.linalg.cholesky_ex(matrix + torch.diag_embed(added[:, None].expand(matrix.shape[:2])))
-    return None if failed.any() else factor
+def _solved(matrix: Tensor, added: Tensor, right: Tensor) -> Tensor | None:
+    """Solve (matrix + added · 1) x = right for symmetric matrices [g, n, n], added [g], right [g, n, m], in float64;
+    None where one isn't definite."""
+    added = torch.where(added > 0, added, torch.finfo(added.dtype).tiny)[:, None, None]
+    for dtype in (torch.float32, torch.float64) if matrix.shape[1] >= WIDE else (torch.float64,):
+        ridged = matrix.to(dtype, copy=True)
+        ridged.diagonal(dim1=1, dim2=2).add_(added[:, :, 0].to(dtype))
+        factor, failed = torch.linalg.cholesky_ex(ridged)
+        del ridged
+        if failed.any():
+            continue
+        x = torch.cholesky_solve(right.to(dtype), factor).double()
+        if dtype == torch.float64 or _refined(x, matrix, added, right, factor):
+            return x
+    return None
+
+
+def _refined(x: Tensor, matrix: Tensor, added: Tensor, right: Tensor, factor: Tensor) -> bool:
+    """Correct a solution by what it misses, in place, until that is nothing; whether it comes to that."""
+    size = right.norm()
+    for _ in range(STEPS):
+        missing = torch.baddbmm(right - added * x, matrix, x, alpha=-1)
+        if missing.norm() <= PRECISE * size:
+            return True
+        x += torch.cholesky_solve(missing.float(), factor)
+    return False
 
 
 @dataclass
 class Fit:
     """What a regression gives: the layer's weight and, with an intercept, bias; the share of the targets' variance that
-    is missed with the weights as they were and with the new ones."""
+    is missed with the weights as they were and with the new ones; the features of a group, and the places of all images
+    that they were seen at."""
 
     weight: Tensor
     bias: Tensor | None
     missed_before: float
     missed: float
+    features: int = 0
+    places: int = 0
 
 
 def fit_layer(layer: LayerCall, target: Tensor, intercept: bool) -> Fit | None:
@@ -178,31 +223,45 @@ def fit_layer(layer: LayerCall, target: Tensor, intercept: bool) -> Fit | None:
     strong the ridge is, the second half of the images decides for weights fitted to the first half; then all of them
     are used. None where activations aren't finite.
     """
-    first, second = (_seen(layer, target, half) for half in (0, 1))
-    whole = first + second
-    if not intercept:
-        first, second, whole = (seen.about_zero() for seen in (first, second, whole))
+    halves = [_seen(layer, target, half) for half in (0, 1)]
+    first, second = halves if intercept else (half.about_zero() for half in halves)
     weight = layer.arguments["weight"]
     old = _as_matrix(layer, weight)
     total = second.variance()
-    misses = {math.inf: second.missed(old)}
-    for ridge in RIDGES:
-        change = first.solve(old, ridge)
-        if change is not None:
-            misses[ridge] = second.missed(old + change)
-    finite = {ridge: miss for ridge, miss in misses.items() if math.isfinite(miss)}
-    if not finite or not math.isfinite(total):
+    misses = _search(first, second, old)
+    if not misses or not math.isfinite(total):
         return None
     # among ridges that do as well as the best, the strongest
-    least = min(finite.values())
+    least = min(misses.values())
     enough = least + max(0.001 * least, 4 * torch.finfo(_working_dtype(target)).eps * total)
-    ridge = max(ridge for ridge, miss in finite.items() if miss <= enough)
+    ridge = max(ridge for ridge, miss in misses.items() if miss <= enough)
+    whole = halves[0] + halves[1]
+    whole = whole if intercept else whole.about_zero()
     change = whole.solve(old, ridge) if ridge < math.inf else None
     new = old if change is None else old + change
     bias = (whole.t - (new @ whole.u[:, :, None])[:, :, 0]).reshape(-1) if intercept else None
     if not new.isfinite().all() or (bias is not None and not bias.isfinite().all()):
         return None
-    return Fit(_as_weight(layer, new, weight), bias, *(misses[r] / max(total, 1e-300) for r in (math.inf, ridge)))
+    before, after = (misses[r] / max(total, 1e-300) for r in (math.inf, ridge))
+    return Fit(_as_weight(layer, new, weight), bias, before, after, features=old.shape[2], places=whole.count)
+
+
+def _search(first: Any, second: Any, old: Tensor) -> dict[float, float]:
+    """What weights miss of one half when they are fitted to the other, by the strength of the ridge, infinite for the
+    old weights. From strong to weak, as far as that may help: what is missed falls, then rises."""
+    misses: dict[float, float] = {}
+    for ridge in (math.inf, *RIDGES):
+        change = first.solve(old, ridge) if ridge < math.inf else 0.0
+        missed = math.nan if change is None else second.missed(old + change)
+        if not math.isfinite(missed):
+            break
+        misses[ridge] = missed
+        least = min(misses.values())
+        *_, last = [math.inf, *list(misses.values())[:-1]]
+        flat = least < misses[math.inf] / WORSE and last - missed < FLAT * least
+        if missed > WORSE * least or flat:
+            break
+    return misses
 
 
 def _as_matrix(layer: LayerCall, weight: Tensor) -> Tensor:
