@@ -68,7 +68,10 @@ def thin_tensor(
     Many tensors lose the same channels: `known` remembers the indices that stay, by the list of those that go.
     """
     if tensor.is_meta:
-        return tensor.new_empty([n - len(cuts.get(d, ())) for d, n in enumerate(tensor.shape)])
+        sizes = list(tensor.shape)
+        for dim, removed in cuts.items():
+            sizes[dim] -= len(removed)
+        return torch.empty(sizes, dtype=tensor.dtype, device=tensor.device)
     known = {} if known is None else known
     out = tensor.detach()
     for dim, removed in sorted(cuts.items(), key=lambda c: -len(c[1]) / tensor.shape[c[0]]):  # the largest cut first
@@ -127,7 +130,7 @@ def rebuild(model: nn.Module, change: Change) -> nn.Module:
         return nn.Parameter(data, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else data
 
     thin = clone(model, thinner, thinner)
-    _adjust(thin, change)
+    _adjust(dict(named_modules(thin)), change)
     return thin
 
 
@@ -142,39 +145,35 @@ def take_over(model: nn.Module, thin: nn.Module) -> None:
 
 
 @contextmanager
-def thinned(model: nn.Module, change: Change) -> Iterator[None]:
-    """`model` itself, thinner for as long as the context lasts: for a network without data, of which a copy costs more
-    than the change. All that its modules hold is put back after it."""
-    named = dict(all_tensors(model))
-    modules = [module for _, module in named_modules(model)]
-    state = [(type(m), {**m.__dict__, "_parameters": {**m._parameters}, "_buffers": {**m._buffers}}) for m in modules]
-    whole = [(tensor, tensor.data, {**tensor.__dict__}) for tensor in {id(t): t for t in named.values()}.values()]
+def thinned(modules: Mapping[str, nn.Module], named: Mapping[str, Tensor], change: Change) -> Iterator[None]:
+    """Make a network itself thinner for as long as the context lasts: one without data, of which a copy costs more than
+    the change. Its tensors are put back after it; what its modules hold is for the caller to put back."""
+    whole = [(named[name], named[name].data) for name in change.cuts]
     try:
         for name, cut in change.cuts.items():
             named[name].data = thin_tensor(named[name], cut)
-        _adjust(model, change)
+        _adjust(modules, change)
         yield
     finally:
-        for module, (kind, held) in zip(modules, state):
-            module.__class__ = kind
-            object.__setattr__(module, "__dict__", held)
-        for tensor, data, notes in whole:
+        for tensor, data in whole:
             tensor.data = data
-            tensor.__dict__.clear()
-            tensor.__dict__.update(notes)
 
 
-def _adjust(model: nn.Module, change: Change) -> None:
-    """Let the modules around thinner tensors agree with them."""
-    modules = dict(named_modules(model))
-    for name, value in change.sizes.items():  # first, because the number of groups tells how many channels they take
+def set_sizes(modules: Mapping[str, nn.Module], sizes: Mapping[str, Any]) -> None:
+    """Set sizes that modules keep."""
+    for name, value in sizes.items():
         owner, _, attribute = name.rpartition(".")
-        holder = modules.get(owner + "." if owner else "")
+        holder = modules.get(owner and owner + ".")
         if holder is None:
             raise SlimError(f"the plan doesn't fit this model: it has no module {owner!r}")
         if hasattr(holder, attribute):  # what was set after it was built may be missing in one that is built anew
             kind = type(getattr(holder, attribute))
             setattr(holder, attribute, kind(value))
+
+
+def _adjust(modules: Mapping[str, nn.Module], change: Change) -> None:
+    """Let the modules around thinner tensors agree with them."""
+    set_sizes(modules, change.sizes)  # first, because the number of groups tells how many channels they take
     for owner in {_owner(name) for name in change.cuts}:
         if (module := modules.get(owner and owner + ".")) is not None:
             resize(module)
@@ -207,15 +206,13 @@ def resize(module: nn.Module) -> None:
             was = module.in_channels if module.transposed else module.out_channels
             module.groups = weight.shape[0] * module.groups // was
         made, taken = (1, 0) if module.transposed else (0, 1)
-        module.out_channels, module.in_channels = weight.shape[made], weight.shape[taken]
-        if module.transposed:
-            module.out_channels *= module.groups
-        else:
-            module.in_channels *= module.groups
+        # an attribute set in the usual way costs more than thinning the weight
+        vars(module)["out_channels"] = weight.shape[made] * (module.groups if module.transposed else 1)
+        vars(module)["in_channels"] = weight.shape[taken] * (1 if module.transposed else module.groups)
     elif isinstance(module, nn.Linear):
-        module.out_features, module.in_features = weight.shape
+        vars(module)["out_features"], vars(module)["in_features"] = weight.shape
     elif isinstance(module, nn.modules.batchnorm._NormBase):
-        module.num_features = weight.shape[0]
+        vars(module)["num_features"] = weight.shape[0]
     elif isinstance(module, nn.GroupNorm):
         module.num_channels = weight.shape[0]
     elif isinstance(module, nn.PReLU):

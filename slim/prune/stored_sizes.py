@@ -1,18 +1,20 @@
 """Sizes that modules store follow their channels, so that forward code of the thin network lines up."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from slim.prune.groups import Bools
 from slim.prune.plan import PruningPlan
-from slim.prune.rebuild import Change, thinned
-from slim.trace.attributes import Size, kept_sizes, own_sizes
+from slim.prune.rebuild import Cuts, set_sizes, thinned
+from slim.trace.attributes import Size, own_sizes
 from slim.trace.check import Counted, Misfit, find_misfit, kept_size
 from slim.trace.classes import Ints
-from slim.trace.copy import named_modules
+from slim.trace.copy import Modules
 from slim.trace.tracer import Trace
 
 
@@ -25,29 +27,29 @@ class StoredSizes:
 
     def __post_init__(self) -> None:
         self.followed |= self.traced.group_counts
+        self._modules, self._tensors = dict(self.traced.state.modules), dict(self.traced.tensors)
+        self._widths = Widths(self.traced)
 
     def follow(self, plan: PruningPlan, kept: Bools) -> Misfit | None:
         """Return what keeps the thin network from running once stored sizes follow; they are noted in `plan.sizes`.
 
         Where an attribute holds a size that an operator was given, it is tried with the thin size, alone or with the
-        others of its module; what brings the network further is followed from then on.
+        others of its module; what brings the network further is followed from then on. Sizes that forward code doesn't
+        read follow as well, for other methods may: one that forward is exchanged for, the fusing of a block, a new
+        head. The thin network must run with them, and without.
         """
-
-        def check(tried: dict[str, Counted]) -> Misfit | None:
-            sizes = self.followed | tried
-            plan.sizes = {name: kept_size(counted, kept) for name, counted in sizes.items()}
-            return find_misfit(self.traced, lambda copy: thinned(copy, plan.change), kept, sizes)
-
-        misfit = check({})
+        if self._fits_with_unread(plan, kept):
+            return None
+        misfit = self._misfit(plan, kept)
         while misfit is not None:
             stale = self._stale(misfit, kept)
             for tried in _attempts(stale):
-                after = check(tried)
+                after = self._misfit(plan, kept, tried)
                 if not _further(after, misfit):
                     continue
                 for name in tried if len(tried) > 1 else ():  # one of them may only look like the size at hand
                     fewer = {other: counted for other, counted in tried.items() if other != name}
-                    without = check(fewer)
+                    without = self._misfit(plan, kept, fewer)
                     if _further(without, misfit):
                         tried, after = fewer, without
                 self.followed |= tried
@@ -56,27 +58,37 @@ class StoredSizes:
             else:  # one size that serves several layers brings the network no further until these are coupled
                 self.followed |= {name: counted for name, counted in stale.items() if name in misfit.shared}
                 break
-        plan.sizes = {name: kept_size(counted, kept) for name, counted in self.followed.items()}
-        if misfit is None:
-            self._follow_unread(plan, kept)
+        if misfit is not None or not self._fits_with_unread(plan, kept):
+            self._note(plan, kept)
         return misfit
 
-    def _follow_unread(self, plan: PruningPlan, kept: Bools) -> None:
-        """Note in `plan.sizes` the stored sizes that forward code doesn't read, but other methods may: one that forward
-        is exchanged for, the fusing of a block, a new head. The thin network runs without them, and must with them."""
-        read, before = self.traced.read, plan.sizes
-        widths = Widths(self.traced, plan.change, kept)
-        changed: dict[str, Size] = {}
-        for name, size in kept_sizes(self.traced.meta_copy).items():
-            after = None if name in read else widths.after(name, size)
-            if after is not None and after != size:
-                changed[name] = after
-        plan.sizes = changed | before
-        if not changed:
-            return
-        misfit = find_misfit(self.traced, lambda copy: thinned(copy, plan.change), kept, self.followed)
-        if misfit is not None or read & changed.keys():
-            plan.sizes = before
+    def _note(self, plan: PruningPlan, kept: Bools, tried: Mapping[str, Counted] | None = None) -> dict[str, Counted]:
+        """Note in `plan.sizes` what is followed, and what is `tried`; return both."""
+        sizes = self.followed | dict(tried or {})
+        plan.sizes = {name: kept_size(counted, kept) for name, counted in sizes.items()}
+        return sizes
+
+    def _misfit(self, plan: PruningPlan, kept: Bools, tried: Mapping[str, Counted] | None = None) -> Misfit | None:
+        """Return what keeps the thin network from running with the sizes that are followed and those `tried`."""
+        sizes = self._note(plan, kept, tried)
+        return find_misfit(self.traced, lambda: thinned(self._modules, self._tensors, plan.change), kept, sizes)
+
+    def _fits_with_unread(self, plan: PruningPlan, kept: Bools) -> bool:
+        """Return whether the thin network runs once sizes that forward code doesn't read follow, too. They are noted in
+        `plan.sizes`."""
+        sizes, found = self._note(plan, kept), dict[str, Size]()
+
+        @contextmanager
+        def thin() -> Iterator[None]:
+            with thinned(self._modules, self._tensors, plan.change):
+                found.update(self._widths.changed(plan.cuts, kept, self.traced.sizes.read | sizes.keys()))
+                set_sizes(self._modules, found)
+                with self.traced.sizes.noting():
+                    yield
+
+        misfit = find_misfit(self.traced, thin, kept, sizes)
+        plan.sizes = found | plan.sizes
+        return misfit is None and not self.traced.sizes.read & found.keys()
 
     def couple(self, misfit: Misfit) -> bool:
         """Couple the same places of layers that one stored size serves, such as the heads of an attention; return
@@ -102,73 +114,89 @@ class StoredSizes:
 
 
 class Widths:
-    """What becomes of the widths of a network's layers under a change: how a number that a module keeps may be read."""
+    """The widths of a network's layers, and what becomes of them: how a number that a module keeps may be read."""
 
-    def __init__(self, traced: Trace, change: Change, kept: Bools) -> None:
-        before = _widths(traced.meta_copy)
-        self._levels = _levels(traced.meta_copy)
-        with thinned(traced.meta_copy, change):
-            after = _widths(traced.meta_copy)
-        self._becomes: dict[int, list[tuple[str, int]]] = {}  # width -> the layers that have it, and what it becomes
-        for (owner, name), size in before.items():
-            self._becomes.setdefault(size, []).append((owner, after.get((owner, name), size)))
-        self._parts: dict[tuple[str, str], tuple[Ints, Bools]] = {}
-        for name, dims in change.cuts.items():
-            owner = name[: name.rfind(".") + 1]
-            for dim in dims if owner in self._levels else ():
-                labels = traced.labels[name][dim]
-                self._parts[owner, f"{name}.{dim}"] = traced.classes.roots(labels), kept[labels]
+    def __init__(self, traced: Trace) -> None:
+        self._traced = traced
+        self._levels = _levels(traced.state.modules)
+        numbers = {number for size in traced.sizes.values() for number in _numbers(size)}
+        self._places: dict[int, list[tuple[str, nn.Module, str, int]]] = {}  # width -> where layers have it
+        for prefix, module in traced.state.modules:
+            for place, width in _widths(module):
+                if width in numbers:
+                    self._places.setdefault(width, []).append((prefix, module, *place))
 
-    def after(self, name: str, size: Size) -> Size | None:
-        """Return what the size that a module keeps in this attribute becomes; None where that isn't clear."""
-        prefix = name[: name.rfind(".") + 1]
-        numbers = [self._after(prefix, number) for number in ((size,) if isinstance(size, int) else size)]
-        known = [number for number in numbers if number is not None]
-        if len(known) < len(numbers):
-            return None
-        return known[0] if isinstance(size, int) else type(size)(known)
+    def changed(self, cuts: Cuts, kept: Bools, others: Set[str]) -> dict[str, Size]:
+        """Return what becomes of the sizes that modules keep, other than `others`, now that the network is thin: of
+        those that change, and where it is clear."""
+        parts: Parts = []
+        for name, dims in cuts.items():
+            prefix = name[: name.rfind(".") + 1]
+            parts += [(prefix, self._traced.labels[name][dim]) for dim in dims if prefix in self._levels]
+        found: dict[str, Size] = {}
+        for name, size in self._traced.sizes.items():
+            if name in others:
+                continue
+            prefix = name[: name.rfind(".") + 1]
+            numbers = [self._after(prefix, number, parts, kept) for number in _numbers(size)]
+            known = [number for number in numbers if number is not None]
+            if len(known) == len(numbers):
+                after = known[0] if isinstance(size, int) else type(size)(known)
+                if after != size:
+                    found[name] = after
+        return found
 
-    def _after(self, prefix: str, number: int) -> int | None:
+    def _after(self, prefix: str, number: int, parts: "Parts", kept: Bools) -> int | None:
         """Return the one thing that this number becomes where layers as near to the module as can be have such a
         width, or such parts that are pruned alike."""
         if number < 2:  # no width
             return number
         found: dict[int, set[int]] = {}  # level -> the widths that it may become
-        for owner, after in self._becomes.get(number, ()):
+        for owner, module, place, index in self._places.get(number, ()):
             if owner.startswith(prefix):
-                found.setdefault(self._levels[owner], set()).add(after)
-        for (owner, _), (roots, kept) in self._parts.items():
-            if owner.startswith(prefix) and len(roots) > number and len(roots) % number == 0:
-                parts = roots.reshape(-1, number)
-                if (parts == parts[0]).all():
-                    found.setdefault(self._levels[owner], set()).add(int(kept[:number].sum()))
+                found.setdefault(self._levels[owner], set()).add(_width(module, place, index))
+        for owner, labels in parts:
+            if len(labels) > number and len(labels) % number == 0 and owner.startswith(prefix):
+                roots = self._traced.classes.roots(labels).reshape(-1, number)
+                if (roots == roots[0]).all():
+                    found.setdefault(self._levels[owner], set()).add(int(kept[labels[:number]].sum()))
         readings = found[min(found)] if found else set()
         return next(iter(readings)) if len(readings) == 1 else None
 
 
-def _levels(model: nn.Module) -> dict[str, int]:
+Parts = list[tuple[str, Ints]]  # a layer and the labels along a dimension of one of its tensors
+
+
+def _numbers(size: Size) -> Sequence[int]:
+    return (size,) if isinstance(size, int) else size
+
+
+def _levels(modules: Modules) -> dict[str, int]:
     """Return how deep each module lies, where containers such as nn.Sequential are no level of their own."""
     levels: dict[str, int] = {}
-    for prefix, module in named_modules(model):
+    for prefix, module in modules:
         parent = prefix[: prefix.rfind(".", 0, -1) + 1]
         levels[prefix] = levels.get(parent, 0) + (type(module).__module__ != "torch.nn.modules.container")
     return levels
 
 
-def _widths(model: nn.Module) -> dict[tuple[str, str], int]:
-    """Return the sizes of all layers: of their tensors, and what torch.nn stores of them (a kernel's as well, for a
-    number may mean that). (module's name, place) -> size."""
-    found = {}
-    for prefix, module in named_modules(model):
-        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
-            for dim, size in enumerate(() if tensor is None else tensor.shape):
-                found[prefix, f"{name}.{dim}"] = size
-        for name in own_sizes(module):
-            value = vars(module).get(name)
-            for i, size in enumerate(value if isinstance(value, tuple) else (value,)):
-                if type(size) is int:
-                    found[prefix, f"{name}[{i}]"] = size
-    return found
+def _widths(module: nn.Module) -> Iterator[tuple[tuple[str, int], int]]:
+    """Yield the sizes of a layer: of its tensors, and what torch.nn stores of them (a kernel's as well, for a number
+    may mean that), each with its place."""
+    for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+        for dim, size in enumerate(() if tensor is None else tensor.shape):
+            yield (name, dim), size
+    for name in own_sizes(type(module)):
+        value = vars(module).get(name)
+        for i, size in enumerate(value if isinstance(value, tuple) else (value,)):
+            if type(size) is int:
+                yield (name, i), size
+
+
+def _width(module: nn.Module, place: str, index: int) -> int:
+    """Return the size that lies now at one of the places of `_widths`."""
+    held: Any = getattr(module, place)
+    return int(held.shape[index] if isinstance(held, Tensor) else held[index] if isinstance(held, tuple) else held)
 
 
 def _attempts(stale: Mapping[str, Counted]) -> Iterator[dict[str, Counted]]:

@@ -1,38 +1,78 @@
 """Whole numbers that modules keep in plain attributes, and which of them forward code reads."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
 
-from slim.trace.copy import INTERNAL, named_modules
+from slim.trace.copy import INTERNAL, Modules
 
 Size = int | list[int] | tuple[int, ...]
 
 
-def own_sizes(module: nn.Module) -> set[str]:
+_own: dict[type, set[str]] = {}
+
+
+def own_sizes(kind: type) -> set[str]:
     """Return the names of attributes in which torch.nn keeps sizes of its own layers, such as `in_channels`."""
-    bases = [base for base in type(module).__mro__ if base.__module__.startswith("torch.nn.")]
-    return {name for base in bases for name in vars(base).get("__constants__", ())}
+    if kind not in _own:
+        bases = [base for base in kind.__mro__ if base.__module__.startswith("torch.nn.")]
+        _own[kind] = {name for base in bases for name in vars(base).get("__constants__", ())}
+    return _own[kind]
 
 
-def kept_sizes(model: nn.Module) -> dict[str, Size]:
-    """Return the whole numbers, and lists and tuples of such, that modules of other packages than torch.nn keep:
-    "module.attribute" -> value, under the first name of each module."""
-    return {
-        f"{prefix}{name}": value
-        for prefix, module in _of_others(model)
-        for name, value in vars(module).items()
-        if name not in INTERNAL and _is_size(value) and name not in own_sizes(module)
-    }
+class KeptSizes(Mapping[str, Size]):
+    """The whole numbers, and lists and tuples of such, that modules of other packages than torch.nn keep:
+    "module.attribute" -> value, under the first name of each module.
 
+    `read` has the names of those that forward code was seen to read while `noting` them.
+    """
 
-def _of_others(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    first = {id(module): (prefix, module) for prefix, module in reversed(named_modules(model))}
-    for prefix, module in first.values():
-        if not type(module).__module__.startswith("torch.nn."):
-            yield prefix, module
+    def __init__(self, modules: Modules) -> None:
+        self.read: set[str] = set()
+        self._sizes: dict[str, Size] = {}
+        self._places: dict[tuple[int, str], str] = {}  # (a module's id, attribute) -> name
+        self._noting: list[tuple[nn.Module, type]] = []  # what notes the reads, and its class while it does
+        kinds: dict[type, type | None] = {}
+        for prefix, module in {id(module): (prefix, module) for prefix, module in reversed(modules)}.values():
+            kind = type(module)
+            if kind.__module__.startswith("torch.nn."):
+                continue
+            own = own_sizes(kind)
+            mine = {k: v for k, v in vars(module).items() if k not in INTERNAL and _is_size(v) and k not in own}
+            if not mine:
+                continue
+            if kind not in kinds:
+                kinds[kind] = _noting(kind, self._places, self.read)
+            noting = kinds[kind]
+            self._sizes |= {prefix + key: value for key, value in mine.items()}
+            self._places |= {(id(module), key): prefix + key for key in mine}
+            if noting is None:
+                self.read |= {prefix + key for key in mine}
+            else:
+                self._noting.append((module, noting))
+
+    def __getitem__(self, name: str) -> Size:
+        return self._sizes[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sizes)
+
+    def __len__(self) -> int:
+        return len(self._sizes)
+
+    @contextmanager
+    def noting(self) -> Iterator[None]:
+        """Add to `read` the name of each size that something reads for as long as the context lasts."""
+        was = [(module, type(module)) for module, _ in self._noting]
+        for module, kind in self._noting:
+            module.__class__ = kind
+        try:
+            yield
+        finally:
+            for module, kind in was:
+                module.__class__ = kind
 
 
 def _is_size(value: Any) -> bool:
@@ -40,33 +80,7 @@ def _is_size(value: Any) -> bool:
     return bool(numbers) and all(type(number) is int for number in numbers)
 
 
-@contextmanager
-def noting_reads(model: nn.Module, read: set[str]) -> Iterator[None]:
-    """Add to `read` the name of each of `kept_sizes` that something reads for as long as the context lasts."""
-    names = kept_sizes(model)
-    kept: dict[tuple[int, str], str] = {}
-    kinds: dict[type, type | None] = {}
-    was = []
-    for prefix, module in _of_others(model):
-        kind = type(module)
-        mine = {(id(module), key): prefix + key for key in vars(module) if prefix + key in names}
-        if mine and kind not in kinds:
-            kinds[kind] = _noting(kind, kept, read)
-        if mine and kinds[kind] is None:
-            read |= set(mine.values())
-        elif mine:
-            kept |= mine
-            was.append((module, kind))
-    for module, kind in was:
-        module.__class__ = kinds[kind]  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        for module, kind in was:
-            module.__class__ = kind
-
-
-def _noting(kind: type, kept: dict[tuple[int, str], str], read: set[str]) -> type | None:
+def _noting(kind: type, kept: Mapping[tuple[int, str], str], read: set[str]) -> type | None:
     """Return a subclass that notes which of the `kept` attributes are read; None for a class that can't have one."""
     getattribute: Any = kind.__getattribute__
 

@@ -17,11 +17,14 @@ from torch import Tensor, nn
 from torch._ops import OpOverload
 
 from slim.trace.classes import Classes, Ints
-from slim.trace.codes import Bools, Codes, label, name_of, set_codes
+from slim.trace.codes import Bools, Codes, label, mark_step, name_of, set_codes, set_name
 from slim.trace.constants import same
-from slim.trace.copy import clone, named_modules
+from slim.trace.copy import clone
 from slim.trace.labeller import Choice, Executed
-from slim.trace.tracer import ForwardPass, Trace, Tracer, name_tensors, run_once, shapes_of
+from slim.trace.op import Op, Operator
+from slim.trace.repeat import Known, ThinCodes
+from slim.trace.state import restored
+from slim.trace.tracer import COPIES, ForwardPass, Trace, Tracer, mark_steps, run_once, shapes_of
 
 Counted = Ints | list[Ints]  # the labels that a stored size counts, or those of each of a list of sizes
 
@@ -54,7 +57,7 @@ class Settled(Classes):
         self.__dict__ = classes.__dict__
 
     def unite(self, a: Ints, b: Ints, reason: str) -> None:
-        if a is b or np.array_equal(a, b):
+        if a is b or (a.shape == b.shape and bool((a == b).all())):
             return
         if a.shape[-1] != b.shape[-1]:
             raise Mismatch(reason)
@@ -69,24 +72,20 @@ class Settled(Classes):
             raise Mismatch(reason)
 
 
-COPIES = {"clone"}  # which depend on strides: where a dimension has one channel, more is contiguous
-
-
 def _step_of(executed: Executed) -> str:
-    """The operator's name, alike for all that make a view."""
-    name = executed.func._schema.name.removeprefix("aten::")
-    return "view" if name in ("_unsafe_view", "_reshape_alias") else name
+    return Operator.of(executed.func).step
 
 
 class Follower(Tracer):
     """A tracer that must take the same steps as an earlier run."""
 
-    def __init__(self, traced: Trace, run: ForwardPass) -> None:
+    def __init__(self, traced: Trace, run: ForwardPass, kept: Bools) -> None:
         super().__init__(Settled(traced.classes), traced)
         self.run_before = run
         self.at = 0  # how many operators of that run have been met again
-        self.readings = iter(run.decisions)
+        self.producers = {**traced.made}
         self.names = traced.shapes.keys()
+        self._thin = ThinCodes(kept)
 
     def note(self, executed: Executed) -> None:
         super().note(executed)
@@ -103,12 +102,42 @@ class Follower(Tracer):
             raise Mismatch(f"a constant that follows a size, in {_step_of(executed)} after {self.place}")
 
     def decide(self, choice: Choice, options: Sequence[Choice] = ()) -> Choice:
-        return cast(Choice, next(self.readings, choice))
+        earlier = self.run_before.decisions
+        choice = cast(Choice, earlier[len(self.decisions)]) if len(self.decisions) < len(earlier) else choice
+        self.decisions.append(choice)
+        return choice
+
+    def remember(self, executed: Executed, op: Op, sources: Sequence[object], result: Any) -> None:
+        mark_steps(op, sources, result, self.at)
 
     def __torch_dispatch__(self, func: OpOverload, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten.index_select.default and self.is_new(args[2]):
             return label(func(args[0], args[1], args[2].to(args[0].device)), self.codes(args[0]))
+        before = None if kwargs else self._next()
+        if before is not None and before.func is func and before.known is not None:
+            known: Known = before.known
+            if known.is_given(Operator.of(func).name, args, self._thin):
+                return self._repeat(before, args)
         return super().__torch_dispatch__(func, types, args, kwargs)
+
+    def _next(self) -> Executed | None:
+        """Return the operator of the earlier run that comes next, copies left out."""
+        earlier = self.run_before.executed
+        at = next((at for at in range(self.at, len(earlier)) if _step_of(earlier[at]) not in COPIES), len(earlier))
+        return earlier[at] if at < len(earlier) else None
+
+    def _repeat(self, before: Executed, args: Any) -> Any:
+        """Return what an operator gives that is given what it was given before: see `repeat`."""
+        while self.run_before.executed[self.at] is not before:
+            self.at += 1
+        self.at += 1
+        self.executed.append(before)
+        self.decisions = self.run_before.decisions[: before.decided]
+        self.place = before.place
+        result = before.known.again(args, self._thin)
+        for number, tensor in enumerate(result if isinstance(result, tuple) else (result,)):
+            mark_step(tensor, (self.at, number))
+        return result
 
     def is_new(self, index: Tensor) -> bool:
         """Return whether a BatchNorm selects its channels by this index, which the original doesn't have."""
@@ -118,41 +147,56 @@ class Follower(Tracer):
 
 def find_misfit(
     traced: Trace,
-    thinned: Callable[[nn.Module], AbstractContextManager[None]],
+    thinned: Callable[[], AbstractContextManager[None]],
     kept: Bools,
     followed: Mapping[str, Counted],
 ) -> Misfit | None:
     """Return the first place where the thin network's forward code doesn't line up with the original's, or None.
 
-    `thinned` makes the trace's meta-device copy thin for a while; `kept` says for every label whether it stays;
-    `followed` are stored sizes that are thin then.
+    `thinned` makes the tensors of the trace's meta-device copy thin for a while, and what its modules hold (which is
+    put back here); `kept` says for every label whether it stays; `followed` are stored sizes that are thin then.
     """
     # Forward code that looks at values takes the path that the values say: compare with the masked network's.
     runs = traced.runs if traced.inputs_are_meta else [_masked_run(traced, kept, run.training) for run in traced.runs]
-    staying: dict[int, Codes] = {}  # many tensors have the same labels: one vector of codes for all of them
-    with thinned(traced.meta_copy):
-        for name, tensor in name_tensors(traced.meta_copy):
-            labels = traced.labels.get(name)
-            if labels:
-                for v in labels.values():
-                    if id(v) not in staying:
-                        staying[id(v)] = Codes.of(v[kept[v]])
-                set_codes(tensor, {d: staying[id(v)] for d, v in labels.items()})
-        for run in runs:
-            misfit = _follow(traced, run, kept, followed, training=run.training and len(runs) > 1)
+    notes = [(tensor, {**tensor.__dict__}) for _, tensor in traced.tensors]
+    try:
+        for number, run in enumerate(runs):
+            with restored(traced.meta_copy, traced.state), thinned():
+                _label(traced, kept)
+                misfit = _follow(traced, run, kept, followed, training=run.training and len(runs) > 1)
             if misfit is not None:
-                misfit.step += 10**6 * runs.index(run)
+                misfit.step += 10**6 * number
                 return misfit
+    finally:
+        for tensor, held in notes:
+            tensor.__dict__.clear()
+            tensor.__dict__.update(held)
     return None
+
+
+def _label(traced: Trace, kept: Bools) -> None:
+    """Give the tensors of the thin copy the labels that they keep, and those that it alone has their names."""
+    staying: dict[int, Codes] = {}  # many tensors have the same labels: one vector of codes for all of them
+    for name, tensor in traced.tensors:
+        labels = traced.labels.get(name)
+        if labels:
+            for v in labels.values():
+                if id(v) not in staying:
+                    staying[id(v)] = Codes.of(v[kept[v]])
+            set_codes(tensor, {d: staying[id(v)] for d, v in labels.items()})
+    for prefix, module in traced.state.modules:
+        for key, buffer in module._buffers.items():
+            if buffer is not None and name_of(buffer) is None:
+                set_name(buffer, prefix + key)
 
 
 def _follow(
     traced: Trace, run: ForwardPass, kept: Bools, followed: Mapping[str, Counted], *, training: bool
 ) -> Misfit | None:
     """Run the thin copy along `run`. Where there is but one, both modes take the same steps, or this finds out."""
-    follower = Follower(traced, run)
+    follower = Follower(traced, run, kept)
     try:
-        outputs = run_once(traced.meta_copy, traced.inputs, follower, training=training)
+        outputs = run_once(traced.meta_copy, traced.inputs, follower, traced.state, training=training)
         if shapes_of(outputs) != run.shapes:
             raise Mismatch("an output changes its shape")
         return None
@@ -192,7 +236,9 @@ def _masked_run(traced: Trace, kept: Bools, training: bool) -> ForwardPass:
         return parameter
 
     tracer = Tracer(traced.classes, traced)
-    outputs = run_once(clone(traced.meta_copy, mask, mask), traced.inputs, tracer, training=training)
+    masked = clone(traced.meta_copy, mask, mask)
+    with restored(masked) as state:
+        outputs = run_once(masked, traced.inputs, tracer, state, training=training)
     return ForwardPass(training, tracer.executed, tracer.decisions, shapes_of(outputs))
 
 
@@ -206,7 +252,7 @@ def _stored_sizes(
     """Return attributes of the modules that ran when `error` came up, and that hold what an operator was given; and
     those of `followed` among them that the last operator was given for other labels."""
     given = [step.sizes for step in reversed(executed[-RECENT:]) if step.sizes]
-    names = {id(module): name for name, module in named_modules(traced.meta_copy)}
+    names = {id(module): name for name, module in traced.state.modules}
     running, trace = [], error.__traceback__
     while trace is not None:
         module = trace.tb_frame.f_locals.get("self")

@@ -27,28 +27,31 @@ class Codes:
     fixed size.
     """
 
-    __slots__ = ("_bits", "_labels")  # 4 * label + gate: moving both as one array halves the work
+    __slots__ = ("_bits", "_gate", "_labels")  # 4 * label + gate: moving both as one array halves the work
 
-    def __init__(self, bits: Ints) -> None:
+    def __init__(self, bits: Ints, gate: int | None = None) -> None:
         self._bits = bits
+        self._gate = gate  # of all channels, where that is known to be one
         self._labels: Ints | None = None
 
     @classmethod
     def of(cls, labels: Ints) -> "Codes":
         """Return ungated codes of these labels."""
-        made = cls(4 * labels)
+        made = cls(4 * labels, OPEN)
         made._labels = labels
         return made
 
     @classmethod
     def fixed(cls, n: int) -> "Codes":
         """Return the codes of `n` channels whose number is fixed."""
-        return cls(np.zeros(n, np.int64))
+        return cls(np.zeros(n, np.int64), OPEN)
 
     @classmethod
     def join(cls, parts: Iterable["Codes"]) -> "Codes":
         """Return all `parts` end to end (along the last dimension)."""
-        return cls(np.concatenate([part._bits for part in parts], axis=-1))
+        parts = list(parts)
+        gates = {part._gate for part in parts}
+        return cls(np.concatenate([part._bits for part in parts], axis=-1), gates.pop() if len(gates) == 1 else None)
 
     @property
     def labels(self) -> Ints:
@@ -60,17 +63,24 @@ class Codes:
     def gate(self) -> Ints:
         return self._bits & 3
 
+    @property
+    def common_gate(self) -> int | None:
+        """The gate of all channels; None where they differ, or aren't known to be alike."""
+        return self._gate
+
     def ungated(self) -> "Codes":
         """Return the same labels, none of them gated."""
-        return self._regated(self._bits & ~3)
+        return self.with_gate(OPEN)
 
     def with_gate(self, gate: Ints | int = BY_NORM) -> "Codes":
         """Return the same labels with this gate (default: zero whatever makes them)."""
-        return self._regated(self._bits & ~3 | gate)
+        if not isinstance(gate, int):
+            return self._regated(self._bits & ~3 | gate, None)
+        return self if gate == self._gate else self._regated(self._bits & ~3 | gate, gate)
 
     def add_gate(self, gate: int) -> "Codes":
         """Return the same labels, each with this gate, too."""
-        return self._regated(self._bits | gate)
+        return self._regated(self._bits | gate, None if self._gate is None else self._gate | gate)
 
     def gated_where_all(self, *others: "Codes") -> "Codes":
         """Return the same labels, gated where this and all the others are."""
@@ -81,10 +91,10 @@ class Codes:
 
     def gated_where_any(self, other: "Codes") -> "Codes":
         """Return the same labels, gated where this or the other is."""
-        return self._regated(self._bits | other.gate)
+        return self._regated(self._bits | other.gate, None)
 
-    def _regated(self, bits: Ints) -> "Codes":
-        made = Codes(bits)
+    def _regated(self, bits: Ints, gate: int | None) -> "Codes":
+        made = Codes(bits, gate)
         made._labels = self._labels
         return made
 
@@ -94,7 +104,7 @@ class Codes:
         return len(self._bits)
 
     def __getitem__(self, index: int | slice | Ints | Bools | tuple[slice, int]) -> "Codes":
-        return Codes(self._bits[index])
+        return Codes(self._bits[index], self._gate)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -103,28 +113,30 @@ class Codes:
     @property
     def columns(self) -> "Codes":
         """The transpose of a grid."""
-        return Codes(self._bits.T)
+        return Codes(self._bits.T, self._gate)
 
     def reshape(self, *shape: int) -> "Codes":
-        return Codes(self._bits.reshape(shape))
+        return Codes(self._bits.reshape(shape), self._gate)
 
     def broadcast_to(self, shape: Sequence[int]) -> "Codes":
-        return Codes(np.broadcast_to(self._bits, shape))
+        return Codes(np.broadcast_to(self._bits, shape), self._gate)
 
     def with_last(self, dim: int) -> "Codes":
         """Return a grid whose rows run along `dim`, one for each place in the other dimensions."""
-        return Codes(np.moveaxis(self._bits, dim, -1).reshape(-1, self._bits.shape[dim]))
+        return Codes(np.moveaxis(self._bits, dim, -1).reshape(-1, self._bits.shape[dim]), self._gate)
 
     def repeat(self, n: int) -> "Codes":
         """Return each code `n` times in a row."""
-        return Codes(np.repeat(self._bits, n))
+        return self if n == 1 else Codes(np.repeat(self._bits, n), self._gate)
 
     def tile(self, n: int) -> "Codes":
         """Return all codes `n` times, one copy after the other."""
-        return Codes(np.tile(self._bits, n))
+        return self if n == 1 else Codes(np.tile(self._bits, n), self._gate)
 
     def first_row(self) -> "Codes":
         """Return the first row of a grid, gated where its whole column is."""
+        if self._gate is not None:
+            return self[0]
         return Codes(self._bits[0] & ~3 | np.bitwise_and.reduce(self._bits & 3, axis=0))
 
     def varies_along(self, dim: int) -> bool:
@@ -171,6 +183,17 @@ def name_of(tensor: Tensor) -> str | None:
 
 def set_name(tensor: Tensor, name: str) -> None:
     tensor.__dict__["_slim_name"] = name
+
+
+def mark_step(tensor: Tensor, step: object) -> None:
+    """Mark a tensor as what a step of a run made."""
+    tensor.__dict__["_step"] = step
+
+
+def step_of(tensor: Tensor) -> object:
+    """Return the step that made a tensor, or the name of a parameter or buffer; None where neither is known."""
+    notes = tensor.__dict__
+    return notes.get("_step") or notes.get("_slim_name")
 
 
 def layer_of(name: str) -> str:

@@ -91,10 +91,12 @@ def _stored(modules: Modules, registered: Tensors) -> Tensors:
 
 def attribute_tensors(prefix: str, attributes: dict[str, Any]) -> Tensors:
     """List the tensors in a module's own attributes, by path."""
+    own = attributes.keys() - INTERNAL
+    own = {name for name in own if type(attributes[name]) not in _PLAIN and not _is_flat(attributes[name])}
     found: Tensors = []
-    for name, value in attributes.items():
-        if type(value) not in _PLAIN and name not in INTERNAL and not _is_flat(value):
-            found += find_tensors(value, prefix + name, arrays=False).items()
+    for name in attributes if own else ():  # in their order
+        if name in own:
+            found += find_tensors(attributes[name], prefix + name, arrays=False).items()
     return found
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor
 from torch._ops import OpOverload
@@ -60,6 +60,9 @@ class Executed:
     constants: Sequence[object]
     codes: list[Codes]
     sizes: list[tuple[int, Ints]] = field(default_factory=list)
+    known: Any = None  # what it was given and gave, where a thin network's run can go by it (`repeat.Known`)
+    decided: int = 0  # how many decisions had been made after it
+    place: str = ""  # the last layer met
 
 
 @dataclass
@@ -194,6 +197,8 @@ class Labeller:
 
     def mix(self, codes: Codes, why: str) -> None:
         """Note that a layer mixes these channels: one that isn't zero when its class is masked can't go."""
+        if codes.common_gate == BY_NORM:
+            return
         gate = codes.gate
         if (gate != BY_NORM).any():
             self.freeze(codes[gate == OPEN], why)
@@ -201,7 +206,7 @@ class Labeller:
 
     def lose_gate(self, before: Codes, after: Codes | None, why: str) -> None:
         """Note that a tensor was written over: a view of it may still pass for gated as `before`."""
-        if after is before:
+        if after is before or (after is not None and before.common_gate == after.common_gate is not None):
             return
         gate = before.gate if after is None else before.gate & after.gate
         self.freeze(before[(before.gate != OPEN) & (gate == OPEN)], why)

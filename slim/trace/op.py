@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -24,17 +23,28 @@ class Operator:
     arguments that the schema calls a number.
     """
 
+    func: OpOverload
     name: str
+    step: str  # its name, alike for all that make a view
     in_place: bool
     defaults: dict[str, Any]
     takes_any: dict[str, bool]
 
     @classmethod
-    @cache
     def of(cls, func: OpOverload) -> "Operator":
+        found = _operators.get(id(func))  # what they hash by is slow
+        if found is None:
+            found = _operators[id(func)] = cls._of(func)
+        return found
+
+    @classmethod
+    def _of(cls, func: OpOverload) -> "Operator":
         arguments = func._schema.arguments
+        name = func._schema.name.removeprefix("aten::")
         return cls(
+            func,
             func.overloadpacket.__name__,
+            "view" if name in ("_unsafe_view", "_reshape_alias") else name,
             func.__name__.partition(".")[0].endswith("_"),
             {a.name: a.default_value for a in arguments},
             {
@@ -42,6 +52,9 @@ class Operator:
                 for a in arguments
             },
         )
+
+
+_operators: dict[int, Operator] = {}  # by id; each holds its function, so that no other gets that id
 
 
 class Op:

@@ -20,13 +20,14 @@ _NOTED = _CONTAINERS | {FunctionType}
 
 
 @contextmanager
-def restored(model: nn.Module) -> Iterator["State"]:
+def restored(model: nn.Module, state: "State | None" = None) -> Iterator["State"]:
     """Put the model's modules back as they were: their attributes and classes, the containers in them (those that hooks
     captured, too), and what buffers and stored tensors hold. Parameters keep their values.
 
     A forward pass that fills a cache, counts, or draws from a random generator then finds the same state each time.
+    `state` is what they are put back to, where it is known (default: as they are now).
     """
-    state = State(model)
+    state = State(model) if state is None else state
     draws = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=[]):
@@ -38,11 +39,15 @@ def restored(model: nn.Module) -> Iterator["State"]:
 
 
 class State:
-    """What the modules of a model hold at a time. `tensors` are those that forward may write, by name: buffers, and
-    tensors in other attributes."""
+    """What the modules of a model hold at a time, to which they can be put back any number of times.
+
+    `modules` are listed under each of their names; `tensors` are those that forward may write, by name: buffers, and
+    tensors in other attributes.
+    """
 
     def __init__(self, model: nn.Module) -> None:
-        self._modules = [(name, module, type(module), {**module.__dict__}) for name, module in named_modules(model)]
+        self.modules = named_modules(model)
+        self._modules = [(name, module, type(module), {**module.__dict__}) for name, module in self.modules]
         self._containers: dict[int, tuple[Any, Any]] = {}
         self.tensors: dict[str, Tensor] = {}
         for prefix, module, _, attributes in self._modules:
@@ -104,7 +109,7 @@ class State:
         for _, module, kind, attributes in self._modules:
             if type(module) is not kind:
                 module.__class__ = kind
-            object.__setattr__(module, "__dict__", attributes)
+            object.__setattr__(module, "__dict__", {**attributes})
         for container, before in self._containers.values():
             if container or before:
                 container.clear()

@@ -8,7 +8,7 @@ Every tensor carries codes (see `codes`) for each dimension that follows a layer
 fixed size. What each operator does to the codes is in `rules`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -22,18 +22,20 @@ from torch.utils._pytree import tree_map_only
 
 from slim.errors import SlimError
 from slim.trace.attention import run_headwise
-from slim.trace.attributes import noting_reads
+from slim.trace.attributes import KeptSizes
 from slim.trace.classes import Classes, Ints
-from slim.trace.codes import Bools, clear, codes_on, fresh_from, is_labelled, name_of, set_codes, set_name
+from slim.trace.codes import Bools, clear, codes_on, fresh_from, is_labelled, mark_step, name_of, set_codes, set_name
 from slim.trace.constants import constants_of, mark_result
-from slim.trace.copy import all_tensors, clone, named_modules, named_tensors, unwrapped
+from slim.trace.copy import Modules, Tensors, all_tensors, clone, named_modules, named_tensors, unwrapped
 from slim.trace.labeller import INDEXED, Ambiguous, Executed, Labeller, Producer, Product
 from slim.trace.op import META, Op
 from slim.trace.outputs import find_tensors, output_tensors
 from slim.trace.recurrence import OneStep
+from slim.trace.repeat import Known, sources_of
 from slim.trace.rules.builtin import rule_for
-from slim.trace.state import restored
+from slim.trace.state import State, restored
 
+COPIES = {"clone"}  # which depend on strides: where a dimension has one channel, more is contiguous
 KEPT = "kept on request"  # the reason for channels that could go
 
 
@@ -62,7 +64,6 @@ class Trace:
     selecting: set[str] = field(default_factory=set)
     whole_groups: bool = False
     group_counts: dict[str, Ints] = field(default_factory=dict)
-    read: set[str] = field(default_factory=set)  # "module.attribute" of stored sizes that forward code reads
     streams: set[str] = field(default_factory=set)
     products: list[Product] = field(default_factory=list)
     stored: set[str] = field(default_factory=set)  # names in `shapes` of what lies in plain attributes of modules
@@ -71,22 +72,32 @@ class Trace:
     meta_copy: nn.Module = field(default_factory=nn.Module)
     inputs: Any = None
     inputs_are_meta: bool = True
+    state: State = field(init=False)  # of the copy before each run, taken once
+    tensors: Tensors = field(init=False)  # all of the copy's
+    sizes: KeptSizes = field(init=False)  # which its modules keep
+
+    def __post_init__(self) -> None:
+        self.state = State(self.meta_copy)
+        self.tensors = all_tensors(self.meta_copy)
+        self.sizes = KeptSizes(self.state.modules)
+        registered = named_tensors(self.meta_copy)
+        self.stored = {name for name, _ in self.tensors} - {name for name, _ in registered}
+        named = {id(t): name for name, t in reversed(registered) if isinstance(t, nn.Parameter)}
+        self.parameters = list(reversed(named.values()))
 
     def add_run(self, *, training: bool) -> "ForwardPass":
         """Run the meta-device copy once more, in this mode, and take in what it tells."""
         tracer = Tracer(self.classes, self)
         tracer.preferred = {number: choice for (mode, number), choice in self.readings.items() if mode == training}
-        outputs = run_once(self.meta_copy, self.inputs, tracer, training=training)
+        with restored(self.meta_copy, self.state), self.sizes.noting():
+            outputs = run_once(self.meta_copy, self.inputs, tracer, self.state, training=training)
         self.ambiguous |= {(training, number): found for number, found in tracer.ambiguous.items()}
         run = ForwardPass(training, tracer.executed, tracer.decisions, shapes_of(outputs))
         self.runs.append(run)
         self.products = tracer.products
         self.group_counts |= tracer.group_counts
         self.streams |= tracer.streams
-        registered = {name for name, _ in named_tensors(self.meta_copy)}
-        for name, tensor in all_tensors(self.meta_copy):
-            if name not in registered:
-                self.stored.add(name)
+        for name, tensor in self.tensors:
             if name == name_of(tensor):
                 self.shapes[name] = tuple(tensor.shape)
                 if found := codes_on(tensor):
@@ -149,7 +160,7 @@ class Trace:
     def _reread(self, labels: Ints, at_least: int) -> "Trace | None":
         """Return a trace that reads these channels otherwise and leaves `at_least` channels free, if there is one."""
         roots, readings = self.classes.roots(labels), self.readings
-        held = [(tensor, codes_on(tensor)) for _, tensor in all_tensors(self.meta_copy) if is_labelled(tensor)]
+        held = [(tensor, codes_on(tensor)) for _, tensor in self.tensors if is_labelled(tensor)]
         met = {a.shapes for a in self.ambiguous.values() if np.isin(self.classes.roots(a.labels), roots).any()}
         mine = [place for place, a in self.ambiguous.items() if a.shapes in met]  # all blocks of a kind alike
         while True:
@@ -174,7 +185,7 @@ class Trace:
         """Trace the same copy with other readings."""
         empty = Trace(Classes())
         other = replace(self, **{name: getattr(empty, name) for name in _TOLD}, readings=readings)
-        for _, tensor in all_tensors(self.meta_copy):
+        for _, tensor in self.tensors:
             clear(tensor)
         for run in self.runs:
             other.add_run(training=run.training)
@@ -225,7 +236,7 @@ class Tracer(Labeller, TorchDispatchMode):
 
     def __init__(self, classes: Classes, traced: "Trace") -> None:
         super().__init__(classes, traced.selecting, traced.whole_groups)
-        self.meta, self.read = traced.inputs_are_meta, traced.read
+        self.meta = traced.inputs_are_meta
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:  # nothing is compiled here, and the guard against it costs a quarter
@@ -235,13 +246,23 @@ class Tracer(Labeller, TorchDispatchMode):
         op = Op(func, args, kwargs or {}, self)
         taken = [codes for tensor in op.tensors for codes in codes_on(tensor).values()]
         constants = constants_of(op, meta=self.meta)
-        self.note(Executed(func, constants or (), taken))
+        executed = Executed(func, constants or (), taken)
+        self.note(executed)
         for tensor in op.tensors:
             self.meet(tensor)
+        sources = sources_of(op.tensors)
         result = rule_for(func)(op)
         mark_result(op, result, constant=constants is None, meta=self.meta)
         self._note_bare(op, result)
+        executed.decided, executed.place = len(self.decisions), self.place
+        if self.meta:
+            self.remember(executed, op, sources, result)
         return result
+
+    def remember(self, executed: Executed, op: Op, sources: Sequence[object], result: Any) -> None:
+        """Note what the operator was given and gave, for runs that repeat this one."""
+        executed.known = Known.of(op, sources, result)
+        mark_steps(op, sources, result, len(self.executed))
 
     def _note_bare(self, op: Op, out: Any) -> None:
         """Note the layers whose output something else reads than a norm, or a view that passes it on."""
@@ -252,6 +273,16 @@ class Tracer(Labeller, TorchDispatchMode):
 
     def note(self, executed: Executed) -> None:
         self.executed.append(executed)
+
+
+def mark_steps(op: Op, sources: Sequence[object], result: Any, step: int) -> None:
+    """Mark the results of an operator by its place in the run; a copy comes from where the copied tensor does."""
+    if op.name in COPIES:
+        mark_step(result, sources[0])
+        return
+    for number, tensor in enumerate(result if isinstance(result, (tuple, list)) else (result,)):
+        if isinstance(tensor, Tensor):
+            mark_step(tensor, (step, number))
 
 
 def meta_copy(model: nn.Module) -> nn.Module:
@@ -295,9 +326,8 @@ def name_tensors(copied: nn.Module) -> list[tuple[str, Tensor]]:
 
 
 @contextmanager
-def tracing_mode(copied: nn.Module, *, training: bool) -> Iterator[None]:
+def tracing_mode(modules: Modules, *, training: bool) -> Iterator[None]:
     """Put a copy in training or inference mode; what is random or needs several processes stays out of it."""
-    modules = named_modules(copied)
     for _, module in modules:
         if type(module).train is not nn.Module.train:
             module.train()  # there and back: modules that cache something for inference drop it
@@ -324,14 +354,17 @@ def call(model: nn.Module, example_inputs: Any) -> Any:
     return model(example_inputs)
 
 
-def run_once(copied: nn.Module, example_inputs: Any, tracer: Tracer, *, training: bool) -> dict[str, Tensor]:
-    """Run a copy under the tracer and freeze what it returns; the tensors of its output."""
-    with restored(copied) as state:
-        reads = noting_reads(copied, tracer.read)
-        with tracing_mode(copied, training=training), reads, OneStep(tracer), tracer:
-            outputs = output_tensors(call(copied, example_inputs))
-        for name, written in state.written().items():
-            _carry_over(tracer, name, state.tensors[name], written)
+def run_once(
+    copied: nn.Module, example_inputs: Any, tracer: Tracer, state: State, *, training: bool
+) -> dict[str, Tensor]:
+    """Run a copy under the tracer and freeze what it returns; the tensors of its output.
+
+    `state` is what the copy held before: the caller puts it back.
+    """
+    with tracing_mode(state.modules, training=training), OneStep(tracer), tracer:
+        outputs = output_tensors(call(copied, example_inputs))
+    for name, written in state.written().items():
+        _carry_over(tracer, name, state.tensors[name], written)
     for out in outputs.values():
         tracer.freeze_tensor(out, "the model's output")
     return outputs
@@ -415,10 +448,8 @@ def _trace_somehow(model: nn.Module, example_inputs: Any, select: set[str], whol
         for meta in (True, False):
             copied = meta_copy(model) if meta else data_copy(model)
             inputs = as_meta(example_inputs) if meta else example_inputs
-            result = Trace(Classes(), selecting=select, whole_groups=whole_groups)
-            result.meta_copy, result.inputs, result.inputs_are_meta = copied, inputs, meta
-            named = {id(t): name for name, t in reversed(named_tensors(copied)) if isinstance(t, nn.Parameter)}
-            result.parameters = list(reversed(named.values()))
+            run_on: Any = {"meta_copy": copied, "inputs": inputs, "inputs_are_meta": meta}
+            result = Trace(Classes(), selecting=select, whole_groups=whole_groups, **run_on)
             try:
                 result.add_run(training=training)
                 return result

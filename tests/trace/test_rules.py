@@ -42,7 +42,7 @@ def rules() -> Iterator[None]:
     yield
     registry._rules.clear()
     registry._rules.update(before)
-    registry.rule_for.cache_clear()
+    registry._known.clear()
 
 
 def clipped() -> nn.Module:

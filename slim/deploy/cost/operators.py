@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
@@ -19,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from slim.deploy.target import Kernel
 from slim.trace.codes import name_of
 from slim.trace.op import tensors_in
+from slim.trace.state import restored
 from slim.trace.tracer import Trace, Tracer, run_once
 
 Ints = NDArray[np.int64]
@@ -71,8 +71,8 @@ class Operator:
 def operators(traced: Trace, batch_size: int) -> list[Operator]:
     """Return the operators of a traced model's inference forward, for batches of `batch_size`."""
     recorder = Recorder(traced, batch_size)
-    with torch.random.fork_rng(devices=[]):
-        run_once(traced.meta_copy, traced.inputs, recorder, training=False)
+    with restored(traced.meta_copy, traced.state):
+        run_once(traced.meta_copy, traced.inputs, recorder, traced.state, training=False)
     return recorder.found
 
 

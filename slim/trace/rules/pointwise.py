@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.utils._pytree import tree_leaves, tree_map
 
+from slim.trace.classes import Ints
 from slim.trace.codes import (
     BY_NORM,
     BY_PRODUCER,
@@ -120,7 +121,7 @@ def keeps_zero(op: Op, zeros: tuple[bool, ...]) -> bool:
         return False
     kinds = tuple(_kind(t.dtype) for t in op.tensors)
     scalars = tuple(repr(a) for a in (*op.args, *op.kwargs.values()) if not isinstance(a, Tensor))
-    key = (op.func, kinds, scalars, zeros)
+    key = (id(op.func), kinds, scalars, zeros)
     if key not in _keeps_zero_cache:
         turn = iter(zip(kinds, zeros))
 
@@ -218,7 +219,7 @@ def _combined(op: Op, taking: list[Taken | None], size: int, why: str) -> Codes 
         if size == 1 or not any(taken and name_of(taken[0]) is not None for taken in taking):
             return None
         lead = op.fresh(size)
-    zeros = np.zeros((2, size), np.int64)  # which operands are zero, as bits: once norms are masked, or all producers
+    zero: list[Codes | None] = [None] * len(taking)  # the codes of operands that may be zero
     for place, taken in enumerate(taking):
         if taken is None:
             continue
@@ -231,13 +232,28 @@ def _combined(op: Op, taking: list[Taken | None], size: int, why: str) -> Codes 
             op.freeze(lead, f"combined with a fixed size by {why}")
         else:
             op.couple(lead, vector, why)
-            zeros[0] |= (vector.gate == BY_NORM).astype(np.int64) << place
-            zeros[1] |= (vector.gate != OPEN).astype(np.int64) << place
+            zero[place] = vector
+    return lead.with_gate(_gate_of(op, zero, size))
+
+
+def _gate_of(op: Op, operands: list[Codes | None], size: int) -> Ints | int:
+    """Return what gates the result of operands of which some are zero (None: it isn't), all channels alike if so."""
+    common = [OPEN if codes is None else codes.common_gate for codes in operands]
+    if None not in common:
+        by_norm, by_any = (tuple(gate in gates for gate in common) for gates in ({BY_NORM}, {BY_NORM, BY_PRODUCER}))
+        if any(by_norm) and keeps_zero(op, by_norm):
+            return BY_NORM
+        return BY_PRODUCER if any(by_any) and keeps_zero(op, by_any) else OPEN
+    zeros = np.zeros((2, size), np.int64)  # which operands are zero, as bits: once norms are masked, or all producers
+    for place, codes in enumerate(operands):
+        if codes is not None:
+            zeros[0] |= (codes.gate == BY_NORM).astype(np.int64) << place
+            zeros[1] |= (codes.gate != OPEN).astype(np.int64) << place
     gate = np.zeros(size, np.int64)
     for bits in np.flatnonzero(np.bincount(zeros.ravel())):
-        if bits and keeps_zero(op, tuple(bool(bits >> place & 1) for place in range(len(taking)))):
+        if bits and keeps_zero(op, tuple(bool(bits >> place & 1) for place in range(len(operands)))):
             gate |= np.where(zeros[0] == bits, BY_NORM, OPEN) | np.where(zeros[1] == bits, BY_PRODUCER, OPEN)
-    return lead.with_gate(gate)
+    return gate
 
 
 @rule("clone", "detach", "alias", "_to_copy", "contiguous", "lift_fresh", "lift_fresh_copy", "native_dropout")

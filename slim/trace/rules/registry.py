@@ -8,7 +8,6 @@ freezes what it touches.
 
 import re
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 from torch._ops import OpOverload
@@ -18,6 +17,7 @@ from slim.trace.op import Op
 
 Rule = Callable[[Op], Any]
 _rules: dict[str, Rule] = {}  # "namespace::operator" -> rule
+_known: dict[int, tuple[OpOverload, Rule]] = {}  # by the operator's id
 _kinds: list[tuple[Callable[[OpOverload], bool], Rule]] = []
 
 
@@ -42,7 +42,7 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
     def register(function: Rule) -> Rule:
         for name in names:
             _rules[name if "::" in name else f"aten::{name}"] = function
-        rule_for.cache_clear()
+        _known.clear()
         return function
 
     return register
@@ -58,9 +58,15 @@ def rule_where(applies: Callable[[OpOverload], bool]) -> Callable[[Rule], Rule]:
     return register
 
 
-@cache
 def rule_for(func: OpOverload) -> Rule:
     """Return the rule of an operator."""
+    known = _known.get(id(func))  # what they hash by is slow
+    if known is None:
+        known = _known[id(func)] = func, _rule_of(func)
+    return known[1]
+
+
+def _rule_of(func: OpOverload) -> Rule:
     found = _rules.get(func._schema.name)
     if found is None and not any("Tensor" in str(argument.type) for argument in func._schema.arguments):
         return makes_constants

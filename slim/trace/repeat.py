@@ -1,0 +1,110 @@
+"""Operators that the thin network repeats: what they do there follows from what they did in the original.
+
+Where an operator is given the same numbers, and the thin counterparts of the tensors that it was given in the original,
+what it gives is the thin counterpart of what it gave: the channels that stay, with the codes that they had. That holds
+for the operators here, none of whose numbers counts channels (but for the groups of a depthwise convolution, which are
+the channels that it reads). All others are worked out by their rules.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from slim.trace.codes import Bools, Codes, TensorCodes, codes_on, fresh_from, label, mark_fresh, step_of
+from slim.trace.op import META, Op, tensors_in
+
+_REPEATED = {
+    *("convolution", "native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training"),
+    *("_batch_norm_no_update", "_batch_norm_with_update", "addmm", "mm", "mean", "cat", "max_pool2d_with_indices"),
+    *("avg_pool2d", "_adaptive_avg_pool2d", "relu", "relu_", "silu", "silu_", "gelu", "hardtanh", "hardtanh_"),
+    *("hardswish", "hardswish_", "add", "add_", "mul", "mul_", "sigmoid", "sigmoid_", "hardsigmoid", "hardsigmoid_"),
+    *("leaky_relu", "leaky_relu_", "sub", "sub_", "relu6", "tanh", "elu", "elu_", "mish", "softplus"),
+}
+_NOTES = ("_deferred", "_unset", "_source")  # what a result may carry that isn't repeated here
+
+
+@dataclass(slots=True)
+class Known:
+    """What an operator was given and gave: the `sources` of its tensors, with their shapes and codes, its other
+    `arguments`, and for each tensor of its result shape, codes, dtype and producer. `several`: the result is a tuple.
+    """
+
+    sources: Sequence[object]
+    arguments: Sequence[object]
+    given: Sequence[tuple[Sequence[int], TensorCodes]]
+    results: Sequence[tuple[Sequence[int], TensorCodes, torch.dtype, str | None]]
+    in_place: bool
+    several: bool
+
+    @classmethod
+    def of(cls, op: Op, sources: Sequence[object], result: Any) -> "Known | None":
+        """Return what is known of an operator that has run; None where the thin network's has to be worked out."""
+        if op.name not in _REPEATED or op.kwargs or None in sources:
+            return None
+        several = isinstance(result, (tuple, list))
+        tensors = result if several else (result,)
+        if not all(
+            isinstance(t, Tensor) and t.is_meta and not any(note in t.__dict__ for note in _NOTES) for t in tensors
+        ):
+            return None
+        given = [(t.shape, codes_on(t)) for t in op.tensors]
+        made = [(t.shape, codes_on(t), t.dtype, fresh_from(t)) for t in tensors]
+        return cls(sources, arguments(op.name, op.args), given, made, op.in_place, several)
+
+    def is_given(self, name: str, args: tuple[Any, ...], thin: "ThinCodes") -> bool:
+        """Return whether an operator of the thin network is given the counterpart of what this one was."""
+        tensors = tensors_in(args)
+        return (
+            sources_of(tensors) == self.sources
+            and arguments(name, args) == self.arguments
+            and all(t.shape == thin.shape(*whole) for t, whole in zip(tensors, self.given))
+        )
+
+    def again(self, args: tuple[Any, ...], thin: "ThinCodes") -> Any:
+        """Return what the operator gives in the thin network."""
+        out: list[Tensor] = []
+        for shape, codes, dtype, producer in self.results:
+            in_place = self.in_place and not out
+            tensor = args[0] if in_place else torch.empty(thin.shape(shape, codes), dtype=dtype, device=META)
+            out.append(label(tensor, {d: thin.of(each) for d, each in codes.items()}))
+            if producer is not None:
+                mark_fresh(tensor, producer)
+        return tuple(out) if self.several else out[0]
+
+
+class ThinCodes:
+    """The codes of the channels that stay."""
+
+    def __init__(self, kept: Bools) -> None:
+        self._kept = kept
+        self._found: dict[int, Codes] = {}
+
+    def of(self, codes: Codes) -> Codes:
+        """Return those of `codes` whose labels are kept; `codes` must live as long as this does."""
+        found = self._found.get(id(codes))
+        if found is None:
+            found = self._found[id(codes)] = codes[self._kept[codes.labels]]
+        return found
+
+    def shape(self, whole: Sequence[int], codes: TensorCodes) -> Sequence[int]:
+        """Return what is left of a shape."""
+        return torch.Size(len(self.of(codes[d])) if d in codes else n for d, n in enumerate(whole)) if codes else whole
+
+
+def arguments(name: str, args: tuple[Any, ...]) -> list[object]:
+    """Return an operator's arguments without the tensors."""
+    found: list[object] = [
+        None if isinstance(a, Tensor) else len(a) if isinstance(a, list) and a and isinstance(a[0], Tensor) else a
+        for a in args
+    ]
+    if name == "convolution" and args[-1] > 1 and args[-1] == args[0].shape[1]:
+        found[-1] = "each channel"
+    return found
+
+
+def sources_of(tensors: Sequence[Tensor]) -> list[object]:
+    """Return where each tensor comes from: a parameter's name, or the step that made it; None where that is unknown."""
+    return [step_of(tensor) if tensor.is_meta else None for tensor in tensors]  # one with data is a constant: compared
