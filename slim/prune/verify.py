@@ -7,29 +7,31 @@ kept channels of what every layer gives, not only the outputs.
 """
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from slim.errors import SlimError
 from slim.prune.plan import PruningPlan
 from slim.prune.rebuild import kept, thin_tensor
+from slim.trace.classes import Classes
 from slim.trace.copy import all_tensors, clone, named_tensors, unwrapped
 from slim.trace.intercept import Intercept, LayerCall
+from slim.trace.labeller import Executed
+from slim.trace.op import Op
 from slim.trace.outputs import find_tensors, output_tensors
 from slim.trace.state import restored
-from slim.trace.tracer import as_meta, call, cannot_run, check_inputs, meta_copy
+from slim.trace.tracer import Trace, Tracer, as_meta, call, cannot_run, check_inputs, meta_copy, run_once
 
 NORMS = nn.modules.batchnorm._BatchNorm
 DTYPE = ("dtype", "scalar type", "Double")  # what errors say where forward code insists on its own
 ENOUGH = 2**17  # elements of inputs
-SIDES = (64, 128)  # of the part of a larger image that is enough where the model takes the same steps on it
+SIDES = (64, 128)  # of the part of an image that is enough where the model takes the same steps on it; of a volume less
 LESS = 1.5  # times fewer elements: else it isn't worth looking for
 _COMPUTED = "parametrizations.weight.original"
 WEIGHTS = ("weight", _COMPUTED, f"{_COMPUTED}1", "weight_v", "weight_orig")  # where a layer keeps it, or what makes it
@@ -176,11 +178,13 @@ def _smaller(model: nn.Module, inputs: Any) -> Any | None:
     images = [tensor for tensor in find_tensors(inputs).values() if tensor.dim() > 3]
     if len(images) != 1:
         return None
-    for side in SIDES:
-        start = (..., *[slice(side)] * (images[0].dim() - 2))
+    whole = _steps(model, inputs)
+    for side in SIDES if whole else ():
+        axes = images[0].dim() - 2
+        start = (..., *[slice(side >> (axes - 2))] * axes)
         part = tree_map_only(Tensor, partial(_cut, images[0], start), inputs)
         smaller = LESS * _elements(_repeated(part)) < _elements(inputs)
-        if smaller and _same_steps(_steps(model, part), _steps(model, inputs)):
+        if smaller and _same_steps(_steps(model, part), whole):
             return part
     return None
 
@@ -193,33 +197,32 @@ def _cut(image: Tensor, start: Any, tensor: Tensor) -> Tensor:
 Steps = list[tuple[Any, list[int]]]  # an operator and how many places each of its results has
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(Tracer):
     """Notes the operators of a forward pass."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, traced: Trace) -> None:
+        super().__init__(traced.classes, traced)
         self.steps: Steps = []
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **kwargs or {})
-        made = [tensor for tensor in tree_leaves(out) if isinstance(tensor, Tensor)]
-        self.steps.append((func, [math.prod(tensor.shape[2:]) for tensor in made]))
-        return out
+    def remember(self, executed: Executed, op: Op, sources: Sequence[object], result: Any) -> None:
+        made = [tensor for tensor in tree_leaves(result) if isinstance(tensor, Tensor)]
+        self.steps.append((executed.func, [math.prod(tensor.shape[2:]) for tensor in made]))
 
 
 def _steps(model: nn.Module, inputs: Any) -> Steps:
     """The steps that a model takes, without arithmetic; none where forward code looks at values."""
-    copied, recorder = meta_copy(model).eval(), _Recorder()
+    traced = Trace(Classes(), meta_copy=meta_copy(model), inputs=as_meta(inputs))
+    recorder = _Recorder(traced)
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), recorder:
-            call(copied, as_meta(inputs))
+        with restored(traced.meta_copy, traced.state):
+            run_once(traced.meta_copy, traced.inputs, recorder, traced.state, training=False)
     except Exception:
         return []
     return recorder.steps
 
 
 def _same_steps(small: Steps, large: Steps) -> bool:
-    alike = len(small) == len(large) > 0 and all(a[0] is b[0] for a, b in zip(small, large))
+    alike = len(small) == len(large) and all(a[0] is b[0] for a, b in zip(small, large))
     return alike and all(n > 1 or n == m for a, b in zip(small, large) for n, m in zip(a[1], b[1]))
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import CodeType
 from typing import Any
 
 from torch import nn
@@ -22,9 +23,40 @@ def own_sizes(kind: type) -> set[str]:
     return _own[kind]
 
 
+_for_building: dict[type, set[str]] = {}
+
+
+def for_building(kind: type) -> set[str]:
+    """Return the names that occur only where a class builds its instances: in methods that its constructor calls, and
+    in no other. What is kept under such a name, the width that a network has come to so far say, has served."""
+    if kind not in _for_building:
+        names: dict[str, set[str]] = {}
+        for base in kind.__mro__:
+            own = vars(base).items() if not base.__module__.startswith("torch.nn.") else ()
+            for name, member in own:
+                names.setdefault(name, set()).update(_names_in(getattr(member, "__code__", None)))
+        reached, pending = {"__init__"}, ["__init__"]
+        while pending:
+            found = names.get(pending.pop(), set()) & names.keys() - reached
+            reached |= found
+            pending += found
+        building, using = (
+            set().union(*(names[name] for name in some)) for some in (reached - {"__init__"}, names.keys() - reached)
+        )
+        _for_building[kind] = building - using
+    return _for_building[kind]
+
+
+def _names_in(code: Any) -> set[str]:
+    """Return the names of attributes in a function's code, and in that of the functions in it."""
+    if not isinstance(code, CodeType):
+        return set()
+    return set(code.co_names).union(*(_names_in(constant) for constant in code.co_consts))
+
+
 class KeptSizes(Mapping[str, Size]):
-    """The whole numbers, and lists and tuples of such, that modules of other packages than torch.nn keep:
-    "module.attribute" -> value, under the first name of each module.
+    """The whole numbers, and lists and tuples of such, that modules of other packages than torch.nn keep, but for what
+    only building them takes: "module.attribute" -> value, under the first name of each module.
 
     `read` has the names of those that forward code was seen to read while `noting` them.
     """
@@ -35,12 +67,14 @@ class KeptSizes(Mapping[str, Size]):
         self._places: dict[tuple[int, str], str] = {}  # (a module's id, attribute) -> name
         self._noting: list[tuple[nn.Module, type]] = []  # what notes the reads, and its class while it does
         kinds: dict[type, type | None] = {}
+        others: dict[type, frozenset[str]] = {}  # attributes that are no such sizes
         for prefix, module in {id(module): (prefix, module) for prefix, module in reversed(modules)}.values():
             kind = type(module)
             if kind.__module__.startswith("torch.nn."):
                 continue
-            own = own_sizes(kind)
-            mine = {k: v for k, v in vars(module).items() if k not in INTERNAL and _is_size(v) and k not in own}
+            if kind not in others:
+                others[kind] = INTERNAL | own_sizes(kind) | for_building(kind)
+            mine = {k: v for k, v in vars(module).items() if k not in others[kind] and _is_size(v)}
             if not mine:
                 continue
             if kind not in kinds:

@@ -229,7 +229,8 @@ Source = tuple[Tensor, dict[int, int]]  # a parameter, and which of its dimensio
 
 def source_of(tensor: Tensor) -> Source | None:
     """Return the parameter that a tensor is, or is a view of by moving dimensions about; None for any other tensor."""
-    if isinstance(tensor, nn.Parameter) and name_of(tensor) is not None:
+    parameter = type(tensor) is nn.Parameter or isinstance(tensor, nn.Parameter)  # the second of which is slow
+    if parameter and name_of(tensor) is not None:
         return tensor, {d: d for d in range(tensor.dim())}
     found: Source | None = tensor.__dict__.get("_source")
     return found

@@ -150,6 +150,18 @@ class ResizedInInference(Keeps):
         return (x if self.training else F.interpolate(x, size=self.size)).mean((2, 3))
 
 
+class Built(Keeps):
+    """A number that the network is built with, by a method of its own."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(0)
+        self.size = width
+        self.d = self._layer()
+
+    def _layer(self) -> nn.Module:
+        return nn.Conv2d(3, self.size, 1)
+
+
 class Final(Keeps):
     def __init_subclass__(cls) -> None:
         raise TypeError("final")
@@ -166,6 +178,7 @@ STAY: dict[str, Callable[[], nn.Module]] = {
     "what forward reads": lambda: Resized(16),
     "what forward reads in training": lambda: ResizedInTraining(16),
     "what forward reads in inference": lambda: ResizedInInference(16),
+    "what only building it takes": lambda: Built(16),
     "a class that has no subclasses": lambda: Final(16),
 }
 
