@@ -142,8 +142,9 @@ def _export_and_measure(run: Run) -> list[Path]:
                 before[stage] = Path(folder, f"{stage}.onnx")
                 write_onnx(run.open(run.path(stage)), before[stage], settings.export)
             made = bench_files(run, before | files)
-        card.write(run.path("onnx"))
     written.append(run.records.enter_latency(made, settings))
+    if runtime == "onnxruntime":
+        card.write(run.path("onnx"))  # once more, with the latency
     summary = run.records.summary()
     run.console.print(report.stage_table(summary, f"{run.folder.name}, seed {settings.seed}"))
     *_, result = (record for stage, record in summary.items() if stage != "int8")
