@@ -2,6 +2,8 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -54,3 +56,25 @@ def test_broken_records_are_one_line(name: str, content: bytes, tmp_path: Path) 
     (tmp_path / name).write_bytes(content)
     with pytest.raises(SlimError, match=f"{name}' is (broken|not text)"):
         Run(tmp_path, RunConfig()).records.check()
+
+
+def test_a_benchmark_lies_with_the_result_that_it_is_of(tmp_path: Path) -> None:
+    """With the ONNX file, or with the network itself where no exporter takes it."""
+    settings = RunConfig()
+    size, threads = settings.bench.batch_sizes[0], settings.bench.threads[0]
+
+    def row(model: str, ms: float) -> Any:
+        return SimpleNamespace(
+            model=model, batch_size=size, threads=threads, median_ms=ms, speedup=4.0 / ms, differs=True
+        )
+
+    for stages, place in ((["baseline", "finetuned"], "finetuned"), (["baseline", "finetuned", "onnx"], "onnx")):
+        records = Run(tmp_path / place, settings).records
+        records.folder.mkdir()
+        for stage in stages:
+            records.enter(stage, {"params": 1}, settings)
+        made: Any = SimpleNamespace(rows=[row("baseline", 4.0), row(place, 2.0)], to_dict=lambda: {"rows": [1]})
+        records.enter_latency(made, settings)
+        summary = records.summary()
+        assert [stage for stage in stages if "bench" in summary[stage]] == [place]
+        assert summary["finetuned"]["speedup"] == 2.0 and summary["baseline"]["latency_ms"] == 4.0

@@ -89,8 +89,9 @@ class Records:
                     summary[stage] |= {"latency_ms": row.median_ms}
                     if row.speedup is not None:  # else of other images than the first file
                         summary[stage] |= {"speedup": row.speedup, "differs": row.differs}
-        if "onnx" in summary:
-            summary["onnx"]["bench"] = made.to_dict()
+        measured = [row.model for row in made.rows if row.model in summary]
+        if "onnx" in summary or measured:  # with the result; that is no ONNX file where no exporter takes the network
+            summary["onnx" if "onnx" in summary else measured[-1]]["bench"] = made.to_dict()
         return self._write("summary.json", json.dumps(summary, indent=2))
 
     def forget(self) -> None:
