@@ -19,22 +19,22 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from slim.errors import SlimError
 from slim.progress import progress
 from slim.prune.calibration import drawn, part, running
 from slim.prune.plan import PruningPlan
 from slim.prune.rebuild import kept
+from slim.prune.recovery import distance as distances
+from slim.prune.recovery.distance import Distance, Measure
 from slim.prune.recovery.lockstep import OutOfStep, side_by_side
+from slim.prune.recovery.refine import refine
 from slim.prune.recovery.regression import fit_layer, fits
 from slim.trace.copy import clone, named_tensors, unwrapped
 from slim.trace.intercept import TRANSPOSED, Intercept, LayerCall, evaluating
-from slim.trace.outputs import output_tensors
 from slim.trace.tracer import call
 
 LEAST_IMAGES = 8
-BATCH = 256  # images at a time where networks are only compared
 ENOUGH = 2  # places for each feature of a regression: each half of the images has as many as there are unknowns
 TIE = 1e-12  # distances that differ by less differ by rounding
 
@@ -44,12 +44,13 @@ class Recovery:
     """What `recover` gives.
 
     `model` is the recovered network, a new one; `chosen` says how it was recovered: "regression", "recalibration" (of
-    BatchNorm statistics alone), or "none" where neither came closer to the original. `distance` holds for each of these
-    how far the outputs are from the original's on held-out images (see `recover`). `missed` gives for each refitted
-    layer the share of its output's variance that was missed before and after. `folded` counts the removed channels that
-    are constant for each layer that reads them; `at_borders` names those of these layers where zero padding makes the
-    fold approximate at the borders. `left` says which layers were not refitted, and why; `few` gives for layers with
-    more features than these images have places how many images would be enough.
+    BatchNorm statistics alone), "refinement" (of the best of these, where steps were asked for), or "none" where none
+    came closer to the original. `distance` holds for each of these how far the outputs are from the original's on
+    held-out images (see `recover`). `missed` gives for each refitted layer the share of its output's variance that was
+    missed before and after. `folded` counts the removed channels that are constant for each layer that reads them;
+    `at_borders` names those of these layers where zero padding makes the fold approximate at the borders. `left` says
+    which layers were not refitted, and why; `few` gives for layers with more features than these images have places
+    how many images would be enough.
     """
 
     model: nn.Module
@@ -82,7 +83,16 @@ class Recovery:
         return "\n".join(lines)
 
 
-def recover(model: nn.Module, thin: nn.Module, plan: PruningPlan, images: Any, *, held_out: float = 0.25) -> Recovery:
+def recover(
+    model: nn.Module,
+    thin: nn.Module,
+    plan: PruningPlan,
+    images: Any,
+    *,
+    held_out: float = 0.25,
+    distance: Measure = "auto",
+    steps: int = 0,
+) -> Recovery:
     """Bring `thin`, made by `plan.apply(model)`, closer to what `model` computes, without labels or training.
 
     `images`: a batch of what the networks take (a tensor [N, C, H, W], or a tuple or dict of tensors with N first), or
@@ -92,11 +102,13 @@ def recover(model: nn.Module, thin: nn.Module, plan: PruningPlan, images: Any, *
     of 224×224), drawn at random, too.
 
     Candidates are the network as it is, with recalibrated BatchNorm statistics, and refitted by regression. The one
-    whose outputs are closest to the original's on the held-out images is kept: closest in the mean Kullback–Leibler
-    divergence of class probabilities where outputs are [N, classes], else in the relative squared error; and none is
-    kept whose squared error is larger than before. Neither network is changed; shapes, names and dtypes stay, so
-    checkpoints load as before. A layer without a bias gets none: what its intercept would be goes into the statistics
-    of the BatchNorm behind it.
+    whose outputs are closest to the original's on the held-out images is kept, and none whose squared error is larger
+    than before. `distance` says what is close (see `slim.prune.recovery.distance`): "auto" is the mean Kullback–Leibler
+    divergence of class probabilities where outputs are [N, classes], else the relative squared error; "labels" suits
+    independent sigmoids, "values" regression, or a function of two outputs. With `steps`, some hundred, the best of
+    them is trained on by so many steps on the same images, without labels: seconds to minutes. Neither network is
+    changed; shapes, names and dtypes stay, so checkpoints load as before. A layer without a bias gets none: what its
+    intercept would be goes into the statistics of the BatchNorm behind it.
 
     Raises SlimError where there are fewer than 8 images, some aren't finite, the networks can't run on them, or `thin`
     isn't what the plan makes of the model.
@@ -104,39 +116,58 @@ def recover(model: nn.Module, thin: nn.Module, plan: PruningPlan, images: Any, *
     started = time.perf_counter()
     if isinstance(held_out, bool) or not isinstance(held_out, int | float) or not 0 < held_out < 1:
         raise SlimError(f"held_out {held_out!r} is out of range: expected a share between 0 and 1")
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
+        raise SlimError(f"steps {steps!r}: expected a whole number of steps of refinement, 0 for none")
     model, thin = unwrapped(model), unwrapped(thin)
     _check_shapes(model, thin, plan)
     images, count = drawn(images, LEAST_IMAGES, "recovery")
     fitted = min(count - 2, max(4, round(count * (1 - held_out))))
     device = next(model.parameters()).device
     calibration, test = (part(images, some, device) for some in (slice(fitted), slice(fitted, None)))
-    candidates = {"none": clone(thin).eval()}
-    told: dict[str, Any] = {}
     with evaluating(model):
-        try:
-            with running("the networks"):
-                uses = _uses(candidates["none"], part(calibration, slice(2)))
-                with progress("recovering", 2 * sum(uses.counts.values())) as advance:
-                    for kind in ("recalibration", "regression"):
-                        candidates[kind] = clone(thin).eval()
-                        work = _Work(model, candidates[kind], plan, uses, kind == "regression", advance)
-                        side_by_side(model, candidates[kind], calibration, work.visit)
-            told = {"missed": work.missed, "folded": work.folded, "at_borders": work.at_borders, "left": work.left}
-            told["few"] = {name: math.ceil(share * count) for name, share in work.few.items()}
-        except OutOfStep as error:
-            candidates = {"none": candidates["none"]}
-            told = {"left": {"the network": f"both networks don't run the same layers ({error})"}}
-        apart = {kind: _distance(model, found, test) for kind, found in candidates.items()}
-    worst = apart["none"].squared_error
-    better = {k: a.distance for k, a in apart.items() if math.isfinite(a.distance) and not a.squared_error > worst}
-    closest = [kind for kind, distance in better.items() if distance <= min(better.values()) + TIE]
-    chosen = closest[-1] if closest and "none" not in closest else "none"  # the last one says the most
-    if chosen != "regression":
+        candidates, told = _candidates(model, thin, plan, calibration, count)
+        apart = {kind: distances.distance(model, other, test, distance) for kind, other in candidates.items()}
+        if steps:
+            candidates["refinement"] = clone(candidates[_closest(apart)]).eval()
+            refine(model, candidates["refinement"], plan, calibration, steps)
+            apart["refinement"] = distances.distance(model, candidates["refinement"], test, distance)
+    chosen = _closest(apart)
+    if chosen not in ("regression", "refinement"):
         told = {"left": told["left"]}
     for module, like in zip(candidates[chosen].modules(), thin.modules()):
         module.training = like.training
-    distance = {kind: a.distance for kind, a in apart.items()}
-    return Recovery(candidates[chosen], chosen, distance, time.perf_counter() - started, count, **told)
+    found = {kind: a.distance for kind, a in apart.items()}
+    return Recovery(candidates[chosen], chosen, found, time.perf_counter() - started, count, **told)
+
+
+def _candidates(
+    model: nn.Module, thin: nn.Module, plan: PruningPlan, images: Any, count: int
+) -> tuple[dict[str, nn.Module], dict[str, Any]]:
+    """Return copies of `thin`: as it is, with recalibrated statistics, and refitted; and what was met on the way.
+    `count`: how many images there are, held-out ones included."""
+    candidates = {"none": clone(thin).eval()}
+    try:
+        with running("the networks"):
+            uses = _uses(candidates["none"], part(images, slice(2)))
+            with progress("recovering", 2 * sum(uses.counts.values())) as advance:
+                for kind in ("recalibration", "regression"):
+                    candidates[kind] = clone(thin).eval()
+                    work = _Work(model, candidates[kind], plan, uses, kind == "regression", advance)
+                    side_by_side(model, candidates[kind], images, work.visit)
+    except OutOfStep as error:
+        left = {"the network": f"both networks don't run the same layers ({error})"}
+        return {"none": candidates["none"]}, {"left": left}
+    told = {"missed": work.missed, "folded": work.folded, "at_borders": work.at_borders, "left": work.left}
+    told["few"] = {name: math.ceil(share * count) for name, share in work.few.items()}
+    return candidates, told
+
+
+def _closest(apart: dict[str, Distance]) -> str:
+    """Return the candidate that is closest to the original, of none whose squared error is larger than at first."""
+    worst = apart["none"].squared_error
+    better = {k: a.distance for k, a in apart.items() if math.isfinite(a.distance) and not a.squared_error > worst}
+    closest = [kind for kind, distance in better.items() if distance <= min(better.values()) + TIE]
+    return closest[-1] if closest and "none" not in closest else "none"  # the last one says the most
 
 
 def _check_shapes(model: nn.Module, thin: nn.Module, plan: PruningPlan) -> None:
@@ -280,43 +311,3 @@ class _Work:
 
 def _owner(tensor: str) -> str:
     return tensor.rpartition(".")[0] or tensor
-
-
-# -- how far from the original -----------------------------------------------------------------------------------------
-
-
-@dataclass
-class _Distance:
-    """How far a network's outputs are from the original's: mean KL divergence of class probabilities where the output
-    is [N, classes], else the relative squared error; and that error in any case."""
-
-    distance: float
-    squared_error: float
-
-
-def _distance(model: nn.Module, other: nn.Module, images: Any) -> _Distance:
-    count = next(t.shape[0] for t in tree_leaves(images) if isinstance(t, Tensor) and t.dim())
-    divergence, error, scale = 0.0, 0.0, 0.0
-    for start in range(0, count, BATCH):
-        batch = part(images, slice(start, start + BATCH))
-        expected, found = _outputs(model, batch), _outputs(other, batch)
-        if not all(t.isfinite().all() for t in expected):
-            raise SlimError("the model's outputs on these images aren't finite: expected numbers")
-        if [t.shape for t in expected] != [t.shape for t in found]:
-            raise SlimError("thin isn't what the plan makes of the model: its outputs have other shapes")
-        error += sum(float((a - b).square().sum()) for a, b in zip(expected, found))
-        scale += sum(float(a.square().sum()) for a in expected)
-        classes = len(expected) == 1 and expected[0].dim() == 2 and expected[0].shape[1] > 1
-        if classes:
-            wanted, had = expected[0].log_softmax(1), found[0].log_softmax(1)
-            divergence += float(F.kl_div(had, wanted, reduction="sum", log_target=True))
-    error /= max(scale, 1e-300)
-    return _Distance(divergence / count if classes else error, error)
-
-
-def _outputs(model: nn.Module, images: Any) -> list[Tensor]:
-    outputs = output_tensors(call(model, images))
-    found = [t.cpu().double() for t in outputs.values() if t.is_floating_point()]
-    if not found:
-        raise SlimError(f"recovery compares floating-point outputs: the model returns {', '.join(outputs)} as integers")
-    return found
