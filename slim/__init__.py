@@ -33,6 +33,7 @@ _HOME = {  # public name -> the room it lives in
     "Channels": "prune.budgets",
     "Flops": "prune.budgets",
     "Params": "prune.budgets",
+    "Loss": "prune.loss",
     "Score": "prune.scores",
     "Gamma": "prune.scores",
     "Magnitude": "prune.scores",
@@ -91,6 +92,7 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from slim.prune.budgets import Channels as Channels
     from slim.prune.budgets import Flops as Flops
     from slim.prune.budgets import Params as Params
+    from slim.prune.loss import Loss as Loss
     from slim.prune.plan import PruningPlan as PruningPlan
     from slim.prune.planner import explain as explain
     from slim.prune.planner import plan as plan

@@ -227,6 +227,8 @@ class PruningPlan:
             said.append(self.rounding)
         for each in self.timing.get("settings", [self.timing] if self.timing else []):
             said.append("measured {original_ms:.3g} → {ms:.3g} ms ({share:.1%} of it; {runtime})".format(**each))
+        if "loss" in self.achieved:
+            said.append("metric {baseline:.4g} → {metric:.4g} (loses {loss:.3g})".format(**self.achieved))
         if "unused" in self.timing:
             step = f"the next step of channels takes {self.timing['next_step']:.1%} of it"
             said.append(f"{self.timing['unused']:.1%} of the budget is left, and {step}")
