@@ -44,6 +44,8 @@ _HOME = {  # public name -> the room it lives in
     "plan": "prune.planner",
     "PruningPlan": "prune.plan",
     "explain": "prune.planner",
+    "sensitivity": "prune.sensitivity",
+    "Sensitivity": "prune.sensitivity",
     "verify": "prune.verify",
     "recover": "prune.recovery.recover",
     "Recovery": "prune.recovery.recover",
@@ -103,6 +105,8 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from slim.prune.scores import Magnitude as Magnitude
     from slim.prune.scores import Random as Random
     from slim.prune.scores import Score as Score
+    from slim.prune.sensitivity import Sensitivity as Sensitivity
+    from slim.prune.sensitivity import sensitivity as sensitivity
     from slim.prune.taylor import Taylor as Taylor
     from slim.prune.verify import verify as verify
     from slim.sparsity import L0 as L0

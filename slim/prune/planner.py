@@ -185,7 +185,7 @@ class Planner:
     def _choose(self, groups: Groups, budget: Budget, bound: BoundBudget) -> tuple[Bools, Chosen]:
         """Return the groups that stay in any case, and those chosen to go, so that no part of a layer runs empty."""
         widths = dict(zip(groups.names, groups.widths.tolist()))
-        floors, fixed = self.rules.floors(widths, self.widths), fixed_sizes(groups, self.rules.layer_ratios)
+        floors, fixed = self.rules.floors(widths, self.widths), self.fixed(groups)
         members: list[NDArray[np.int64]] = []
         while True:
             safe = groups.protected(floors, members)
@@ -198,6 +198,10 @@ class Planner:
             if not emptied:
                 return safe, chosen
             members += emptied
+
+    def fixed(self, groups: Groups) -> NDArray[np.int64]:
+        """Return for each pattern the number of groups to keep that is given, or -1."""
+        return fixed_sizes(groups, self.rules.layer_ratios)
 
     def _scores(self, groups: Groups) -> Floats:
         """Return the score of each group, which is asked for again where groups have been coupled since."""

@@ -14,7 +14,7 @@ import slim
 from slim.workbench.cli.main import main
 from slim.workbench.config import RunConfig
 
-COMMANDS = ["train", "prune", "finetune", "export", "bench", "predict", "report", "run"]
+COMMANDS = ["train", "prune", "sensitivity", "finetune", "export", "bench", "predict", "report", "run"]
 
 
 @pytest.mark.parametrize("name", COMMANDS)

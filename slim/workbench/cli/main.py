@@ -13,6 +13,7 @@ COMMANDS = {
     "run": "do it all: train, prune, fine-tune, export, measure",
     "train": "train a network with a penalty on every BatchNorm scale γ",
     "prune": "remove its least important channels, and prove the result",
+    "sensitivity": "measure how much each group of layers may lose",
     "finetune": "train the pruned network on",
     "export": "write it as an ONNX file, checked against PyTorch",
     "bench": "measure networks side by side",

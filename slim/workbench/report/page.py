@@ -37,7 +37,7 @@ def html(runs: Sequence[RunRecords]) -> str:
     shown = {
         "figures": figures,
         "data": {"template": TEMPLATE, "figures": {name: vars(figure) for name, figure in figures.items()}},
-        "plotly": _plotly() if figures else "",
+        "plotly": plotly() if figures else "",
         "date": max(str(run.made.get("date", "")) for run in runs),
         "columns": columns(record for run in runs for _, record in run.rows),
     }
@@ -140,7 +140,7 @@ def _flat(value: Any, name: str = "") -> dict[str, Any]:
 
 
 @cache
-def _plotly() -> str:
+def plotly() -> str:
     """plotly.js as plotly's own package brings it, compressed."""
     from plotly.offline import get_plotlyjs
 
