@@ -49,6 +49,8 @@ _HOME = {  # public name -> the room it lives in
     "verify": "prune.verify",
     "recover": "prune.recovery.recover",
     "Recovery": "prune.recovery.recover",
+    "compress": "prune.compress",
+    "Compressed": "prune.compress",
     "save": "checkpoint",
     "load": "workbench.models.load",
     "ImageSpec": "images",
@@ -94,6 +96,8 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from slim.prune.budgets import Channels as Channels
     from slim.prune.budgets import Flops as Flops
     from slim.prune.budgets import Params as Params
+    from slim.prune.compress import Compressed as Compressed
+    from slim.prune.compress import compress as compress
     from slim.prune.loss import Loss as Loss
     from slim.prune.plan import PruningPlan as PruningPlan
     from slim.prune.planner import explain as explain

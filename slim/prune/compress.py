@@ -1,0 +1,163 @@
+"""One call from a trained network to a thin one: planned, applied, verified, recovered, fine-tuned."""
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from slim.batches import as_one
+from slim.errors import SlimError
+from slim.prune.auto import Auto
+from slim.prune.budgets import Budget
+from slim.prune.calibration import MOST, part
+from slim.prune.plan import PruningPlan
+from slim.prune.planner import plan
+from slim.prune.recovery.recover import Recovery, recover
+from slim.prune.verify import verify
+from slim.tables import FittingTable, change, count, duration, render
+from slim.trace.copy import clone
+from slim.trace.tracer import call
+
+RATE = 5e-4  # of AdamW, highest
+WARMUP = 0.05  # share of the steps
+
+
+@dataclass
+class Compressed:
+    """What `compress` gives: the thin `model`, the `plan` that made it, how it was recovered, what every stage took.
+
+    `metrics`, `seconds`: by stage, "original", "pruned", "recovered", "fine-tuned", as far as they were gone through;
+    metrics are empty without `evaluate`. `error`: the relative difference of the thin network from the masked original,
+    before it was changed.
+    """
+
+    model: nn.Module
+    plan: PruningPlan
+    error: float
+    recovery: Recovery | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def table(self) -> FittingTable:
+        """Lay out the stages: parameters, FLOPs, metric and time."""
+        table = FittingTable("compressed", drops=["time"])
+        table.add_column("stage")
+        for name in ("parameters", "FLOPs", *(["metric"] if self.metrics else []), "time"):
+            table.add_column(name, justify="right", no_wrap=True)
+        for stage in self.seconds:
+            sizes = [self.plan.totals[kind] for kind in ("params", "flops")]
+            cells = [count(before) if stage == "original" else self._after(before, after) for before, after in sizes]
+            metric = [f"{self.metrics[stage]:.4g}"] if stage in self.metrics else []
+            table.add_row(stage, *cells, *metric, duration(self.seconds[stage]))
+        return table
+
+    @staticmethod
+    def _after(before: float, after: float) -> str:
+        return f"{count(after)} ({change(before, after)})"
+
+    def __str__(self) -> str:
+        lines = [render(self.table()), self.plan.ranked_by]
+        lines.append(f"equals the original with those channels set to zero, to {self.error:.0e} (relative)")
+        lines += [str(self.recovery)] if self.recovery else []
+        return "\n".join(filter(None, [*lines, self.plan.shortfall]))
+
+
+Tune = Callable[[nn.Module], nn.Module | None]
+
+
+def compress(
+    model: nn.Module,
+    example_inputs: Any,
+    budget: Budget | None = None,
+    train_batches: Iterable[Any] | None = None,
+    *,
+    evaluate: Callable[[nn.Module], float] | None = None,
+    finetune: Tune | Literal[False] | None = None,
+    loss: Callable[[Any, Any], Tensor] | None = None,
+    epochs: int = 5,
+    score: Any = None,
+) -> Compressed:
+    """Prune a trained network to a budget, and win its accuracy back: plan, apply, verify, recover, fine-tune.
+
+        made = slim.compress(model, x, slim.Flops(0.5), loader, evaluate=accuracy)
+        print(made)
+        slim.save("thin.safetensors", made.model, made.plan)
+
+    `budget`: what is kept, as of `slim.plan` (default: half of the channels).
+    `train_batches`: an iterable of (inputs, targets) that can be gone through again, such as a DataLoader. The first
+    thousand inputs choose the channels (`slim.Auto`) and recover the network. None: neither happens, nor is it tuned.
+    `evaluate(network)`: a metric, for the table of what every stage is worth.
+    `finetune(network)`: your own training, which changes the network or returns another one; False: none.
+    By default `epochs` (5) over the batches with AdamW and a cosine, on `loss(outputs, targets)`: cross-entropy where
+    targets are whole numbers, else the squared error. `score`: see `slim.plan`.
+
+    The network is left as it is. Raises SlimError as `slim.plan`, `slim.verify` and `slim.recover` do, and where a loss
+    isn't finite.
+    """
+    clock, made = time.perf_counter, Compressed(model, None, 0.0)  # type: ignore[arg-type]  # the plan follows
+
+    def stage(name: str, started: float, network: nn.Module) -> None:
+        made.model, made.seconds[name] = network, clock() - started
+        if evaluate is not None:
+            made.metrics[name] = float(evaluate(network))
+
+    stage("original", clock(), model)
+    started = clock()
+    images = None if train_batches is None else as_one(train_batches, MOST)
+    made.plan = plan(model, example_inputs, budget, score=Auto(images) if score is None else score)
+    thin = made.plan.apply(model)
+    made.error = float(verify(model, thin, made.plan, example_inputs))
+    stage("pruned", started, thin)
+    if images is not None:
+        started = clock()
+        made.recovery = recover(model, thin, made.plan, images)
+        stage("recovered", started, made.recovery.model)
+    if finetune or (finetune is None and train_batches is not None):
+        started = clock()
+        network = clone(made.model)
+        tune = finetune or partial(fit, batches=train_batches, loss=loss or default_loss, epochs=epochs)
+        tuned = tune(network)
+        stage("fine-tuned", started, network if tuned is None else tuned)
+    return made
+
+
+def default_loss(outputs: Any, targets: Any) -> Tensor:
+    """Return the cross-entropy where targets are whole numbers, else the squared error."""
+    if not isinstance(outputs, Tensor) or not isinstance(targets, Tensor):
+        raise SlimError(f"outputs of type {type(outputs).__name__} have no loss by default: expected loss=…")
+    return F.mse_loss(outputs, targets) if targets.is_floating_point() else F.cross_entropy(outputs, targets)
+
+
+def fit(network: nn.Module, batches: Any, loss: Callable[[Any, Any], Tensor], epochs: int) -> None:
+    """Train the network in place: AdamW without decay on vectors, a short warm-up, then a cosine over all steps."""
+    device = next(network.parameters()).device
+    vectors = [parameter for parameter in network.parameters() if parameter.dim() < 2]
+    others = [parameter for parameter in network.parameters() if parameter.dim() > 1]
+    groups = [{"params": others, "weight_decay": 1e-2}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW([group for group in groups if group["params"]], RATE)
+    modes = [(module, module.training) for module in network.modules()]
+    steps = epochs * sum(1 for _ in batches)
+    network.train()
+    done = 0
+    for _ in range(epochs):
+        for batch in batches:
+            inputs, targets = part(batch[0], ..., device), part(batch[1], ..., device)
+            for group in optimizer.param_groups:
+                group["lr"] = RATE * min(
+                    (done + 1) / max(1, WARMUP * steps), (1 + math.cos(math.pi * done / steps)) / 2
+                )
+            optimizer.zero_grad()
+            value = loss(call(network, inputs), targets)
+            if not value.isfinite():
+                raise SlimError(f"the loss is {float(value)} after {done} steps of fine-tuning: expected a number")
+            value.backward()
+            optimizer.step()
+            done += 1
+    for module, training in modes:
+        module.training = training
