@@ -79,7 +79,7 @@ def loaded_after(code: str) -> set[str]:
     return set(done.stdout.split("\n")[-2].split())
 
 
-COMMANDS = ["train", "prune", "finetune", "export", "bench", "predict", "report", "run"]
+COMMANDS = ["train", "prune", "sensitivity", "finetune", "export", "bench", "predict", "report", "run"]
 
 
 def test_import_slim_and_help_stay_without_torch() -> None:
