@@ -276,7 +276,7 @@ class _OneGroup(Planner):
     def __init__(self, model: nn.Module, example_inputs: Any, score: Any) -> None:
         traced = trace(model, example_inputs)
         chosen, _ = choose_score(score, model, traced)
-        super().__init__(model, example_inputs, traced, chosen, Rules(floor=1))
+        super().__init__(model, example_inputs, traced, chosen, Rules(floor=1, round_to=1))
         self.wanted: tuple[list[str], float] | None = None
         self.within(Ratio(0.5))  # what forward code can't do freezes or couples channels: the groups are what is left
 

@@ -68,7 +68,7 @@ def test_targets_that_are_numbers_and_a_loss_of_ones_own() -> None:
     losses: list[float] = []
 
     def loss(outputs: Tensor, targets: Tensor) -> Tensor:
-        losses.append(float(nn.functional.mse_loss(outputs, targets)))
+        losses.append(nn.functional.mse_loss(outputs, targets).item())
         return nn.functional.mse_loss(outputs, targets)
 
     slim.compress(model, X, train_batches=data, loss=loss, epochs=20)
