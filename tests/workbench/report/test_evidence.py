@@ -101,7 +101,7 @@ def test_the_sweep_plans_for_the_runs_own_runtime(whole: Path, monkeypatch: pyte
     networks.settings = config.updated(networks.settings, {"prune": {"round_to": "auto", "floor": 0.3}})
     found = tradeoff(networks, 100)
     assert len(asked) == 10 == len(found["skipped"]) and len(found["points"]) == 1  # the run's own plan
-    assert all(isinstance(rules["round_to"], slim.Runtime) and rules["floor"] == 0.3 for rules in asked)
+    assert all(isinstance(rules["round_to"], slim.Runtimes) and rules["floor"] == 0.3 for rules in asked)
 
 
 def test_examples_are_all_the_disagreements(whole: Path, run: RunRecords) -> None:
