@@ -316,6 +316,9 @@ class RunConfig:
     save_minutes: float = setting(10.0, "minutes between states to resume from, beside one for each epoch", "(0, inf)")
     keep_states: int = setting(2, "states to resume from that are kept", "[1, inf)")
     tensorboard: bool = setting(False, "also write TensorBoard's files (needs the extra tensorboard)")
+    tracker: Literal["none", "tensorboard", "wandb", "mlflow", "trackio"] = setting(
+        "none", "tell each epoch to a service; its package is an extra, its account and offline mode are its own"
+    )
     task: str = setting(
         "classification",
         "what is learned: classification, multilabel, regression, segmentation, package.module:Task, or file.py:Task",

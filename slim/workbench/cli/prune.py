@@ -33,6 +33,7 @@ SHOWN = [
     "seed",
     "task",
     "tensorboard",
+    "tracker",
 ]
 
 

@@ -27,6 +27,7 @@ SHOWN = [
     "save_minutes",
     "keep_states",
     "tensorboard",
+    "tracker",
 ]
 
 

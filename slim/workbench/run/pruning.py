@@ -47,8 +47,8 @@ def prune_stage(run: Run, source: Path) -> list[Path]:
         made.save(plan_path)  # before the stage counts as done
         pruned = before.replace(model=thin, plans=[*before.plans, made])
         records = {before.stage: before.metrics, "pruned": run.save("pruned", pruned)}
-        if run.settings.tensorboard:
-            board = train.TensorBoard(run.folder / "tensorboard")
+        board = train.open_tracker(run.settings, run.folder, "pruned")
+        if board:
             board.text("plan", f"{render(made.table())}\n{made.summary()}")
             board.close()
         recovered = None

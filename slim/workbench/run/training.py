@@ -153,9 +153,7 @@ def _fit(
     )
     if run.resume:
         check_same(run, stage, prunes=prunes)
-    board = None
-    if settings.tensorboard and train.is_rank_zero():
-        board = train.TensorBoard(run.folder / "tensorboard" / stage)
+    board = train.open_tracker(settings, run.folder, stage) if train.is_rank_zero() else None
     made: list[PruningPlan] = []
     title = "fine-tuning" if stage == "finetuned" else stage
     with report.training(run.console, title, optim.epochs, dataset.task.metric) as (on_step, show_epoch):

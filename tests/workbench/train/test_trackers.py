@@ -1,0 +1,89 @@
+"""What a training tells: to fakes of the services here, to the real ones, offline, where they are installed."""
+
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import nn
+
+from slim.errors import SlimError
+from slim.workbench import config
+from slim.workbench.config import RunConfig
+from slim.workbench.train import TensorBoard, open_tracker
+
+RECORD = {"epoch": 2, "train_loss": 0.5, "val_accuracy": 0.9, "lr": 0.1, "near_zero": None, "seconds": 3.0}
+TOLD = {"train_loss": 0.5, "val_accuracy": 0.9, "lr": 0.1}
+
+
+def tell(name: str, folder: Path) -> None:
+    settings = config.updated(RunConfig(), {"tracker": name, "seed": 7})
+    tracker = open_tracker(settings, folder, "sparse")
+    assert tracker is not None
+    tracker.epoch(RECORD, nn.BatchNorm2d(3))
+    tracker.text("plan", "a table")
+    tracker.close()
+
+
+def recording(name: str, calls: list[Any]) -> types.ModuleType:
+    """A module any of whose functions notes its call."""
+    module = types.ModuleType(name)
+
+    def function(called: str) -> Any:
+        if called.startswith("__") or called == "Html":
+            raise AttributeError(called)
+        return lambda *args, **kwargs: calls.append((called, args, kwargs))
+
+    module.__getattr__ = function  # type: ignore[method-assign]
+    return module
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_a_service_is_told_numbers_by_epoch(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+    monkeypatch.setitem(sys.modules, name, recording(name, calls))
+    tell(name, tmp_path / "mine")
+    begun, told, text, ended = calls
+    assert begun[0] == "init" and begun[2]["name"] == "mine/sparse" and begun[2]["config"]["seed"] == 7
+    assert told == ("log", (TOLD,), {"step": 2})
+    assert text[1] == ({"plan": "a table"},) and ended == ("finish", (), {})
+
+
+def test_mlflow_is_told_numbers_by_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+    monkeypatch.setitem(sys.modules, "mlflow", recording("mlflow", calls))
+    tell("mlflow", tmp_path / "mine")
+    names = [name for name, _, _ in calls]
+    assert names == ["set_experiment", "start_run", "log_dict", "log_metrics", "log_text", "end_run"]
+    assert calls[3] == ("log_metrics", (TOLD,), {"step": 2})
+
+
+def test_none_and_tensorboard(tmp_path: Path) -> None:
+    assert open_tracker(RunConfig(), tmp_path, "sparse") is None
+    pytest.importorskip("tensorboard")
+    for settings in ({"tracker": "tensorboard"}, {"tensorboard": True}):
+        made = open_tracker(config.updated(RunConfig(), settings), tmp_path, "sparse")
+        assert isinstance(made, TensorBoard)
+        made.close()
+    with pytest.raises(SlimError, match="tracker"):
+        config.updated(RunConfig(), {"tracker": "wanbd"})
+
+
+def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(SlimError, match=r"wandb isn't installed: expected pip install '.*\[wandb\]'"):
+        tell("wandb", tmp_path)
+
+
+@pytest.mark.wild
+@pytest.mark.parametrize("name", ["wandb", "mlflow", "trackio"])
+def test_the_real_one_offline(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip(name)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    tell(name, tmp_path / "mine")
+    assert any(path.is_file() for path in tmp_path.rglob("*"))
