@@ -53,6 +53,7 @@ _HOME = {  # public name -> the room it lives in
     "Compressed": "prune.compress",
     "save": "checkpoint",
     "load": "workbench.models.load",
+    "push_to_hub": "workbench.models.hub",
     "ImageSpec": "images",
     "export_onnx": "deploy.onnx.write",
     "OnnxModel": "deploy.onnx.predict",
@@ -129,4 +130,5 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from slim.sparsity import sparsify as sparsify
     from slim.trace.op import Op as Op
     from slim.trace.rules.builtin import rule as rule
+    from slim.workbench.models.hub import push_to_hub as push_to_hub
     from slim.workbench.models.load import load as load

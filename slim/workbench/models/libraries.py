@@ -62,7 +62,7 @@ def from_hub(source: str) -> Weights:
     about = hub_config(source)
 
     def state() -> Mapping[str, Tensor]:
-        return state_in_file(_first_of(source, HUB_FILES))[0]
+        return state_in_file(first_file(source, HUB_FILES))[0]
 
     cfg = about.get("pretrained_cfg") or {}
     return _described(source, state, about | cfg, about.get("label_names") or cfg.get("label_names"))
@@ -81,7 +81,7 @@ def hub_architecture(arch: str) -> tuple[str, dict[str, Any]]:
 
 def hub_config(source: str) -> dict[str, Any]:
     """Return the config.json of a repository; empty where it has none that can be read."""
-    path = _first_of(source, ("config.json",))
+    path = first_file(source, ("config.json",))
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
@@ -89,7 +89,7 @@ def hub_config(source: str) -> dict[str, Any]:
     return about if isinstance(about, dict) else {}
 
 
-def _first_of(source: str, files: tuple[str, ...]) -> Path:
+def first_file(source: str, files: tuple[str, ...]) -> Path:
     """Return the first of some files of a repository, downloaded where it isn't in the cache."""
     with named_if_missing():
         from huggingface_hub import hf_hub_download

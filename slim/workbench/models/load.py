@@ -9,11 +9,14 @@ from torch import nn
 from slim import checkpoint
 from slim.workbench.code import Allowed
 from slim.workbench.models.build import build
+from slim.workbench.models.hub import from_hub
+from slim.workbench.models.libraries import HUB
 
 
 def load(path: str | Path, model: nn.Module | None = None, *, allow_code: Allowed = ()) -> nn.Module:
     """Return the network that `path` holds, on the CPU, in evaluation mode, bit for bit and with the dtypes it had.
 
+    path: a file; or "hf-hub:owner/name", what `slim.push_to_hub` uploaded, through the Hub's own cache.
     model: the unpruned network, for a class of your own; it stays as it is. Without it, the network is built
     from the name in the file.
     allow_code: the name `package.module:factory`, or several, that the file may lead to, which runs that package's
@@ -28,4 +31,5 @@ def load(path: str | Path, model: nn.Module | None = None, *, allow_code: Allowe
     def unpruned(arch: str, kwargs: Mapping[str, Any]) -> nn.Module:
         return build(arch, allow_code=allow_code, **kwargs)
 
-    return checkpoint.load(path, model or unpruned)
+    file = from_hub(str(path)) if str(path).startswith(HUB) else path
+    return checkpoint.load(file, model or unpruned)
