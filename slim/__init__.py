@@ -49,6 +49,7 @@ _HOME = {  # public name -> the room it lives in
     "verify": "prune.verify",
     "recover": "prune.recovery.recover",
     "Recovery": "prune.recovery.recover",
+    "Slimming": "trainers.slimming",
     "compress": "prune.compress",
     "Compressed": "prune.compress",
     "save": "checkpoint",
@@ -130,5 +131,6 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from slim.sparsity import sparsify as sparsify
     from slim.trace.op import Op as Op
     from slim.trace.rules.builtin import rule as rule
+    from slim.trainers.slimming import Slimming as Slimming
     from slim.workbench.models.hub import push_to_hub as push_to_hub
     from slim.workbench.models.load import load as load

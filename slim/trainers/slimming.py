@@ -1,0 +1,105 @@
+"""A network that gets thinner while it trains, whoever trains it: a penalty, pruning in steps, recovery after each."""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from slim.batches import as_one
+from slim.errors import NothingToPrune, SlimError, SlimWarning
+from slim.prune.budgets import Budget
+from slim.prune.calibration import MOST
+from slim.prune.plan import PruningPlan
+from slim.prune.planner import plan
+from slim.prune.rebuild import take_over
+from slim.prune.recovery.recover import recover
+from slim.prune.verify import verify
+from slim.sparsity import Penalty, sparsify
+from slim.trace.intercept import evaluating
+
+
+class Slimming:
+    """Train `network` with a penalty, and prune it in place at given steps: the same object, thinner.
+
+        slimming = slim.Slimming(network, optimizer, x, slim.Flops(0.5), penalty=slim.L1(1e-4), at=[600, 800, 1000])
+        for inputs, targets in loader:                       # your loop, as it is
+            ...
+            optimizer.step()
+            slimming.after_step()                            # prunes at these steps; True where it did
+
+    `at`: the steps of the optimizer, from 1, after which it is pruned. By the i-th of n of them the share
+    1 − (1 − i/n)³ of what the budget removes is gone (Zhu and Gupta, https://arxiv.org/abs/1710.01878, equation 1).
+    `penalty`, `method`: of `slim.sparsify`, until the last of them ("proximal" knows SGD, Adam and AdamW); None: no
+    penalty.
+    `images`: as `slim.recover` takes them; the network is recovered on them after each prune. None: it isn't.
+    `rules`: more keywords of `slim.plan`, such as score or round_to.
+
+    Each prune is verified. The optimizer keeps what it knows of the channels that stay; its param_groups, schedulers,
+    and whatever holds the network stay valid. `plans` holds what was done, in order. Raises SlimError where steps
+    aren't increasing numbers, and as `slim.plan` and `slim.verify` do.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        example_inputs: Any,
+        budget: Budget,
+        *,
+        at: Sequence[int],
+        penalty: Penalty | None = None,
+        method: str = "proximal",
+        images: Any = None,
+        rules: dict[str, Any] | None = None,
+    ) -> None:
+        if not at or any(isinstance(n, bool) or not isinstance(n, int) for n in at) or list(at) != sorted({*at}):
+            raise SlimError(f"at {list(at)}: expected steps in increasing order, such as [600, 800, 1000]")
+        self.network, self.optimizer, self.example_inputs, self.budget = network, optimizer, example_inputs, budget
+        self.at, self.step, self.rules = list(at), 0, rules or {}
+        self.images = None if images is None else as_one(images, MOST)
+        self.sparsity = None if penalty is None else sparsify(network, optimizer, penalty, method=method)
+        self.plans: list[PruningPlan] = []
+        self._whole: float | None = None
+
+    def after_step(self) -> bool:
+        """Count a step of the optimizer, and prune where it is time; whether the network was pruned."""
+        self.step += 1
+        return self.step in self.at and self._prune(self.at.index(self.step) + 1)
+
+    def _prune(self, number: int) -> bool:
+        made = self._plan(1 - (1 - number / len(self.at)) ** 3)
+        if made is not None:
+            thin = made.apply(self.network)
+            verify(self.network, thin, made, self.example_inputs)
+            if self.images is not None:
+                thin = recover(self.network, thin, made, self.images).model
+            made.prune_optimizer(self.optimizer, self.network, thin)
+            if self.sparsity is not None:
+                self.sparsity.prune(made, self.network, thin)
+            take_over(self.network, thin)
+            self.plans.append(made)
+        if number == len(self.at) and self.sparsity is not None:
+            self.sparsity.remove()
+        return made is not None
+
+    def _plan(self, done: float) -> PruningPlan | None:
+        """Return the plan for the share `done` of what the budget removes, None where that is nothing yet."""
+        with evaluating(self.network), warnings.catch_warnings():
+            warnings.simplefilter("ignore", SlimWarning)  # that γ say little: the penalty is at work
+            if self._whole is None:
+                self._whole = plan(self.network, self.example_inputs, self.budget, **self.rules).totals[
+                    self.budget.total or "channels"
+                ][0]
+            try:
+                made = plan(
+                    self.network,
+                    self.example_inputs,
+                    self.budget.part(done, self._whole),
+                    **self.rules,
+                    after=self.plans,
+                )
+            except NothingToPrune:
+                return None
+        return made if made.removed else None

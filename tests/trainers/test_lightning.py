@@ -1,0 +1,73 @@
+"""The callback in Lightning's own Trainer."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from digits_net import accuracy, digits, untrained
+from torch import Tensor, nn
+
+import slim
+from slim.errors import SlimError
+
+pl = pytest.importorskip("lightning.pytorch")
+from slim.trainers.lightning import SlimCallback  # noqa: E402
+
+
+class Module(pl.LightningModule):  # type: ignore[name-defined]
+    def __init__(self, optimizers: int = 1) -> None:
+        super().__init__()
+        self.model, self.optimizers_wanted = untrained(), optimizers
+
+    def training_step(self, batch: Any, number: int) -> Tensor:
+        images, labels = batch
+        return F.cross_entropy(self.model(images), labels)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.AdamW(slim.parameter_groups(self.model, 1e-2), 4e-3)
+        return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 3)}
+
+
+def loader() -> Any:
+    images, labels, _, _ = digits()
+    return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(images, labels), batch_size=64)
+
+
+def trainer(folder: Path, callback: SlimCallback, **settings: Any) -> Any:
+    return pl.Trainer(
+        max_epochs=5, accelerator="cpu", callbacks=[callback], default_root_dir=folder, logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, **settings,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_a_training_ends_thin_and_accurate(accumulated: int, tmp_path: Path) -> None:
+    module, callback = Module(), SlimCallback(slim.Flops(0.3), penalty=slim.L1(1e-3), prunes=2)
+    network = module.model
+    trainer(tmp_path, callback, accumulate_grad_batches=accumulated).fit(module, loader())
+    slimming = callback.slimming
+    assert slimming is not None and module.model is network is slimming.network
+    assert slimming.step == 5 * -(-21 // accumulated) and len(slimming.plans) == 2
+    assert slimming.plans[-1].totals["flops"][1] <= 0.3 * slimming.plans[0].totals["flops"][0]
+    assert accuracy(network) > 0.85
+
+
+def test_a_module_that_is_the_network_itself(tmp_path: Path) -> None:
+    class Whole(Module):
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.model(x)
+            return out
+
+    module = Whole()
+    callback = SlimCallback(slim.Channels(0.5), network="", prunes=1, recover=False)
+    trainer(tmp_path, callback, limit_train_batches=4).fit(module, loader())
+    assert callback.slimming is not None and len(callback.slimming.plans) == 1
+    widths = [m.num_features for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert sum(widths) <= 36
+
+
+def test_mistakes(tmp_path: Path) -> None:
+    with pytest.raises(SlimError, match=r"start 0\.8 and end 0\.7: expected shares"):
+        SlimCallback(slim.Flops(0.5), start=0.8)
