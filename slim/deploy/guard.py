@@ -114,7 +114,7 @@ def never_slower(
     for plan in plans:
         if any(plan.digest == earlier.plan.digest for earlier in tried):
             continue
-        thin = Network(plan.apply(model), example_inputs, runtime)
+        thin = Network(plan.apply(model), example_inputs, runtime, original, plan)
         tried.append(Guarded(plan, compare(original, thin, runtime), len(tried) + 1))
         if not tried[-1].slower:
             return tried[-1]

@@ -164,7 +164,11 @@ class Executable(Protocol):
 
 
 class Target(Protocol):
-    """A runtime, as set up: it compares equal to one with the same settings, and pickles."""
+    """A runtime, as set up: it compares equal to one with the same settings, and pickles.
+
+    It may also have `cut(file, plan, thin, path)`: write what the original's `file` becomes by a plan, so that plans
+    can be timed without an export of each; it returns False where it can't.
+    """
 
     suffix: ClassVar[str]  # of its files
 

@@ -91,7 +91,9 @@ class Correction:
         self.model, self.example_inputs, self.runtime = model, example_inputs, budget.runtime
         self.requested = budget.requested
         self.kind, self.asked = next(iter(self.requested.items()))
-        self.original = network.Network(model, example_inputs, self.runtime)
+        with progress("exporting the network", 1):
+            self.original = network.Network(model, example_inputs, self.runtime)
+        self.cuts = True  # whether files of thin networks are cut from the original's
         settings = range(len(self.runtime.each))
         self.firsts = [network.share_of(network.in_turn([self.original], setting)) for setting in settings]  # ms
         self.first = self.runtime.taken(self.firsts)
@@ -126,11 +128,18 @@ class Correction:
         with progress("timing whole networks", ATTEMPTS) as advance:
             best = correct(predicted, measured, budget)
         kept = latest.get(best.plan.digest) or self._network(best.plan)
-        kept.check()
+        try:
+            kept.check()
+        except SlimError:
+            if not kept.is_cut:
+                raise
+            self.cuts = False  # its times say nothing: once more with exports
+            return self.kept(planned)
         return self._told(best, shares[best.plan.digest])
 
     def _network(self, plan: PruningPlan) -> network.Network:
-        return network.Network(plan.apply(self.model), self.example_inputs, self.runtime)
+        original = self.original if self.cuts else None
+        return network.Network(plan.apply(self.model), self.example_inputs, self.runtime, original, plan)
 
     def _share(self, shares: list[float]) -> float:
         """Return the share of the original's time in all settings, given that in each."""

@@ -17,6 +17,8 @@ from torch.utils._pytree import tree_leaves
 from slim.deploy.cost.correction import TOLERANCE
 from slim.deploy.cost.runtime import Runtime, Runtimes
 from slim.deploy.timing import Rounds, Times, median_precision, time_in_turn
+from slim.errors import SlimError
+from slim.prune.plan import PruningPlan
 
 ROUNDS = 7  # at least; the median of fewer has no 95 % interval within their range
 SECONDS = (1.0, 12.0)  # at least; at most, where the machine is too busy to tell sooner
@@ -26,17 +28,38 @@ PRECISION = TOLERANCE / 3  # of the share that is measured: half of its 95 % int
 class Network:
     """A network as its target writes it, opened there in each setting, with a batch to run in each.
 
-    Whether the file computes what the network does is left to `check`: a plan in between need only be timed.
+    Whether the file computes what the network does is left to `check`: a plan in between need only be timed. Where the
+    network was made `by` a plan for `original`, its file is cut from the original's, if the target can do that.
     """
 
-    def __init__(self, model: nn.Module, example_inputs: Any, runtime: Runtime | Runtimes) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: Any,
+        runtime: Runtime | Runtimes,
+        original: "Network | None" = None,
+        by: PruningPlan | None = None,
+    ) -> None:
         self.model, self.example_inputs, self.target = model, example_inputs, runtime.each[0].target
         folder = mkdtemp()  # for as long as the network, whose nodes may still be looked at
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         self.path = Path(folder, f"network{self.target.suffix}")
-        self.target.export(model, example_inputs, self.path)
+        cut = getattr(self.target, "cut", None) if original is not None else None
+        self.is_cut = cut is not None and original is not None and cut(original.path, by, model, self.path)
+        if self.is_cut:
+            try:
+                self._open(runtime)
+                for run in self.runs:
+                    run()
+            except SlimError:  # the plan changes what the cut doesn't know of
+                self.is_cut = False
+        if not self.is_cut:
+            self.target.export(model, example_inputs, self.path)
+            self._open(runtime)
+
+    def _open(self, runtime: Runtime | Runtimes) -> None:
         self.opened = [each.target.open(self.path) for each in runtime.each]
-        tensors = [leaf for leaf in tree_leaves(example_inputs) if isinstance(leaf, Tensor)]
+        tensors = [leaf for leaf in tree_leaves(self.example_inputs) if isinstance(leaf, Tensor)]
         self.feeds = [
             {entry.name: _batch(tensor, each.batch_size) for entry, tensor in zip(opened.inputs, tensors, strict=True)}
             for each, opened in zip(runtime.each, self.opened)

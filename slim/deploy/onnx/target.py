@@ -15,6 +15,7 @@ from slim.deploy.onnx.session import SESSION_SETTINGS, open_session, ready_call,
 from slim.deploy.target import Batch, Feed, FileInput, NodeTime, SizedKernel
 from slim.deploy.timing import gpu, machine
 from slim.errors import SlimError
+from slim.prune.plan import PruningPlan
 
 if TYPE_CHECKING:
     from torch import nn
@@ -71,6 +72,16 @@ class OnnxRuntime:
         from slim.deploy.onnx.write import Draft
 
         return Draft(model, example_inputs).check(file, file.name)
+
+    def cut(self, file: Path, plan: PruningPlan, thin: "nn.Module", path: Path) -> bool:
+        """Write to `path` what the original's `file` becomes by a plan, without an export; False where that can't be
+        told from the plan."""
+        from slim.deploy.onnx.cut import cut  # imports onnx
+
+        made = cut(file.read_bytes(), plan, thin)
+        if made is not None:
+            path.write_bytes(made)
+        return made is not None
 
     def time(self, kernels: Sequence[SizedKernel]) -> Iterator[list[tuple[SizedKernel, float]]]:
         """Yield the milliseconds of each kernel, in batches."""
