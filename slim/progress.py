@@ -1,8 +1,10 @@
 """A progress bar for what may take long: it shows only where it does."""
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import Timer
 
 from rich.console import Console
 from rich.progress import Progress
@@ -12,16 +14,21 @@ PATIENCE = 2.0  # seconds without a bar
 
 @contextmanager
 def progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Yield a function that is told how many steps more are done; from 2 s on, a bar on stderr shows them.
+    """Yield a function that is told how many steps more are done; from 2 s on, a bar shows them where stderr is
+    a terminal.
 
     with progress("timing", len(items)) as advance:
         for item in items:
             ...
             advance(1)
     """
-    bar = Progress(console=Console(stderr=True), transient=True)
+    console = Console(file=sys.stderr)  # today's: an exporter is silenced by another
+    bar = Progress(console=console, transient=True, disable=not console.is_terminal)
     task = bar.add_task(description, total=total)
     start = time.monotonic()
+    long_step = Timer(PATIENCE, bar.start)  # a step that takes long shows as well
+    long_step.daemon = True
+    long_step.start()
 
     def advance(steps: int) -> None:
         bar.update(task, advance=steps)
@@ -31,4 +38,5 @@ def progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
     try:
         yield advance
     finally:
+        long_step.cancel()
         bar.stop()

@@ -78,3 +78,20 @@ def test_pointwise_operators_join_what_they_follow() -> None:
     sums = [k for k in convolutions if ("Add", "same") in k.tail]
     assert len(sums) == 8 and all(k.tail[-1] == ("Relu", "") for k in sums)
     assert [o.kernel.kind for o in found if o.kernel not in convolutions] == ["MaxPool", "Copy", "gemm"]
+
+
+class Scaled(nn.Module):
+    """A convolution whose result is scaled by the mean of a parameter: a number without dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.scale = nn.Conv2d(3, 8, 3), nn.Parameter(torch.rand(8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.conv(x) * (x.mean() * self.scale.mean()).tanh()
+        return out
+
+
+def test_numbers_without_dimensions_are_no_operators() -> None:
+    found = operators(trace(Scaled(), torch.randn(2, 3, 16, 16)), batch_size=2)
+    assert [operator.kernel.kind for operator in found] == ["conv"]

@@ -98,7 +98,7 @@ class Recorder(Tracer):
             data = [t for t in taken if name_of(t) is None]
             if name in FREE:
                 self._pass_on(data, out)
-            elif made.is_floating_point() and data:
+            elif made.is_floating_point() and data and made.dim() and made.numel():
                 self._note(name, args, made, taken, data, len(self.products) > products)
         return out
 
