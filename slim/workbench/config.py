@@ -177,7 +177,7 @@ class SparsityConfig:
 class PruneConfig:
     """How much to remove, and what. One budget holds: the one given last takes the place of the others."""
 
-    ONE_OF: ClassVar = ("ratio", "flops", "params", "latency")
+    ONE_OF: ClassVar = ("ratio", "flops", "params", "latency", "max_loss")
 
     ratio: float | None = setting(0.5, "budget: share of all BatchNorm channels to remove", "[0, 1)")
     flops: float | None = setting(None, "budget: FLOPs that may stay, a share up to 1 or a number", "(0, inf)")
@@ -190,6 +190,11 @@ class PruneConfig:
         "first",
         "where a budget of latency holds: the first of bench.batch_sizes and of bench.threads; in the worst of all; in "
         "their mean, by bench.weights",
+    )
+    max_loss: float | None = setting(
+        None,
+        "budget: what the metric may lose on validation images, such as 0.01; the largest such cut is found, recovered",
+        "[0, inf)",
     )
     floor: float = setting(
         0.1, "what always stays of each layer: a share below 1, or a number of channels; at least one does", "[0, inf)"

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from workbench.commands import Command
 
 import slim
-from slim.workbench import config, models, train
+from slim.workbench import config, data, models, train
 from slim.workbench.config import RunConfig
 from slim.workbench.run import ROOT, Run, asked, finetuning, run_all, target, whole
 from slim.workbench.run.evidence.networks import Networks
@@ -201,3 +201,18 @@ def test_a_network_with_a_new_last_layer_is_trained_before_it_is_pruned(monkeypa
     whole, thin = trained
     assert thin < whole and list(made.records.summary()) == STAGES["direct"]
     assert made.records.summary()["baseline"]["training"]["seconds"] > 0
+
+
+def test_the_largest_cut_within_a_loss(command: Command, mistake: Command) -> None:
+    """It is judged on validation images, and a network that loses nothing by it is smaller."""
+    command("train", "--epochs", "4", "--data.batch_size", "32", "--name", "judged")
+    command("prune", "--name", "judged", "--max-loss", "0.05", "--round-to", "1")
+    run_of = Path("checkpoints/judged")
+    whole, thin = slim.load(run_of / "sparse.safetensors"), slim.load(run_of / "pruned.safetensors")
+    digits = data.load(RunConfig().data, 0)
+    before, after = (train.evaluate(net, digits.val, digits)["accuracy"] for net in (whole, thin))
+    plan = slim.PruningPlan.load(run_of / "plan.json")
+    assert before - after <= 0.05 + 1e-9 and plan.ratio_achieved > 0.1
+    assert plan.achieved["loss"] == pytest.approx(before - after, abs=1e-6)
+    argv = ["judged", "--data.val_fraction", "0", "--max-loss", "0.05"]
+    assert "prune.max_loss needs validation images" in mistake("prune", "--name", *argv)

@@ -17,6 +17,7 @@ from slim.deploy.cost.runtime import Runtime, Runtimes
 from slim.deploy.guard import never_slower
 from slim.errors import NothingToPrune, SlimError, SlimWarning
 from slim.prune.calibration import fitting
+from slim.prune.loss import Loss
 from slim.prune.plan import PruningPlan
 from slim.prune.planner import plan
 from slim.prune.recovery.recover import Recovery, recover
@@ -24,7 +25,7 @@ from slim.prune.verify import verify
 from slim.tables import render
 from slim.workbench import data, report, train
 from slim.workbench.config import PruneConfig, RunConfig
-from slim.workbench.data import Data
+from slim.workbench.data import Data, Split
 from slim.workbench.run import asked
 from slim.workbench.run.beginning import first_network, with_size_of_weights
 from slim.workbench.run.folder import Run
@@ -106,6 +107,8 @@ def plan_architecture(run: Run) -> PruningPlan:
 
 def gradual_pruning(dataset: Data, settings: RunConfig) -> Pruning:
     """Return what `slim.plan` is asked for by a training that prunes."""
+    if settings.prune.max_loss is not None:
+        raise SlimError("prune.max_loss can't be reached in steps: expected ratio, flops or params, or gradual 0")
     needed = settings.prune.score in ("residual", "taylor")
     return asked.pruning(settings, calibration_images(dataset, settings.prune, settings.seed) if needed else None)
 
@@ -123,7 +126,15 @@ def _planned(run: Run, source: Path) -> tuple[Trained, Any, PruningPlan]:
     images = calibration_images(before.dataset, settings.prune, settings.seed) if before.dataset else None
     within = before.metrics.get("prunes", 0)  # of its own training, which count towards the same budget
     after = before.plans[len(before.plans) - within :]
-    made = _made(run, before.model, before.example, images=images, pressed=before.stage == "sparse", after=after)
+    made = _made(
+        run,
+        before.model,
+        before.example,
+        images=images,
+        dataset=before.dataset,
+        pressed=before.stage == "sparse",
+        after=after,
+    )
     if after and not made.removed:
         run.console.print(f"the {within} prunes within the training left nothing to remove")
     else:
@@ -137,6 +148,7 @@ def _made(
     example: Tensor,
     *,
     images: Any = None,
+    dataset: Data | None = None,
     pressed: bool = False,
     after: Sequence[PruningPlan] = (),
 ) -> PruningPlan:
@@ -145,9 +157,9 @@ def _made(
     if run.settings.prune.score == "auto":
         name, why = asked.auto_score(pressed=pressed, images=images is not None)
         run.console.print(f"score {name}: {why}")
-    pruning = asked.pruning(run.settings, images, pressed=pressed)
-    wanted = partial(plan, model, example, pruning.budget, **pruning.rules, after=after)
-    prune = run.settings.prune
+    pruning, prune = asked.pruning(run.settings, images, pressed=pressed), run.settings.prune
+    budget = pruning.budget if prune.max_loss is None else _what_may_be_lost(run, dataset, images)
+    wanted = partial(plan, model, example, budget, **pruning.rules, after=after)
     if prune.latency is None and prune.round_to != "auto":
         return wanted()
     what = "operators" if prune.latency is None else "operators, then whole networks"
@@ -185,6 +197,21 @@ def _possible(plans: Iterator[PruningPlan]) -> Iterator[PruningPlan]:
     """Yield plans up to the first that can't be made: steps too wide to remove anything."""
     with suppress(NothingToPrune):
         yield from plans
+
+
+def _what_may_be_lost(run: Run, dataset: Data | None, images: Any) -> Loss:
+    """Return the budget of the metric on validation images; the test images stay out of it, as it chooses by them."""
+    settings, val = run.settings, dataset.val if dataset is not None and dataset.task.labelled else None
+    if dataset is None or val is None or (isinstance(val, Split) and not len(val)):
+        raise SlimError("prune.max_loss needs validation images: expected data with labels, data.val_fraction above 0")
+    metric, some = dataset.task.metric, val
+
+    def evaluate(network: nn.Module) -> float:
+        return train.evaluate(network, some, dataset, compute=settings.compute)[metric.name]
+
+    assert settings.prune.max_loss is not None
+    by_images = images if settings.prune.recover else None
+    return Loss(settings.prune.max_loss, evaluate, by_images, larger_is_better=metric.direction == "max")
 
 
 def recovered_on(
