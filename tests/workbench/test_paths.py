@@ -27,7 +27,7 @@ SETTINGS = config.updated(
         "train": {"epochs": 1},
         "finetune": {"epochs": 1, "distill": 0.5},
         "model": {"weights": "w.safetensors"},
-        "prune": {"calibration_images": 64},
+        "prune": {"calibration_images": 64, "round_to": 1},
         "report": {"page": False},
     },
 )
@@ -135,7 +135,18 @@ def test_images_without_labels_are_enough_to_prune(command: Command, mistake: Co
         noise = torch.randint(256, (8, 8, 3), dtype=torch.uint8).numpy()
         Image.fromarray(noise).save(f"photos/{number % 3}/{number}.png")
     save_file(models.build("slim:vgg7", num_classes=5).state_dict(), "rgb.safetensors")
-    argv = ["--data.name", "images", "--data.root", "photos", "--report.page", "false", "--name", "bare"]
+    argv = [
+        "--data.name",
+        "images",
+        "--data.root",
+        "photos",
+        "--report.page",
+        "false",
+        "--name",
+        "bare",
+        "--prune.round_to",
+        "1",
+    ]
     told = command("run", "--model.weights", "rgb.safetensors", *argv)
     summary = Run(ROOT / "bare", RunConfig()).records.summary()
     assert list(summary) == ["baseline", "pruned", "recovered"] and "recovered by" in told

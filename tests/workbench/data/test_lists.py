@@ -113,7 +113,9 @@ def test_a_run_on_a_list(photos: Path, monkeypatch: pytest.MonkeyPatch, command:
     argv = ["--data.name", "imagelist", "--data.root", root, "--data.batch_size", "8"]
     command("train", *argv, "--epochs", "1", "--name", "colours", "--model.arch", "slim:resnet20")
     assert f"--data.root {root}" in mistake("prune", "--ratio", "0.3")
-    assert "accuracy" in command("prune", "--ratio", "0.3", "--data.root", root, "--recover", "false")
+    assert "accuracy" in command(
+        "prune", "--ratio", "0.3", "--round-to", "1", "--data.root", root, "--recover", "false"
+    )
 
 
 def test_a_data_set_of_hugging_face(tmp_path: Path) -> None:
