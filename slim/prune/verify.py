@@ -29,6 +29,7 @@ from slim.trace.state import restored
 from slim.trace.tracer import Trace, Tracer, as_meta, call, cannot_run, check_inputs, meta_copy, run_once
 
 NORMS = nn.modules.batchnorm._BatchNorm
+STATISTICS = ("running_mean", "running_var")
 DTYPE = ("dtype", "scalar type", "Double")  # what errors say where forward code insists on its own
 ENOUGH = 2**17  # elements of inputs
 SIDES = (64, 128)  # of the part of an image that is enough where the model takes the same steps on it; of a volume less
@@ -309,11 +310,12 @@ def _perturb_rounding(tensor: Tensor, noise: torch.Generator) -> Tensor:
 
 
 def _fitting(model: nn.Module) -> Intercept:
-    """BatchNorms take the statistics of what they are first given, and normalise that with them."""
+    """BatchNorms take the statistics of what they are first given, and normalise that with them; those that go by other
+    names stay as they are."""
     fitted: set[str] = set()
 
     def fit(layer: LayerCall) -> Tensor:
-        if layer.kind == "norm" and layer.name not in fitted:
+        if layer.kind == "norm" and layer.name.endswith(STATISTICS) and layer.name not in fitted:
             fitted.add(layer.name)
             x, mean, var = (layer.arguments[key] for key in ("input", "running_mean", "running_var"))
             if x.numel() == x.shape[1]:
@@ -328,7 +330,7 @@ def _fitting(model: nn.Module) -> Intercept:
 
 def _statistics(model: nn.Module) -> dict[str, Tensor]:
     """The statistics of all BatchNorms, copied."""
-    return {n: b.clone() for n, b in named_tensors(model) if n.endswith(("running_mean", "running_var"))}
+    return {n: b.clone() for n, b in named_tensors(model) if n.endswith(STATISTICS)}
 
 
 def _set_statistics(model: nn.Module, statistics: dict[str, Tensor]) -> None:
@@ -341,7 +343,7 @@ def _copy_statistics(masked: nn.Module, thinner: nn.Module, plan: PruningPlan) -
     theirs = dict(named_tensors(thinner))
     cuts = _cuts_by_tensor(masked, plan)
     for name, buffer in named_tensors(masked):
-        if name.endswith(("running_mean", "running_var")) and name in theirs:
+        if name.endswith(STATISTICS) and name in theirs:
             theirs[name].copy_(thin_tensor(buffer, cuts.get(id(buffer), {})))
 
 
