@@ -98,6 +98,10 @@ class Codes:
         made._labels = self._labels
         return made
 
+    def equals(self, other: "Codes") -> bool:
+        """Return whether these are the same labels with the same gates."""
+        return self is other or (self.shape == other.shape and bool((self._bits == other._bits).all()))
+
     # -- as an array -----------------------------------------------------------------------------------------------
 
     def __len__(self) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from slim.trace.codes import Bools, Codes, TensorCodes, codes_on, fresh_from, label, mark_fresh, step_of
+from slim.trace.codes import Bools, Codes, TensorCodes, codes_on, fresh_from, label, mark_fresh, name_of, step_of
 from slim.trace.op import META, Op, tensors_in
 
 _REPEATED = {
@@ -60,7 +60,7 @@ class Known:
         return (
             sources_of(tensors) == self.sources
             and arguments(name, args) == self.arguments
-            and all(t.shape == thin.shape(*whole) for t, whole in zip(tensors, self.given))
+            and all(thin.is_left(t, *whole) for t, whole in zip(tensors, self.given))
         )
 
     def again(self, args: tuple[Any, ...], thin: "ThinCodes") -> Any:
@@ -88,6 +88,17 @@ class ThinCodes:
         if found is None:
             found = self._found[id(codes)] = codes[self._kept[codes.labels]]
         return found
+
+    def is_left(self, tensor: Tensor, whole: Sequence[int], codes: TensorCodes) -> bool:
+        """Return whether a tensor is what is left of one of this shape with these codes: the same channels, not only as
+        many."""
+        found = codes_on(tensor)
+        known = found.keys() == codes.keys() or (name_of(tensor) is not None and found.keys() >= codes.keys())
+        return (
+            known
+            and tensor.shape == self.shape(whole, codes)
+            and all(found[d].equals(self.of(each)) for d, each in codes.items())
+        )
 
     def shape(self, whole: Sequence[int], codes: TensorCodes) -> Sequence[int]:
         """Return what is left of a shape."""
