@@ -49,6 +49,7 @@ _HOME = {  # public name -> the room it lives in
     "verify": "prune.verify",
     "recover": "prune.recovery.recover",
     "Recovery": "prune.recovery.recover",
+    "merge": "prune.recovery.merge",
     "Slimming": "trainers.slimming",
     "compress": "prune.compress",
     "Compressed": "prune.compress",
@@ -104,6 +105,7 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from slim.prune.plan import PruningPlan as PruningPlan
     from slim.prune.planner import explain as explain
     from slim.prune.planner import plan as plan
+    from slim.prune.recovery.merge import merge as merge
     from slim.prune.recovery.recover import Recovery as Recovery
     from slim.prune.recovery.recover import recover as recover
     from slim.prune.residual import Residual as Residual
