@@ -12,7 +12,7 @@ ROOMS = [  # in the order in which the data flows
     *("errors", "version", "extras", "files", "memory", "images", "batches", "tables", "progress"),
     *("trace", "prune", "sparsity", "deploy", "checkpoint", "trainers"),
     *(f"workbench.{room}" for room in ("config", "presets", "causes", "malloc", "code", "nested", "tasks", "data")),
-    *(f"workbench.{room}" for room in ("models", "train", "report", "run", "cli")),
+    *(f"workbench.{room}" for room in ("models", "train", "report", "run", "doctor", "cli")),
 ]
 DOORS = {"slim", "slim.__main__"}  # public names, and the command: what they lead to may be in any room
 MODULES = {

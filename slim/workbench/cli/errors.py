@@ -15,6 +15,8 @@ from slim.errors import Interrupted, SlimError, SlimWarning
 from slim.extras import named_if_missing
 from slim.workbench.causes import explain
 
+LONGEST = 900  # characters of an error
+
 
 @contextmanager
 def report_user_errors(program: str, argv: Sequence[str] | None = None, resumes: bool = False) -> Iterator[list[str]]:
@@ -47,9 +49,11 @@ def report_user_errors(program: str, argv: Sequence[str] | None = None, resumes:
         sys.exit(128 + (e.signal if isinstance(e, Interrupted) else signal.SIGINT))
 
 
-def one_line(error: BaseException) -> str:
-    """Return an error's text as one line, its control characters as escapes: names in it may come from files."""
+def one_line(error: BaseException | str) -> str:
+    """Return an error's text as one line, its control characters as escapes: names in it may come from files, and be of
+    any length."""
     text = " ".join(str(error).split())
+    text = text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 :]}"
     return "".join(c if c.isprintable() or c == " " else c.encode("unicode_escape").decode() for c in text)
 
 

@@ -19,6 +19,7 @@ COMMANDS = {
     "bench": "measure networks side by side",
     "predict": "classify images with an exported network",
     "report": "one page that explains a run, or compares several",
+    "doctor": "say whether this installation can be trusted; for bug reports",
 }
 
 
