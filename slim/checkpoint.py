@@ -16,17 +16,18 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import _TYPES, load_file, save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from slim.errors import SlimError
+from slim.errors import SlimError, check_type
 from slim.files import check_regular, replacing
 from slim.images import ImageSpec
 from slim.memory import free_memory
 from slim.prune.plan import PruningPlan
 from slim.version import __version__
 
+_STORED = set(_TYPES.values())
 Builder = Callable[[str, Mapping[str, Any]], nn.Module]  # of the unpruned network, from its name and arguments
 
 LARGEST_INPUT = 2**28  # values of one example
@@ -54,7 +55,12 @@ def save(
     images: what those need to know of its images and classes who put the network to use.
     Raises SlimError where the state holds something other than tensors, or a value has no JSON.
     """
-    plans = [plan] if isinstance(plan, PruningPlan) else list(plan or [])
+    check_type("path", path, "save(path, model)", str, Path)
+    check_type("model", model, "save(path, model)", nn.Module)
+    plans = [plan] if isinstance(plan, PruningPlan) else [] if plan is None else plan
+    check_type("plan", plans, "a plan or a list of plans", list, tuple)
+    for each in plans:
+        check_type("plan", each, "what slim.plan returned", PruningPlan)
     tensors, shared = _tensors(model)
     about = {
         "format": FORMAT,
@@ -85,10 +91,13 @@ def load(path: str | Path, model: nn.Module | Builder) -> nn.Module:
     in the file, whose random initialisation is left out.
     Raises SlimError where the file is missing, truncated, altered or of another format, or doesn't fit.
     """
+    check_type("path", path, "load(path, model)", str, Path)
     about, tensors = _read(path)
     plans = [PruningPlan.from_dict(plan) for plan in about["plans"]]
     if isinstance(model, nn.Module):
         model = copy.deepcopy(model).cpu()
+    elif not callable(model):
+        raise SlimError(f"model is of type {type(model).__name__}: expected the unpruned network")
     elif about["arch"] is None:
         raise SlimError(f"checkpoint {str(path)!r} names no architecture: pass model=, the unpruned network")
     else:
@@ -98,11 +107,16 @@ def load(path: str | Path, model: nn.Module | Builder) -> nn.Module:
     _check_fits(path, own, tensors, about["arch"])
     dtypes = {t.dtype for t in tensors.values() if t.is_floating_point()}
     if len(dtypes) == 1:
-        model.to(dtypes.pop())  # this reaches the buffers that aren't saved, too
-    for name, tensor in own.items():
+        _in_dtype(model, dtypes.pop())
+    for name, tensor in model.state_dict(keep_vars=True).items():
         tensor.data = tensor.data.to(tensors[name].dtype)
     model.load_state_dict(tensors)
     return model.eval()
+
+
+def _in_dtype(model: nn.Module, dtype: torch.dtype) -> None:
+    """Convert what is real, also the buffers that aren't saved; `Module.to` would make complex ones real, too."""
+    model._apply(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
 
 
 def _built(
@@ -123,8 +137,14 @@ def _built(
             sketch = None
         if sketch is not None:
             _check_fits(path, _pruned(sketch, plans).state_dict(), tensors, arch)
-        with _Building(free_memory()):
-            return builder(arch, kwargs)
+        try:
+            with _Building(free_memory()):
+                return builder(arch, kwargs)
+        except SlimError:
+            raise
+        except Exception as error:  # arguments that it can't take raise errors of many kinds
+            reason = f"{type(error).__name__}: {error}"
+            raise SlimError(f"checkpoint {str(path)!r}: {arch} can't be built as it says ({reason:.200})") from error
 
 
 def _pruned(model: nn.Module, plans: Sequence[PruningPlan]) -> nn.Module:
@@ -157,6 +177,8 @@ def _tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     for name, tensor in model.state_dict().items():
         if not isinstance(tensor, Tensor):
             raise SlimError(f"state {name!r} is a {type(tensor).__name__}: expected a tensor")
+        if tensor.dtype not in _STORED:
+            raise SlimError(f"state {name!r} has dtype {tensor.dtype}, which safetensors has no name for")
         place = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
         if tensor.numel() and place in seen:
             shared[name] = seen[place]

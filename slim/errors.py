@@ -20,12 +20,18 @@ class SlimWarning(UserWarning):
     """Something that works as it was asked for, and hardly as it was meant. The commands show it as one line."""
 
 
+def check_type(name: str, value: object, expected: str, *kinds: type) -> None:
+    """Raise SlimError, which calls `value` by its `name`, where it is of none of these kinds."""
+    if not isinstance(value, kinds):
+        raise SlimError(f"{name} is of type {type(value).__name__}: expected {expected}")
+
+
 def unknown(kind: str, value: str, choices: Iterable[str]) -> SlimError:
     """Return the error for a name that isn't one of `choices`, with the nearest valid one."""
     choices = sorted(choices)
-    near = get_close_matches(value, choices, n=1, cutoff=0.5)
+    near = get_close_matches(str(value), choices, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else "expected one of " + ", ".join(choices)
-    return SlimError(f"unknown {kind} {value!r}: {hint}")
+    return SlimError(f"unknown {kind} {value!r:.100}: {hint}")
 
 
 class Interrupted(Exception):

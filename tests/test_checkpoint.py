@@ -150,6 +150,42 @@ def test_loading_draws_no_random_number(saved: Path) -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
+class Turning(nn.Module):
+    """A network with a complex buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, 2)
+        self.register_buffer("turn", torch.full((3,), 1j))
+        self.register_buffer("left_out", torch.full((3,), 1j), persistent=False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_complex_buffers_stay_complex(dtype: torch.dtype, tmp_path: Path) -> None:
+    model = Turning()
+    model.fc.to(dtype)
+    loaded = slim.load(slim.save(tmp_path / "x.safetensors", model), Turning())
+    assert loaded.fc.weight.dtype == dtype  # type: ignore[union-attr]
+    assert torch.equal(loaded.get_buffer("turn"), model.get_buffer("turn"))
+    assert torch.equal(loaded.get_buffer("left_out"), model.get_buffer("left_out"))
+
+
+def test_what_safetensors_has_no_name_for(tmp_path: Path) -> None:
+    model = Turning()
+    model.turn = model.get_buffer("turn").to(torch.complex128)
+    with pytest.raises(SlimError, match=r"'turn' has dtype torch\.complex128"):
+        slim.save(tmp_path / "x.safetensors", model)
+
+
+def test_swapped_arguments(tmp_path: Path) -> None:
+    with pytest.raises(SlimError, match=r"expected save\(path, model\)"):
+        slim.save(Turning(), tmp_path)  # type: ignore[arg-type]
+    with pytest.raises(SlimError, match=r"expected load\(path, model\)"):
+        slim.load(Turning(), tmp_path)  # type: ignore[arg-type]
+    with pytest.raises(SlimError, match=r"expected export_onnx\(model, example_inputs, path\)"):
+        slim.export_onnx(Turning(), tmp_path, torch.zeros(1, 3))  # type: ignore[arg-type]
+
+
 # -- files that must not get in ------------------------------------------------------------------------
 
 

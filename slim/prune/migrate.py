@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
-from slim.errors import SlimError
+from slim.errors import SlimError, check_type
 from slim.prune.rebuild import Cuts, thin_tensor
 from slim.trace.copy import named_tensors
 
@@ -55,6 +55,7 @@ def migrate_optimizer(optimizer: Optimizer, found: Mapping[int, Replacement]) ->
     State of a parameter is thinned where its axes tell how; else it starts anew, with a warning. Raises SlimError where
     the optimizer holds none of the model's parameters.
     """
+    check_type("optimizer", optimizer, "one of torch.optim", Optimizer)
     if not any(id(p) in found for group in optimizer.param_groups for p in group["params"]):
         raise SlimError(
             f"the {type(optimizer).__name__} holds no parameter of this model: expected the optimizer that trained it"

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from slim.errors import SlimError
+from slim.errors import SlimError, check_type
 from slim.files import read_text, replacing
 from slim.prune.migrate import migrate_optimizer, replacements
 from slim.prune.plan_format import FORMAT, VERSION, check_record, hash_of
@@ -71,6 +71,7 @@ class PruningPlan:
 
     def apply(self, model: nn.Module) -> nn.Module:
         """A new, thinner model; `model` is untouched. Raises SlimError where the plan is for another model."""
+        check_type("model", model, "a torch.nn.Module", nn.Module)
         named = dict(named_tensors(model))
         for name, shape in self.shapes.items():
             found = list(named[name].shape) if name in named else "nothing"
@@ -147,30 +148,27 @@ class PruningPlan:
     def from_dict(cls, d: Mapping[str, Any]) -> "PruningPlan":
         """The plan that `to_dict` gave. Raises SlimError where it isn't one."""
         check_record(d)
-        try:
-            indices = [list(entry) for entry in d["indices"]]
-            of_norms = {f"{bn}.{key}": {"0": i} for bn, i in d["removed"].items() for key in ("weight", "bias")}
-            masks = d.get("masks", of_norms)  # older plans know BatchNorms alone
-            return cls(
-                requested=dict(d["requested"]),
-                achieved=dict(d["achieved"]),
-                removed={bn: indices[i] for bn, i in d["removed"].items()},
-                cuts={name: {int(k): indices[i] for k, i in cut.items()} for name, cut in d["cuts"].items()},
-                shapes={name: list(shape) for name, shape in d["shapes"].items()},
-                masks={name: {int(k): indices[i] for k, i in mask.items()} for name, mask in masks.items()},
-                kinds=dict(d.get("kinds", {"BatchNorm": d["totals"]["channels"][0]})),
-                selects=list(d["selects"]),
-                sizes=dict(d["sizes"]),
-                totals={k: (int(v[0]), int(v[1])) for k, v in d["totals"].items()},
-                layers=[PlannedLayer(**layer) for layer in d["layers"]],
-                frozen={reason: dict(where) for reason, where in d["frozen"].items()},
-                shortfall=str(d["shortfall"]),
-                ranked_by=str(d.get("ranked_by", "")),
-                rounding=str(d.get("rounding", "")),
-                timing=dict(d.get("timing", {})),
-            )
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-            raise SlimError(f"a broken pruning plan: {type(error).__name__}: {error}") from error
+        indices = [list(entry) for entry in d["indices"]]
+        of_norms = {f"{bn}.{key}": {"0": i} for bn, i in d["removed"].items() for key in ("weight", "bias")}
+        masks = d.get("masks", of_norms)  # older plans know BatchNorms alone
+        return cls(
+            requested=dict(d["requested"]),
+            achieved=dict(d["achieved"]),
+            removed={bn: indices[i] for bn, i in d["removed"].items()},
+            cuts={name: {int(k): indices[i] for k, i in cut.items()} for name, cut in d["cuts"].items()},
+            shapes={name: list(shape) for name, shape in d["shapes"].items()},
+            masks={name: {int(k): indices[i] for k, i in mask.items()} for name, mask in masks.items()},
+            kinds=dict(d.get("kinds", {"BatchNorm": d["totals"]["channels"][0]})),
+            selects=list(d["selects"]),
+            sizes=dict(d["sizes"]),
+            totals={k: (int(v[0]), int(v[1])) for k, v in d["totals"].items()},
+            layers=[PlannedLayer(**layer) for layer in d["layers"]],
+            frozen={reason: dict(where) for reason, where in d["frozen"].items()},
+            shortfall=d["shortfall"],
+            ranked_by=d.get("ranked_by", ""),
+            rounding=d.get("rounding", ""),
+            timing=dict(d.get("timing", {})),
+        )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan as JSON: to a temporary file first, then renamed."""

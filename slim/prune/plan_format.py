@@ -2,13 +2,14 @@
 
 import hashlib
 import json
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from slim.errors import SlimError
 
 FORMAT, VERSION = "slim-plan", 1
+LARGEST = 2**31 - 1  # size or count
+LARGEST_NUMBER = 1e300  # also not NaN
 
 
 def hash_of(record: Mapping[str, Any]) -> str:
@@ -19,49 +20,155 @@ def hash_of(record: Mapping[str, Any]) -> str:
 
 def check_record(record: Mapping[str, Any]) -> None:
     """Raise SlimError, in one line, where a record isn't a plan that this version wrote, whole and consistent."""
-    if record.get("format") != FORMAT:
+    if not isinstance(record, Mapping) or record.get("format") != FORMAT:
         raise SlimError(f"not a pruning plan: expected an object with 'format': '{FORMAT}'")
     if record.get("version") != VERSION:
         raise SlimError(f"a pruning plan of version {record.get('version')!r:.20}: this slim reads version {VERSION}")
     try:
         if record.get("hash") != hash_of(record):
             raise SlimError("a broken pruning plan: its content doesn't have the hash that it was written with")
-        _check_indices(record["indices"])
-        _check_numbers(record)
-        _check_cuts(record)
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError) as error:
-        raise _broken(f"{type(error).__name__}: {error}") from error
+    except (TypeError, ValueError, RecursionError) as error:
+        raise _broken(f"{type(error).__name__}: {error}") from None
+    for key, (expected, fits) in _SCHEMA.items():
+        if (key in record and not fits(record[key])) or key not in {*record, *_OPTIONAL}:
+            raise _broken(f"{key} is {_shown(record.get(key))}: expected {expected}")
+    _check_indices(record["indices"])
+    _check_lists(record)
+    _check_places(record)
+    _check_layers(record)
+
+
+def _shown(value: Any) -> str:
+    try:
+        return f"{value!r:.40}"
+    except (RecursionError, ValueError):  # nesting, or digits, without end
+        return f"a {type(value).__name__}"
 
 
 def _broken(why: str) -> SlimError:
     return SlimError(f"a broken pruning plan: {why}")
 
 
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST_NUMBER
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= LARGEST
+
+
+def _is_size(value: Any) -> bool:
+    """A whole number that a module keeps, or several."""
+    return all(map(_is_count, value)) if isinstance(value, list) else _is_count(value)
+
+
+def _list_of(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(map(fits, value))
+
+
+def _to(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, dict) and all(map(fits, value.values()))
+
+
+def _is_layer(value: Any) -> bool:
+    counts = ("before", "after", "floor", "frozen")
+    named = isinstance(value, dict) and value.keys() == {"name", *counts} and _is_text(value["name"])
+    return named and all(_is_count(value[key]) for key in counts) and value["after"] <= value["before"]
+
+
+def _is_total(value: Any) -> bool:
+    return _list_of(_is_number)(value) and len(value) == 2 and value[0] >= value[1] >= 0
+
+
+def _are_totals(value: Any) -> bool:
+    return _to(_is_total)(value) and "channels" in value and value["channels"][0] > 0
+
+
+def _are_places(value: Any) -> bool:
+    return _to(_to(_is_count))(value) and all(
+        dim.isdecimal() and len(dim) < 4 for each in value.values() for dim in each
+    )
+
+
+def _is_timing(value: Any) -> bool:
+    if not isinstance(value, dict) or not value:
+        return value == {}
+    numbers = {key: each for key, each in value.items() if key != "runtime"}
+    whole = {"original_ms", "ms", "share", *(["next_step"] if "unused" in numbers else [])} <= numbers.keys()
+    return whole and _is_text(value.get("runtime")) and all(map(_is_number, numbers.values()))
+
+
+_SCHEMA: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "requested": ("numbers by name", _to(_is_number)),
+    "achieved": ("numbers by name", _to(_is_number)),
+    "totals": ("numbers before and after by name, of channels at least one", _are_totals),
+    "removed": ("numbers of index lists by layer", _to(_is_count)),
+    "cuts": ("numbers of index lists by tensor and dimension", _are_places),
+    "masks": ("numbers of index lists by tensor and dimension", _are_places),
+    "kinds": ("numbers by kind of layer", _to(_is_count)),
+    "indices": ("lists of whole numbers", _list_of(_list_of(_is_count))),
+    "shapes": ("shapes by tensor", _to(_list_of(_is_count))),
+    "selects": ("names of layers", _list_of(_is_text)),
+    "sizes": ("numbers by the name of what keeps them", _to(_is_size)),
+    "layers": ("layers with name, before, after, floor and frozen", _list_of(_is_layer)),
+    "frozen": ("numbers of channels by reason and layer", _to(_to(_is_count))),
+    "shortfall": ("text", _is_text),
+    "ranked_by": ("text", _is_text),
+    "rounding": ("text", _is_text),
+    "timing": ("runtime, original_ms, ms and share, and other numbers by name", _is_timing),
+}
+_OPTIONAL = {"masks", "kinds", "ranked_by", "rounding", "timing"}  # older plans have none
+
+
 def _check_indices(lists: list[list[int]]) -> None:
     for indices in lists:
-        if any(type(i) is not int for i in indices) or any(b <= a for a, b in zip([-1, *indices], indices)):
-            raise _broken(f"indices {indices!s:.40}: expected whole numbers from 0, each larger than the one before")
+        if any(b <= a for a, b in zip([-1, *indices], indices)):
+            raise _broken(f"indices {_shown(indices)}: expected whole numbers from 0, each larger than the one before")
 
 
-def _check_numbers(record: Mapping[str, Any]) -> None:
-    for name in ("requested", "achieved"):
-        for kind, value in record[name].items():
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-                raise _broken(f"{name} {kind} is {value!r:.20}: expected a number")
+def _check_lists(record: Mapping[str, Any]) -> None:
+    """Check that the lists of indices which the plan names are there."""
+    places = [*record["cuts"].values(), *record.get("masks", {}).values(), record["removed"]]
+    for number in (number for place in places for number in place.values()):
+        if number >= len(record["indices"]):
+            raise _broken(f"it names list {number} of {len(record['indices'])}")
 
 
-def _check_cuts(record: Mapping[str, Any]) -> None:
-    """Check that cuts lie within shapes, and that what is removed of each layer is what its tensors lose."""
-    lists, cuts, shapes = record["indices"], record["cuts"], record["shapes"]
-    for name, shape in shapes.items():
-        for dim, number in cuts[name].items():
-            if not 0 <= int(dim) < len(shape) or (lists[number] and lists[number][-1] >= shape[int(dim)]):
-                raise _broken(f"the cut of {name} doesn't fit its shape {shape}")
+def _check_places(record: Mapping[str, Any]) -> None:
+    """Check that cuts and masks lie within shapes."""
+    lists, shapes = record["indices"], record["shapes"]
+    for kind in ("cuts", "masks"):
+        for name, place in record.get(kind, {}).items():
+            for dim, number in place.items():
+                shape = shapes.get(name)
+                if shape is None:  # of a tensor in a plain attribute
+                    continue
+                size = shape[int(dim)] if int(dim) < len(shape) else 0
+                if lists[number] and lists[number][-1] >= size:
+                    raise _broken(f"the {kind[:-1]} of {name} doesn't fit its shape {_shown(shape)}")
+    if missing := shapes.keys() - record["cuts"].keys():
+        raise _broken(f"{min(missing)} has a shape, and no cut")
+
+
+def _check_layers(record: Mapping[str, Any]) -> None:
+    """Check that what is removed of each layer is what its tensors lose, what masks zero and what is counted."""
+    lists, cuts, masks = record["indices"], record["cuts"], record.get("masks")
+    if masks is not None:
+        zeroed = {tuple(lists[number]) for mask in masks.values() for number in mask.values()}
+        if zeroed != {tuple(lists[number]) for number in record["removed"].values()}:
+            raise _broken("its masks zero other channels than it removes")
     for layer, number in record["removed"].items():
         own = [cut for name, cut in cuts.items() if name == layer or name.startswith(f"{layer}.")]
         if not any(lists[each] == lists[number] for cut in own for each in cut.values()):
             raise _broken(f"what is removed of {layer} isn't what its tensors lose")
-    for layer in record["layers"]:
-        number = record["removed"].get(layer["name"])
-        if layer["before"] - layer["after"] != (0 if number is None else len(lists[number])):
-            raise _broken(f"{layer['name']} goes from {layer['before']} to {layer['after']} channels by other indices")
+    for each in record["layers"]:
+        number = record["removed"].get(each["name"])
+        if each["before"] - each["after"] != (0 if number is None else len(lists[number])):
+            raise _broken(f"{each['name']} goes from {each['before']} to {each['after']} channels by other indices")
+    for name in record["selects"]:
+        if not record["shapes"].get(f"{name}.weight"):
+            raise _broken(f"{_shown(name)} selects channels, and its weight has no shape")

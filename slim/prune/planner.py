@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from slim.errors import SlimError
+from slim.errors import SlimError, check_type
 from slim.prune.auto import Auto, choose_score
 from slim.prune.budgets import BoundBudget, Budget, Chosen, Costs, Ratio
 from slim.prune.choosing import Choice, by_cost, by_threshold, fixed_sizes, matching
@@ -43,7 +43,7 @@ def plan(
     mode: Literal["couple", "select"] = "couple",
     grouped: Literal["within", "whole"] = "within",
     round_to: int | MeasuresCost | None = None,
-    keep: Sequence[str] = (),
+    keep: str | Sequence[str] = (),
     layer_ratios: Mapping[str, float] | None = None,
     after: Sequence[PruningPlan] = (),
 ) -> PruningPlan:
@@ -68,7 +68,7 @@ def plan(
     32 channels, as runtimes work in blocks of channels; 1 for the paper's exact numbers); or a `slim.Runtime`: channels
     go by the importance that is lost for the time saved there, in whole steps of what numbers of channels cost. Under a
     budget of FLOPs, importance counts times the FLOPs, so that time shrinks as they do.
-    `keep`: shell patterns of layers to leave whole. `layer_ratios`: pattern -> share to remove there.
+    `keep`: shell pattern of layers to leave whole, or several. `layer_ratios`: pattern -> share to remove there.
     `after`: the plans that made `model`, in the order of their use. The budget and the floors then count from the
     network before them all, so that several small steps end where one large step would; the plan is empty where they
     have met the budget.
@@ -80,7 +80,9 @@ def plan(
     for name, choice, choices in (("mode", mode, ("couple", "select")), ("grouped", grouped, ("within", "whole"))):
         if choice not in choices:
             raise SlimError(f"unknown {name} {choice!r}: expected one of {', '.join(choices)}")
-    rules = Rules(floor, scope, round_to, keep, layer_ratios or {})
+    check_type("keep", keep, "a shell pattern or several", str, list, tuple, set)
+    check_type("layer_ratios", layer_ratios or {}, "shares by shell pattern", Mapping)
+    rules = Rules(floor, scope, round_to, (keep,) if isinstance(keep, str) else keep, layer_ratios or {})
     if after and layer_ratios:
         raise SlimError("layer_ratios can't be planned after other plans: expected a budget alone")
     traced = trace(model, example_inputs, select=mode == "select", whole_groups=grouped == "whole")

@@ -166,9 +166,13 @@ def set_sizes(modules: Mapping[str, nn.Module], sizes: Mapping[str, Any]) -> Non
         holder = modules.get(owner and owner + ".")
         if holder is None:
             raise SlimError(f"the plan doesn't fit this model: it has no module {owner!r}")
-        if hasattr(holder, attribute):  # what was set after it was built may be missing in one that is built anew
-            kind = type(getattr(holder, attribute))
-            setattr(holder, attribute, kind(value))
+        before = getattr(holder, attribute, None)
+        if before is None:  # what was set after it was built may be missing in one that is built anew
+            continue
+        number = isinstance(before, int) and not isinstance(before, bool)
+        if not (isinstance(before, list | tuple) if isinstance(value, list | tuple) else number):
+            raise SlimError(f"the plan doesn't fit this model: {name} isn't a size such as {value}")
+        setattr(holder, attribute, type(before)(value))
 
 
 def _adjust(modules: Mapping[str, nn.Module], change: Change) -> None:
@@ -177,6 +181,7 @@ def _adjust(modules: Mapping[str, nn.Module], change: Change) -> None:
     for owner in {_owner(name) for name in change.cuts}:
         if (module := modules.get(owner and owner + ".")) is not None:
             resize(module)
+            _check_whole(owner, module)
             if f"{owner}.in_proj_weight" in change.cuts:
                 run_headwise(module)
     for name, index in change.selects.items():
@@ -184,6 +189,16 @@ def _adjust(modules: Mapping[str, nn.Module], change: Change) -> None:
         bn.__class__ = selecting(type(bn))
         device = next(bn.parameters()).device
         bn.register_buffer("select", torch.tensor(index, dtype=torch.int64, device=device))
+
+
+def _check_whole(name: str, module: nn.Module) -> None:
+    """Raise SlimError where what a layer has for each of its channels isn't as long as its weight."""
+    sizes = ("out_channels", "out_features", "num_features", "num_channels")
+    made = next((getattr(module, size) for size in sizes if hasattr(module, size)), None)
+    for key in ("bias", "running_mean", "running_var"):
+        tensor = getattr(module, key, None)
+        if isinstance(tensor, Tensor) and tensor.ndim == 1 and isinstance(made, int) and len(tensor) != made:
+            raise SlimError(f"the plan contradicts itself: it leaves {len(tensor)} of {name}.{key} for {made} channels")
 
 
 def _owner(name: str) -> str:

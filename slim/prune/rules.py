@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from slim.errors import SlimError
+from slim.errors import SlimError, check_type
 from slim.prune.groups import Groups
 from slim.prune.knapsack import MeasuresCost
 
@@ -29,11 +29,12 @@ class Rules:
     def __post_init__(self) -> None:
         if checked_number("floor", self.floor) < 0 or (self.floor >= 1 and self.floor != round(self.floor)):
             raise SlimError(f"floor {self.floor!r}: expected a share from 0 to below 1, or a whole number of channels")
+        for pattern in (*self.keep, *self.layer_ratios):
+            check_type("a pattern", pattern, "a shell pattern of layers", str)
         if self.scope not in get_args(Scope):
             raise SlimError(f"unknown scope {self.scope!r}: expected one of {', '.join(get_args(Scope))}")
-        if isinstance(self.round_to, (bool, str, float)) or (
-            isinstance(self.round_to, int) and not 1 <= self.round_to <= 4096
-        ):
+        whole = isinstance(self.round_to, int) and not isinstance(self.round_to, bool) and 1 <= self.round_to <= 4096
+        if self.round_to is not None and not whole and not hasattr(self.round_to, "cost_model"):
             raise SlimError(f"round_to {self.round_to!r}: expected a whole number from 1 to 4096, or a slim.Runtime")
 
     def units(self, groups: Groups) -> NDArray[np.int64]:

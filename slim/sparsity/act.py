@@ -14,7 +14,6 @@ as Adam rescale a subgradient with the rest of the gradient, and not a proximal 
 """
 
 import copy
-import math
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -22,11 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slim.errors import SlimError, unknown
+from slim.errors import SlimError, check_type, unknown
 from slim.prune.migrate import Replacement, replacements
 from slim.prune.plan import PruningPlan
 from slim.sparsity.control import SCHEDULES, TargetShare, scheduled
-from slim.sparsity.penalties import METHODS, Penalty
+from slim.sparsity.penalties import METHODS, Penalty, check_strength
 from slim.sparsity.steps import StepSizes
 from slim.sparsity.targets import Targets, Types, chosen
 
@@ -71,13 +70,16 @@ def sparsify(
 
     Warns where the optimizer also decays what is penalised (`slim.parameter_groups` keeps the two apart), and where the
     parameters change while this optimizer takes no step: then another optimizer inside it does (SAM's). Raises
-    `SlimError` when nothing matches, when the optimizer lacks what does, for an unknown method or one that the penalty
-    hasn't got, and for values out of range.
+    `SlimError` when nothing matches, when the optimizer lacks what does or penalises it already, for an unknown method
+    or one that the penalty hasn't got, and for values out of range.
     """
     _check_penalty(optimizer, penalty, method)
+    check_type("model", model, "sparsify(model, optimizer, penalty)", nn.Module)
+    check_type("floor", floor, "a share", int, float)
     _check_control(penalty, method, schedule, target, steps)
     found = chosen(model, targets, types)
     _check_parameters(found, optimizer, targets)
+    _check_alone(found, optimizer)
     return Sparsity(found, optimizer, penalty, method, schedule, target, floor, steps or 0)
 
 
@@ -95,6 +97,8 @@ def _check_penalty(optimizer: torch.optim.Optimizer, penalty: Penalty, method: s
 
 
 def _check_control(penalty: Penalty, method: str, schedule: str, target: float | None, steps: int | None) -> None:
+    check_type("steps", steps, "the number of steps to come", int, type(None))
+    check_type("target", target, "a share of zeros, or None", int, float, type(None))
     if schedule not in SCHEDULES:
         raise unknown("schedule", schedule, SCHEDULES)
     if (schedule != "constant" or target is not None) and not (steps and steps > 0):
@@ -126,6 +130,15 @@ def _check_parameters(
             "build the optimizer from slim.parameter_groups(model, weight_decay) to keep it off them",
             stacklevel=3,
         )
+
+
+def _check_alone(found: Mapping[str, tuple[nn.Parameter, float]], optimizer: torch.optim.Optimizer) -> None:
+    """Refuse parameters that are penalised already: two penalties would add up."""
+    at_work = [getattr(hook, "__self__", None) for hook in optimizer._optimizer_step_pre_hooks.values()]
+    taken = {id(p) for each in at_work if isinstance(each, Sparsity) for p in each.parameters.values()}
+    for name, (parameter, _) in found.items():
+        if id(parameter) in taken:
+            raise SlimError(f"{name} is penalised already: expected .remove() of the earlier sparsify first")
 
 
 class _Part:
@@ -206,8 +219,7 @@ class Sparsity:
 
     @strength.setter
     def strength(self, value: float) -> None:
-        if not 0 <= value < math.inf:
-            raise SlimError(f"sparsity strength is {value}: expected a number ≥ 0")
+        check_strength(value)
         self._peak = value
         self._set(value)
 

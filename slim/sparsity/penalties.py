@@ -29,6 +29,9 @@ class Penalty(ABC):
     strength: float
     methods: ClassVar[tuple[str, ...]] = METHODS
 
+    def __post_init__(self) -> None:
+        check_strength(self.strength)
+
     @abstractmethod
     def value(self, x: Tensor) -> Tensor:
         """Return what it adds to the loss: a tensor without dimensions."""
@@ -89,6 +92,7 @@ class ElasticNet(Penalty):
     l1_ratio: float = 0.5
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check("l1_ratio", self.l1_ratio, 0 <= self.l1_ratio <= 1, "a number in [0, 1]")
 
     def value(self, x: Tensor) -> Tensor:
@@ -113,6 +117,7 @@ class Lp(Penalty):
     p: float = 0.5
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check("p", self.p, 0 < self.p < math.inf, "a number above 0")
 
     def value(self, x: Tensor) -> Tensor:
@@ -153,6 +158,7 @@ class DeadZoneL1(Penalty):
     a: float = 0.1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check("a", self.a, 0 <= self.a < math.inf, "a number ≥ 0")
 
     def value(self, x: Tensor) -> Tensor:
@@ -191,6 +197,7 @@ class TransformedL1(Penalty):
     a: float = 1.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check("a", self.a, 0 < self.a < math.inf, "a number above 0")
 
     def value(self, x: Tensor) -> Tensor:
@@ -239,6 +246,7 @@ class GroupLasso(Penalty):
     _index: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64), init=False, repr=False)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if isinstance(self.groups, Tensor):
             self._set_index(self.groups)
 
@@ -336,6 +344,12 @@ def _newton(f: Callable[[Tensor], Tensor], slope: Callable[[Tensor], Tensor], st
     for _ in range(20):
         x = x - f(x) / slope(x)
     return x
+
+
+def check_strength(value: Any) -> None:
+    """Raise SlimError where λ isn't a number of at least 0."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    _check("sparsity strength", value, number and 0 <= value < math.inf, "a number ≥ 0")
 
 
 def _check(name: str, value: float, sound: bool, expected: str) -> None:

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from slim.errors import SlimError, unknown
+from slim.errors import SlimError, check_type, unknown
 from slim.trace.tracer import trace
 
 KINDS: dict[str, type[nn.Module]] = {"batchnorm": _BatchNorm, "conv": _ConvNd, "linear": nn.Linear}
@@ -29,11 +29,14 @@ def chosen(
     mapping from patterns to strengths relative to λ, of which the first that matches counts. Tied parameters appear
     once. Raises SlimError for a type that isn't known, a strength below 0, and a pattern that nothing matches.
     """
+    check_type("targets", targets, "a shell pattern, several, or strengths by pattern", str, list, tuple, set, Mapping)
+    check_type("types", types, "a type of layers or several", str, type, list, tuple, set)
     strengths = {targets: 1.0} if isinstance(targets, str) else targets
     if not isinstance(strengths, Mapping):
         strengths = dict.fromkeys(strengths, 1.0)
     for pattern, strength in strengths.items():
-        if not strength >= 0:
+        check_type("a pattern of targets", pattern, "a shell pattern", str)
+        if not (isinstance(strength, int | float) and strength >= 0):
             raise SlimError(f"the relative strength of {pattern!r} is {strength}: expected a number ≥ 0")
     kinds = [types] if isinstance(types, (str, type)) else list(types)
     keys = ("weight", "bias") if BIAS in kinds else ("weight",)

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import re
 import types
+import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -22,8 +23,12 @@ from slim.errors import SlimError, unknown
 from slim.files import read_text
 
 AUTO = "auto"
+SHOWN = 80  # characters of a value in an error
 MOST_VALUES = 10_000  # in a file of settings
 MOST_BYTES = 2**20  # of one
+LARGEST = 2**31 - 1  # of a whole number without a bound of its own
+LARGEST_NUMBER = 1e18  # of another
+DEEPEST = 8  # levels of a mapping or a list within a setting
 
 
 def setting(default: Any, help: str, within: str = "") -> Any:
@@ -385,7 +390,7 @@ def read(path: str | Path) -> dict[str, Any]:
     if values is None:  # an empty file, or comments only
         return {}
     if not isinstance(values, dict):
-        raise SlimError(f"config {str(path)!r} holds {values!r:.40}: expected settings such as 'seed: 1'")
+        raise SlimError(f"config {str(path)!r} holds {_shown(values)}: expected settings such as 'seed: 1'")
     return values
 
 
@@ -473,11 +478,25 @@ def _checked(s: Setting, value: Any) -> Any:
     if fitted is _MISFIT:
         if get_origin(s.type) is Literal and isinstance(value, str):
             raise unknown(s.key, value, get_args(s.type))
-        raise SlimError(f"{s.key} is {value!r}: expected {describe(s.type)}")
+        raise SlimError(f"{s.key} is {_shown(value)}: expected {describe(s.type)}")
     for number in fitted if isinstance(fitted, list) else [fitted]:
-        if s.within and isinstance(number, int | float) and not _inside(number, s.within):
-            raise SlimError(f"{s.key} is {number}: expected {in_words(s.within)}")
+        if not isinstance(number, int | float):
+            continue
+        if s.within and not _inside(number, s.within):
+            raise SlimError(f"{s.key} is {_shown(number)}: expected {in_words(s.within)}")
+        most = LARGEST if isinstance(number, int) and not s.within.endswith("]") else LARGEST_NUMBER
+        if not abs(number) <= most:
+            raise SlimError(f"{s.key} is {_shown(number)}: expected at most {most:,}")
     return fitted
+
+
+def _shown(value: Any) -> str:
+    """Return a value as an error shows it. Its text may have no end, or there may be none."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # digits or nesting without end
+        return f"a {type(value).__name__} too large to show"
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
 
 _MISFIT = object()
@@ -495,12 +514,25 @@ def _converted(value: Any, kind: Any) -> Any:
         items = [_converted(v, args[0]) for v in value] if isinstance(value, list) and value else [_MISFIT]
         return _MISFIT if _MISFIT in items else items
     if origin is dict:
-        return value if isinstance(value, dict) and all(isinstance(k, str) for k in value) else _MISFIT
+        return value if isinstance(value, dict) and _is_plain(value, DEEPEST) else _MISFIT
     if kind in (int, float):
         if isinstance(value, bool) or not isinstance(value, int | float):
             return _MISFIT
-        return kind(value) if kind is float or value == value // 1 else _MISFIT
-    return value if isinstance(value, kind) else _MISFIT
+        with contextlib.suppress(OverflowError):  # of a whole number with hundreds of digits
+            return kind(value) if kind is float or value == value // 1 else _MISFIT
+        return _MISFIT
+    return value if isinstance(value, kind) and _is_plain(value, 0) else _MISFIT
+
+
+def _is_plain(value: Any, depth: int) -> bool:
+    """Say whether a value is what YAML and JSON can hold alike, in at most `depth` levels: no dates, no odd text."""
+    if isinstance(value, str):
+        return value.isprintable() or not any(unicodedata.category(each) in ("Cc", "Cs") for each in value)
+    if isinstance(value, dict):
+        return depth > 0 and all(isinstance(k, str) and _is_plain([k, v], depth) for k, v in value.items())
+    if isinstance(value, list):
+        return depth > 0 and all(_is_plain(each, depth - 1) for each in value)
+    return value is None or (isinstance(value, bool | int | float) and abs(value) <= LARGEST_NUMBER)
 
 
 def _inside(value: float, interval: str) -> bool:

@@ -404,16 +404,36 @@ def test_a_changed_bit_of_a_plans_file_is_noticed(tmp_path: Path) -> None:
     "key, value, words",
     [
         ("indices/0", [3, 2], "each larger than the one before"),
-        ("indices/0", [-5, 2], "each larger than the one before"),
-        ("indices/0", [1.0, 2.0], "expected whole numbers"),
-        ("indices/0", [True], "expected whole numbers"),
+        ("indices/0", [-5, 2], "expected lists of whole numbers"),
+        ("indices/0", [1.0, 2.0], "expected lists of whole numbers"),
+        ("indices/0", [True], "expected lists of whole numbers"),
         ("indices/0", [10**9], "doesn't fit its shape"),
-        ("indices/0", 7, "TypeError"),
-        ("achieved/ratio", float("inf"), "achieved ratio is inf: expected a number"),
+        ("indices/0", [10**400], "expected lists of whole numbers"),
+        ("indices/0", 7, "expected lists of whole numbers"),
+        ("achieved/ratio", float("inf"), "expected numbers by name"),
+        ("achieved/ratio", 10**400, "expected numbers by name"),
+        ("requested", [], "expected numbers by name"),
+        ("totals/channels", [0, 0], "of channels at least one"),
+        ("totals/channels", [-999_999, 1], "of channels at least one"),
+        ("totals", {}, "of channels at least one"),
+        ("masks/bn1.weight/0", 1, "its masks zero other channels"),
+        ("masks", {}, "its masks zero other channels"),
+        ("masks/bn1.weight", {"9": 0}, "doesn't fit its shape"),
+        ("masks/bn1.weight", {"x": 0}, "by tensor and dimension"),
+        ("cuts/bn1.weight", {"-1": 0}, "by tensor and dimension"),
+        ("cuts/bn1.weight/0", 10**6, "it names list 1000000"),
+        ("cuts/bn1.weight/0", [[]], "by tensor and dimension"),
+        ("layers/0", {}, "expected layers with name"),
+        ("layers/0/before", -1, "expected layers with name"),
+        ("selects", ["nowhere"], "selects channels, and its weight has no shape"),
+        ("sizes", {"conv1.forward": "x"}, "by the name of what keeps them"),
+        ("timing", {"ms": 1}, "runtime, original_ms"),
+        ("shortfall", None, "expected text"),
+        ("frozen", {"kept": []}, "by reason and layer"),
         ("removed/bn1", 1, "what is removed of bn1 isn't what its tensors lose"),
         ("removed/other", 0, "what is removed of other isn't"),
         ("layers/0/after", 3, "by other indices"),
-        ("cuts", {}, "KeyError"),
+        ("cuts", {}, "isn't what its tensors lose|has a shape, and no cut"),
         ("shapes/bn1.weight", [2], "doesn't fit its shape"),
     ],
 )
@@ -423,6 +443,26 @@ def test_plans_that_contradict_themselves(key: str, value: Any, words: str) -> N
     with pytest.raises(slim.SlimError, match=words) as error:
         slim.PruningPlan.from_dict(tampered(record, key, value))
     assert "\n" not in str(error.value)
+
+
+def test_a_plan_sets_nothing_but_sizes() -> None:
+    model = vgg()
+    plan = slim.plan(model, X, ratio=0.3)
+    for name in ("conv1.forward", "conv1.weight", "training", "conv1.bias", "conv1.kernel_size"):
+        record = tampered(plan.to_dict(), "sizes", {name: 3})
+        if getattr(model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) is None:
+            continue
+        with pytest.raises(slim.SlimError, match=r"isn't a size such as 3"):
+            slim.PruningPlan.from_dict(record).apply(model)
+
+
+def test_text_that_is_no_plan(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    for text in ("", "[]", "3", "[" * 100_000, '{"format": "slim-plan", "version": 1}', "9" * 5000):
+        path.write_text(text)
+        with pytest.raises(slim.SlimError, match="plan") as error:
+            slim.PruningPlan.load(path)
+        assert "\n" not in str(error.value) and len(str(error.value)) < 400
 
 
 # -- a ratio goes on below a group that is too large -------------------------------------------------------------------

@@ -224,7 +224,18 @@ def test_strength_may_change_and_is_checked() -> None:
         with pytest.raises(SlimError, match="≥ 0"):
             sparsity.strength = wrong
         with pytest.raises(SlimError, match="≥ 0"):
-            sparsify(model, optimizer, L1(wrong))
+            L1(wrong)
+
+
+def test_nothing_is_penalised_twice() -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), 1.0)
+    first = sparsify(model, optimizer, L1(0.1), targets="1")
+    sparsify(model, optimizer, L1(0.1), targets="4")
+    with pytest.raises(SlimError, match=r"1\.weight is penalised already: expected \.remove\(\)"):
+        sparsify(model, optimizer, L1(0.1))
+    first.remove()
+    sparsify(model, optimizer, L1(0.1), targets="1")
 
 
 def test_value_and_near_zero_against_numpy() -> None:

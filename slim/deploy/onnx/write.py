@@ -32,7 +32,7 @@ from slim.deploy.onnx.arguments import Arguments, run_forward
 from slim.deploy.onnx.compare import check, check_float64
 from slim.deploy.onnx.dimensions import Batch, OpenSizes
 from slim.deploy.onnx.translate import OPSETS, Graph
-from slim.errors import SlimError
+from slim.errors import SlimError, check_type
 from slim.files import replacing
 from slim.version import __version__
 
@@ -121,6 +121,8 @@ def export_onnx(
 
         slim.export_onnx(thin, x, "thin.onnx", metadata={"classes": names, "mean": [0.5], "std": [0.25]})
     """
+    check_type("model", model, "export_onnx(model, example_inputs, path)", nn.Module)
+    check_type("path", path, "export_onnx(model, example_inputs, path)", str, Path)
     path = Path(path)
     if path.is_dir():
         raise SlimError(f"{str(path)!r} is a folder: expected the name of the ONNX file to write")

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from slim.errors import SlimError
+from slim.errors import SlimError, check_type
 from slim.progress import progress
 from slim.prune.calibration import drawn, part, running
 from slim.prune.plan import PruningPlan
@@ -119,6 +119,7 @@ def recover(
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
         raise SlimError(f"steps {steps!r}: expected a whole number of steps of refinement, 0 for none")
     model, thin = unwrapped(model), unwrapped(thin)
+    check_type("plan", plan, "what slim.plan returned", PruningPlan)
     _check_shapes(model, thin, plan)
     images, count = drawn(images, LEAST_IMAGES, "recovery")
     fitted = min(count - 2, max(4, round(count * (1 - held_out))))

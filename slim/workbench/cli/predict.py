@@ -37,8 +37,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         from slim.deploy.onnx.predict import OnnxModel, find_images
 
-        images = find_images(arguments.images)
         net = OnnxModel(arguments.model, arguments.provider, arguments.threads)
+        images = find_images(arguments.images)
         unread: list[SlimError] = []  # told at the end: one broken file among many costs only itself
         results = net.stream(images, arguments.top, arguments.batch_size, lambda _, error: unread.append(error))
         bar = Console(stderr=True)

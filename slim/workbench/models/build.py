@@ -91,8 +91,8 @@ def build(
     code that isn't allowed.
     """
     for key, value in (("num_classes", num_classes), ("in_channels", in_channels)):
-        if value is not None and value < 1:
-            raise SlimError(f"{key} {value}: expected at least 1")
+        if value is not None and (type(value) is not int or value < 1):
+            raise SlimError(f"{key} {value!r:.40}: expected a whole number of at least 1")
     source, _, name = arch.partition(":")
     if not source or not name:
         raise _unnamed(arch)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from slim.files import replacing
-from slim.workbench.report.collect import RunRecords, collect
+from slim.workbench.report.collect import RunRecords, collect, drawn_from
 from slim.workbench.report.columns import every_column
 from slim.workbench.report.markdown import origin, stages
 from slim.workbench.report.rendering import render
@@ -17,8 +17,11 @@ FACTS = ("input_shape", "classes", "mean", "std", "plan")
 def write(onnx_path: Path) -> Path:
     """Write model_card.md beside a run's exported file, from its metadata and the run's records."""
     path = onnx_path.with_name(NAME)
+    run = collect(onnx_path.parent)
+    with drawn_from([run]):
+        text = card(run, metadata(onnx_path))
     with replacing(path) as temporary:
-        temporary.write_text(card(collect(onnx_path.parent), metadata(onnx_path)), encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
     return path
 
 

@@ -1,6 +1,8 @@
 """What is known of a run, read from the files in its folder into one plain object. Nothing is measured here."""
 
 import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import Any
 from slim.errors import SlimError
 from slim.files import read_text
 from slim.workbench import config
-from slim.workbench.report.columns import Record, stage_name
+from slim.workbench.report.columns import Record, is_record, stage_name
 from slim.workbench.tasks.metric import Metric
 
 EVIDENCE = "evidence.json"
@@ -120,15 +122,39 @@ def collect(folder: str | Path) -> RunRecords:
     return run
 
 
+@contextmanager
+def drawn_from(runs: Sequence[RunRecords]) -> Iterator[None]:
+    """Turn what goes wrong while records are drawn into a SlimError that names their files: they hold many values of
+    many kinds, and may have been edited."""
+    try:
+        yield
+    except SlimError:
+        raise
+    except Exception as error:
+        told = " ".join(f"{type(error).__name__}: {error}".split())[:100]
+        raise SlimError(
+            f"the records in {', '.join(str(run.folder) for run in runs)} can't be drawn ({told}): expected "
+            f"summary.json, metrics.jsonl and {EVIDENCE} as slim wrote them"
+        ) from error
+
+
 def _read(folder: Path) -> RunRecords:
     return RunRecords(
         folder=folder,
         settings=config.read(folder / "config.yaml") if (folder / "config.yaml").is_file() else {},
-        summary=_object(folder / "summary.json"),
+        summary=_summary(folder / "summary.json"),
         epochs=_lines(folder / "metrics.jsonl"),
         evidence=_object(folder / EVIDENCE),
         sizes={path.name: path.stat().st_size for path in sorted(folder.glob("[!.]*.onnx"))},
     )
+
+
+def _summary(path: Path) -> dict[str, Any]:
+    summary = _object(path)
+    for stage, record in summary.items():
+        if isinstance(record, dict) and not is_record(record):
+            raise SlimError(f"{str(path)!r} is broken: expected numbers in its {stage!r:.40}")
+    return summary
 
 
 def _object(path: Path) -> dict[str, Any]:

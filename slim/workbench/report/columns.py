@@ -48,6 +48,27 @@ COLUMNS = {
 }
 
 
+def is_record(value: Any) -> bool:
+    """Say whether a value may be the record of a stage: what is shown of it are finite numbers."""
+    if not isinstance(value, dict):
+        return False
+    metric = value.get("metric") or {"name": "accuracy", "direction": "max"}
+    if not isinstance(metric, dict) or not {"name", "direction"} <= metric.keys() <= _METRIC.keys():
+        return False
+    if not all(isinstance(metric[key], _METRIC[key]) for key in metric):
+        return False
+    shown = (value.get(key) for key in (*COLUMNS, metric["name"], "speedup"))
+    return all(each is None or (_is_number(each) and abs(each) < LARGEST) for each in shown)
+
+
+_METRIC = {"name": str, "direction": str, "share": bool, "unit": str}
+LARGEST = 1e18  # of a number that is shown
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def every_column(metric: Metric) -> list[Column]:
     """Return all columns, that of the task's metric first."""
     return [Column(metric.name, metric.title, metric.format, change=metric.format_change), *COLUMNS.values()]

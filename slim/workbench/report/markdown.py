@@ -4,13 +4,18 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from slim.workbench.report.collect import RunRecords
+from slim.workbench.report.collect import RunRecords, drawn_from
 from slim.workbench.report.columns import columns, conditions
 from slim.workbench.report.rendering import code, markdown, render
 
 
 def of(runs: Sequence[RunRecords]) -> str:
     """Return the stages of one run, or the results of several, as a table with a sentence and the conditions."""
+    with drawn_from(runs):
+        return _text(runs)
+
+
+def _text(runs: Sequence[RunRecords]) -> str:
     if len(runs) == 1:
         [run] = runs
         return render("run.md", run=run, stages=stages(run), origin=origin(run))

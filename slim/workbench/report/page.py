@@ -17,7 +17,7 @@ import yaml
 from slim import tables
 from slim.files import replacing
 from slim.workbench.report import advice
-from slim.workbench.report.collect import RunRecords
+from slim.workbench.report.collect import RunRecords, drawn_from
 from slim.workbench.report.columns import columns, conditions, every_column, speed
 from slim.workbench.report.figures import gamma, latency, layers, results, training
 from slim.workbench.report.figures.base import TEMPLATE, Figure
@@ -26,8 +26,10 @@ from slim.workbench.report.rendering import render
 
 def write(runs: Sequence[RunRecords], path: Path) -> Path:
     """Write the page of one run, or the comparison of several, whole or not at all."""
+    with drawn_from(runs):
+        text = html(runs)
     with replacing(path) as temporary:
-        temporary.write_text(html(runs), encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
     return path
 
 

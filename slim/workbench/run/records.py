@@ -11,6 +11,7 @@ from slim.files import read_text, replacing
 from slim.tables import duration, percent
 from slim.workbench import config, train
 from slim.workbench.config import RunConfig
+from slim.workbench.report.columns import is_record
 from slim.workbench.run.stages import STAGES
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class Records:
         if not path.exists():
             return {}
         summary = _parsed(read_text("record", path), path)
-        if not isinstance(summary, dict) or not all(isinstance(stage, dict) for stage in summary.values()):
+        if not isinstance(summary, dict) or not all(map(is_record, summary.values())):
             raise _broken(path)
         return summary
 

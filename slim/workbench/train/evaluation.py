@@ -92,7 +92,13 @@ def _judged(model: nn.Module, inputs: Any, targets: Any, task: Task, name: str) 
         task.check(outputs, targets)
         loss = task.loss(outputs, targets)
         return None if loss is None else loss * length(inputs), task.tally(outputs, targets)
-    except (RuntimeError, ValueError, AssertionError, TypeError) as error:  # of layers that can't take the inputs
+    except (
+        RuntimeError,
+        ValueError,
+        AssertionError,
+        TypeError,
+        IndexError,
+    ) as error:  # of layers that can't take the inputs
         raise _refused(error, inputs, name) from error
 
 

@@ -215,7 +215,13 @@ class Loop:
         saved = snapshots.newest()
         if saved is None:
             return
-        state.load_state_dict(saved)
+        try:
+            state.load_state_dict(saved)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+            raise SlimError(
+                f"the state in {snapshots.folder} is broken ({type(error).__name__}): expected what slim wrote there; "
+                "without --resume the training starts anew"
+            ) from error
         if self.compute.accumulate != "auto":
             state.accumulate = self.compute.accumulate
         for step, plan in state.prunes:

@@ -116,13 +116,19 @@ class Step:
         with fabric.no_backward_sync(self.network, enabled=not last):
             outputs = state.task.forward(self.network, inputs, targets)
             with fabric.autocast():
-                loss = self.objective(inputs, outputs, targets)
+                loss = self._judged(inputs, outputs, targets)
             weighed = loss * share
             if last and state.sparsity is not None and state.sparsity.method == "loss":
                 weighed = weighed + state.sparsity.loss()
             fabric.backward(weighed)
         with torch.no_grad():
             return loss.detach(), state.task.tally(outputs, targets)
+
+    def _judged(self, inputs: Any, outputs: Any, targets: Any) -> Tensor:
+        try:
+            return self.objective(inputs, outputs, targets)
+        except IndexError as error:  # a CPU says so of a class that there isn't
+            raise SlimError(f"targets don't fit the network's outputs: {error}: expected class numbers") from error
 
     def _use_less(self, images: int) -> None:
         """Cut batches into twice as many parts. Raises `SlimError` where that isn't wanted or possible."""

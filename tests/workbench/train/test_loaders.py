@@ -213,3 +213,34 @@ def test_what_needs_validation_or_classes_says_so() -> None:
         fit(network(), [BATCH], OptimConfig(epochs=1, patience=1), compute=ON_CPU)
     with pytest.raises(SlimError, match="mixup and cutmix need the number of classes"):
         fit(network(), [BATCH], OptimConfig(epochs=1, mixup=0.2), compute=ON_CPU)
+
+
+@pytest.mark.parametrize("label", [3, -1, 10**9])
+@pytest.mark.parametrize("where", ["train", "val"])
+def test_labels_out_of_range_are_one_line(label: int, where: str) -> None:
+    whole = [(torch.zeros(4, 1, 8, 8), torch.tensor([0, 1, 2, 0]))] * 2
+    odd = [*whole, (torch.zeros(4, 1, 8, 8), torch.tensor([0, 1, label, 0]))]
+    train, val = (odd if part == where else whole for part in ("train", "val"))
+    with pytest.raises(SlimError, match="out of bounds") as caught:
+        fit(network(), Loaders(train, val, task=Classification(3)), OPTIM, compute=ON_CPU)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("state", [{}, {"step": 1}, {"step": "x", "per_epoch": 2, "model": {}}])
+def test_a_broken_state_is_one_line(state: dict[str, Any], tmp_path: Path) -> None:
+    folder = tmp_path / "x.state"
+    Snapshots(folder, {}).save(1, state)
+    with pytest.raises(SlimError, match=r"broken|can't resume"):
+        fit(network(), [*DataLoader(samples())], OPTIM, compute=ON_CPU, snapshots=Snapshots(folder, {}, resume=True))
+
+
+def test_states_behind_a_link_are_left_alone(tmp_path: Path) -> None:
+    others = tmp_path / "others"
+    Snapshots(others, {}).save(1, {"step": 1})
+    before = sorted(others.iterdir())
+    folder = tmp_path / "x.state"
+    folder.symlink_to(others)
+    Snapshots(folder, {}).clear()
+    with pytest.raises(SlimError, match="is a link"):
+        Snapshots(folder, {}).save(2, {"step": 2})
+    assert sorted(others.iterdir()) == before
