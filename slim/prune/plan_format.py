@@ -157,14 +157,14 @@ def _check_places(record: Mapping[str, Any]) -> None:
 def _check_layers(record: Mapping[str, Any]) -> None:
     """Check that what is removed of each layer is what its tensors lose, what masks zero and what is counted."""
     lists, cuts, masks = record["indices"], record["cuts"], record.get("masks")
-    if masks is not None:
-        zeroed = {tuple(lists[number]) for mask in masks.values() for number in mask.values()}
-        if zeroed != {tuple(lists[number]) for number in record["removed"].values()}:
-            raise _broken("its masks zero other channels than it removes")
     for layer, number in record["removed"].items():
         own = [cut for name, cut in cuts.items() if name == layer or name.startswith(f"{layer}.")]
         if not any(lists[each] == lists[number] for cut in own for each in cut.values()):
             raise _broken(f"what is removed of {layer} isn't what its tensors lose")
+    if masks is not None:
+        zeroed = {tuple(lists[number]) for mask in masks.values() for number in mask.values()}
+        if zeroed != {tuple(lists[number]) for number in record["removed"].values()}:
+            raise _broken("its masks zero other channels than it removes")
     for each in record["layers"]:
         number = record["removed"].get(each["name"])
         if each["before"] - each["after"] != (0 if number is None else len(lists[number])):

@@ -193,8 +193,10 @@ def _adjust(modules: Mapping[str, nn.Module], change: Change) -> None:
 
 def _check_whole(name: str, module: nn.Module) -> None:
     """Raise SlimError where what a layer has for each of its channels isn't as long as its weight."""
+    if not isinstance(module, nn.modules.conv._ConvNd | nn.Linear | nn.modules.batchnorm._NormBase | nn.GroupNorm):
+        return
     sizes = ("out_channels", "out_features", "num_features", "num_channels")
-    made = next((getattr(module, size) for size in sizes if hasattr(module, size)), None)
+    made = next(getattr(module, size) for size in sizes if hasattr(module, size))
     for key in ("bias", "running_mean", "running_var"):
         tensor = getattr(module, key, None)
         if isinstance(tensor, Tensor) and tensor.ndim == 1 and isinstance(made, int) and len(tensor) != made:

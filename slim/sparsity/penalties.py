@@ -12,6 +12,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from numbers import Real
 from typing import Any, ClassVar
 
 import torch
@@ -348,7 +349,7 @@ def _newton(f: Callable[[Tensor], Tensor], slope: Callable[[Tensor], Tensor], st
 
 def check_strength(value: Any) -> None:
     """Raise SlimError where λ isn't a number of at least 0."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
+    number = isinstance(value, Real) and not isinstance(value, bool)
     _check("sparsity strength", value, number and 0 <= value < math.inf, "a number ≥ 0")
 
 

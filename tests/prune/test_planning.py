@@ -193,7 +193,7 @@ def test_a_plan_for_another_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "list.json").write_text("[]")
     with pytest.raises(slim.SlimError, match="isn't a plan"):
         slim.PruningPlan.load(tmp_path / "list.json")
-    with pytest.raises(slim.SlimError, match="can't read"):
+    with pytest.raises(slim.SlimError, match="can't be read"):
         slim.PruningPlan.load(tmp_path / "none.json")
     future = {**plan.to_dict(), "version": 99}
     with pytest.raises(slim.SlimError, match="version 99"):
@@ -416,7 +416,7 @@ def test_a_changed_bit_of_a_plans_file_is_noticed(tmp_path: Path) -> None:
         ("totals/channels", [0, 0], "of channels at least one"),
         ("totals/channels", [-999_999, 1], "of channels at least one"),
         ("totals", {}, "of channels at least one"),
-        ("masks/bn1.weight/0", 1, "its masks zero other channels"),
+        ("masks/bn1.weight/0", 1, r"its masks zero other|doesn't fit its shape"),
         ("masks", {}, "its masks zero other channels"),
         ("masks/bn1.weight", {"9": 0}, "doesn't fit its shape"),
         ("masks/bn1.weight", {"x": 0}, "by tensor and dimension"),
