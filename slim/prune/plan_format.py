@@ -63,11 +63,11 @@ def _is_count(value: Any) -> bool:
 
 def _is_size(value: Any) -> bool:
     """A whole number that a module keeps, or several."""
-    return all(map(_is_count, value)) if isinstance(value, list) else _is_count(value)
+    return all(map(_is_count, value)) if isinstance(value, list | tuple) else _is_count(value)
 
 
 def _list_of(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, list) and all(map(fits, value))
+    return lambda value: isinstance(value, list | tuple) and all(map(fits, value))  # a tuple before it is JSON
 
 
 def _to(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
