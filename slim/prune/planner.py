@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from slim.errors import SlimError, check_type
+from slim.errors import SlimError
 from slim.prune.auto import Auto, choose_score
 from slim.prune.budgets import BoundBudget, Budget, Chosen, Costs, Ratio
 from slim.prune.choosing import Choice, by_cost, by_threshold, fixed_sizes, matching
@@ -80,8 +80,6 @@ def plan(
     for name, choice, choices in (("mode", mode, ("couple", "select")), ("grouped", grouped, ("within", "whole"))):
         if choice not in choices:
             raise SlimError(f"unknown {name} {choice!r}: expected one of {', '.join(choices)}")
-    check_type("keep", keep, "a shell pattern or several", str, list, tuple, set)
-    check_type("layer_ratios", layer_ratios or {}, "shares by shell pattern", Mapping)
     rules = Rules(floor, scope, round_to, (keep,) if isinstance(keep, str) else keep, layer_ratios or {})
     if after and layer_ratios:
         raise SlimError("layer_ratios can't be planned after other plans: expected a budget alone")

@@ -29,6 +29,8 @@ class Rules:
     def __post_init__(self) -> None:
         if checked_number("floor", self.floor) < 0 or (self.floor >= 1 and self.floor != round(self.floor)):
             raise SlimError(f"floor {self.floor!r}: expected a share from 0 to below 1, or a whole number of channels")
+        check_type("keep", self.keep, "a shell pattern or several", list, tuple, set)
+        check_type("layer_ratios", self.layer_ratios, "shares by shell pattern", Mapping)
         for pattern in (*self.keep, *self.layer_ratios):
             check_type("a pattern", pattern, "a shell pattern of layers", str)
         if self.scope not in get_args(Scope):
