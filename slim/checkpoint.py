@@ -54,6 +54,9 @@ def save(
     config: the run's settings, a dataclass or a mapping.
     images: what those need to know of its images and classes who put the network to use.
     Raises SlimError where the state holds something other than tensors, or a value has no JSON.
+
+    >>> slim.save("thin.safetensors", thin, plan).name
+    'thin.safetensors'
     """
     check_type("path", path, "save(path, model)", str, Path)
     check_type("model", model, "save(path, model)", nn.Module)

@@ -49,7 +49,8 @@ def plan(
 ) -> PruningPlan:
     """Plan which channels of `model` to remove. The model is left as it is.
 
-        plan = slim.plan(model, torch.randn(1, 3, 224, 224), slim.Flops(0.5))
+    >>> plan = slim.plan(model, x, slim.Flops(0.5))  # half of the FLOPs stay, at most
+    >>> thin = plan.apply(model)
 
     `example_inputs`: a tensor, a tuple or a dict of what `forward` takes.
     `budget`: what is kept: `slim.Channels`, `slim.Flops`, `slim.Params`, `slim.Latency`, or one of your own.
@@ -225,7 +226,11 @@ def _why_nothing(traced: Trace, model: nn.Module) -> str:
 
 
 def explain(model: nn.Module, example_inputs: Any) -> str:
-    """Return the groups of a model in one line each: which layers' channels are coupled, and what is frozen and why."""
+    """Return the groups of a model in one line each: which layers' channels are coupled, and what is frozen and why.
+
+    >>> print(slim.explain(model, x))
+    32 groups: 1
+    """
     traced = trace(model, example_inputs)
     labels = ranked(as_score(None, traced), traced)
     if not labels:

@@ -72,6 +72,9 @@ def sparsify(
     parameters change while this optimizer takes no step: then another optimizer inside it does (SAM's). Raises
     `SlimError` when nothing matches, when the optimizer lacks what does or penalises it already, for an unknown method
     or one that the penalty hasn't got, and for values out of range.
+
+    >>> sparsity = slim.sparsify(model, optimizer, slim.L1(1e-4))  # then train as you do
+    >>> sparsity.remove()
     """
     _check_penalty(optimizer, penalty, method)
     check_type("model", model, "sparsify(model, optimizer, penalty)", nn.Module)

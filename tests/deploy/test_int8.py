@@ -131,9 +131,9 @@ def test_readme_example_runs(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    readme = (Path(__file__).parents[2] / "docs" / "howto" / "onnx.md").read_text()
     match = re.search(r"<!-- onnx-model-example -->\n+```python\n(.*?)```", readme, re.DOTALL)
-    assert match, "README.md has no block marked <!-- onnx-model-example -->"
+    assert match, "onnx.md has no block marked <!-- onnx-model-example -->"
     monkeypatch.chdir(tmp_path)
     shutil.copy(source, "model.onnx")
     Path("photos").mkdir()

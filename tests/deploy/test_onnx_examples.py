@@ -1,4 +1,4 @@
-"""The README's examples, in Python and in JavaScript, on digits that the network has not seen."""
+"""The examples of docs/howto/onnx.md, in Python and in JavaScript, on digits that the network has not seen."""
 
 import os
 import re
@@ -16,7 +16,7 @@ from sklearn.datasets import load_digits
 
 from slim.deploy.onnx.write import export_onnx
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "howto" / "onnx.md"
 
 
 def test_javascript_example_classifies_a_real_digit(tmp_path: Path) -> None:
@@ -25,8 +25,8 @@ def test_javascript_example_classifies_a_real_digit(tmp_path: Path) -> None:
     modules = os.environ.get("SLIM_NODE_MODULES")
     if not modules or shutil.which("node") is None:
         pytest.skip("no node, or no SLIM_NODE_MODULES")
-    match = re.search(r"<!-- onnxruntime-web-example -->\n+```js\n(.*?)```", README.read_text(), re.DOTALL)
-    assert match, "README.md has no block marked <!-- onnxruntime-web-example -->"
+    match = re.search(r"<!-- onnxruntime-web-example -->\n+```js\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    assert match, "onnx.md has no block marked <!-- onnxruntime-web-example -->"
     assert len([line for line in match.group(1).splitlines() if line.strip()]) <= 10
     net, mean, std = digits_network()
     export_onnx(
@@ -53,8 +53,8 @@ def test_javascript_example_classifies_a_real_digit(tmp_path: Path) -> None:
 def test_readme_example_classifies_a_real_digit(tmp_path: Path) -> None:
     digits = load_digits()
     net, mean, std = digits_network()
-    match = re.search(r"<!-- onnxruntime-example -->\n+```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert match, "README.md has no block marked <!-- onnxruntime-example -->"
+    match = re.search(r"<!-- onnxruntime-example -->\n+```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    assert match, "onnx.md has no block marked <!-- onnxruntime-example -->"
     code = match.group(1)
     assert len([line for line in code.splitlines() if line.strip()]) <= 10
     path = tmp_path / re.search(r'"([^"]*model\.onnx)"', code).group(1)  # type: ignore[union-attr]

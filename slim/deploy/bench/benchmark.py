@@ -60,7 +60,9 @@ def benchmark(
     Raises SlimError for a missing or broken file, an absent provider, a setting out of range, an input whose shape
     the file leaves open beyond that, and a network that doesn't run on such a batch or image.
 
-        print(slim.benchmark({"base": "base.onnx", "thin": "thin.onnx"}, batch_sizes=[1, 8]))
+    >>> made = slim.benchmark({"base": "base.onnx", "thin": "thin.onnx"}, batch_sizes=[1], runs=5, memory=False)
+    >>> [row.model for row in made.rows]  # print(made) for the table
+    ['base', 'thin']
     """
     _check_settings(models, batch_sizes, {"runs": (runs, 1), "warmup": (warmup, 0), "profile": (profile, 0)})
     settings = [threads] if isinstance(threads, int) else list(dict.fromkeys(threads))

@@ -31,6 +31,10 @@ class OnnxModel:
 
     Raises SlimError for a file that is missing, isn't ONNX, needs a newer onnxruntime, or has unreadable metadata,
     and for a provider that isn't there.
+
+    >>> net = slim.OnnxModel("thin.onnx", provider="cpu", threads=1)
+    >>> net(images).shape
+    (64, 4)
     """
 
     def __init__(self, path: str | Path, provider: str = "auto", threads: int = 0) -> None:

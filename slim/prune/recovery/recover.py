@@ -112,6 +112,8 @@ def recover(
 
     Raises SlimError where there are fewer than 8 images, some aren't finite, the networks can't run on them, or `thin`
     isn't what the plan makes of the model.
+
+    >>> thin = slim.recover(model, thin, plan, images).model
     """
     started = time.perf_counter()
     if isinstance(held_out, bool) or not isinstance(held_out, int | float) or not 0 < held_out < 1:

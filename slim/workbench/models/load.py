@@ -24,6 +24,7 @@ def load(path: str | Path, model: nn.Module | None = None, *, allow_code: Allowe
     Raises SlimError where the file is missing, truncated, altered or of another format, or doesn't fit, and where it
     names other code than that.
 
+    >>> thin = slim.load("thin.safetensors", model)  # the unpruned network, for one of your own
     >>> thin = slim.load("checkpoints/digits/finetuned.safetensors")  # doctest: +SKIP
     >>> thin = slim.load("thin.safetensors", allow_code="mynet:Net")  # doctest: +SKIP
     """
