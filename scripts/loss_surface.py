@@ -205,7 +205,6 @@ def main() -> None:
     if not (0.5 < p < 1 and x > 0):
         parser.error(f"p is {p} and x is {x}: expected p in (0.5, 1) and x above 0")
     torch.set_num_threads(1)
-    html = save("loss_surface", *draw(p, x))
     rows, ends = [], []
     for kind in KINDS[1:]:
         for strength in (0.02, 0.1, 0.3, 0.45):
@@ -229,6 +228,12 @@ def main() -> None:
         + table(header, rows)
         + f"\n\nSeen: {seen(ends)}"
     )
+    print("drawing", flush=True)
+    see = (
+        "Drag to turn a surface, scroll to zoom; the sliders choose λ. Plain, the loss depends on β₁ − β₂ alone: a "
+        f"valley without a single minimum.\n\nAfter {STEPS} steps: {seen(ends)}"
+    )
+    html = save("loss_surface", *draw(p, x), title="The loss surface of two parameters", text=see)
     print(write("loss_surface", text).read_text())
     print(f"picture: {html}, {html.stat().st_size / 1e6:.1f} MB")
 

@@ -158,7 +158,11 @@ def main() -> None:
         for name, path in paths.items()
     ]
 
-    html = save("regularizers", draw(given, found, paths))
+    see = (
+        "Above, the weights that each regulariser ends with beside the truth; below, single weights step by step when "
+        f"nothing but the regulariser acts.\n\n{seen(given, found, paths)}"
+    )
+    html = save("regularizers", draw(given, found, paths), title="Regularisers on one linear model", text=see)
     text = (
         f"# Regularisers on one sparse linear model\n\n{ran_on('scikit-learn')}\n\n"
         f"{EXAMPLES} examples, {FEATURES} features of which {TRUE} matter, seed {SEED}; λ = {strength}, "
@@ -208,6 +212,9 @@ def draw(given: Problem, found: dict[str, Tensor], paths: dict[str, Tensor]) -> 
             line: dict[str, Any] = {"dash": dash}
             label = f"{name}, from {float(path[0, weight]):g}"
             picture.add_scatter(y=path[:, weight].numpy(), name=label, line=line, row=2, col=1)
+    for row, axes in ((1, ("feature", "weight")), (2, ("step", "weight"))):
+        picture.update_xaxes(title_text=axes[0], row=row, col=1)
+        picture.update_yaxes(title_text=axes[1], row=row, col=1)
     picture.update_layout(height=900, title="Regularisers on one sparse linear model", barmode="group")
     return picture
 

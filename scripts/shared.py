@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from pages import page
 from torch import nn
 
 from slim.version import __version__
@@ -106,15 +107,12 @@ def listed(words: Sequence[str]) -> str:
     return f"{', '.join(others)} and {last}" if others else last
 
 
-def save(name: str, *figures: Any) -> Path:
-    """A dated page of Plotly figures that needs no network: plotly.js is in it (so it is 5 MB and not in git)."""
-    path = RESULTS / f"{name}-{date.today()}.html"
+def save(name: str, *figures: Any, title: str = "", text: str = "", quick: bool = False) -> Path:
+    """Write a dated page of Plotly figures that needs no network: plotly.js is in it (so it is 5 MB and not in git). A
+    quick run has a name of its own, as in `write`."""
+    path = RESULTS / f"{name}{'_quick' if quick else ''}-{date.today()}.html"
     path.parent.mkdir(exist_ok=True)
-    parts = [
-        figure.to_html(full_html=False, include_plotlyjs=not i, auto_play=False) for i, figure in enumerate(figures)
-    ]
-    body = "\n".join(parts)
-    path.write_text(f"<!doctype html><meta charset='utf-8'><title>{name}</title>\n{body}\n", encoding="utf-8")
+    path.write_text(page(title or name, text, figures), encoding="utf-8")
     return path
 
 

@@ -174,9 +174,10 @@ def draw(courses: dict[str, Trained]) -> go.Figure:
     picture.update_layout(
         title="All weights, by epoch (counts on a logarithmic axis)",
         height=950,
+        margin={"t": 110, "b": 120},
         bargap=0,
-        sliders=[{"steps": steps, "currentvalue": {"prefix": "epoch "}}],
-        updatemenus=[{"type": "buttons", "buttons": [button], "y": -0.08, "x": 0}],
+        sliders=[{"steps": steps, "currentvalue": {"prefix": "epoch "}, "x": 0.1, "len": 0.9}],
+        updatemenus=[{"type": "buttons", "buttons": [button], "y": -0.08, "x": 0.06, "showactive": False}],
     )
     return picture
 
@@ -213,7 +214,13 @@ def main() -> None:
         for name, penalty in PENALTIES.items():
             courses[name].append(train(dataset, penalty, seed, args.epochs))
             print(f"seed {seed}, {name}: {courses[name][-1].accuracy[-1]:.4f}", flush=True)
-    html = save("weight_distribution", draw({name: runs[0] for name, runs in courses.items()}))
+    quick = args.epochs < parser.get_default("epochs") or len(args.seeds) < len(parser.get_default("seeds"))
+    picture = draw({name: runs[0] for name, runs in courses.items()})
+    see = (
+        "Move the slider, or press play: each panel is the histogram of all weights under one penalty, epoch by epoch; "
+        f"below are accuracy and the share of weights near zero.\n\nAt the end: {seen(courses)}"
+    )
+    html = save("weight_distribution", picture, title="Where the weights go", text=see, quick=quick)
 
     header = ["penalty", "accuracy %", "zeros %", "near zero %", "largest bin's share %", "dense kB", "sparse kB", "÷"]
     rows = []
@@ -240,7 +247,6 @@ def main() -> None:
         + table(header, rows)
         + f"\n\nSeen: {seen(courses)}"
     )
-    quick = args.epochs < parser.get_default("epochs") or len(args.seeds) < len(parser.get_default("seeds"))
     print(write("weight_distribution", text, quick=quick).read_text())
     print(f"picture: {html}, {html.stat().st_size / 1e6:.1f} MB")
 
