@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 from torch import nn
 from workbench.commands import call
@@ -52,7 +53,9 @@ def test_the_python_for_a_trained_network_runs(tmp_path: Path, monkeypatch: pyte
     assert isinstance(slim.load("thin.safetensors", model), nn.Module) and Path("thin.onnx").exists()
 
 
-def test_the_commands_for_a_trained_network_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A working folder with a network of one's own, its weights, and photos of two colours."""
     monkeypatch.chdir(tmp_path)
     Path("mynet.py").write_text(NET)
     names: dict[str, object] = {}
@@ -63,17 +66,28 @@ def test_the_commands_for_a_trained_network_run(tmp_path: Path, monkeypatch: pyt
         Path("photos", label).mkdir(parents=True)
         for number in range(30):
             Image.new("RGB", (64, 64), tuple(min(255, c + number) for c in colour)).save(f"photos/{label}/{number}.png")
-    lines = block("trained-shell").splitlines()
-    assert len(lines) == 6
-    shorter = {
-        "slim-finetune": ["--epochs", "2"],
-        "slim-bench": ["--runs", "3"],
-        "slim-report": ["--sweep-seconds", "0"],
-    }
-    for program, *words in map(shlex.split, lines):
-        call(program.removeprefix("slim-"), *words, *shorter.get(program, []))
+
+
+def commands() -> list[list[str]]:
+    return [shlex.split(line) for line in block("trained-shell").replace("\\\n", "").splitlines()]
+
+
+def test_the_settings_for_a_trained_network_are_settings(photos: None, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        call("run", *commands()[0][1:], "--print-config")
+    assert stopped.value.code == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert (shown["name"], shown["model"]["weights"], shown["data"]["root"]) == ("photos", "mynet.pt", "photos")
+    assert (shown["prune"]["flops"], shown["prune"]["ratio"]) == (0.5, None)
+
+
+@pytest.mark.slow
+def test_the_commands_for_a_trained_network_run(photos: None) -> None:
+    for program, *words in commands():
+        more = ["--finetune.epochs", "2", "--report.sweep_seconds", "0"] if program == "slim-run" else []
+        call(program.removeprefix("slim-"), *words, *more)
     assert {"model.onnx", "report.html", "finetuned.safetensors"} <= {
-        p.name for p in Path("checkpoints/photos-Net").iterdir()
+        p.name for p in Path("checkpoints/photos").iterdir()
     }
 
 

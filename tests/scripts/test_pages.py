@@ -33,6 +33,7 @@ def test_the_slider_moves_a_page_that_knows_the_dark(scheme: Any, ink: str, tmp_
     with api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         shown = browser.new_page(color_scheme=scheme, viewport={"width": 1200, "height": 800})
+        shown.set_default_timeout(120_000)  # a busy machine takes its time over 5 MB of plotly.js
         errors: list[str] = []
         shown.on("pageerror", lambda error: errors.append(str(error)))
         shown.goto((tmp_path / "page.html").as_uri())
@@ -42,6 +43,6 @@ def test_the_slider_moves_a_page_that_knows_the_dark(scheme: Any, ink: str, tmp_
         rail = shown.locator(".slider-rail-touch-rect").bounding_box()
         assert rail is not None
         shown.mouse.click(rail["x"] + rail["width"] - 4, rail["y"] + rail["height"] / 2)
-        shown.wait_for_function(f"{PLOT}.data[0].y[2] == 6", timeout=20_000)
+        shown.wait_for_function(f"{PLOT}.data[0].y[2] == 6")
         browser.close()
         assert not errors
