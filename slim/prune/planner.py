@@ -49,8 +49,7 @@ def plan(
 ) -> PruningPlan:
     """Plan which channels of `model` to remove. The model is left as it is.
 
-    >>> plan = slim.plan(model, x, slim.Flops(0.5))  # half of the FLOPs stay, at most
-    >>> thin = plan.apply(model)
+    >>> thin = slim.plan(model, x, slim.Flops(0.5)).apply(model)  # half of the FLOPs stay, at most
 
     `example_inputs`: a tensor, a tuple or a dict of what `forward` takes.
     `budget`: what is kept: `slim.Channels`, `slim.Flops`, `slim.Params`, `slim.Latency`, or one of your own.
