@@ -202,8 +202,13 @@ class Trace:
         """Return what is zero in the masked original, of what producers lose: tensor -> dimension -> indices."""
         found: dict[str, dict[int, list[int]]] = {}
         for name, indices in pruned.items():
-            for tensor, dim in self.made[name].tensors.items():
-                found.setdefault(tensor, {})[dim] = indices
+            producer = self.made[name]
+            gone = self.classes.roots(producer.labels[indices])
+            for tensor, dim in producer.tensors.items():
+                labels, there = self.labels[tensor][dim], indices
+                if len(labels) > len(producer.labels):  # the bias of a grouped transposed convolution: all its groups
+                    there = np.flatnonzero(np.isin(self.classes.roots(labels), gone)).tolist()
+                found.setdefault(tensor, {})[dim] = there
         return found
 
     def add_inference(self) -> bool:

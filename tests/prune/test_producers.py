@@ -3,6 +3,7 @@
 The truth is the original with zeros in all that makes the pruned channels, run in float64.
 """
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -137,6 +138,25 @@ def test_thin_is_masked(name: str) -> None:
     assert again == plan and slim.verify(model, again.apply(model), again, X) < 1e-10
     thin.train()(X).sum().backward()
     assert all(p.grad is not None and p.grad.shape == p.shape for p in thin.parameters())
+
+
+def test_a_transposed_convolution_in_groups_is_masked_in_all_of_them() -> None:
+    """Its weight holds the places of one group, its bias those of all."""
+    torch.manual_seed(0)
+    head = nn.Sequential(nn.ReLU(), nn.Conv2d(12, 5, 1))
+    model = nn.Sequential(nn.Conv2d(3, 18, 3), nn.ReLU(), nn.ConvTranspose2d(18, 12, 2, 2, groups=3), *head).double()
+    nn.init.ones_(model.get_parameter("2.bias"))
+    plan = slim.plan(model, X.double(), ratio=0.4)
+    gone = plan.removed["2"]
+    assert gone and slim.verify(model, plan.apply(model), plan, X.double()) < 1e-10
+    original = copy.deepcopy(model)
+    for name, parameter in model.named_parameters():
+        if name.startswith("0"):
+            parameter.data[plan.removed.get("0", [])] = 0
+    model.get_parameter("2.weight").data[:, gone] = 0
+    model.get_parameter("2.bias").data.view(3, 4)[:, gone] = 0
+    with torch.no_grad():
+        assert (model(X.double()) - plan.apply(original)(X.double())).abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("attention", [lambda: nn.MultiheadAttention(**MHA), lambda: Fused(24, 4, fused=True)])
