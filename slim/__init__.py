@@ -60,6 +60,9 @@ _HOME = {  # public name -> the room it lives in
     "export_onnx": "deploy.onnx.write",
     "OnnxModel": "deploy.onnx.predict",
     "quantize_onnx": "deploy.onnx.quantize",
+    "read_onnx": "deploy.onnx.reader.read",
+    "prune_onnx": "deploy.onnx.prune",
+    "OnnxPruning": "deploy.onnx.prune",
     "benchmark": "deploy.bench.benchmark",
     "rule": "trace.rules.builtin",
     "Op": "trace.op",
@@ -88,7 +91,10 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from slim.deploy.cost.runtime import Runtime as Runtime
     from slim.deploy.cost.runtime import Runtimes as Runtimes
     from slim.deploy.onnx.predict import OnnxModel as OnnxModel
+    from slim.deploy.onnx.prune import OnnxPruning as OnnxPruning
+    from slim.deploy.onnx.prune import prune_onnx as prune_onnx
     from slim.deploy.onnx.quantize import quantize_onnx as quantize_onnx
+    from slim.deploy.onnx.reader.read import read_onnx as read_onnx
     from slim.deploy.onnx.target import OnnxRuntime as OnnxRuntime
     from slim.deploy.onnx.write import export_onnx as export_onnx
     from slim.errors import SlimError as SlimError

@@ -3,7 +3,6 @@
 import copy
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import onnx
@@ -13,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from slim.deploy.onnx.arguments import Arguments, root_cause, run_forward
-from slim.deploy.onnx.session import brief, open_session
+from slim.deploy.onnx.session import brief
 from slim.deploy.onnx.translate import Graph
+from slim.deploy.target import Executable
 from slim.errors import SlimError
 
 CHECKED_BATCHES = (1, 2, 7)
@@ -23,14 +23,14 @@ ROUNDING_FACTOR = 10  # two roundings of a saturated LeViT at random lay within 
 FLOAT64_TOLERANCE = 1e-6  # attributes such as BatchNorm's epsilon and HardSigmoid's 1/6 are float32 in every ONNX file
 
 
-def check(graph: Graph, file: Path, name: str, tolerance: float) -> float:
-    """Return the largest relative difference between a graph's network and `file`, called `name` in errors.
+def check(graph: Graph, opened: Executable, name: str, tolerance: float, runtime: str = "onnxruntime") -> float:
+    """Return the largest relative difference between a graph's network and a file, called `name` in errors, that was
+    `opened` in a runtime.
 
     Raises SlimError if it is above `tolerance`, where neither runs, and for a batch that isn't as open as asked for.
     """
-    session = open_session(file, provider="cpu")
-    inputs, batch = session.get_inputs(), graph.open_sizes.batch
-    for entry in inputs:
+    batch = graph.open_sizes.batch
+    for entry in opened.inputs:
         if batch.multiples and isinstance(entry.shape[0], int):
             raise SlimError(
                 f"the network can only be exported for a batch of {entry.shape[0]}: expected a forward that does the "
@@ -41,17 +41,15 @@ def check(graph: Graph, file: Path, name: str, tolerance: float) -> float:
     if graph.open_sizes.dynamic_size:
         larger = graph.open_sizes.larger(graph.arguments).batch(batch.example, generator)
         calls.append((larger, f"of another size, {list(larger.tensors[0].shape)}"))
-    quiet = onnxruntime.RunOptions()
-    quiet.log_severity_level = 4  # the error says it
     worst = 0.0
     for arguments, like in calls:
         expected = run_forward(graph.net, arguments, like)
         size = arguments.batch_size
-        feed = {entry.name: tensor.numpy() for entry, tensor in zip(inputs, arguments.tensors, strict=True)}
+        feed = {entry.name: tensor.numpy() for entry, tensor in zip(opened.inputs, arguments.tensors, strict=True)}
         try:
-            actual = session.run(None, feed, quiet)
+            actual = opened.run(feed)
         except Exception as error:
-            raise SlimError(f"{name} doesn't run in onnxruntime on a batch of {size} {like}: {brief(error)}") from error
+            raise SlimError(f"{name} doesn't run in {runtime} on a batch of {size} {like}: {brief(error)}") from error
         difference = _largest_difference(expected, actual)
         if difference > tolerance and not _is_rounding(graph.net, arguments, expected, actual):
             other = "" if like == "like the example" else f" {like}"
@@ -96,7 +94,7 @@ def _is_rounding(net: nn.Module, arguments: Arguments, expected: list[Tensor], a
         truth = run_forward(net, arguments.in_dtype_of(net))
     except SlimError:  # code that insists on float32
         return False
-    own = max(_relative_difference(a, b) for a, b in zip(truth, expected, strict=True))
+    own = max(relative_difference(a, b) for a, b in zip(truth, expected, strict=True))
     return _largest_difference(truth, actual) <= ROUNDING_FACTOR * own < 1
 
 
@@ -113,11 +111,11 @@ def _float64_runner(proto: onnx.ModelProto) -> tuple[Callable[..., Any], str]:
 
 
 def _largest_difference(expected: list[Tensor], actual: Sequence[Any]) -> float:
-    return max(_relative_difference(a, torch.as_tensor(b)) for a, b in zip(expected, actual, strict=True))
+    return max(relative_difference(a, torch.as_tensor(b)) for a, b in zip(expected, actual, strict=True))
 
 
-def _relative_difference(expected: Tensor, actual: Tensor) -> float:
-    """max|a - b| / max|a|; infinite for different shapes and where either is NaN."""
+def relative_difference(expected: Tensor, actual: Tensor) -> float:
+    """Return max|a - b| / max|a|; infinite for different shapes and where either is NaN."""
     if expected.shape != actual.shape:
         return math.inf
     difference = (expected.double() - actual.double()).abs().max().item()

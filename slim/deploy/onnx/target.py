@@ -1,26 +1,22 @@
 """onnxruntime as a target."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
 import onnxruntime
 
-from slim.deploy.onnx.profile import node_times
-from slim.deploy.onnx.session import SESSION_SETTINGS, open_session, ready_call, start_provider
-from slim.deploy.target import Batch, Feed, FileInput, NodeTime, SizedKernel
+from slim.deploy.onnx.file import OnnxFile
+from slim.deploy.onnx.session import start_provider
+from slim.deploy.target import SizedKernel
 from slim.deploy.timing import gpu, machine
 from slim.errors import SlimError
 from slim.prune.plan import PruningPlan
 
 if TYPE_CHECKING:
     from torch import nn
-
-DTYPES = {"float": "float32", "double": "float64"}  # where ONNX's names aren't numpy's
 
 
 @dataclass(frozen=True)
@@ -71,7 +67,7 @@ class OnnxRuntime:
         """Return the largest relative difference between `file` and `model`; SlimError if it is above 1e-4."""
         from slim.deploy.onnx.write import Draft
 
-        return Draft(model, example_inputs).check(file, file.name)
+        return Draft(model, example_inputs).check(OnnxFile(file, "cpu", 0), file.name)
 
     def cut(self, file: Path, plan: PruningPlan, thin: "nn.Module", path: Path) -> bool:
         """Write to `path` what the original's `file` becomes by a plan, without an export; False where that can't be
@@ -89,43 +85,6 @@ class OnnxRuntime:
 
         return time_kernels(kernels, self.provider, self.threads)
 
-    def open(self, file: Path) -> "OnnxFile":
+    def open(self, file: Path) -> OnnxFile:
         """Open an ONNX file."""
         return OnnxFile(file, self.provider, self.threads)
-
-
-class OnnxFile:
-    """An ONNX file in an onnxruntime session: an `Executable`."""
-
-    def __init__(self, path: Path, provider: str, threads: int) -> None:
-        self._path, self._threads = path, threads
-        self.session = open_session(path, provider, threads, SESSION_SETTINGS)
-        self.provider: str = self.session.get_providers()[0]
-        self.metadata: dict[str, str] = self.session.get_modelmeta().custom_metadata_map
-        self.inputs = [
-            FileInput(entry.name, tuple(entry.shape or ()), _dtype(entry.type)) for entry in self.session.get_inputs()
-        ]
-        self.batch = next((Batch.of_dimension(entry.shape[0]) for entry in self.inputs if entry.shape), Batch())
-
-    def run(self, feed: Feed) -> list[np.ndarray]:
-        outputs: list[np.ndarray] = self.session.run(None, dict(feed))
-        return outputs
-
-    def timed_call(self, feed: Feed) -> Callable[[], None]:
-        return ready_call(self.session, feed, repr(self._path.name))
-
-    def profile(self, feed: Feed, runs: int, warmup: int) -> list[NodeTime]:
-        """Return what each node takes; a session of its own runs them, because the profiler costs time."""
-        with TemporaryDirectory() as folder:
-            session = open_session(
-                self._path, self.provider, self._threads, SESSION_SETTINGS, profile=Path(folder, "profile")
-            )
-            call = ready_call(session, feed, repr(self._path.name))
-            for _ in range(warmup + runs):
-                call()
-            return node_times(session, warmup)
-
-
-def _dtype(onnx_type: str) -> str:
-    name = onnx_type.removeprefix("tensor(").removesuffix(")")
-    return DTYPES.get(name, name)

@@ -31,7 +31,9 @@ from slim.batches import first_batch
 from slim.deploy.onnx.arguments import Arguments, run_forward
 from slim.deploy.onnx.compare import check, check_float64
 from slim.deploy.onnx.dimensions import Batch, OpenSizes
+from slim.deploy.onnx.file import OnnxFile
 from slim.deploy.onnx.translate import OPSETS, Graph
+from slim.deploy.target import Executable
 from slim.errors import SlimError, check_type
 from slim.files import replacing
 from slim.version import __version__
@@ -137,21 +139,25 @@ def export_onnx(
         preprocess=preprocess,
         metadata=metadata,
     )
-    return _write_checked(draft, path, tolerance, float64=float64)
+    return write_checked(draft, path, tolerance, float64=float64)
 
 
-def _write_checked(draft: "Draft", path: Path, tolerance: float, *, float64: bool) -> ExportReport:
+def write_checked(draft: "Draft", path: Path, tolerance: float = TOLERANCE, *, float64: bool = False) -> ExportReport:
+    """Write a draft to `path`, once it is checked, as `export_onnx` does."""
     content, error, engine = draft.content, None, None
     with replacing(path) as temporary:
         temporary.write_bytes(content)
-        difference = draft.check(temporary, path.name, tolerance)
+        difference = draft.check(OnnxFile(temporary, "cpu", 0), path.name, tolerance)
         if float64:
             error, engine = draft.check_float64(path.name)
     return ExportReport(path, difference, len(content), error, engine)
 
 
 class Draft:
-    """What `export_onnx` writes, before it is checked. Arguments and errors are the same."""
+    """What `export_onnx` writes, before it is checked. Arguments and errors are the same.
+
+    `inputs`, `outputs`: their names in the file, in place of its own. `properties` are the file's metadata.
+    """
 
     def __init__(
         self,
@@ -163,23 +169,25 @@ class Draft:
         dynamic_size: bool = False,
         preprocess: bool = False,
         metadata: Metadata | None = None,
+        inputs: list[str] | None = None,
+        outputs: list[str] | None = None,
     ) -> None:
         if opset not in OPSETS:
             raise SlimError(f"opset {opset}: expected {OPSETS[0]} to {OPSETS[-1]}")
         sizes = Batch.of(batch)
         net = _copy_for_export(model)
         arguments = Arguments.of(example_inputs)
-        outputs = _try_batch(net, arguments, sizes)
-        self._metadata = _metadata(arguments.tensors[0], outputs, metadata or {})
+        made = _try_batch(net, arguments, sizes)
+        self.properties = _metadata(arguments.tensors[0], made, metadata or {})
         if preprocess:
-            net, arguments = _with_preprocessing(net, arguments, outputs, metadata or {})
-            self._metadata["slim.preprocessing"] = "in graph"
+            net, arguments = _with_preprocessing(net, arguments, made, metadata or {})
+            self.properties["slim.preprocessing"] = "in graph"
         self._graph = Graph(
             net,
             arguments,
             OpenSizes(arguments, sizes, raw_images=preprocess, dynamic_size=dynamic_size),
-            inputs=["images"] if len(arguments.tensors) == 1 else None,
-            outputs=["probabilities" if preprocess else "logits"] if len(outputs) == 1 else None,
+            inputs=inputs or (["images"] if len(arguments.tensors) == 1 else None),
+            outputs=outputs or (["probabilities" if preprocess else "logits"] if len(made) == 1 else None),
             opset=opset,
         )
 
@@ -187,14 +195,15 @@ class Draft:
     def content(self) -> bytes:
         """The file: the optimised graph with its metadata."""
         program = self._graph.translated(self._graph.net, optimize=True)
-        program.model.metadata_props.update(self._metadata)
+        program.model.metadata_props.update(self.properties)
         return program.model_proto.SerializeToString()
 
-    def check(self, file: Path, name: str, tolerance: float = TOLERANCE) -> float:
-        """Return the largest relative difference between the network and `file`, called `name` in errors.
+    def check(self, opened: Executable, name: str, tolerance: float = TOLERANCE, runtime: str = "onnxruntime") -> float:
+        """Return the largest relative difference between the network and a file, called `name` in errors, that was
+        opened in a runtime.
 
         Raises SlimError if it is above `tolerance`."""
-        return check(self._graph, file, name, tolerance)
+        return check(self._graph, opened, name, tolerance, runtime)
 
     def check_float64(self, name: str) -> tuple[float | None, str]:
         """Return the same in float64, before optimisation, and what ran that graph."""

@@ -1,0 +1,187 @@
+"""An ONNX file in, a thin ONNX file out: pruning for those who have no source code."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from slim.deploy.bench.benchmark import benchmark
+from slim.deploy.bench.result import BenchReport
+from slim.deploy.onnx.compare import relative_difference
+from slim.deploy.onnx.file import OnnxFile
+from slim.deploy.onnx.inputs import Inputs, parted_images
+from slim.deploy.onnx.reader.network import OnnxNetwork
+from slim.deploy.onnx.reader.read import load, opset_of, read_onnx
+from slim.deploy.onnx.translate import OPSETS
+from slim.deploy.onnx.write import TOLERANCE, Draft, ExportReport, write_checked
+from slim.errors import SlimError
+from slim.prune.budgets import Budget
+from slim.prune.plan import PruningPlan
+from slim.prune.planner import plan
+from slim.prune.recovery.recover import Recovery, recover
+from slim.prune.residual import Residual
+from slim.prune.scores import Magnitude
+from slim.prune.verify import Proof, verify
+
+FORWARD_BATCH = 32
+CHECKED = 8  # images on which the network that was read is compared with its file
+
+
+@dataclass(frozen=True)
+class OnnxPruning:
+    """What `slim.prune_onnx` did, and how near the thin file is to the original."""
+
+    path: Path
+    plan: PruningPlan
+    proof: Proof  # that the thin network equals the original without those channels
+    recovery: Recovery | None  # None without images
+    read_error: float  # largest relative difference between the network as it was read and the original file
+    export: ExportReport
+    squared_error: float | None  # of the thin file's outputs on held-out images, relative to the original's; or None
+    agreement: float | None  # share of these images in whose largest output both agree, where outputs are [N, classes]
+    bench: BenchReport | None
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        lines = [
+            self.plan.summary(),
+            f"read to {self.read_error:.0e} of the file's outputs; pruned with {self.proof}",
+            *([str(self.recovery)] if self.recovery else ["no images: nothing was recovered"]),
+        ]
+        if self.squared_error is not None:
+            same = "" if self.agreement is None else f"; the same class for {self.agreement:.1%} of them"
+            lines.append(
+                f"outputs on held-out images differ by {self.squared_error:.3g} (relative squared error){same}"
+            )
+        return "\n".join([*lines, *self.notes, *([str(self.bench)] if self.bench else [])])
+
+
+def prune_onnx(
+    file: str | Path,
+    batches: Iterable[Any] | None,
+    budget: Budget | None = None,
+    *,
+    out: str | Path,
+    refit: bool = True,
+    bench: Mapping[str, Any] | None = None,
+    **rules: Any,
+) -> OnnxPruning:
+    """Prune the network in an ONNX file, and write what is left as an ONNX file to `out`.
+
+        slim.prune_onnx("model.onnx", batches, slim.Flops(0.5), out="thin.onnx")
+
+    The graph is read into PyTorch (`slim.read_onnx`) and compared with the file in onnxruntime, planned, rebuilt,
+    proved (`slim.verify`), recovered on the images (`slim.recover`), exported, checked, and compared and timed against
+    the original. Names of inputs and outputs, open sizes and metadata stay. Operator sets below 18 become 18.
+
+    `batches`: calibration images without labels, a few hundred: batches of what the file takes (an array or tensor
+    [N, …]; a tuple in the order of the inputs, or a dict by their names, where there are several), normalised as in
+    training. A fifth of them is held out for the comparison. None: channels go by the size of their filters alone, and
+    nothing is recovered, which costs far more accuracy.
+    `budget`, `rules`: as in `slim.plan`. The default score is `slim.Residual` of the images, which needs no BatchNorm:
+    in most exported networks those are folded into convolutions. Without images it is `slim.Magnitude`.
+    `refit`: whether to recover. `bench`: settings of `slim.benchmark`, such as {"batch_sizes": [1]}.
+
+    Raises SlimError for a file that can't be read, naming the operators; for images that don't fit it; for a budget
+    that can't be met; and where any of the checks fails. Then nothing is written.
+    """
+    file, out = Path(file), Path(out)
+    if out.suffix != ".onnx" or out.is_dir() or out.resolve() == file.resolve():
+        raise SlimError(f"out {str(out)!r}: expected the name of another file that ends in .onnx")
+    net, original = read_onnx(file), OnnxFile(file, "cpu", 0)
+    images, held_out = parted_images(original, batches)
+    example = tuple(tensor[: original.batch.example] for tensor in held_out)
+    read_error = _check_reading(net, original, file.name, held_out)
+    given = {"score": Residual(images) if images else Magnitude()} | rules
+    made = plan(net, example, budget, **given)
+    thin = made.apply(net)
+    proof = verify(net, thin, made, example)
+    recovery = recover(net, thin, made, images) if refit and images else None
+    thin = recovery.model if recovery else thin
+    draft, notes = _draft(thin, original, file, example, made)
+    export = write_checked(draft, out, TOLERANCE)
+    squared, agree = _compared(original, OnnxFile(out, "cpu", 0), held_out) if images else (None, None)
+    timed, more = _timed(file, out, example, original, bench or {})
+    return OnnxPruning(out, made, proof, recovery, read_error, export, squared, agree, timed, (*notes, *more))
+
+
+def _run(opened: OnnxFile, inputs: Inputs) -> list[Tensor]:
+    """What a file gives, in batches that it takes; where their size is fixed, what is left over is left out."""
+    size = FORWARD_BATCH // opened.batch.unit * opened.batch.unit if opened.batch.multiples else opened.batch.unit
+    parts = []
+    for i in range(0, len(inputs[0]), max(size, 1)):
+        part = [tensor[i : i + size].numpy() for tensor in inputs]
+        if opened.batch.holds(len(part[0])):
+            parts.append(opened.run({entry.name: array for entry, array in zip(opened.inputs, part)}))
+    return [torch.from_numpy(np.concatenate(column)) for column in zip(*parts)]
+
+
+def _check_reading(net: OnnxNetwork, original: OnnxFile, name: str, inputs: Inputs) -> float:
+    """The largest relative difference between the network and its file, `name`. SlimError where it isn't rounding."""
+    size, worst = original.batch.example, 0.0
+    for i in range(0, min(len(inputs[0]), max(CHECKED, size)) - size + 1, size):
+        part = tuple(tensor[i : i + size] for tensor in inputs)
+        with torch.no_grad():
+            made = net(*part)
+        pairs = zip(_run(original, part), made if isinstance(made, tuple) else (made,))
+        worst = max(worst, *(relative_difference(a, b) for a, b in pairs))
+    if worst > TOLERANCE:
+        raise SlimError(
+            f"{name}: the network that was read gives outputs that differ by {worst:.1e} (relative): expected at most "
+            f"{TOLERANCE:.0e}; nothing was written"
+        )
+    return worst
+
+
+def _draft(
+    thin: torch.nn.Module, original: OnnxFile, file: Path, example: Inputs, made: PruningPlan
+) -> tuple[Draft, list[str]]:
+    """The thin file, not written yet, with the original's names, open sizes and metadata."""
+    entries = original.inputs
+    image = all(len(entry.shape) >= 4 for entry in entries)
+    open_image = image and all(not isinstance(size, int) for entry in entries for size in entry.shape[-2:])
+    notes = []
+    for entry, tensor in zip(entries, example):
+        places = range(1, len(entry.shape) - 2) if open_image else range(1, len(entry.shape))
+        for i in places:
+            if not isinstance(entry.shape[i], int):
+                notes.append(f"input {entry.name!r}: dimension {i} was open, and is {tensor.shape[i]} in the thin file")
+    model = load(file)
+    draft = Draft(
+        thin,
+        example,
+        batch="any" if original.batch.multiples else original.batch.unit,
+        opset=min(max(opset_of(model), OPSETS[0]), OPSETS[-1]),
+        dynamic_size=open_image,
+        inputs=[entry.name for entry in entries],
+        outputs=[entry.name for entry in model.graph.output],
+    )
+    draft.properties |= {**original.metadata, "slim.plan": made.digest}
+    return draft, notes
+
+
+def _compared(original: OnnxFile, thin: OnnxFile, inputs: Inputs) -> tuple[float, float | None]:
+    """Relative squared error over all outputs, and how often the largest of [N, classes] is the same."""
+    pairs = list(zip(_run(original, inputs), _run(thin, inputs)))
+    missed = sum(float((a.double() - b.double()).square().sum()) for a, b in pairs)
+    whole = sum(float(a.double().square().sum()) for a, _ in pairs)
+    first, second = pairs[0]
+    classes = len(pairs) == 1 and first.dim() == 2 and first.shape[1] > 1
+    return missed / max(whole, 1e-30), float((first.argmax(1) == second.argmax(1)).double().mean()) if classes else None
+
+
+def _timed(
+    file: Path, out: Path, example: Inputs, original: OnnxFile, bench: Mapping[str, Any]
+) -> tuple[BenchReport | None, list[str]]:
+    """The times of both files."""
+    settings = {"memory": False} | dict(bench)
+    if any(not isinstance(size, int) for entry in original.inputs for size in entry.shape[-2:] if len(entry.shape) > 3):
+        settings.setdefault("image_size", int(example[0].shape[-1]))
+    try:
+        return benchmark({"original": file, "thin": out}, **settings), []
+    except SlimError as error:
+        return None, [f"not timed: {error}"]
