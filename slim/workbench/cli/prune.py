@@ -4,12 +4,15 @@ Then win accuracy back from training images, without training (--recover false
 leaves that out).
 
 reads   FILE, or the newest sparse.safetensors under checkpoints/; or with
-        --arch any network, and images where --data.name and --data.root say
-writes  beside it: pruned.safetensors, plan.json, summary.json, config.yaml
-next    slim-finetune
+        --arch any network, and images where --data.name and --data.root say;
+        or an ONNX file of any maker, with --data.root a folder of images
+writes  beside it: pruned.safetensors, plan.json, summary.json, config.yaml;
+        of model.onnx, model.thin.onnx and model.thin.json
+next    slim-finetune; of ONNX files, slim-bench
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from slim.errors import SlimError
 from slim.workbench.cli.command import ParsedCommand
@@ -19,6 +22,7 @@ from slim.workbench.cli.parser import SettingsParser
 EXAMPLES = """
 slim-prune --ratio 0.5                  # the network trained last
 slim-prune --arch torchvision:resnet18 --weights FILE --flops 0.5 --dry-run
+slim-prune model.onnx --data.root IMAGES --flops 0.5
 """
 SHOWN = [
     "bench.provider",
@@ -49,6 +53,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             "--weights", metavar="FILE", help="its trained weights, or a name such as DEFAULT or hf-hub:OWNER/NAME"
         )
         parser.add_argument("--example", metavar="NAME", help="file.py:function that gives an input of several parts")
+        parser.add_argument("--output", type=Path, metavar="FILE", help="of an ONNX file: the thin one")
+        for name in ("mean", "std"):
+            parser.add_argument(f"--{name}", metavar="X,…", help=f"of an ONNX file: {name} of its images' channels")
         parser.add_beginning()
         given = parser.read(argv)
         arguments = given.arguments
@@ -60,6 +67,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise SlimError(f"--arch {arguments.arch} and {arguments.file}: expected one of them")
         if arguments.arch:
             _prune_given(given)
+            return
+        if arguments.file and arguments.file.endswith(".onnx"):
+            _prune_onnx(given, Path(arguments.file))
             return
         run, source = given.run_after("sparse")
         from slim.workbench.run.pruning import plan_file, prune_stage
@@ -84,3 +94,28 @@ def _prune_given(given: ParsedCommand) -> None:
         raise SlimError(f"--arch {arguments.arch} is untrained: expected --weights with it, or --dry-run")
     else:
         given.finish(prune_given(run), "slim-finetune")
+
+
+def _prune_onnx(given: ParsedCommand, file: Path) -> None:
+    """Prune the network in an ONNX file."""
+    arguments = given.arguments
+    out = arguments.output or file.with_suffix(".thin.onnx")
+    run = given.run(given.settings())
+    normalisation = _numbers("mean", arguments.mean), _numbers("std", arguments.std)
+    if bool(normalisation[0]) != bool(normalisation[1]) or 0 in normalisation[1]:
+        raise SlimError("--mean and --std: expected both, and no 0 in --std")
+    from slim.workbench.run.onnx_files import plan_file, prune_file
+
+    chosen = normalisation if normalisation[0] else None
+    if arguments.dry_run:
+        given.finish([], f"slim-prune {file}", plan=plan_file(run, file, chosen).to_dict())
+    else:
+        given.finish(prune_file(run, file, out, chosen), f"slim-bench {file} {out}")
+
+
+def _numbers(name: str, text: str | None) -> list[float]:
+    """Read 0.485,0.456,0.406."""
+    try:
+        return [float(part) for part in text.split(",")] if text else []
+    except ValueError:
+        raise SlimError(f"--{name} {text}: expected numbers such as 0.485,0.456,0.406") from None
