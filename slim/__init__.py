@@ -28,6 +28,8 @@ _HOME = {  # public name -> the room it lives in
     "Runtime": "deploy.cost.runtime",
     "Runtimes": "deploy.cost.runtime",
     "OnnxRuntime": "deploy.onnx.target",
+    "OpenVino": "deploy.openvino.target",
+    "export": "deploy.targets",
     "Latency": "deploy.cost.latency",
     "Budget": "prune.budgets",
     "Channels": "prune.budgets",
@@ -97,6 +99,8 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from slim.deploy.onnx.reader.read import read_onnx as read_onnx
     from slim.deploy.onnx.target import OnnxRuntime as OnnxRuntime
     from slim.deploy.onnx.write import export_onnx as export_onnx
+    from slim.deploy.openvino.target import OpenVino as OpenVino
+    from slim.deploy.targets import export as export
     from slim.errors import SlimError as SlimError
     from slim.errors import SlimWarning as SlimWarning
     from slim.images import ImageSpec as ImageSpec

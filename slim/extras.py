@@ -22,6 +22,7 @@ EXTRA_OF = {  # package, as it is imported -> the extra of pyproject.toml that i
     "torchmetrics": "detection",
     "pycocotools": "detection",
     "datasets": "datasets",
+    "openvino": "openvino",
 }
 
 

@@ -1,7 +1,8 @@
 """What a runtime has to offer: the door for another one.
 
-A runtime is a class with these members in a file of its own, and a line in `slim.deploy.targets`. The first is
-`slim.deploy.onnx.target.OnnxRuntime`; benchmarks and the cost model know no more of it than what stands here.
+A runtime is a class with these members in a file of its own, and a line in `slim.deploy.targets`. There are
+`slim.deploy.onnx.target.OnnxRuntime` and `slim.deploy.openvino.target.OpenVino`; benchmarks and the cost model know no
+more of them than what stands here.
 """
 
 import math
@@ -171,6 +172,7 @@ class Target(Protocol):
     """
 
     suffix: ClassVar[str]  # of its files
+    beside: ClassVar[tuple[str, ...]]  # suffixes of files of the same name that belong to one
 
     @property
     def identity(self) -> str:

@@ -42,6 +42,7 @@ class MadeUp:
     checked: list[nn.Module] = field(default_factory=list)
     ns: int = 0  # the clock
     suffix: ClassVar[str] = ".made_up"
+    beside: ClassVar[tuple[str, ...]] = ()
 
     def time(self, kernels: Sequence[SizedKernel]) -> Iterator[list[tuple[SizedKernel, float]]]:
         for start in range(0, len(kernels), self.batch_of_kernels):

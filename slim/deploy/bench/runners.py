@@ -72,7 +72,7 @@ class FileRunner:
 
     @property
     def file_size(self) -> int | None:
-        return self.path.stat().st_size
+        return sum(self.path.with_suffix(each).stat().st_size for each in (self.target.suffix, *self.target.beside))
 
     @property
     def shapes(self) -> list[Shape]:

@@ -37,7 +37,7 @@ def time_kernels(
 
     Raises SlimError where onnxruntime can't run a kernel.
     """
-    for batch in _batches(kernels):
+    for batch in batches(kernels):
         if provider == CPU:
             yield list(zip(batch, _profiled(batch, provider, threads)))
         else:
@@ -45,7 +45,7 @@ def time_kernels(
             yield [(each, clocked([each], provider, threads) - idle) for each in batch]
 
 
-def _batches(kernels: Sequence[SizedKernel]) -> Iterator[list[SizedKernel]]:
+def batches(kernels: Sequence[SizedKernel]) -> Iterator[list[SizedKernel]]:
     """Kernels of one session: of like cost, so that each can run often enough, and not too many bytes."""
     batch: list[SizedKernel] = []
     size = 0
@@ -78,7 +78,7 @@ def _work(sized: SizedKernel) -> float:
 def _profiled(batch: Sequence[SizedKernel], provider: str, threads: int) -> list[float]:
     """Milliseconds of each kernel by onnxruntime's profiler: for every node its fastest run, summed by kernel."""
     with tempfile.TemporaryDirectory() as folder:
-        session = open_session(_graph(batch), provider, threads, profile=Path(folder, "profile"))
+        session = open_session(graph_of(batch), provider, threads, profile=Path(folder, "profile"))
         feed = _feed(session)
         start = time.perf_counter()
         done = 0
@@ -95,12 +95,12 @@ def _profiled(batch: Sequence[SizedKernel], provider: str, threads: int) -> list
 
 def clocked(batch: Sequence[SizedKernel], provider: str, threads: int, idle: int = 1) -> float:
     """Return the milliseconds of a session that runs `batch`, or `idle` nodes that do next to nothing: the median."""
-    session = open_session(_graph(batch, idle), provider, threads)
+    session = open_session(graph_of(batch, idle), provider, threads)
     [times] = time_in_turn({"session": ready_call(session, _feed(session))}, CLOCKED).values()
     return float(np.median(times))
 
 
-def _graph(batch: Sequence[SizedKernel], idle: int = 1) -> bytes:
+def graph_of(batch: Sequence[SizedKernel], idle: int = 1) -> bytes:
     graph = KernelGraph()
     for index, sized in enumerate(batch):
         graph.add(index, sized)

@@ -36,6 +36,7 @@ class OnnxRuntime:
     provider: str = "auto"
     threads: int = 0
     suffix: ClassVar[str] = ".onnx"
+    beside: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         if isinstance(self.threads, bool) or not isinstance(self.threads, int) or self.threads < 0:

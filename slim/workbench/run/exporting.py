@@ -11,6 +11,7 @@ from slim.deploy.guard import compare_files
 from slim.deploy.onnx.predict import OnnxModel
 from slim.deploy.onnx.quantize import quantize_onnx
 from slim.deploy.onnx.write import ExportReport, export_onnx
+from slim.deploy.targets import SUFFIXES, export
 from slim.errors import SlimError
 from slim.workbench import data, report
 from slim.workbench.config import ExportConfig
@@ -35,7 +36,8 @@ def export_stage(run: Run, source: Path, *, unpruned: Path | None = None) -> lis
         before, unpruned = run.open(source), unpruned or unpruned_beside(source)
         whole = run.open(unpruned) if unpruned else None  # both are sound before one is written
         path, int8 = run.path("onnx"), run.path("int8")
-        made, written = write_onnx(before, path, run.settings.export), [path]
+        others = _for_another_runtime(run, before)  # first, for it may refuse
+        made, written = write_onnx(before, path, run.settings.export), [path, *others]
         outdated = int8.exists()
         int8.unlink(missing_ok=True)
         if whole is not None:
@@ -58,6 +60,17 @@ def export_stage(run: Run, source: Path, *, unpruned: Path | None = None) -> lis
                 run.console.print(f"removed the earlier {int8}: it was made from another model.onnx")
             written.append(card.write(path))
         return written
+
+
+def _for_another_runtime(run: Run, network: Trained) -> list[Path]:
+    """Write the network for the runtime that the settings name beside onnxruntime; return its file if there is one."""
+    runtime = run.settings.export.to
+    if runtime == "onnx":
+        return []
+    path = run.folder / f"model{SUFFIXES[runtime]}"
+    difference = export(network.model, network.example, path)
+    run.console.print(f"{path.name} is within {difference:.0e} of the network (relative)")
+    return [path]
 
 
 def int8_stage(run: Run, source: Path) -> Path:
