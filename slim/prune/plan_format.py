@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from slim.errors import SlimError
+from slim.trace.codes import NUMBERED
 
 FORMAT, VERSION = "slim-plan", 1
 LARGEST = 2**31 - 1  # size or count
@@ -90,7 +91,7 @@ def _are_totals(value: Any) -> bool:
 
 def _are_places(value: Any) -> bool:
     return _to(_to(_is_count))(value) and all(
-        dim.isdecimal() and len(dim) < 4 for each in value.values() for dim in each
+        dim == str(NUMBERED) or (dim.isdecimal() and len(dim) < 4) for each in value.values() for dim in each
     )
 
 
@@ -145,7 +146,7 @@ def _check_places(record: Mapping[str, Any]) -> None:
         for name, place in record.get(kind, {}).items():
             for dim, number in place.items():
                 shape = shapes.get(name)
-                if shape is None:  # of a tensor in a plain attribute
+                if shape is None or int(dim) == NUMBERED:  # of a tensor in a plain attribute; of another tensor
                     continue
                 size = shape[int(dim)] if int(dim) < len(shape) else 0
                 if lists[number] and lists[number][-1] >= size:
@@ -163,7 +164,10 @@ def _check_layers(record: Mapping[str, Any]) -> None:
             raise _broken(f"what is removed of {layer} isn't what its tensors lose")
     if masks is not None:
         zeroed = {tuple(lists[number]) for mask in masks.values() for number in mask.values()}
-        if zeroed != {tuple(lists[number]) for number in record["removed"].values()}:
+        lost = all(
+            {*lists[number]} <= {*lists[cuts[name][dim]]} for name, mask in masks.items() for dim, number in mask.items()
+        )
+        if not lost or not {tuple(lists[number]) for number in record["removed"].values()} <= zeroed:
             raise _broken("its masks zero other channels than it removes")
     for each in record["layers"]:
         number = record["removed"].get(each["name"])

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from slim.errors import SlimError
 from slim.trace.attention import run_headwise
+from slim.trace.codes import NUMBERED
 from slim.trace.copy import all_tensors, clone, detached, named_modules
 
 Cuts = Mapping[str, Mapping[int, list[int]]]  # tensor name -> dimension -> removed indices
@@ -63,10 +64,14 @@ def kept(size: int, removed: list[int], device: torch.device | None = None) -> T
 def thin_tensor(
     tensor: Tensor, cuts: Mapping[int, list[int]], known: dict[tuple[int, int, torch.device], Tensor] | None = None
 ) -> Tensor:
-    """A copy of `tensor` without the removed indices along each dimension; memory format kept.
+    """A copy of `tensor` without the removed indices along each dimension; memory format kept. An index is numbered
+    anew where channels that it reads are removed (`NUMBERED` in place of a dimension).
 
     Many tensors lose the same channels: `known` remembers the indices that stay, by the list of those that go.
     """
+    if NUMBERED in cuts:
+        thinner = thin_tensor(tensor, {dim: removed for dim, removed in cuts.items() if dim != NUMBERED}, known)
+        return thinner - torch.searchsorted(torch.tensor(cuts[NUMBERED], device=thinner.device), thinner)
     if tensor.is_meta:
         sizes = list(tensor.shape)
         for dim, removed in cuts.items():
@@ -135,7 +140,9 @@ def rebuild(model: nn.Module, change: Change) -> nn.Module:
 
 
 def _fits(cut: Mapping[int, list[int]], tensor: Tensor) -> bool:
-    return all(d < tensor.dim() and (not gone or max(gone) < tensor.shape[d]) for d, gone in cut.items())
+    return all(
+        d == NUMBERED or (d < tensor.dim() and (not gone or max(gone) < tensor.shape[d])) for d, gone in cut.items()
+    )
 
 
 def take_over(model: nn.Module, thin: nn.Module) -> None:

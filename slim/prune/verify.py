@@ -30,7 +30,7 @@ from slim.trace.tracer import Trace, Tracer, as_meta, call, cannot_run, check_in
 
 NORMS = nn.modules.batchnorm._BatchNorm
 STATISTICS = ("running_mean", "running_var")
-DTYPE = ("dtype", "scalar type", "Double")  # what errors say where forward code insists on its own
+DTYPE = ("dtype", "scalar type", "Double", "type (double)")  # what errors say where forward code insists on its own
 ENOUGH = 2**17  # elements of inputs
 SIDES = (64, 128)  # of the part of an image that is enough where the model takes the same steps on it; of a volume less
 LESS = 1.5  # times fewer elements: else it isn't worth looking for
@@ -122,7 +122,7 @@ def _same_function(
     model: nn.Module, thin: nn.Module, plan: PruningPlan, example_inputs: Any, dtype: torch.dtype | None, limit: float
 ) -> Proof:
     device = next(model.parameters()).device
-    masked, thinner = (_converted(clone(network), dtype).eval() for network in (model, thin))
+    masked, thinner = (_converted(network, dtype).eval() for network in (model, thin))
     mask(masked, plan)
     with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         inputs, expected = _reference(masked, _candidates(model, example_inputs, device, dtype), plan)
@@ -247,14 +247,18 @@ def _reference(masked: nn.Module, candidates: list[Any], plan: PruningPlan) -> t
 
 
 def _converted(network: nn.Module, dtype: torch.dtype | None) -> nn.Module:
-    """The network in another dtype of floats, its complex numbers as precise."""
+    """A copy of the network in another dtype of floats, its complex numbers as precise. What is shared stays shared."""
 
     def converted(tensor: Tensor) -> Tensor:
+        kind = tensor.dtype
         if tensor.is_complex():
-            return tensor.to(torch.complex128 if dtype == torch.float64 else tensor.dtype)
-        return tensor.to(dtype) if tensor.is_floating_point() else tensor
+            kind = torch.complex128 if dtype == torch.float64 else kind
+        elif tensor.is_floating_point():
+            kind = dtype or kind
+        data = tensor.detach().to(kind, copy=True)
+        return nn.Parameter(data, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else data
 
-    return network._apply(converted)
+    return clone(network, converted, converted)
 
 
 def mask(model: nn.Module, plan: PruningPlan) -> None:

@@ -15,6 +15,7 @@ from slim.trace.classes import Ints
 Bools = NDArray[np.bool_]
 
 
+NUMBERED = -1  # in place of a dimension: the one, of another tensor, whose channels an index numbers
 OPEN, BY_PRODUCER, BY_NORM = 0, 1, 3  # gates; a norm is one of the producers, so its gate includes theirs
 
 
@@ -215,6 +216,16 @@ def mark_unset(tensor: Tensor) -> Tensor:
     """Mark new memory: nothing holds a view of it, and what writes it first loses nothing."""
     tensor.__dict__["_unset"] = True
     return tensor
+
+
+def mark_blank(tensor: Tensor) -> Tensor:
+    """Mark new memory that nothing has been written to, so that it is zero, or never read, but for what will be."""
+    tensor.__dict__["_blank"] = tensor._version
+    return tensor
+
+
+def is_blank(tensor: Tensor) -> bool:
+    return tensor.__dict__.get("_blank") == tensor._version
 
 
 def pop_unset(tensor: Tensor) -> bool:

@@ -132,7 +132,7 @@ def clone(
             if not _is_simple(type(module)):
                 others.append((name, module))
                 continue
-            new = memo[id(module)] = type(module).__new__(type(module))
+            new = memo[id(module)] = object.__new__(type(module))  # a class's own __new__ may take arguments
             fresh.append((module, new))
     for old, new in fresh:  # all are known by now, so attributes that refer to other modules find their copies
         copied = {k: v if type(v) in _PLAIN else _copy(v, memo) for k, v in old.__dict__.items()}

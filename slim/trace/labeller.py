@@ -146,7 +146,7 @@ class Labeller:
             self.place = layer_of(name)
             own = codes_on(parameter).get(dim)
             if own is None:  # first use: the parameter's channels are these, or its size is fixed
-                own = Codes.fixed(parameter.shape[dim]) if codes is None else codes.ungated()
+                own = self._fixed(parameter.shape[dim], why) if codes is None else codes.ungated()
                 set_codes(parameter, codes_on(parameter) | {dim: own})
                 return own
         if own is not None and codes is not None:
@@ -156,6 +156,12 @@ class Labeller:
                 if only is not None:
                     self.freeze(only, why)
         return own
+
+    def _fixed(self, n: int, why: str) -> Codes:
+        """Return codes of `n` channels that stay, with a reason of their own."""
+        codes = Codes.of(self.classes.fresh(n))
+        self.freeze(codes, why)
+        return codes
 
     def made(self, parameter: Tensor, dim: int) -> Codes | None:
         """Return the codes of the channels that a layer makes, along a dimension of its parameter: new ones where it is
@@ -231,5 +237,8 @@ class Labeller:
         first = next(iter(tensors))
         made = first.removesuffix(".weight")
         known = self.producers.get(made)
+        if known is not None and known.tensors.get(first) != tensors[first]:  # a layer whose weight is turned round
+            made = f"{made}[{tensors[first]}]"
+            known = self.producers.get(made)
         self.producers[made] = Producer(kind, tensors if known is None else known.tensors | tensors, labels)
         return made

@@ -22,19 +22,30 @@ class OneStep(KeepValues):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func not in _RECURRENT or not isinstance(args[0], Tensor):
             return super().__torch_function__(func, types, args, kwargs)
-        packed = isinstance(args[1], Tensor) and args[1].dtype == torch.int64  # the sizes of batches
-        if not args[0].is_meta or packed:
+        if not args[0].is_meta:
             enabled = torch._C._get_mkldnn_enabled()
             torch._C._set_mkldnn_enabled(False)  # torch.backends.mkldnn.flags sets more, and warns
             try:
                 return func(*args, **(kwargs or {}))
             finally:
                 torch._C._set_mkldnn_enabled(enabled)
+        if isinstance(args[1], Tensor) and args[1].dtype == torch.int64:  # the sizes of batches
+            return self._packed(func, *args)
         time = 1 if args[8] else 0  # batch_first
         steps = args[0].shape[time]
-        before = len(self.labeller.products)
-        out, *states = func(args[0].narrow(time, 0, 1), *args[1:])
-        for product in self.labeller.products[before:]:
-            product.positions *= steps
+        out, *states = self._first(steps, func, args[0].narrow(time, 0, 1), *args[1:])
         shape = [steps if dim == time else size for dim, size in enumerate(out.shape)]
         return out.expand(shape).clone(), *states
+
+    def _packed(self, func: Any, data: Tensor, sizes: Tensor, *others: Any) -> Any:
+        """Sequences end to end: as many steps as the first batch holds, and on from there."""
+        first = int(sizes[0])
+        out, *states = self._first(len(data) / first, func, data[:first].unsqueeze(0), *others, False)
+        return out[0, :1].expand(len(data), -1).clone(), *states
+
+    def _first(self, steps: float, func: Any, *args: Any) -> Any:
+        before = len(self.labeller.products)
+        outs = func(*args)
+        for product in self.labeller.products[before:]:
+            product.positions = round(product.positions * steps)
+        return outs

@@ -2,7 +2,7 @@
 
 import random
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FunctionType
 from typing import Any
@@ -17,6 +17,15 @@ from slim.trace.outputs import find_tensors
 _CONTAINERS = {dict, OrderedDict, defaultdict, list, set, deque}
 _REGISTERED = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"}  # which hold no containers
 _NOTED = _CONTAINERS | {FunctionType}
+_GENERATORS: dict[type, tuple[Callable[[Any], Any], Callable[[Any, Any], object]]] = {  # read and set what they hold
+    random.Random: (random.Random.getstate, random.Random.setstate),
+    np.random.RandomState: (np.random.RandomState.get_state, np.random.RandomState.set_state),
+    np.random.Generator: (
+        lambda generator: generator.bit_generator.state,
+        lambda generator, state: setattr(generator.bit_generator, "state", state),
+    ),
+    torch.Generator: (torch.Generator.get_state, torch.Generator.set_state),
+}
 
 
 @contextmanager
@@ -50,8 +59,11 @@ class State:
         self._modules = [(name, module, type(module), {**module.__dict__}) for name, module in self.modules]
         self._containers: dict[int, tuple[Any, Any]] = {}
         self.tensors: dict[str, Tensor] = {}
+        self._draws: list[tuple[Any, Any]] = []  # generators of the modules' own, and what they hold
         for prefix, module, _, attributes in self._modules:
             for name, value in attributes.items():
+                if type(value) in _GENERATORS:
+                    self._draws.append((value, _GENERATORS[type(value)][0](value)))
                 if type(value) not in _NOTED:
                     continue
                 if name in _REGISTERED:
@@ -114,5 +126,7 @@ class State:
             if container or before:
                 container.clear()
                 container.update(before) if isinstance(container, dict | set) else container.extend(before)
+        for generator, held in self._draws:
+            _GENERATORS[type(generator)][1](generator, held)
         for tensor, data, value in self._values:
             tensor.data = data.copy_(value) if data.shape == value.shape else value

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from scaled import Scaled
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, rnn
 from torch.nn.utils import weight_norm as old_weight_norm
 from torchvision.ops import DeformConv2d
 
@@ -68,6 +68,51 @@ def cell_by_cell(self: Any, x: Tensor) -> Tensor:
     return state[0]  # type: ignore[index]
 
 
+def step_by_step(self: Any, x: Tensor) -> Tensor:
+    state, steps = None, x.new_zeros(len(x), x.shape[-1], self.cell.hidden_size)
+    for t in range(x.shape[-1]):
+        state = self.cell(x[..., t], state)
+        steps[:, t] = state[0]  # type: ignore[index]
+    return steps
+
+
+def packed(kind: Callable[..., nn.RNNBase]) -> nn.Module:
+    """Sequences of different lengths through a recurrent layer."""
+
+    def between(self: Any, x: Tensor) -> Tensor:
+        sequences = rnn.pack_sequence([x[0].T, x[1, :, :20].T])
+        return rnn.pad_packed_sequence(self.layer(sequences)[0], batch_first=True)[0]
+
+    return Between(between, nn.Linear(5, 3), 1, layer=kind(C, 5, batch_first=True))
+
+
+class Reordered(nn.Module):
+    """Channels in the order of an index, all of them or a half."""
+
+    def __init__(self, *, buffer: bool = True, half: bool = False) -> None:
+        super().__init__()
+        order = torch.randperm(C, generator=torch.Generator().manual_seed(0))[: C // 2 if half else C]
+        if buffer:
+            self.register_buffer("order", order)
+        else:
+            self.order = order
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, self.order]
+
+
+def by_index(self: Any, x: Tensor) -> Tensor:
+    chosen = self.shuffle(x)
+    return torch.cat([chosen, chosen], 1)
+
+
+def reordered(*, buffer: bool, twice: bool = False) -> nn.Module:
+    shuffle = Reordered(buffer=buffer)
+    return nn.Sequential(
+        *body(), shuffle, nn.Conv2d(C, C, 1), nn.BatchNorm2d(C), *[shuffle] * twice, nn.Conv2d(C, 2, 1)
+    )
+
+
 def unpooled(self: Any, x: Tensor) -> Tensor:
     values, places = F.max_pool2d(x, 2, return_indices=True)
     return F.max_unpool2d(values * 2, places, (2, 2))
@@ -110,6 +155,16 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
         lambda: nn.Sequential(*body(), nn.Conv2d(C, 2, 3, padding=1, padding_mode="circular")),
         X,
     ),
+    "deformable convolution, places for each half": (
+        lambda: Between(
+            deformed,
+            nn.Conv2d(C, *CONV),
+            deform=DeformConv2d(C, C, 3, padding=1),
+            offset=nn.Conv2d(C, 36, 3, padding=1),
+            norm=nn.BatchNorm2d(C),
+        ),
+        X,
+    ),
     "deformable convolution": (
         lambda: Between(
             deformed,
@@ -124,6 +179,41 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
     "rows by number": (lambda: Between(lambda self, x: x[:, :, [3, 1, 2]], nn.Conv2d(C, *CONV)), X),
     "places by number": (
         lambda: Between(lambda s, x: x[..., torch.tensor([0, 1]), torch.tensor([2, 3])], nn.Conv1d(C, *CONV)),
+        X,
+    ),
+    "turned round": (lambda: Between(lambda s, x: x.flip(1), nn.Conv2d(C, *CONV)), X),
+    "every other channel": (lambda: Between(lambda s, x: torch.cat([x[:, ::2], x[:, 1::2]], 1), nn.Conv2d(C, 2, 1)), X),
+    "an index in a buffer": (lambda: reordered(buffer=True), X),
+    "an index in an attribute": (lambda: reordered(buffer=False), X),
+    "one index for two streams": (lambda: reordered(buffer=True, twice=True), X),
+    "half of them, by an index": (lambda: Between(by_index, nn.Conv2d(C, 2, 1), shuffle=Reordered(half=True)), X),
+    "packed sequences": (lambda: packed(nn.LSTM), S),
+    "packed sequences, GRU": (lambda: packed(nn.GRU), S),
+    "steps written one by one": (lambda: Between(step_by_step, nn.Linear(5, 3), 1, cell=nn.LSTMCell(C, 5)), S),
+    "windows": (lambda: Between(lambda s, x: x.unfold(2, 3, 2).mean(-1), nn.Conv2d(C, *CONV)), X),
+    "unfold and fold": (
+        lambda: Between(lambda s, x: F.fold(F.unfold(x, 3, padding=1), (12, 12), 3, padding=1), nn.Conv2d(C, *CONV)),
+        X,
+    ),
+    "Fourier transform": (
+        lambda: Between(lambda s, x: torch.fft.irfft2(torch.fft.rfft2(x) * 2, s=(12, 12)), nn.Conv2d(C, *CONV)),
+        X,
+    ),
+    "complex numbers as pairs": (
+        lambda: Between(lambda s, x: torch.view_as_real(torch.fft.rfft(x)).sum(-1), nn.Conv2d(C, *CONV)),
+        X,
+    ),
+    "sorted, summed, the largest": (
+        lambda: Between(lambda s, x: x.sort(2)[0].cumsum(3).topk(4, 2)[0], nn.Conv2d(C, *CONV)),
+        X,
+    ),
+    "gathered": (lambda: Between(lambda s, x: x.gather(2, x.argsort(2)), nn.Conv2d(C, *CONV)), X),
+    "scattered": (
+        lambda: Between(lambda s, x: torch.zeros_like(x).scatter_add_(2, (x > 0).long(), x), nn.Conv2d(C, *CONV)),
+        X,
+    ),
+    "rows added": (
+        lambda: Between(lambda s, x: torch.zeros_like(x).index_add_(2, torch.arange(12) % 3, x), nn.Conv2d(C, *CONV)),
         X,
     ),
     "weight norm": (lambda: weight_normed(parametrizations.weight_norm), X),

@@ -147,13 +147,26 @@ class DroppedByTorch(DroppedPath):
         return torch.rand(1).item()
 
 
+class DroppedByItsOwn(DroppedPath):
+    """Generators that the network holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.python, self.numpy, self.old = random.Random(0), np.random.default_rng(0), np.random.RandomState(0)
+        self.torch = torch.Generator().manual_seed(0)
+
+    def draw(self) -> float:
+        draws = [self.python.random(), self.numpy.random(), self.old.rand()]
+        return (sum(draws) + torch.rand(1, generator=self.torch).item()) % 1
+
+
 class InferenceOnly(DroppedPath):
     def draw(self) -> float:
         return 0.0
 
 
 CASES = [Grid, GridsBySize, PositionTable, Membrane, MembraneBuffer, Counter]
-DROPPED = [DroppedPath, DroppedByNumpy, DroppedByTorch, InferenceOnly]
+DROPPED = [DroppedPath, DroppedByNumpy, DroppedByTorch, DroppedByItsOwn, InferenceOnly]
 
 
 @torch.no_grad()

@@ -63,23 +63,28 @@ def reduce(op: Op) -> Any:
 
 
 @rule(
-    *("_softmax", "_log_softmax", "cumsum", "cumprod", "sort", "topk", "native_layer_norm"),
-    *("_fused_rms_norm", "_safe_softmax"),
+    *("_softmax", "_log_softmax", "cumsum", "cumprod", "cummax", "cummin", "sort", "topk", "kthvalue", "mode"),
+    *("native_layer_norm", "_fused_rms_norm", "_safe_softmax", "_fft_r2c", "_fft_c2c", "_fft_c2r"),
 )
 def normalise(op: Op) -> Any:
     """What an operator mixes along a dimension depends on how many channels there are: they stay."""
     out = op.run()
     x = op.input
     codes = dict(op.codes())
-    for d in _mixed(op):
+    mixed = _mixed(op)
+    for d in mixed:
         if d in codes:
             op.freeze(codes.pop(d), f"{op.where} needs all of its channels")
     for t in op.others:
         op.freeze_tensor(t)
-    for t in tree_leaves(out):
-        if isinstance(t, Tensor) and t.shape == x.shape:
-            op.label(t, {d: v.ungated() for d, v in codes.items()})
+    for place, t in enumerate(tree_leaves(out)):
+        if isinstance(t, Tensor) and t.dim() == x.dim():  # not statistics, whose dimensions are others
+            zero = place == 0 and op.name in ZERO_OF_ZEROS  # second are indices
+            op.label(t, codes if zero else {d: v.ungated() for d, v in codes.items()})
     return out
+
+
+ZERO_OF_ZEROS = {"cumsum", "cumprod", "cummax", "cummin", "sort", "topk", "_fft_r2c", "_fft_c2c", "_fft_c2r"}
 
 
 @rule("native_group_norm")

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from slim.trace.codes import TensorCodes, mark_unset
+from slim.trace.codes import TensorCodes, mark_blank, mark_unset
 from slim.trace.op import Op
 from slim.trace.rules.registry import rule
 
@@ -18,12 +18,25 @@ def scalar_tensor(op: Op) -> Tensor:
 def nothing(op: Op) -> Tensor:
     """Zero whatever is masked. Memory that isn't set counts as zero, too: what is read of it has been written before,
     and a zero that is written over by something else is noticed there."""
-    return mark_unset(op.label(op.run(), {d: codes.with_gate() for d, codes in _sized_after(op).items()}))
+    return mark_blank(mark_unset(op.label(op.run(), {d: codes.with_gate() for d, codes in _sized_after(op).items()})))
+
+
+@rule("zeros", "empty", "empty_strided")
+def new_memory(op: Op) -> Tensor:
+    made: Tensor = op.func(*op.args, **op.kwargs)
+    return mark_blank(made)
 
 
 @rule("ones_like", "full_like", "rand_like", "randn_like", "randint_like", "new_ones", "new_full")
 def something(op: Op) -> Tensor:
-    return op.label(op.run(), {d: codes.ungated() for d, codes in _sized_after(op).items()})
+    made = op.label(op.run(), {d: codes.ungated() for d, codes in _sized_after(op).items()})
+    return mark_blank(made) if op.get("fill_value") == 0 else made
+
+
+@rule("full")
+def full(op: Op) -> Tensor:
+    made: Tensor = op.func(*op.args, **op.kwargs)
+    return mark_blank(made) if op["fill_value"] == 0 else made
 
 
 def _sized_after(op: Op) -> TensorCodes:

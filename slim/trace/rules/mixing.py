@@ -63,9 +63,14 @@ def convolution(op: Op) -> Tensor:
 
 @rule("torchvision::deform_conv2d")
 def deformable(op: Op) -> Tensor:
-    """A convolution, whose places are given. torch's counter of FLOPs doesn't know it."""
+    """A convolution, whose places are given, for each of some parts of the channels. torch's counter of FLOPs doesn't
+    know it."""
     for places in (op["offset"], op["mask"]):
         op.freeze_tensor(places, f"places of {op.where}")
+    codes, parts = dict(op.codes(op["input"])), op["offset_groups"]
+    if 1 in codes and parts > 1:
+        codes[1] = op.couple_rows(codes[1].reshape(parts, -1)).tile(parts)
+        op.label(op["input"], codes)
     out = convolution(op)
     op.labeller.products.pop()
     return out

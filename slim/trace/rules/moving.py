@@ -6,7 +6,17 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from slim.trace.codes import Codes, TensorCodes, codes_on, fresh_from, mark_fresh, name_of, pass_source, set_codes
+from slim.trace.codes import (
+    Codes,
+    TensorCodes,
+    codes_on,
+    fresh_from,
+    is_blank,
+    mark_fresh,
+    name_of,
+    pass_source,
+    set_codes,
+)
 from slim.trace.op import Op
 from slim.trace.rules.registry import no_rule, rule
 
@@ -90,6 +100,20 @@ def permute(op: Op) -> Tensor:
     return out
 
 
+@rule("view_as_real")
+def view_as_real(op: Op) -> Tensor:
+    return op.label(op.run(), op.codes())
+
+
+@rule("view_as_complex")
+def view_as_complex(op: Op) -> Tensor:
+    codes = dict(op.codes())
+    parts = op.input.dim() - 1
+    if parts in codes:
+        op.freeze(codes.pop(parts))
+    return op.label(op.run(), codes)
+
+
 @rule("unsqueeze", "unsqueeze_")
 def unsqueeze(op: Op) -> Tensor:
     codes = op.codes()
@@ -135,6 +159,8 @@ def slice_(op: Op) -> Tensor:
         start = max(0, min(n, start + n if start < 0 else start))
         if op.decide(step == 1 and size and n % size == 0 and start % size == 0):  # one of equal parts
             vector = op.couple_rows(vector.reshape(-1, size)).tile(n // size)
+        elif op.decide(step > 1 and n % step == 0):  # one of each few, which stay or go together
+            vector = op.couple_rows(vector.reshape(-1, step).columns).repeat(step)
         op.count(start, vector[:start])
         op.count(start + size, vector[: start + size])
         codes[d] = vector[start::step][:size]
@@ -231,8 +257,16 @@ def pad(op: Op) -> Tensor:
     return op.label(op.run(), result)
 
 
-@rule("flip", "roll")
-def shift(op: Op) -> Tensor:
+@rule("flip")
+def flip(op: Op) -> Tensor:
+    """Turned round, channels keep their order among those that stay."""
+    n = op.input.dim()
+    turned = {d % n for d in op["dims"]}
+    return op.label(op.run(), {d: v[::-1] if d in turned else v for d, v in op.codes().items()})
+
+
+@rule("roll")
+def roll(op: Op) -> Tensor:
     """The order of channels changes: they stay where that is along them."""
     codes = op.codes()
     n = op.input.dim()
@@ -241,40 +275,33 @@ def shift(op: Op) -> Tensor:
     return op.label(op.run(), codes)
 
 
-@rule("pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle", "im2col")
+@rule("unfold")
+def unfold(op: Op) -> Tensor:
+    """Windows along one dimension, which then have a dimension of their own, the last."""
+    codes = dict(op.codes())
+    d = op["dimension"] % op.input.dim()
+    if d in codes:
+        op.freeze(codes.pop(d), f"{op.where} runs along it")
+    return op.label(op.run(), codes)
+
+
+@rule("pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle", "im2col", "col2im")
 def shuffle(op: Op) -> Tensor:
     out = op.run()
     codes = dict(op.codes())
-    d = op.input.dim() - 3 if "pixel" in op.name else 1
+    d = 1 if "channel" in op.name else op.input.dim() - (2 if op.name == "col2im" else 3)
     vector = codes.pop(d, None)
     for other in codes.values():
         op.freeze(other)
     if vector is None:
         return op.label(out, {})
-    if op.name == "pixel_shuffle":
-        vector = op.couple_rows(vector.reshape(-1, op["upscale_factor"] ** 2).columns)
+    if op.name in ("pixel_shuffle", "col2im"):
+        vector = op.couple_rows(vector.reshape(out.shape[d], -1).columns)
     elif "channel_shuffle" in op.name:
         vector = op.couple_rows(vector.reshape(op["groups"], -1)).repeat(op["groups"])
     else:
         vector = vector.repeat(out.shape[d] // len(vector))
     return op.label(out, {d: vector})
-
-
-@rule("index_select")
-def index_select(op: Op) -> Tensor:
-    """A choice of channels. Where the index is a buffer, thinning it thins the choice; what it reads stays whole."""
-    out: Tensor = op.run()
-    x, index = op["self"], op["index"]
-    d = op["dim"] % x.dim()
-    codes = dict(op.codes())
-    if d in codes:
-        op.freeze(codes.pop(d), f"read through an index after {op.labeller.place}")
-    if name_of(index) is not None:
-        if not codes_on(index):
-            set_codes(index, {0: op.fresh(len(index))})
-        codes[d] = codes_on(index)[0]
-        mark_fresh(out)
-    return op.label(out, codes)
 
 
 @rule("copy_")
@@ -283,10 +310,10 @@ def copy_(op: Op) -> Tensor:
     target: Tensor = op["self"]
     source: Tensor = op["src"]
     if op.labelled:
-        mine, theirs = op.codes(target), op.codes(source)
-        shift = target.dim() - source.dim()
-        for d in {*mine, *(d + shift for d in theirs)}:
-            a, b = mine.get(d), theirs.get(d - shift)
+        theirs = {d + target.dim() - source.dim(): codes for d, codes in op.codes(source).items()}
+        mine = op.codes(target) or _take_on(target, theirs)
+        for d in {*mine, *theirs}:
+            a, b = mine.get(d), theirs.get(d)
             if a is not None and b is not None and len(a) == len(b):
                 op.couple(a, b)
                 op.lose_gate(a, b)
@@ -297,6 +324,55 @@ def copy_(op: Op) -> Tensor:
     if not target.is_meta:
         op.run()
     return target
+
+
+def _take_on(view: Tensor, codes: TensorCodes) -> TensorCodes:
+    """Give new memory, all of it zeros or not set, the channels of what is first written to a part of it; return those
+    of the part."""
+    memory = view._base if view._base is not None else view
+    if not is_blank(memory) or codes_on(memory):
+        return {}
+    whole: TensorCodes = {}
+    for d, vector in codes.items():
+        along = [k for k in range(memory.dim()) if (memory.shape[k], memory.stride(k)) == (len(vector), view.stride(d))]
+        if len(along) != 1 or len(vector) != view.shape[d]:
+            return {}
+        whole[along[0]] = vector
+    set_codes(memory, whole)
+    return codes
+
+
+@rule("_pack_padded_sequence")
+def pack(op: Op) -> Any:
+    """Sequences of several lengths, [B, T, C], end to end: [steps, C]."""
+    x, lengths = op["input"], op["lengths"]
+    codes = op.codes(x)
+    for d in {0, 1} & codes.keys():
+        op.freeze(codes[d], f"{op.where} runs along it")
+    if x.is_meta:  # how many steps there are is a matter of values
+        data, sizes = op.func(torch.empty(*x.shape[:2], 0), lengths, op["batch_first"])
+        outs = torch.empty(len(data), *x.shape[2:], dtype=x.dtype, device=x.device), sizes
+    else:
+        outs = op.run()
+    op.label(outs[0], {d - 1: vector for d, vector in codes.items() if d > 1})
+    return outs
+
+
+@rule("_pad_packed_sequence")
+def unpack(op: Op) -> Any:
+    data, sizes = op["data"], op["batch_sizes"]
+    codes = op.codes(data)
+    if 0 in codes:
+        op.freeze(codes[0], f"{op.where} runs along it")
+    settings = op["batch_first"], op["padding_value"], op["total_length"]
+    if data.is_meta:
+        empty, lengths = op.func(torch.empty(len(data), 0), sizes, *settings)
+        outs = torch.empty(*empty.shape[:2], *data.shape[1:], dtype=data.dtype, device=data.device), lengths
+    else:
+        outs = op.run()
+    keep = {d + 1: vector for d, vector in codes.items() if d > 0}
+    op.label(outs[0], keep if op["padding_value"] == 0 else {d: vector.ungated() for d, vector in keep.items()})
+    return outs
 
 
 @rule("as_strided_", "as_strided")
@@ -319,28 +395,3 @@ def glu(op: Op) -> Tensor:
         op.couple(first, second)
         codes[d] = first
     return op.label(out, codes)
-
-
-@rule("index")
-def index(op: Op) -> Tensor:
-    """A choice by lists of numbers. What they run along stays whole; a buffer that is thinned thins the choice."""
-    out: Tensor = op.run()
-    x, indices = op["self"], op["indices"]
-    codes = dict(op.codes())
-    taken = [d for d, each in enumerate(indices) if each is not None]
-    if any(indices[d].dtype == torch.bool for d in taken) or taken != list(range(taken[0], taken[-1] + 1)):
-        for t in op.tensors:
-            op.freeze_tensor(t)
-        return op.label(out, {})
-    for d in taken:
-        if d in codes:
-            op.freeze(codes.pop(d), f"read through an index after {op.labeller.place}")
-    made = out.dim() - (x.dim() - len(taken))  # dimensions in place of those
-    result = {d if d < taken[0] else d - len(taken) + made: vector for d, vector in codes.items()}
-    chosen = indices[taken[0]]
-    if len(taken) == made == 1 and name_of(chosen) is not None:
-        if not codes_on(chosen):
-            set_codes(chosen, {0: op.fresh(len(chosen))})
-        result[taken[0]] = codes_on(chosen)[0]
-        mark_fresh(out)
-    return op.label(out, result)

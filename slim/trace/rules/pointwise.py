@@ -101,11 +101,14 @@ _SAMPLE = {
     torch.bool: torch.tensor([True, False, True, True]),
     torch.int64: torch.tensor([1, 3, 2, 7]),
     torch.float64: torch.tensor([0.7, -1.3, 2.1, -0.4], dtype=torch.float64),
+    torch.complex128: torch.tensor([0.7 + 1j, -1.3, 2.1 - 3j, -0.4j], dtype=torch.complex128),
 }
 
 
 @cache
 def _kind(dtype: torch.dtype) -> torch.dtype:
+    if dtype.is_complex:
+        return torch.complex128
     return dtype if dtype == torch.bool else torch.float64 if dtype.is_floating_point else torch.int64
 
 
@@ -256,7 +259,10 @@ def _gate_of(op: Op, operands: list[Codes | None], size: int) -> Ints | int:
     return gate
 
 
-@rule("clone", "detach", "alias", "_to_copy", "contiguous", "lift_fresh", "lift_fresh_copy", "native_dropout")
+@rule(
+    *("clone", "detach", "alias", "_to_copy", "contiguous", "lift_fresh", "lift_fresh_copy", "native_dropout"),
+    *("_conj", "_neg_view", "resolve_conj", "resolve_neg"),
+)
 def same(op: Op) -> Any:
     out = op.run()
     first = out[0] if isinstance(out, (tuple, list)) else out

@@ -1,0 +1,130 @@
+"""Operators that read or write at places given by numbers: indexing, gather, scatter."""
+
+import torch
+from torch import Tensor
+
+from slim.trace.codes import BY_NORM, NUMBERED, Codes, TensorCodes, codes_on, mark_fresh, name_of, set_codes
+from slim.trace.op import Op
+from slim.trace.rules.registry import rule
+
+
+@rule("index_select")
+def index_select(op: Op) -> Tensor:
+    out: Tensor = op.run()
+    x, index = op["self"], op["index"]
+    d = op["dim"] % x.dim()
+    codes = dict(op.codes())
+    chosen = _chosen(op, index, codes.pop(d, None), out)
+    return op.label(out, codes if chosen is None else codes | {d: chosen})
+
+
+@rule("index")
+def index(op: Op) -> Tensor:
+    """A choice by lists of numbers."""
+    out: Tensor = op.run()
+    x, indices = op["self"], op["indices"]
+    codes = dict(op.codes())
+    taken = [d for d, each in enumerate(indices) if each is not None]
+    if any(indices[d].dtype == torch.bool for d in taken) or taken != list(range(taken[0], taken[-1] + 1)):
+        for t in op.tensors:
+            op.freeze_tensor(t)
+        return op.label(out, {})
+    made = out.dim() - (x.dim() - len(taken))  # dimensions in place of those
+    first = taken[0]
+    chosen = None
+    if len(taken) == made == 1:
+        chosen = _chosen(op, indices[first], codes.pop(first, None), out)
+    for d in taken:
+        if d in codes:
+            op.freeze(codes.pop(d), _read(op))
+    result = {d if d < first else d - len(taken) + made: vector for d, vector in codes.items()}
+    return op.label(out, result if chosen is None else result | {first: chosen})
+
+
+def _read(op: Op) -> str:
+    return f"read through an index after {op.labeller.place}"
+
+
+def _chosen(op: Op, index: Tensor, vector: Codes | None, out: Tensor) -> Codes | None:
+    """Return the codes of what an index chooses along a dimension, None where their number is fixed.
+
+    An index that is a buffer is thinned and numbered anew where all that it reads are channels that a norm can set to
+    zero. Of another stream it is a choice of its own, which can be thinned, and the stream stays whole.
+    """
+    if name_of(index) is None or index.dim() != 1:
+        if vector is not None:
+            op.freeze(vector, _read(op))
+        return None
+    own = codes_on(index)
+    moves = vector is not None and bool((vector.gate == BY_NORM).all()) and not index.is_meta and int(index.min()) >= 0
+    if vector is not None and moves and (not own or NUMBERED in own):
+        moved = vector[index.cpu().numpy()]
+        if own:
+            op.couple(own[NUMBERED], vector)
+            op.couple(own[0], moved)
+        else:
+            set_codes(index, {0: moved.ungated(), NUMBERED: vector.ungated()})
+        return moved
+    if vector is not None:
+        op.freeze(vector, _read(op))
+    if not own:
+        set_codes(index, {0: op.fresh(len(index))})
+    mark_fresh(out)
+    return codes_on(index)[0]
+
+
+@rule("gather")
+def gather(op: Op) -> Tensor:
+    """Elements at places along one dimension, each place of the others by itself."""
+    x, places = op["self"], op["index"]
+    along = op["dim"] % x.dim() if x.dim() else 0
+    codes = _elsewhere(op, [x, places], along)
+    return op.label(op.run(), codes)
+
+
+@rule("scatter", "scatter_", "scatter_add", "scatter_add_", "scatter_reduce", "scatter_reduce_")
+def scatter(op: Op) -> Tensor:
+    """Elements written to places along one dimension, each place of the others by itself."""
+    return _written(op, [op["index"]], [op[name] for name in ("src",) if name in op.arguments])
+
+
+@rule("index_add", "index_add_", "index_copy", "index_copy_")
+def index_add(op: Op) -> Tensor:
+    """Slices written to places along one dimension."""
+    return _written(op, [], [op["source"]])
+
+
+def _written(op: Op, places: list[Tensor], sources: list[Tensor]) -> Tensor:
+    target: Tensor = op["self"]
+    before = op.codes(target) if op.in_place and not op.unset[0] else {}
+    codes = _elsewhere(op, [target, *sources, *places], op["dim"] % target.dim() if target.dim() else 0)
+    codes = {d: v.gated_where_all(*(c[d] for s in sources if d in (c := op.codes(s)))) for d, v in codes.items()}
+    if not sources:  # a number, which need not be zero
+        codes = {d: v.ungated() for d, v in codes.items()}
+    for d, was in before.items():
+        op.lose_gate(was, codes.get(d))
+    return op.label(op.run(), codes)
+
+
+def _elsewhere(op: Op, operands: list[Tensor], along: int) -> TensorCodes:
+    """Couple what the operands have along all dimensions but the one along which they are read or written at places.
+    The codes there are the first operand's."""
+    held = [dict(op.codes(t)) for t in operands]
+    for codes in held:
+        if along in codes:
+            op.freeze(codes.pop(along), _read(op))
+    found = {}
+    for d in sorted({d for codes in held for d in codes}):
+        sizes = {t.shape[d] for t in operands}
+        labelled = [codes[d] for codes in held if d in codes]
+        fixed = [t for t, codes in zip(operands, held) if d not in codes]
+        if len(sizes) > 1 or any(t.stride(d) for t in fixed):
+            for vector in labelled:
+                op.freeze(vector, f"combined with a fixed size by {op.where}")
+            continue
+        for vector in labelled[1:]:
+            op.couple(labelled[0], vector)
+        if fixed:  # one value for all of them, spread by expand
+            op.count(len(labelled[0]), labelled[0])
+        found[d] = labelled[0] if d in held[0] else labelled[0].ungated()
+    return found
