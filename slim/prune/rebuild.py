@@ -189,8 +189,7 @@ def _adjust(modules: Mapping[str, nn.Module], change: Change) -> None:
         if (module := modules.get(owner and owner + ".")) is not None:
             resize(module)
             _check_whole(owner, module)
-            if f"{owner}.in_proj_weight" in change.cuts:
-                run_headwise(module)
+            run_headwise(module)  # a nn.MultiheadAttention
     for name, index in change.selects.items():
         bn = modules[name + "."]
         bn.__class__ = selecting(type(bn))

@@ -11,7 +11,7 @@ A score is any function of the groups that returns one number for each, larger w
 Values that lie ready need no function: a mapping from layer names to one value for each channel is a score, too.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, get_args
 
@@ -21,7 +21,7 @@ from torch import nn
 from slim.errors import SlimError
 from slim.prune.groups import Floats, Groups, Reduce, as_array
 from slim.trace.classes import Ints
-from slim.trace.tracer import Trace
+from slim.trace.tracer import KEPT, Trace
 
 
 class Score(Protocol):
@@ -61,8 +61,9 @@ class Gamma:
             return groups.reduce(gammas, self.reduce)
         scaled = Groups(groups.traced, groups.model)
         found = Magnitude()(groups) * np.concatenate([*gammas.values(), np.ones(0)]).mean()
-        place = np.searchsorted(groups.roots, scaled.roots)
-        found[place] = scaled.reduce(gammas, self.reduce)
+        ranked_too = np.isin(scaled.roots, groups.roots)
+        place = np.searchsorted(groups.roots, scaled.roots[ranked_too])
+        found[place] = scaled.reduce(gammas, self.reduce)[ranked_too]
         return found
 
 
@@ -132,16 +133,30 @@ def ranked(score: Score, traced: Trace) -> dict[str, Ints]:
     if norms and not others and not getattr(score, "ranks_all", False):
         return norms
     everything = {name: producer.labels for name, producer in traced.producers.items()}
+    if not isinstance(score, Values):  # BatchNorms all of whose channels stay would only count against the ratio
+        everything = {
+            name: labels for name, labels in everything.items() if _share_free(traced, [labels])
+        } or everything
     if isinstance(score, Values) and others:
         return {name: labels for name, labels in everything.items() if name in score.values} or everything
     return everything
 
 
+def _share_free(traced: Trace, layers: Iterable[Ints]) -> float:
+    """Return the share of these layers' channels that can go, as far as is known, or that are kept on request."""
+    labels = np.concatenate([*layers, np.zeros(0, np.int64)])
+    stays = traced.classes.frozen(labels)
+    asked = [traced.classes.reason(int(label)) == KEPT for label in labels[stays]]
+    return 1 - (stays.sum() - sum(asked)) / max(len(labels), 1)
+
+
 def as_score(given: Any, traced: Trace) -> Score:
-    """Return a score: the one that was given, or that looks up the values of a mapping. For None it is `Gamma()`, or
-    `Magnitude()` where the network has no γ."""
+    """Return a score: the one that was given, or that looks up the values of a mapping. For None it is `Gamma()`, with
+    the rest where less than half of the BatchNorms' channels can go, or `Magnitude()` where the network has no γ."""
     if given is None:
-        return Gamma() if traced.norms else Magnitude()
+        norms = traced.norms
+        rest = _share_free(traced, norms.values()) < 0.5 and any(name not in norms for name in traced.producers)
+        return Gamma(rest=rest) if norms else Magnitude()
     if isinstance(given, Mapping):
         return Values(given)
     if not callable(given) or isinstance(given, type):

@@ -272,16 +272,11 @@ def mask(model: nn.Module, plan: PruningPlan) -> None:
 
 def _check_masks(plan: PruningPlan) -> None:
     """Refuse a plan whose mask isn't what it says that it removes: the proof would be of another plan."""
-    removed = {tuple(indices) for indices in plan.removed.values()}
     masked = {tuple(indices) for mask in plan.masks.values() for indices in mask.values()}
-    repeated = {  # of a bias over all groups of a transposed convolution, whose weight holds the places of one
-        tuple(indices)
-        for name, mask in plan.masks.items()
-        for dim, indices in mask.items()
-        if indices == plan.cuts.get(name, {}).get(dim)
-    }
-    if not removed <= masked or not masked <= removed | repeated:
-        name = next((n for n, indices in plan.removed.items() if tuple(indices) not in masked), "a layer")
+    name = next((n for n, indices in plan.removed.items() if tuple(indices) not in masked), None)
+    cuts = plan.cuts
+    extra = (t for t, mask in plan.masks.items() for d in mask if not {*mask[d]} <= {*cuts.get(t, {}).get(d, ())})
+    if name is not None or (name := next(extra, None)) is not None:
         raise SlimError(f"the plan contradicts itself: the channels that it removes of {name} aren't those it masks")
 
 

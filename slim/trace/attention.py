@@ -45,11 +45,12 @@ class HeadwiseAttention(nn.MultiheadAttention):
         return out.transpose(0, 1) if swap else out, weights
 
     def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
-        if query is key and key is value:
-            return F.linear(query, self.in_proj_weight, self.in_proj_bias).chunk(3, -1)
+        together: Tensor | None = self.in_proj_weight
+        if together is not None and query is key and key is value:
+            return F.linear(query, together, self.in_proj_bias).chunk(3, -1)
+        each = [self.q_proj_weight, self.k_proj_weight, self.v_proj_weight] if together is None else together.chunk(3)
         biases = [None] * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
-        pairs = zip(self.in_proj_weight.chunk(3), biases)
-        return tuple(F.linear(x, weight, bias) for x, (weight, bias) in zip((query, key, value), pairs))
+        return tuple(F.linear(x, weight, bias) for x, weight, bias in zip((query, key, value), each, biases))
 
     def _mask(self, q: Tensor, k: Tensor, padding: Tensor | None, mask: Tensor | None) -> Tensor | None:
         """Return what is added to the scores, [B or 1, H or 1, N, S]; None where nothing is."""
@@ -70,10 +71,7 @@ def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def run_headwise(module: nn.Module) -> None:
-    """Let an nn.MultiheadAttention run from the width of its heads, where it is of the usual kind: one matrix for
-    queries, keys and values, and nothing appended to the keys."""
-    if type(module) is not nn.MultiheadAttention:
-        return
-    if module._qkv_same_embed_dim and module.bias_k is None and not module.add_zero_attn:
+    """Let an nn.MultiheadAttention run from the width of its heads, where nothing is appended to the keys."""
+    if type(module) is nn.MultiheadAttention and module.bias_k is None and not module.add_zero_attn:
         module.__class__ = HeadwiseAttention
         module._qkv_same_embed_dim = False  # keeps nn.TransformerEncoderLayer from computing it all by itself

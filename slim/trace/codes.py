@@ -239,20 +239,28 @@ def fresh_from(tensor: Tensor) -> str | None:
     return found
 
 
-Source = tuple[Tensor, dict[int, int]]  # a parameter, and which of its dimensions each dimension of a view of it is
+Source = tuple[Tensor, dict[int, int]]  # a parameter or buffer, and which of its dimensions each one of a view of it is
 
 
-def source_of(tensor: Tensor) -> Source | None:
-    """Return the parameter that a tensor is, or is a view of by moving dimensions about; None for any other tensor."""
-    parameter = type(tensor) is nn.Parameter or isinstance(tensor, nn.Parameter)  # the second of which is slow
-    if parameter and name_of(tensor) is not None:
-        return tensor, {d: d for d in range(tensor.dim())}
+def origin_of(tensor: Tensor) -> Source | None:
+    """Return the parameter or buffer of numbers that a tensor is, or is a view of by moving dimensions about; None for
+    any other tensor."""
+    if name_of(tensor) is not None:
+        return (tensor, {d: d for d in range(tensor.dim())}) if tensor.is_floating_point() else None
     found: Source | None = tensor.__dict__.get("_source")
     return found
 
 
+def source_of(tensor: Tensor) -> Source | None:
+    """Return `origin_of(tensor)` where that is a parameter."""
+    found = origin_of(tensor)
+    if found is None or not (type(found[0]) is nn.Parameter or isinstance(found[0], nn.Parameter)):  # which is slow
+        return None
+    return found
+
+
 def pass_source(tensor: Tensor, out: Tensor, dims: dict[int, int]) -> None:
-    """Let `out` know the parameter that `tensor` is, where its dimension d is dimension `dims[d]` of that."""
-    source = source_of(tensor)
+    """Let `out` know the parameter or buffer that `tensor` is, where its dimension d is dimension `dims[d]` of that."""
+    source = origin_of(tensor)
     if source is not None:
         out.__dict__["_source"] = source[0], {d: source[1][own] for d, own in dims.items() if own in source[1]}

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils._pytree import tree_map_only
 
-from slim.trace.codes import Codes, TensorCodes, codes_on, label, name_of, pop_unset, source_of
+from slim.trace.codes import Codes, TensorCodes, codes_on, label, name_of, origin_of, pop_unset, source_of
 from slim.trace.labeller import Choice, Labeller
 
 META = torch.device("meta")
@@ -178,6 +178,13 @@ class Op:
         sources = [(source_of(tensor), dim) for tensor, dim in parts if tensor is not None]
         known = [(source, dim) for source, dim in sources if source is not None]
         return self.labeller.produce(kind, known) if len(known) == len(sources) else None
+
+    def scale(self, tensor: Tensor, dim: int) -> None:
+        """Note that a parameter or buffer (or a view of one) sets channels to zero where it is zero along `dim`."""
+        origin = origin_of(tensor)
+        name = None if origin is None else self.labeller.produce("Scale", [(origin, dim)])
+        if name is not None:
+            self.labeller.bare.add(name)
 
     def fresh(self, n: int) -> Codes:
         """Return codes of `n` new channels, each in a class of its own."""

@@ -202,13 +202,14 @@ class Trace:
         """Return what is zero in the masked original, of what producers lose: tensor -> dimension -> indices."""
         found: dict[str, dict[int, list[int]]] = {}
         for name, indices in pruned.items():
-            producer = self.made[name]
-            gone = self.classes.roots(producer.labels[indices])
-            for tensor, dim in producer.tensors.items():
-                labels, there = self.labels[tensor][dim], indices
-                if len(labels) > len(producer.labels):  # the bias of a grouped transposed convolution: all its groups
-                    there = np.flatnonzero(np.isin(self.classes.roots(labels), gone)).tolist()
-                found.setdefault(tensor, {})[dim] = there
+            made = self.made[name]
+            gone = self.classes.roots(made.labels[indices])
+            for tensor, dim in made.tensors.items():
+                own = self.labels[tensor][dim]
+                same = len(own) == len(made.labels) and bool((own == made.labels).all())
+                zero = indices if same else np.flatnonzero(np.isin(self.classes.roots(own), gone)).tolist()
+                dims = found.setdefault(tensor, {})  # of which several producers may have a part
+                dims[dim] = zero if dims.get(dim, zero) == zero else sorted({*dims[dim], *zero})
         return found
 
     def add_inference(self) -> bool:

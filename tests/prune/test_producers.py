@@ -7,6 +7,7 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -69,6 +70,22 @@ class Fused(nn.Module):
 
 
 MHA: dict[str, Any] = {"embed_dim": 24, "num_heads": 4, "batch_first": True}
+
+
+class Across(nn.Module):
+    """Attention to another stream, whose width is its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 24, 4, 4), nn.Conv2d(3, 16, 4, 4)
+        self.attention = nn.MultiheadAttention(24, 4, kdim=16, vdim=16, batch_first=True)
+        self.head = nn.Linear(24, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        queries, keys = (conv(x).relu().flatten(2).transpose(1, 2) for conv in (self.a, self.b))
+        return self.head(self.attention(queries, keys, keys)[0])
+
+
 # name -> (network, kinds of layers that make the channels that count)
 KINDS: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
     "plain": (lambda: stack(nothing, nothing), {"Conv"}),
@@ -157,6 +174,28 @@ def test_a_transposed_convolution_in_groups_is_masked_in_all_of_them() -> None:
     model.get_parameter("2.bias").data.view(3, 4)[:, gone] = 0
     with torch.no_grad():
         assert (model(X.double()) - plan.apply(original)(X.double())).abs().max() < 1e-12
+
+
+def test_attention_to_another_stream_loses_heads_and_channels() -> None:
+    """Each part of the one bias is masked with the weight that it belongs to."""
+    torch.manual_seed(0)
+    model = Across().eval()
+    plan = slim.plan(model, X, ratio=0.5)
+    thin = plan.apply(model)
+    assert plan.ratio_achieved > 0.45 and slim.verify(model, thin, plan, X) < 1e-10
+    masked = copy.deepcopy(model)
+    heads = np.flatnonzero(np.bincount(np.array(plan.removed["attention.v_proj_weight"]) // 6, minlength=4) == 6)
+    rows = (6 * heads[:, None] + np.arange(6)).ravel()
+    with torch.no_grad():
+        for name in ("q_proj_weight", "k_proj_weight", "v_proj_weight"):
+            assert plan.removed[f"attention.{name}"] == rows.tolist()
+            getattr(masked.attention, name)[rows] = 0
+        masked.attention.in_proj_bias.view(3, 24)[:, rows] = 0
+        for name in plan.removed.keys() & {"a", "b", "attention.out_proj"}:
+            layer = masked.get_submodule(name)
+            layer.weight[plan.removed[name]], layer.bias[plan.removed[name]] = 0, 0  # type: ignore[operator]
+        expected, found = masked.double()(X.double()), thin.double()(X.double())
+    assert (expected - found).abs().max() < 1e-12 * expected.abs().max()
 
 
 @pytest.mark.parametrize("attention", [lambda: nn.MultiheadAttention(**MHA), lambda: Fused(24, 4, fused=True)])

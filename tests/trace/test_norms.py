@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
 
 import slim
 
@@ -40,6 +41,47 @@ class Listed(Own):
     def forward(self, x: Tensor) -> Tensor:
         gamma, beta = self.both
         return F.batch_norm(x, self.mean, self.var, gamma, beta, self.training)
+
+
+class ByHand(Own):
+    """Arithmetic instead of a function of torch's."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, var = self.mean, self.var
+        if self.training:
+            mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3), unbiased=False)
+        normalised = (x - mean[:, None, None]) / (var[:, None, None] + 1e-5).sqrt()
+        return normalised * self.gamma.view(1, -1, 1, 1) + self.beta[None, :, None, None]
+
+
+class Scaled(nn.Module):
+    """A scale and a shift of the network's own after a BatchNorm without."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(C, affine=False)
+        self.gamma, self.beta = nn.Parameter(torch.rand(C, 1, 1)), nn.Parameter(torch.randn(C, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x) * self.gamma + self.beta
+
+
+def frozen() -> nn.Module:
+    norm = FrozenBatchNorm2d(C)
+    for tensor in norm.buffers():
+        nn.init.uniform_(tensor, 0.1, 1)
+    return norm
+
+
+class Shifted(nn.Module):
+    """A shift of the network's own after a whole BatchNorm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.shift = nn.BatchNorm2d(C), nn.Parameter(torch.rand(C, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x) + self.shift
 
 
 class Body(nn.Module):
@@ -100,6 +142,14 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {  # what is zero
     "other names": (lambda: Body(Own()), ["norm.gamma", "norm.beta"]),
     "a ParameterList": (lambda: Body(Listed()), ["norm.both.0", "norm.both.1"]),
     "on the network itself": (OnTheNetwork, ["gamma", "beta"]),
+    "by hand": (lambda: Body(ByHand()), ["norm.gamma", "norm.beta"]),
+    "after a norm without": (lambda: Body(Scaled()), ["norm.gamma", "norm.beta"]),
+    "without γ and β": (
+        lambda: Body(nn.BatchNorm2d(C, affine=False)),
+        ["conv.weight", "conv.bias", "norm.running_mean"],
+    ),
+    "in buffers": (lambda: Body(frozen()), ["norm.weight", "norm.bias"]),
+    "and a shift": (lambda: Body(Shifted()), ["norm.norm.weight", "norm.norm.bias", "norm.shift"]),
     "γ and β shared": (lambda: TwoViews(share_bias=True), ["one.weight", "one.bias"]),
     "γ shared, two β": (lambda: TwoViews(share_bias=False), ["one.weight", "one.bias", "two.bias"]),
 }
@@ -116,7 +166,7 @@ def test_it_is_pruned_exactly(case: str) -> None:
     gone = plan.cuts["conv.weight"][0]
     assert len(gone) == C // 2 and all(channels == gone for channels in plan.removed.values())
     with torch.no_grad():
-        named = dict(model.named_parameters())
+        named = dict(model.named_parameters()) | dict(model.named_buffers())
         for name in zeroed:
             named[name][gone] = 0
         expected, found = model.double()(X.double()), thin.double()(X.double())

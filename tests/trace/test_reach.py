@@ -72,7 +72,7 @@ def step_by_step(self: Any, x: Tensor) -> Tensor:
     state, steps = None, x.new_zeros(len(x), x.shape[-1], self.cell.hidden_size)
     for t in range(x.shape[-1]):
         state = self.cell(x[..., t], state)
-        steps[:, t] = state[0]  # type: ignore[index]
+        steps[:, t] = state[0]
     return steps
 
 

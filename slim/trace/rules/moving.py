@@ -46,6 +46,14 @@ def _blocks(old: tuple[int, ...], new: tuple[int, ...]) -> list[tuple[list[int],
     return blocks
 
 
+def _carried(old: tuple[int, ...], new: tuple[int, ...]) -> dict[int, int]:
+    """Return which dimension of `old` each one of `new` is, of those that a view leaves whole."""
+    blocks = (
+        [[d for d in dims if shape[d] > 1] for dims, shape in zip(block, (old, new))] for block in _blocks(old, new)
+    )
+    return {outs[0]: ins[0] for ins, outs in blocks if len(ins) == len(outs) == 1}
+
+
 @rule("view", "_unsafe_view", "reshape", "_reshape_alias", "_reshape_copy")
 def view(op: Op) -> Tensor:
     """Split dimensions and merge them. Splitting one into parts couples the parts."""
@@ -54,6 +62,7 @@ def view(op: Op) -> Tensor:
     codes = op.codes()
     if out.dtype != x.dtype and out.shape != x.shape:
         return no_rule(op)
+    pass_source(x, out, _carried(tuple(x.shape), tuple(out.shape)))
     if not codes:
         return out
     old, new = tuple(x.shape), tuple(out.shape)
@@ -118,7 +127,9 @@ def view_as_complex(op: Op) -> Tensor:
 def unsqueeze(op: Op) -> Tensor:
     codes = op.codes()
     at = op["dim"] % (op.input.dim() + 1)
-    return op.label(op.run(), {d + (d >= at): v for d, v in codes.items()})
+    out = op.label(op.run(), {d + (d >= at): v for d, v in codes.items()})
+    pass_source(op.input, out, {d + (d >= at): d for d in range(op.input.dim())})
+    return out
 
 
 @rule("squeeze", "squeeze_")
@@ -144,6 +155,9 @@ def expand(op: Op) -> Tensor:
             op.count(len(vector), vector)
         else:
             op.freeze(vector)
+    pass_source(
+        op.input, out, {d + shift: d for d in range(op.input.dim()) if out.shape[d + shift] == op.input.shape[d]}
+    )
     return op.label(out, result)
 
 

@@ -20,6 +20,7 @@ from slim.trace.codes import (
     fresh_from,
     mark_fresh,
     name_of,
+    origin_of,
     pass_source,
     set_codes,
     source_of,
@@ -64,15 +65,21 @@ def batch_norm(op: Op) -> Any:
             op.freeze(channels, f"{INDEXED} {layer}")
             chosen = codes_on(weight).get(0)
             channels = op.fresh(x.shape[1]) if chosen is None else chosen
+    before = OPEN if channels is None else channels.gate
     for t in own:
         channels = op.axis(t, 0, channels, f"{layer} has channels of fixed size")
     out = outs[0] if isinstance(outs, (list, tuple)) else outs
     if channels is not None:
         per_image = op.get("running_mean") is None and op.get("training", False)
-        gate = channels.gate if per_image and not own else OPEN  # of zeros without a spread are zeros
+        gate: Any = before if per_image and not own else OPEN  # of zeros without a spread are zeros
         kind = "BatchNorm" if source is None or name_of(weight) is not None else "InstanceNorm"  # which repeats its γ
         if weight is not None and op.produce(kind, (weight, 0), (op["bias"], 0)):
             gate, op.is_norm = BY_NORM, True
+        elif (
+            weight is op["bias"] is None and op.get("running_mean") is not None
+        ):  # of zeros less a mean of zero are zeros
+            gate = np.where(before == OPEN, OPEN, BY_PRODUCER)
+            op.scale(op["running_mean"], 0)
         channels = channels.with_gate(gate)
     op.label(out, {} if channels is None else {1: channels})
     return tuple(outs) if isinstance(outs, list) else outs
@@ -188,6 +195,11 @@ def _add_bias(op: Op, out: Tensor) -> None:
             mark_fresh(out, producer)
 
 
+def _is_bias(op: Op, t: Tensor) -> bool:
+    """Whether a layer's bias is added to what the layer gives: it is masked with that."""
+    return op.name in ("add", "add_") and t.dim() == 1 and any(fresh_from(x) for x in op.tensors)
+
+
 def combine(op: Op, out: Tensor) -> TensorCodes:
     """Return the codes of what operands that broadcast give, element by element."""
     held = [codes_on(t) if name_of(t) is not None else op.codes(t) for t in op.tensors]
@@ -223,10 +235,14 @@ def _combined(op: Op, taking: list[Taken | None], size: int, why: str) -> Codes 
             return None
         lead = op.fresh(size)
     zero: list[Codes | None] = [None] * len(taking)  # the codes of operands that may be zero
+    scales = {}  # the places of those that could be set to zero as well
     for place, taken in enumerate(taking):
         if taken is None:
             continue
         t, own, vector = taken
+        origin = origin_of(t)
+        if origin is not None and own in origin[1] and not _is_bias(op, t):
+            scales[place] = t, own
         if name_of(t) is not None:
             op.axis(t, own, lead, why)
         elif vector is None and t.stride(own) == 0:  # one value for all of them, spread by expand
@@ -236,7 +252,14 @@ def _combined(op: Op, taking: list[Taken | None], size: int, why: str) -> Codes 
         else:
             op.couple(lead, vector, why)
             zero[place] = vector
-    return lead.with_gate(_gate_of(op, zero, size))
+    gate = _gate_of(op, zero, size)
+    if scales and not np.any(gate):
+        zeros = tuple(p in scales or (v is not None and bool((v.gate != OPEN).all())) for p, v in enumerate(zero))
+        if keeps_zero(op, zeros):
+            gate = BY_PRODUCER
+            for tensor, dim in scales.values():
+                op.scale(tensor, dim)
+    return lead.with_gate(gate)
 
 
 def _gate_of(op: Op, operands: list[Codes | None], size: int) -> Ints | int:
