@@ -165,7 +165,9 @@ def _check_layers(record: Mapping[str, Any]) -> None:
     if masks is not None:
         zeroed = {tuple(lists[number]) for mask in masks.values() for number in mask.values()}
         lost = all(
-            {*lists[number]} <= {*lists[cuts[name][dim]]} for name, mask in masks.items() for dim, number in mask.items()
+            {*lists[number]} <= {*lists[cuts[name][dim]]}
+            for name, mask in masks.items()
+            for dim, number in mask.items()
         )
         if not lost or not {tuple(lists[number]) for number in record["removed"].values()} <= zeroed:
             raise _broken("its masks zero other channels than it removes")
