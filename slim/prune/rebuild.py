@@ -222,6 +222,8 @@ def resize(module: nn.Module) -> None:
         module.input_size = reading.shape[1]
         return
     weight: Any = getattr(module, "weight", None)
+    if weight is None and isinstance(module, nn.modules.batchnorm._NormBase):
+        weight = module.running_mean  # as long as the γ that it lacks
     if not isinstance(weight, Tensor):
         return
     if isinstance(module, nn.modules.conv._ConvNd):

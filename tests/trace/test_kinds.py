@@ -143,7 +143,7 @@ def test_arguments_in_another_order_are_refused_in_one_line() -> None:
         (lambda: slim.verify(thin, model, plan, X), "the plan isn't of this model: 0.weight is"),
         (lambda: slim.verify(model, plan, thin, X), "is a PruningPlan: expected a torch.nn.Module"),  # type: ignore
         (lambda: slim.verify(model, thin, X, plan), "plan is a Tensor: expected what slim.plan"),  # type: ignore
-        (lambda: plan.apply(None), "model is a NoneType"),  # type: ignore[arg-type]
+        (lambda: plan.apply(None), "model is of type NoneType"),  # type: ignore[arg-type]
     ]
     for refused, said in tries:
         with pytest.raises(slim.SlimError, match=said):
