@@ -33,6 +33,9 @@ def masked(model: nn.Module, removed: dict[str, list[int]]) -> nn.Module:
     model = copy.deepcopy(model)
     for name, channels in removed.items():
         holder, _, key = name.rpartition(".")
+        if key == "scale":  # a parameter of the network's own
+            model.get_parameter(name).data[channels] = 0
+            continue
         whole = key != "in_proj_weight"  # of nn.MultiheadAttention, which has no weight of its own
         layer: Any = model.get_submodule(name if whole else holder)
         weight, bias = (layer.weight, layer.bias) if whole else (layer.in_proj_weight, layer.in_proj_bias)
@@ -237,6 +240,7 @@ ZOO = {
     ),
     "called twice": lambda: net(_twice, again=cbr(16, 16)),
     "layer scale": lambda: _with_parameter(lambda s, x: s.after(x * s.scale)),
+    "added parameter": lambda: _with_parameter(lambda s, x: s.after(x + s.scale)),
     "kernel in a buffer": _with_buffer,
     "partial residual": lambda: net(_partial, small=cbr(16, 4), after=cbr(16, 16)),
     "stored split size": lambda: net(lambda s, x: s.st(x), st=Stored(16)),
@@ -269,7 +273,6 @@ TRAPS = {
         lambda: net(lambda s, x: s.a(x * torch.linalg.vector_norm(x, -torch.inf, 1, keepdim=True)), a=cbr(16, 16)),
         ["stem.1"],
     ),
-    "added parameter": (lambda: _with_parameter(lambda s, x: s.after(x + s.scale)), ["stem.1"]),
     "in place on a view": (lambda: net(lambda s, x: (x.view(-1).add_(1), s.a(x))[1], a=cbr(16, 16)), ["stem.1"]),
     "scaled by a constant table": (
         lambda: net(lambda s, x: s.a(x * torch.linspace(1, 2, 16).view(1, 16, 1, 1)), a=cbr(16, 16)),

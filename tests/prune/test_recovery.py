@@ -412,7 +412,7 @@ def test_inputs_of_any_form() -> None:
     [
         (torch.randn(3, 3, 10, 10), "at least 8"),
         (torch.randn(16, 4, 10, 10), "can't run on these images"),
-        ([], "a list images"),
+        ([], "there are no images: expected at least one batch"),
         (torch.ones(16, 3, 10, 10).index_fill(0, torch.tensor(5), torch.inf), "image 5 has values that aren't finite"),
     ],
 )
