@@ -31,7 +31,7 @@ from slim.deploy.bench.result import BenchReport
 from slim.deploy.bench.rows import BenchRow, cautions
 from slim.deploy.bench.runners import FileRunner
 from slim.deploy.load import OtherWork
-from slim.deploy.onnx import target
+from slim.deploy.onnx import file
 from slim.deploy.onnx.session import bound_run
 from slim.deploy.onnx.target import OnnxFile, OnnxRuntime
 from slim.deploy.onnx.write import Metadata
@@ -81,7 +81,7 @@ class Stage:
         self.shapes: list[tuple[int, ...]] = []
         self.collecting: set[bool] = set()
         self.milliseconds = milliseconds
-        monkeypatch.setattr(target, "open_session", self.open)
+        monkeypatch.setattr(file, "open_session", self.open)
         monkeypatch.setattr(FileRunner, "file_size", 1234)
         monkeypatch.setattr(time, "perf_counter_ns", lambda: self.now)
 

@@ -73,10 +73,12 @@ def of_timm() -> dict[str, Make]:
 
 
 OPTIMIZERS = of_torch() | of_timm()
+SLOW = "kron"  # its preconditioners take a minute and more on two cores
+CASES = [pytest.param(name, marks=pytest.mark.slow if SLOW in name else ()) for name in OPTIMIZERS]
 START_ANEW = {"torch:LBFGS"}  # its history is one vector over all parameters
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", CASES)
 def test_an_optimizer_trains_the_thin_network(name: str) -> None:
     model = network()
     optimizer, graph = OPTIMIZERS[name](model), "adahessian" in name
@@ -106,7 +108,16 @@ def test_an_optimizer_trains_the_thin_network(name: str) -> None:
     assert all(moved) and all(p.isfinite().all() for p in thin.parameters())
 
 
-@pytest.mark.parametrize("name", ["torch:Adam", "torch:SGD", "torch:Adafactor", "timm:kron", "timm:adahessian"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "torch:Adam",
+        "torch:SGD",
+        "torch:Adafactor",
+        pytest.param("timm:kron", marks=pytest.mark.slow),
+        "timm:adahessian",
+    ],
+)
 def test_state_is_that_of_the_channels_that_stay(name: str) -> None:
     """By hand, with the axes written out."""
     model = network()
