@@ -32,7 +32,7 @@ class Compared:
 
     @property
     def slower(self) -> bool:
-        """Whether it is slower, by more than an accident of the measurement."""
+        """Say whether it is slower, by more than an accident of the measurement."""
         return self.high < 1
 
     def to_dict(self) -> dict[str, Any]:
@@ -97,7 +97,7 @@ class Guarded:
 
     @property
     def slower(self) -> list[Compared]:
-        """The settings in which it is slower than the original."""
+        """Return the settings in which it is slower than the original."""
         return [each for each in self.compared if each.slower]
 
 

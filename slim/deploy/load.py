@@ -34,7 +34,7 @@ class OtherWork:
 
 
 def _seconds() -> tuple[float, float, float] | None:
-    """Seconds of all cores since the start: in all, not idle, and those of this process and its children."""
+    """Return seconds of all cores since the start: in all, not idle, and those of this process and its children."""
     try:
         lines = STAT.read_text(encoding="ascii").splitlines()
     except OSError:

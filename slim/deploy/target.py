@@ -57,7 +57,7 @@ class Batch:
 
     @property
     def example(self) -> int:
-        """A size to export with: torch.export takes a dimension of size 1 for a constant."""
+        """Return a size to export with: torch.export takes a dimension of size 1 for a constant."""
         return 2 * self.unit if self.multiples else self.unit
 
     def sizes(self, factors: tuple[int, ...]) -> list[int]:
@@ -111,7 +111,7 @@ class Kernel:
 
     @property
     def mixes(self) -> bool:
-        """Whether it reads one set of channels and makes another."""
+        """Say whether it reads one set of channels and makes another."""
         return self.kind in ("conv", "conv_transpose", "gemm")
 
     def group_count(self, reads: int, makes: int) -> int:
@@ -140,19 +140,19 @@ class Executable(Protocol):
 
     @property
     def provider(self) -> str:
-        """What it runs on, by the runtime's name."""
+        """Return what it runs on, by the runtime's name."""
 
     @property
     def inputs(self) -> Sequence[FileInput]:
-        """The inputs, in the order of `forward`."""
+        """Return the inputs, in the order of `forward`."""
 
     @property
     def batch(self) -> Batch:
-        """The batch sizes that it takes."""
+        """Return the batch sizes that it takes."""
 
     @property
     def metadata(self) -> Mapping[str, str]:
-        """What the file says of itself."""
+        """Return what the file says of itself."""
 
     def run(self, feed: Feed) -> list[np.ndarray]:
         """Return the outputs."""
@@ -176,7 +176,7 @@ class Target(Protocol):
 
     @property
     def identity(self) -> str:
-        """All that a measured time depends on, apart from what runs: one line."""
+        """Return all that a measured time depends on, apart from what runs: one line."""
 
     def export(self, model: "nn.Module", example_inputs: Any, path: Path) -> None:
         """Write `model` to `path` for any batch size, not checked yet. Raises SlimError where it can't be exported."""

@@ -58,7 +58,7 @@ class Gammas:
 
     @property
     def pressed(self) -> bool:
-        """Whether a penalty has been at work."""
+        """Say whether a penalty has been at work."""
         return self.near_zero >= PRESSED and self.spread > EQUAL
 
     def __str__(self) -> str:

@@ -116,7 +116,7 @@ class Budget(ABC):
 
     @property
     def requested(self) -> dict[str, float]:
-        """What was asked for, by name, as plans note it."""
+        """Return what was asked for, by name, as plans note it."""
         return {self.name: self.asked}
 
     def achieved(self, cost: float, whole: float) -> float:
@@ -199,17 +199,17 @@ class Costs:
 
     @cached_property
     def channels(self) -> "SumOfProducts":
-        """Prunable channels."""
+        """Return prunable channels."""
         return SumOfProducts(self.groups, [(1, [labels]) for labels in self.groups.labels.values()])
 
     @cached_property
     def params(self) -> "SumOfProducts":
-        """Parameters."""
+        """Return parameters."""
         return SumOfProducts(self.groups, [(1, self._dims(name)) for name in self.traced.parameters])
 
     @cached_property
     def flops(self) -> "SumOfProducts":
-        """FLOPs of the convolutions and matrix products of one forward pass: multiply-adds × 2."""
+        """Return FLOPs of the convolutions and matrix products of one forward pass: multiply-adds × 2."""
         products = [(2 * product.positions, product.dims) for product in self.traced.products]
         return SumOfProducts(self.groups, products)
 

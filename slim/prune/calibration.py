@@ -18,12 +18,12 @@ PIXELS = 128 * 224**2  # all activations of all images are held at once: about 3
 
 
 def fitting(images: int, image_size: Sequence[int]) -> int:
-    """How many of the `images` asked for fit in memory; `image_size` in pixels, (H, W)."""
+    """Return how many of the `images` asked for fit in memory; `image_size` in pixels, (H, W)."""
     return min(images, max(8, PIXELS // math.prod(image_size)))
 
 
 def drawn(images: Any, least: int, purpose: str) -> tuple[Any, int]:
-    """The images in a random order, the same each time, and how many there are; of more than fit in memory some.
+    """Return the images in a random order, the same each time, and how many there are; of more than fit in memory some.
 
     `images`: a batch, as the network takes it: a tensor [N, …], or a tuple or dict of tensors with N first; or batches,
     such as a DataLoader, of which the first ones are taken, `MOST` images or more. Raises SlimError where it is no such
@@ -47,7 +47,7 @@ def drawn(images: Any, least: int, purpose: str) -> tuple[Any, int]:
 
 
 def part(images: Any, which: slice | Tensor | EllipsisType, device: torch.device | None = None) -> Any:
-    """Some of a batch of images."""
+    """Return some of a batch of images."""
 
     def of(tensor: Tensor) -> Tensor:
         if tensor.dim():
@@ -59,7 +59,8 @@ def part(images: Any, which: slice | Tensor | EllipsisType, device: torch.device
 
 @contextmanager
 def running(who: str) -> Iterator[None]:
-    """A forward pass over the images. What it raises becomes a SlimError of one line: `who` can't run on them."""
+    """Return a forward pass over the images. What it raises becomes a SlimError of one line: `who` can't run on
+    them."""
     try:
         yield
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:

@@ -40,12 +40,12 @@ class Choice:
 
     @property
     def least(self) -> Ints:
-        """The number of groups of each pattern that are safe."""
+        """Return the number of groups of each pattern that are safe."""
         return np.bincount(self.groups.pattern, weights=self.safe).astype(np.int64)
 
     @property
     def scores(self) -> Floats:
-        """What groups are compared by across the network."""
+        """Return what groups are compared by across the network."""
         if self.rules.scope == "global":
             return self.groups.score
         if self.rules.scope == "isomorphic":
@@ -57,7 +57,7 @@ class Choice:
 
     @property
     def units(self) -> Ints:
-        """How many groups of each pattern make a whole step of rounding."""
+        """Return how many groups of each pattern make a whole step of rounding."""
         return self.rules.units(self.groups)
 
 

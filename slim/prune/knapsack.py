@@ -64,7 +64,7 @@ class Extent:
     by_item: dict[int, float]
 
     def at(self, keep: Ints, item: int, counts: Ints) -> Ints:
-        """The number where `keep` groups of each item stay, but `counts` of `item`."""
+        """Return the number where `keep` groups of each item stay, but `counts` of `item`."""
         total = self.fixed + sum(share * keep[other] for other, share in self.by_item.items() if other != item)
         return np.rint(total + self.by_item.get(item, 0.0) * counts).astype(np.int64)
 
@@ -80,7 +80,7 @@ class Term:
 
     @property
     def items(self) -> set[int]:
-        """The items that it depends on."""
+        """Return the items that it depends on."""
         return self.reads.by_item.keys() | self.makes.by_item.keys()
 
 
@@ -92,7 +92,8 @@ def by_value_for_cost(
     terms: Sequence[Term],
     by_flops: bool = False,
 ) -> list[tuple[int, int]]:
-    """The order in which items shrink: (item, how many of it stay from here on), until every item is at its least.
+    """Return the order in which items shrink: (item, how many of it stay from here on), until every item is at its
+    least.
 
     `worth[item][n]` is the value of the best n groups of an item; `start` and `least` are how many there are and how
     many stay in any case; an item stops at multiples of `steps`. The sum of `terms` is the cost.
@@ -145,13 +146,13 @@ def by_value_for_cost(
 
 
 def _stops(now: int, least: int, step: int) -> Ints:
-    """The numbers below `now` at which an item may stop, highest first; never none."""
+    """Return the numbers below `now` at which an item may stop, highest first; never none."""
     last = -(-max(least, 1) // step) * step
     return np.arange((now - 1) // step * step, last - 1, -step)
 
 
 def sizes_after(order: Sequence[tuple[int, int]], start: Ints) -> Ints:
-    """How many of each item stay after steps of an order."""
+    """Return how many of each item stay after steps of an order."""
     keep = start.copy()
     for item, left in order:
         keep[item] = left
@@ -176,7 +177,7 @@ def within(
     worth: Sequence[Floats],
     cost: Callable[[Ints], float],
 ) -> Sizes:
-    """The numbers of groups to keep of each item that fit in a budget; all steps of the order where none do.
+    """Return the numbers of groups to keep of each item that fit in a budget; all steps of the order where none do.
 
     `order`, `start` and `worth` are those of `by_value_for_cost`, and `cost` is for numbers of groups.
 

@@ -104,7 +104,7 @@ class _Search:
         self.evaluations = 1
 
     def keeps(self, share: float) -> bool:
-        """Whether the network of this share keeps the budget."""
+        """Say whether the network of this share keeps the budget."""
         try:
             plan = self.budget.by(share).meet(self.planner)
         except NothingToPrune:

@@ -70,7 +70,7 @@ class PruningPlan:
     # -- use -----------------------------------------------------------------------------------------------------------
 
     def apply(self, model: nn.Module) -> nn.Module:
-        """A new, thinner model; `model` is untouched. Raises SlimError where the plan is for another model."""
+        """Return a new, thinner model; `model` is untouched. Raises SlimError where the plan is for another model."""
         check_type("model", model, "a torch.nn.Module", nn.Module)
         named = dict(named_tensors(model))
         for name, shape in self.shapes.items():
@@ -81,7 +81,7 @@ class PruningPlan:
 
     @property
     def change(self) -> Change:
-        """What the plan does to a model, for `slim.prune.rebuild`."""
+        """Return what the plan does to a model, for `slim.prune.rebuild`."""
         chosen = {}
         for bn in self.selects:
             gone = set(self.removed.get(bn, []))
@@ -98,12 +98,12 @@ class PruningPlan:
 
     @property
     def ratio_requested(self) -> float | None:
-        """The share of channels asked for, where a ratio was asked for."""
+        """Return the share of channels asked for, where a ratio was asked for."""
         return self.requested.get("ratio")
 
     @property
     def ratio_achieved(self) -> float:
-        """The share of all channels that count (see `kinds`) that the plan removes, 0 to 1."""
+        """Return the share of all channels that count (see `kinds`) that the plan removes, 0 to 1."""
         before, after = self.totals["channels"]
         return 1 - after / before
 
@@ -146,7 +146,7 @@ class PruningPlan:
 
     @classmethod
     def from_dict(cls, d: Mapping[str, Any]) -> "PruningPlan":
-        """The plan that `to_dict` gave. Raises SlimError where it isn't one."""
+        """Return the plan that `to_dict` gave. Raises SlimError where it isn't one."""
         check_record(d)
         indices = [list(entry) for entry in d["indices"]]
         of_norms = {f"{bn}.{key}": {"0": i} for bn, i in d["removed"].items() for key in ("weight", "bias")}
@@ -189,7 +189,7 @@ class PruningPlan:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of what the plan removes, as hex: equal for equal prunings."""
+        """Return SHA-256 of what the plan removes, as hex: equal for equal prunings."""
         content = [self.removed, {n: {str(d): v for d, v in c.items()} for n, c in self.cuts.items()}, self.sizes]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -217,7 +217,8 @@ class PruningPlan:
         return table
 
     def summary(self) -> str:
-        """One line: channels, parameters and FLOPs, before and after, what layers were rounded to, what was timed."""
+        """Return one line: channels, parameters and FLOPs, before and after, what layers were rounded to, what was
+        timed."""
         said = []
         for kind, (before, after) in self.totals.items():
             said.append(f"{kind} {before:,} → {after:,} ({1 - after / max(before, 1):.1%} fewer)")

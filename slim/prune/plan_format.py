@@ -63,7 +63,7 @@ def _is_count(value: Any) -> bool:
 
 
 def _is_size(value: Any) -> bool:
-    """A whole number that a module keeps, or several."""
+    """Return a whole number that a module keeps, or several."""
     return all(map(_is_count, value)) if isinstance(value, list | tuple) else _is_count(value)
 
 

@@ -41,7 +41,7 @@ _selecting: dict[type, type] = {}
 
 
 def selecting(kind: type[nn.Module]) -> type[nn.Module]:
-    """The subclass of a BatchNorm class that selects its channels."""
+    """Return the subclass of a BatchNorm class that selects its channels."""
     if issubclass(kind, Select):
         return kind
     if kind not in _selecting:
@@ -55,7 +55,7 @@ def _revive(kind: type[nn.Module]) -> nn.Module:
 
 
 def kept(size: int, removed: list[int], device: torch.device | None = None) -> Tensor:
-    """The indices of `size` channels that stay when `removed` go."""
+    """Return the indices of `size` channels that stay when `removed` go."""
     stays = np.ones(size, bool)
     stays[removed] = False
     return torch.from_numpy(np.flatnonzero(stays)).to(device)
@@ -64,8 +64,8 @@ def kept(size: int, removed: list[int], device: torch.device | None = None) -> T
 def thin_tensor(
     tensor: Tensor, cuts: Mapping[int, list[int]], known: dict[tuple[int, int, torch.device], Tensor] | None = None
 ) -> Tensor:
-    """A copy of `tensor` without the removed indices along each dimension; memory format kept. An index is numbered
-    anew where channels that it reads are removed (`NUMBERED` in place of a dimension).
+    """Return a copy of `tensor` without the removed indices along each dimension; memory format kept. An index is
+    numbered anew where channels that it reads are removed (`NUMBERED` in place of a dimension).
 
     Many tensors lose the same channels: `known` remembers the indices that stay, by the list of those that go.
     """
@@ -109,7 +109,7 @@ class Change:
 
 
 def rebuild(model: nn.Module, change: Change) -> nn.Module:
-    """A thinner copy of `model`.
+    """Return a thinner copy of `model`.
 
     Mode, device, dtype, memory format and `requires_grad` stay as they are. Raises SlimError where a name or a shape
     doesn't fit the model.
@@ -210,7 +210,7 @@ def _check_whole(name: str, module: nn.Module) -> None:
 
 
 def _owner(name: str) -> str:
-    """The name of the module whose tensor this is; of a parametrization, of the module that has it."""
+    """Return the name of the module whose tensor this is; of a parametrization, of the module that has it."""
     holder, parametrized, _ = f".{name}".partition(".parametrizations.")
     return holder[1:] if parametrized else name.rpartition(".")[0]
 

@@ -48,7 +48,7 @@ class Reader:
         self._rows, self._shares, self._reads = np.zeros((3, GATHERED, len(labels)))
 
     def costs(self) -> Floats:
-        """Share of the layer's variance that is missed for good when a channel goes; 0 for one that has gone."""
+        """Return share of the layer's variance that is missed for good when a channel goes; 0 for one that has gone."""
         out = np.zeros(len(self.labels))
         np.divide(self._weight.clip(0), self._left * self.total, out=out, where=self._left > 0)
         return out
@@ -127,7 +127,7 @@ def _cheapest_first(readers: Sequence[Reader], free: NDArray[np.int64], savings:
 
 
 def _readers(model: nn.Module, traced: Trace, images: Any) -> list[Reader]:
-    """The layers that read free channels, with second moments of their input over `images`."""
+    """Return the layers that read free channels, with second moments of their input over `images`."""
     found: dict[str, list[Reader]] = {}
 
     def visit(layer: LayerCall) -> Tensor:
@@ -145,8 +145,8 @@ def _readers(model: nn.Module, traced: Trace, images: Any) -> list[Reader]:
 
 
 def _places(labels: NDArray[np.int64]) -> int:
-    """How many features of a linear layer each channel of the map before it fills, where it reads a flattened map: then
-    it is a convolution whose kernel is as large as the map. 1 where it doesn't."""
+    """Return how many features of a linear layer each channel of the map before it fills, where it reads a flattened
+    map: then it is a convolution whose kernel is as large as the map. 1 where it doesn't."""
     ends = np.flatnonzero(np.diff(labels))
     size = int(ends[0]) + 1 if len(ends) else 1
     even = len(labels) % size == 0 and (labels.reshape(-1, size) == labels[::size, None]).all()
@@ -154,7 +154,7 @@ def _places(labels: NDArray[np.int64]) -> int:
 
 
 def _split(layer: LayerCall, labels: NDArray[np.int64]) -> list[Reader]:
-    """A layer's groups. A depthwise layer reads each channel alone and passes it on: it has none."""
+    """Return a layer's groups. A depthwise layer reads each channel alone and passes it on: it has none."""
     x, weight = layer.input, layer.arguments["weight"].detach()
     groups = layer.arguments.get("groups", 1)
     if groups > 1 and groups == x.shape[1]:

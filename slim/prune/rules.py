@@ -48,7 +48,7 @@ class Rules:
 
     @property
     def by_cost(self) -> bool:
-        """Whether sizes follow from what they cost on a runtime, as far as its whole steps meet the budget."""
+        """Say whether sizes follow from what they cost on a runtime, as far as its whole steps meet the budget."""
         return not isinstance(self.round_to, int | None)
 
     def rounding(self, groups: Groups) -> str:

@@ -47,7 +47,7 @@ class Sensitive:
 
     @property
     def name(self) -> str:
-        """The first layer, and how many go with it."""
+        """Return the first layer, and how many go with it."""
         return self.layers[0] + (f" + {len(self.layers) - 1}" if len(self.layers) > 1 else "")
 
 
@@ -100,7 +100,7 @@ class Sensitivity:
         return "\n".join(lines + ([] if self.complete else ["… not measured yet: the time limit came first"]))
 
     def _repr_html_(self) -> str:
-        """The table as HTML, redder where more is lost."""
+        """Return the table as HTML, redder where more is lost."""
         worst = max((self.lost(v) for g in self.groups for v in g.recovered or g.pruned if v == v), default=0.0)
         rows = []
         for group in self.groups:

@@ -135,5 +135,5 @@ def _pairs(batches: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def _is_list_of_samples(targets: Any) -> TypeGuard[list[Any]]:
-    """Whether targets are one object for each sample, as of detection, not tensors over the batch."""
+    """Say whether targets are one object for each sample, as of detection, not tensors over the batch."""
     return isinstance(targets, list) and not any(isinstance(target, Tensor) for target in targets)

@@ -151,7 +151,7 @@ def _same_function(
 
 
 def _candidates(model: nn.Module, example_inputs: Any, device: torch.device, dtype: torch.dtype | None) -> list[Any]:
-    """What to run the networks on, the best first: many samples, none like another, if the model takes such."""
+    """Return what to run the networks on, the best first: many samples, none like another, if the model takes such."""
     sizes = [_repeated(example_inputs), example_inputs]
     if _elements(example_inputs) > ENOUGH:
         smaller = _smaller(model, example_inputs)
@@ -174,8 +174,8 @@ def _repeated(inputs: Any) -> Any:
 
 
 def _smaller(model: nn.Module, inputs: Any) -> Any | None:
-    """A part of large images or volumes on which the model takes the same steps, none of them over a single place
-    where it was over several; None where there is none."""
+    """Return a part of large images or volumes on which the model takes the same steps, none of them over a single
+    place where it was over several; None where there is none."""
     images = [tensor for tensor in find_tensors(inputs).values() if tensor.dim() > 3]
     if len(images) != 1:
         return None
@@ -191,7 +191,7 @@ def _smaller(model: nn.Module, inputs: Any) -> Any | None:
 
 
 def _cut(image: Tensor, start: Any, tensor: Tensor) -> Tensor:
-    """The start of what is the image; any other tensor as it is."""
+    """Return the start of what is the image; any other tensor as it is."""
     return tensor[start] if tensor is image else tensor
 
 
@@ -211,7 +211,7 @@ class _Recorder(Tracer):
 
 
 def _steps(model: nn.Module, inputs: Any) -> Steps:
-    """The steps that a model takes, without arithmetic; none where forward code looks at values."""
+    """Return the steps that a model takes, without arithmetic; none where forward code looks at values."""
     traced = Trace(Classes(), meta_copy=meta_copy(model), inputs=as_meta(inputs))
     recorder = _Recorder(traced)
     try:
@@ -228,8 +228,8 @@ def _same_steps(small: Steps, large: Steps) -> bool:
 
 
 def _reference(masked: nn.Module, candidates: list[Any], plan: PruningPlan) -> tuple[Any, list[tuple[str, Tensor]]]:
-    """The first inputs to which BatchNorm statistics can be fitted, or else that the model can run on; and what it
-    gives."""
+    """Return the first inputs to which BatchNorm statistics can be fitted, or else that the model can run on; and what
+    it gives."""
     before = _statistics(masked)
     for fitted in (True, False):
         for inputs in candidates:
@@ -247,7 +247,8 @@ def _reference(masked: nn.Module, candidates: list[Any], plan: PruningPlan) -> t
 
 
 def _converted(network: nn.Module, dtype: torch.dtype | None) -> nn.Module:
-    """A copy of the network in another dtype of floats, its complex numbers as precise. What is shared stays shared."""
+    """Return a copy of the network in another dtype of floats, its complex numbers as precise. What is shared stays
+    shared."""
 
     def converted(tensor: Tensor) -> Tensor:
         kind = tensor.dtype
@@ -299,7 +300,7 @@ def _same_weights(model: nn.Module, thin: nn.Module, plan: PruningPlan) -> None:
 
 
 def _with_noise(tensor: Tensor) -> Tensor:
-    """The input with noise, so that no two samples are alike."""
+    """Return the input with noise, so that no two samples are alike."""
     if not tensor.is_floating_point():
         return tensor
     noise = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(0), dtype=tensor.dtype).to(tensor.device)
@@ -334,7 +335,7 @@ def _fitting(model: nn.Module) -> Intercept:
 
 
 def _statistics(model: nn.Module) -> dict[str, Tensor]:
-    """The statistics of all BatchNorms, copied."""
+    """Return the statistics of all BatchNorms, copied."""
     return {n: b.clone() for n, b in named_tensors(model) if n.endswith(STATISTICS)}
 
 
@@ -353,7 +354,7 @@ def _copy_statistics(masked: nn.Module, thinner: nn.Module, plan: PruningPlan) -
 
 
 def _cuts_by_tensor(model: nn.Module, plan: PruningPlan) -> dict[int, Mapping[int, list[int]]]:
-    """What the plan cuts of each tensor, which may have several names, by its id."""
+    """Return what the plan cuts of each tensor, which may have several names, by its id."""
     return {id(tensor): plan.cuts[name] for name, tensor in all_tensors(model) if name in plan.cuts}
 
 
@@ -365,7 +366,7 @@ def _activations(
     *,
     keep_statistics: bool = False,
 ) -> list[tuple[str, Tensor]]:
-    """What every layer with weights gives, in order, then the outputs; with a plan, its kept channels only. With
+    """Return what every layer with weights gives, in order, then the outputs; with a plan, its kept channels only. With
     `noise` every layer rounds otherwise. The model's state is put back, but for `keep_statistics` of its BatchNorms."""
     seen: list[tuple[str, Tensor]] = []
 
@@ -413,7 +414,8 @@ def _compare(
     limit: float,
     ill_conditioned: Collection[int] = (),
 ) -> float:
-    """The largest relative difference, but for the `ill_conditioned` places. Raises at the first over the limit."""
+    """Return the largest relative difference, but for the `ill_conditioned` places. Raises at the first over the
+    limit."""
     worst = 0.0
     there: dict[str, list[Tensor]] = {}
     for name, tensor in found:
@@ -442,8 +444,8 @@ def _compare(
 
 
 def _differing(expected: list[tuple[str, Tensor]], otherwise: list[tuple[str, Tensor]], limit: float) -> set[int]:
-    """Where the original differs from itself when its layers round otherwise: what follows from the order of equal
-    numbers, as a detector's choice of boxes may, can't be compared."""
+    """Return where the original differs from itself when its layers round otherwise: what follows from the order of
+    equal numbers, as a detector's choice of boxes may, can't be compared."""
     differing = set(range(len(otherwise), len(expected)))
     for place, ((name, a), (other, b)) in enumerate(zip(expected, otherwise)):
         if name != other or a.shape != b.shape or not _difference(a, b) <= limit:
@@ -452,7 +454,7 @@ def _differing(expected: list[tuple[str, Tensor]], otherwise: list[tuple[str, Te
 
 
 def _difference(a: Tensor, b: Tensor) -> float:
-    """The largest difference relative to the largest value; infinite where integers differ."""
+    """Return the largest difference relative to the largest value; infinite where integers differ."""
     if not a.numel() or not a.is_floating_point():
         return 0.0 if torch.equal(a, b) else math.inf
     scale = a.abs().max()

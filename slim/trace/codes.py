@@ -66,7 +66,7 @@ class Codes:
 
     @property
     def common_gate(self) -> int | None:
-        """The gate of all channels; None where they differ, or aren't known to be alike."""
+        """Return the gate of all channels; None where they differ, or aren't known to be alike."""
         return self._gate
 
     def ungated(self) -> "Codes":
@@ -117,7 +117,7 @@ class Codes:
 
     @property
     def columns(self) -> "Codes":
-        """The transpose of a grid."""
+        """Return the transpose of a grid."""
         return Codes(self._bits.T, self._gate)
 
     def reshape(self, *shape: int) -> "Codes":

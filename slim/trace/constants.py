@@ -115,7 +115,7 @@ def _is_small(args: Any, kwargs: dict[str, Any]) -> bool:
 
 
 def _indices(index: Any) -> Any:
-    """An index whose lists are tensors with data."""
+    """Return an index whose lists are tensors with data."""
     if isinstance(index, tuple):
         return tuple(_indices(each) for each in index)
     return torch.tensor(index) if isinstance(index, list) and index and not isinstance(index[0], Tensor) else index

@@ -152,7 +152,7 @@ def clone(
 
 
 def _is_simple(kind: type) -> bool:
-    """Whether the class leaves copying to its attributes."""
+    """Say whether the class leaves copying to its attributes."""
     return not hasattr(kind, "__deepcopy__") and kind.__reduce_ex__ is object.__reduce_ex__
 
 
@@ -195,7 +195,7 @@ def _copied_container(value: Any, memo: dict[int, Any]) -> Any:
 
 
 def _copied_attributes(value: Any, memo: dict[int, Any]) -> Any:
-    """An object that deepcopy refuses, copied attribute by attribute where it is plain enough, else itself."""
+    """Return an object that deepcopy refuses, copied attribute by attribute where it is plain enough, else itself."""
     if not isinstance(getattr(value, "__dict__", None), dict) or not _is_simple(type(value)):
         return value
     try:
@@ -208,7 +208,7 @@ def _copied_attributes(value: Any, memo: dict[int, Any]) -> Any:
 
 
 def _rebound(function: FunctionType, memo: dict[int, Any]) -> FunctionType:
-    """The function with the copies of what it captured of the model: forward code in a closure runs the copy."""
+    """Return the function with the copies of what it captured of the model: forward code in a closure runs the copy."""
 
     def captured(value: Any) -> Any:
         if isinstance(value, FunctionType | MethodType):

@@ -114,7 +114,7 @@ class Labeller:
 
     @property
     def number(self) -> int:
-        """The place of the operator at hand among those executed."""
+        """Return the place of the operator at hand among those executed."""
         return len(self.executed) - 1
 
     def could_be_read(self, options: Sequence[object], shapes: object, codes: Codes) -> None:

@@ -77,7 +77,7 @@ class Op:
 
     @property
     def name(self) -> str:
-        """The operator's name, without namespace and overload: "add", "relu_"."""
+        """Return the operator's name, without namespace and overload: "add", "relu_"."""
         return self.operator.name
 
     @property
@@ -86,12 +86,12 @@ class Op:
 
     @property
     def where(self) -> str:
-        """The operator and the layer before it, for reasons: "softmax after features.3"."""
+        """Return the operator and the layer before it, for reasons: "softmax after features.3"."""
         return f"{self.name} after {self.labeller.place}"
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """All arguments by their names in the operator's schema, defaults included."""
+        """Return all arguments by their names in the operator's schema, defaults included."""
         if self._named is None:
             defaults = self.operator.defaults
             self._named = {**defaults, **dict(zip(defaults, self.args)), **self.kwargs}
@@ -106,17 +106,17 @@ class Op:
 
     @property
     def input(self) -> Any:
-        """The first argument."""
+        """Return the first argument."""
         return self.args[0] if self.args else next(iter(self.arguments.values()))
 
     @property
     def others(self) -> list[Tensor]:
-        """The tensors among the arguments but for the first argument."""
+        """Return the tensors among the arguments but for the first argument."""
         return tensors_in(self.args[1:], self.kwargs)
 
     @property
     def labelled(self) -> bool:
-        """Whether any tensor follows channels."""
+        """Say whether any tensor follows channels."""
         return any(name_of(t) is not None or codes_on(t) for t in self.tensors)
 
     def run(self) -> Any:

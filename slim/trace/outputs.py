@@ -70,7 +70,7 @@ def _children(item: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _attributes(item: Any) -> Iterator[tuple[str, Any]]:
-    """What an object holds in its `__dict__` and its slots; properties aren't called."""
+    """Return what an object holds in its `__dict__` and its slots; properties aren't called."""
     with suppress(TypeError):  # one that has no `__dict__`
         yield from list(vars(item).items())
     for kind in type(item).__mro__:

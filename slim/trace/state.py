@@ -109,7 +109,7 @@ class State:
         return {n: t for n, t in found.items() if n in self.tensors and t is not self.tensors[n]}
 
     def _is_filled(self, value: Any) -> bool:
-        """Whether a container of an attribute holds something else than before."""
+        """Say whether a container of an attribute holds something else than before."""
         if type(value) not in _CONTAINERS or id(value) not in self._containers or isinstance(value, set):
             return False
         before = self._containers[id(value)][1]

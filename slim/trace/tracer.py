@@ -109,14 +109,14 @@ class Trace:
 
     @property
     def producers(self) -> dict[str, Producer]:
-        """What can be ranked, and is zero where a channel is masked: norms with a scale, and the convolutions and
-        linear layers of channels that no norm gates on their way to every reader. Only BatchNorms are there although
-        none of their channels can go."""
+        """Return what can be ranked, and is zero where a channel is masked: norms with a scale, and the convolutions
+        and linear layers of channels that no norm gates on their way to every reader. Only BatchNorms are there
+        although none of their channels can go."""
         relied = np.zeros(len(self.classes), bool)
         relied[self.classes.roots(np.concatenate([*self.relied, np.zeros(0, np.int64)]))] = True
 
         def gates(producer: Producer) -> bool:
-            """Whether channels that can go, or that are kept on request, need this producer's zeros."""
+            """Say whether channels that can go, or that are kept on request, need this producer's zeros."""
             free = producer.labels[~self.classes.frozen(producer.labels)]
             needed = len(free) > 0 and (producer.is_norm or bool(relied[self.classes.roots(free)].any()))
             return needed or self.classes.reason(int(producer.labels[0])) == KEPT
@@ -129,12 +129,12 @@ class Trace:
 
     @property
     def norms(self) -> dict[str, Ints]:
-        """The labels of every BatchNorm that has a scale γ."""
+        """Return the labels of every BatchNorm that has a scale γ."""
         return {name: norm.labels for name, norm in self.made.items() if norm.kind == "BatchNorm"}
 
     @property
     def free(self) -> int:
-        """The number of channels that can go, over all that makes some."""
+        """Return the number of channels that can go, over all that makes some."""
         return sum(int((~self.classes.frozen(producer.labels)).sum()) for producer in self.made.values())
 
     def settle(self, labels: Ints, reason: str) -> "Trace":

@@ -32,7 +32,7 @@ DEEPEST = 8  # levels of a mapping or a list within a setting
 
 
 def setting(default: Any, help: str, within: str = "") -> Any:
-    """A dataclass field with its help text and its range in interval notation, such as "[0, 1)"."""
+    """Return a dataclass field with its help text and its range in interval notation, such as "[0, 1)"."""
     return field(default=default, metadata=about(help, within))
 
 
@@ -102,7 +102,7 @@ class ModelConfig:
 
     @property
     def trained(self) -> bool:
-        """Whether it comes with weights: those that are named, or those of a repository on the Hub."""
+        """Say whether it comes with weights: those that are named, or those of a repository on the Hub."""
         return self.weights is not None or self.arch.startswith("hf-hub:")
 
 
@@ -362,7 +362,7 @@ class Setting:
 
 @cache
 def settings() -> dict[str, Setting]:
-    """Every setting by its dotted key, in the order of the file."""
+    """Return every setting by its dotted key, in the order of the file."""
     return {s.key: s for s in _walk(RunConfig(), "")}
 
 
@@ -409,7 +409,7 @@ def _check_extent(values: Any) -> None:
 
 
 def updated(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
-    """A copy of `config` with nested `values` in place of its own, every one of them checked.
+    """Return a copy of `config` with nested `values` in place of its own, every one of them checked.
 
     Raises SlimError for an unknown key (naming the nearest), a wrong type, or a value out of range.
     """
@@ -458,7 +458,7 @@ def without_permissions(stored: RunConfig, own: DataConfig | None = None) -> Run
 
 
 def unknown_key(key: str) -> SlimError:
-    """The error for a setting that doesn't exist: its namesakes elsewhere, or the nearest of its section."""
+    """Return the error for a setting that doesn't exist: its namesakes elsewhere, or the nearest of its section."""
     section, _, name = key.rpartition(".")
     known = {*settings(), *(f.name for f in dataclasses.fields(RunConfig))}
     siblings = [k for k in known if k.rpartition(".")[0] == section]
@@ -506,7 +506,7 @@ _MISFIT = object()
 
 
 def _converted(value: Any, kind: Any) -> Any:
-    """`value` as an instance of the type `kind`, or _MISFIT. 2 and 2.0 are alike; bool is no number."""
+    """Return `value` as an instance of the type `kind`, or _MISFIT. 2 and 2.0 are alike; bool is no number."""
     origin, args = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
         return next((v for v in (_converted(value, a) for a in args) if v is not _MISFIT), _MISFIT)
@@ -554,7 +554,7 @@ def in_words(interval: str) -> str:
 
 
 def describe(kind: Any) -> str:
-    """A setting's type in words."""
+    """Return a setting's type in words."""
     origin, args = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
         return " or ".join(describe(a) for a in args)
@@ -569,5 +569,5 @@ def describe(kind: Any) -> str:
 
 
 def to_yaml(config: RunConfig) -> str:
-    """The whole configuration as YAML, which `read` and `updated` turn into the same configuration again."""
+    """Return the whole configuration as YAML, which `read` and `updated` turn into the same configuration again."""
     return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)

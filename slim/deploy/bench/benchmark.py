@@ -99,7 +99,7 @@ def _rows(
     warmup: int,
     memory: bool,
 ) -> tuple[list[BenchRow], float]:
-    """The rows of one number of threads, and the share of the machine that others took while it was busiest."""
+    """Return the rows of one number of threads, and the share of the machine that others took while it was busiest."""
     times, busiest = {}, 0.0
     for batch_size in dict.fromkeys(size for sizes in taken.values() for size in sizes):
         calls = {name: runner.prepare(batch_size) for name, runner in runners.items() if batch_size in taken[name]}

@@ -40,7 +40,7 @@ def peak_memory(runner: Runner, batch_sizes: Sequence[int]) -> dict[int, int]:
 
 
 def _search_path() -> list[str]:
-    """Where this process finds modules, the working folder last."""
+    """Return where this process finds modules, the working folder last."""
     here = os.getcwd()
     return sorted((os.path.abspath(entry) for entry in sys.path), key=lambda entry: entry == here)
 
@@ -65,6 +65,6 @@ def report(task: BinaryIO) -> None:
 
 
 def _status(key: str) -> int:
-    """Bytes. Not getrusage: its peak is inherited from the process that started this one."""
+    """Return bytes. Not getrusage: its peak is inherited from the process that started this one."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))

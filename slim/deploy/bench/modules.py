@@ -53,7 +53,7 @@ class TorchRunner:
 
     @property
     def measures_memory(self) -> bool:
-        """A compiler's memory would count."""
+        """Return a compiler's memory would count."""
         return not self.compiled
 
     @property

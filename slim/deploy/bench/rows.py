@@ -37,7 +37,7 @@ class BenchRow:
 
     @property
     def differs(self) -> bool:
-        """Whether the interval leaves out 1: the difference from the first is no accident of this measurement."""
+        """Say whether the interval leaves out 1: the difference from the first is no accident of this measurement."""
         if self.speedup_low is None or self.speedup_high is None:
             return False
         return not self.speedup_low <= 1 <= self.speedup_high

@@ -23,19 +23,19 @@ class Runner(Protocol):
 
     @property
     def provider(self) -> str:
-        """What it runs on, by onnxruntime's name."""
+        """Return what it runs on, by onnxruntime's name."""
 
     @property
     def batch(self) -> Batch:
-        """The batch sizes that it takes."""
+        """Return the batch sizes that it takes."""
 
     @property
     def file_size(self) -> int | None:
-        """Bytes, where the network has a file."""
+        """Return bytes, where the network has a file."""
 
     @property
     def measures_memory(self) -> bool:
-        """Whether what it takes in a process of its own says what the network takes."""
+        """Say whether what it takes in a process of its own says what the network takes."""
 
     @property
     def shapes(self) -> list[Shape]:
@@ -124,8 +124,8 @@ class FileRunner:
         return feed
 
     def _sizes(self, entry: FileInput) -> list[int]:
-        """The shape of an input after the batch; what it leaves open is the image size asked for, or the one that
-        slim.export_onnx noted."""
+        """Return the shape of an input after the batch; what it leaves open is the image size asked for, or the one
+        that slim.export_onnx noted."""
         sizes = list(entry.shape[1:])
         noted: list[int] = []
         with contextlib.suppress(ValueError, KeyError):

@@ -140,7 +140,7 @@ def _as_measured(found: list[Operator], traced: Trace, table: "TimeTable") -> li
 
 
 def _full(operator: Operator) -> tuple[int, int]:
-    """The channels that an operator reads and makes where none are pruned."""
+    """Return the channels that an operator reads and makes where none are pruned."""
     reads, makes = (size if isinstance(size, int) else len(size) for size in (operator.reads, operator.makes))
     return (reads if operator.kernel.mixes else makes), makes
 
@@ -199,7 +199,7 @@ def _probes() -> Iterator[SizedKernel]:
 
 
 def _widths(table: "TimeTable") -> dict[str, tuple[int, int]]:
-    """The widths of the steps in which each kind of kernel climbs, in channels read and made."""
+    """Return the widths of the steps in which each kind of kernel climbs, in channels read and made."""
     found = {
         place: quantum(PROBED, [table[kernel, reads or count, makes or count] for count in PROBED])
         for place, (kernel, reads, makes) in LINES.items()

@@ -133,7 +133,7 @@ class Recorder(Tracer):
         return int(tensor.shape[dim]) if codes is None else codes.labels
 
     def _dim(self, tensor: Tensor) -> int:
-        """The channel dimension: the first whose size follows a layer's channels, else the second."""
+        """Return the channel dimension: the first whose size follows a layer's channels, else the second."""
         return min((d for d in self.codes(tensor) if d), default=min(1, tensor.dim() - 1))
 
     def _batch(self, n: int) -> int:

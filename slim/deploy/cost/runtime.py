@@ -44,7 +44,7 @@ class Runtime:
 
     @property
     def each(self) -> "tuple[Runtime, ...]":
-        """The settings in which networks run: this one."""
+        """Return the settings in which networks run: this one."""
         return (self,)
 
     def taken(self, parts: Sequence[float]) -> float:
@@ -90,7 +90,7 @@ class Runtimes:
 
     @property
     def shares(self) -> list[float]:
-        """The weights, which add up to 1."""
+        """Return the weights, which add up to 1."""
         weights = self.weights or [1.0] * len(self.each)
         return [weight / sum(weights) for weight in weights]
 

@@ -87,7 +87,7 @@ def check_float64(graph: Graph, name: str) -> tuple[float | None, str]:
 
 
 def _is_rounding(net: nn.Module, arguments: Arguments, expected: list[Tensor], actual: Sequence[Any]) -> bool:
-    """Whether the file is as near to the network in float64 as the network in float32 is, to within a factor: then
+    """Say whether the file is as near to the network in float64 as the network in float32 is, to within a factor: then
     rounding alone, which such a network magnifies, explains a difference between the two."""
     net = copy.deepcopy(net).double()
     try:

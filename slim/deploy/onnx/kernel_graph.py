@@ -97,7 +97,7 @@ class KernelGraph:
 
     @staticmethod
     def _space(kernel: Kernel) -> list[int]:
-        """The space of what a kernel makes."""
+        """Return the space of what a kernel makes."""
         space = kernel.shape[1:]
         if kernel.kind == "ReduceMean":
             return [1] * len(space)

@@ -46,7 +46,7 @@ def time_kernels(
 
 
 def batches(kernels: Sequence[SizedKernel]) -> Iterator[list[SizedKernel]]:
-    """Kernels of one session: of like cost, so that each can run often enough, and not too many bytes."""
+    """Return kernels of one session: of like cost, so that each can run often enough, and not too many bytes."""
     batch: list[SizedKernel] = []
     size = 0
     for each in sorted(kernels, key=_work):
@@ -61,7 +61,7 @@ def batches(kernels: Sequence[SizedKernel]) -> Iterator[list[SizedKernel]]:
 
 
 def _numbers(sized: SizedKernel) -> int:
-    """About how many numbers its tensors hold."""
+    """Return about how many numbers its tensors hold."""
     kernel, reads, makes = sized
     taken, made = channels_of(sized)
     space = math.prod(kernel.shape)
@@ -76,7 +76,8 @@ def _work(sized: SizedKernel) -> float:
 
 
 def _profiled(batch: Sequence[SizedKernel], provider: str, threads: int) -> list[float]:
-    """Milliseconds of each kernel by onnxruntime's profiler: for every node its fastest run, summed by kernel."""
+    """Return milliseconds of each kernel by onnxruntime's profiler: for every node its fastest run, summed by
+    kernel."""
     with tempfile.TemporaryDirectory() as folder:
         session = open_session(graph_of(batch), provider, threads, profile=Path(folder, "profile"))
         feed = _feed(session)

@@ -164,7 +164,7 @@ class OnnxModel:
                     yield from zip(kept, [self._best(row, top) for row in rows], strict=True)
 
     def _read(self, key: str, of_what: str, fits: Callable[[Any], bool]) -> Any:
-        """A list from the metadata, of entries that are as they should be; None where it has none."""
+        """Return a list from the metadata, of entries that are as they should be; None where it has none."""
         if key not in self.metadata:
             return None
         text = self.metadata[key]
@@ -178,7 +178,8 @@ class OnnxModel:
         return found
 
     def _preprocessing(self) -> tuple[list[int], np.ndarray, np.ndarray]:
-        """Input shape [C, H, W], mean and std [C, 1, 1] (of which a file that normalises by itself has no need)."""
+        """Return input shape [C, H, W], mean and std [C, 1, 1] (of which a file that normalises by itself has no
+        need)."""
         needed: dict[str, Any] = {"slim.input_shape": self.input_shape}
         if not self.raw:
             needed |= {"slim.mean": self.mean, "slim.std": self.std}

@@ -110,7 +110,7 @@ def prune_onnx(
 
 
 def _run(opened: OnnxFile, inputs: Inputs) -> list[Tensor]:
-    """What a file gives, in batches that it takes; where their size is fixed, what is left over is left out."""
+    """Return what a file gives, in batches that it takes; where their size is fixed, what is left over is left out."""
     size = FORWARD_BATCH // opened.batch.unit * opened.batch.unit if opened.batch.multiples else opened.batch.unit
     parts = []
     for i in range(0, len(inputs[0]), max(size, 1)):
@@ -121,7 +121,8 @@ def _run(opened: OnnxFile, inputs: Inputs) -> list[Tensor]:
 
 
 def _check_reading(net: OnnxNetwork, original: OnnxFile, name: str, inputs: Inputs) -> float:
-    """The largest relative difference between the network and its file, `name`. SlimError where it isn't rounding."""
+    """Return the largest relative difference between the network and its file, `name`. SlimError where it isn't
+    rounding."""
     size, worst = original.batch.example, 0.0
     for i in range(0, min(len(inputs[0]), max(CHECKED, size)) - size + 1, size):
         part = tuple(tensor[i : i + size] for tensor in inputs)
@@ -140,7 +141,7 @@ def _check_reading(net: OnnxNetwork, original: OnnxFile, name: str, inputs: Inpu
 def _draft(
     thin: torch.nn.Module, original: OnnxFile, file: Path, example: Inputs, made: PruningPlan
 ) -> tuple[Draft, list[str]]:
-    """The thin file, not written yet, with the original's names, open sizes and metadata."""
+    """Return the thin file, not written yet, with the original's names, open sizes and metadata."""
     entries = original.inputs
     image = all(len(entry.shape) >= 4 for entry in entries)
     open_image = image and all(not isinstance(size, int) for entry in entries for size in entry.shape[-2:])
@@ -177,7 +178,7 @@ def _compared(original: OnnxFile, thin: OnnxFile, inputs: Inputs) -> tuple[float
 def _timed(
     file: Path, out: Path, example: Inputs, original: OnnxFile, bench: Mapping[str, Any]
 ) -> tuple[BenchReport | None, list[str]]:
-    """The times of both files."""
+    """Return the times of both files."""
     settings = {"memory": False} | dict(bench)
     if any(not isinstance(size, int) for entry in original.inputs for size in entry.shape[-2:] if len(entry.shape) > 3):
         settings.setdefault("image_size", int(example[0].shape[-1]))

@@ -27,7 +27,7 @@ class Int8Report:
 
     @property
     def loss(self) -> float:
-        """What quantisation costs: below 0 where INT8 is the better one."""
+        """Return what quantisation costs: below 0 where INT8 is the better one."""
         return self.float_accuracy - self.accuracy
 
 
@@ -133,7 +133,8 @@ def _method(name: str) -> Any:
 
 
 def _in_float(model: onnx.ModelProto) -> list[str]:
-    """Names of the nodes that stay: preprocessing up to the first Transpose, and Softmax, of a file with both."""
+    """Return names of the nodes that stay: preprocessing up to the first Transpose, and Softmax, of a file with
+    both."""
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     if "slim.preprocessing" not in metadata:
         return []

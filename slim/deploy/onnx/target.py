@@ -46,7 +46,7 @@ class OnnxRuntime:
 
     @property
     def identity(self) -> str:
-        """All that a measured time depends on, apart from the operator and its batch: one line."""
+        """Return all that a measured time depends on, apart from the operator and its batch: one line."""
         threads = self.threads or os.cpu_count()
         on = [machine()] if self.provider == "CPUExecutionProvider" else [machine(), gpu()]
         return ", ".join(

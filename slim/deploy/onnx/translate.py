@@ -69,8 +69,8 @@ class Graph:
 
 
 def _place_of_choice(error: BaseException) -> str | None:
-    """Where the network's code makes its way depend on values, if that is what is wrong: torch says no more than that
-    it "could not guard on" u0."""
+    """Return where the network's code makes its way depend on values, if that is what is wrong: torch says no more than
+    that it "could not guard on" u0."""
     error = bottom_of(error)
     if not isinstance(error, GuardOnDataDependentSymNode):
         return None

@@ -193,7 +193,7 @@ class Draft:
 
     @cached_property
     def content(self) -> bytes:
-        """The file: the optimised graph with its metadata."""
+        """Return the file: the optimised graph with its metadata."""
         program = self._graph.translated(self._graph.net, optimize=True)
         program.model.metadata_props.update(self.properties)
         return program.model_proto.SerializeToString()
@@ -211,7 +211,7 @@ class Draft:
 
 
 def _copy_for_export(model: nn.Module) -> nn.Module:
-    """A copy in eval mode and float32 on the CPU, every tensor in torch's default memory layout.
+    """Return a copy in eval mode and float32 on the CPU, every tensor in torch's default memory layout.
 
     In a channels_last network, flattening after global pooling traces as a walk over strides: ten nodes with Range
     and Gather. `.contiguous()` wouldn't do, as a 1×1 convolution's weight counts as both layouts at once.
@@ -225,7 +225,8 @@ def _copy_for_export(model: nn.Module) -> nn.Module:
 
 
 def _try_batch(net: nn.Module, arguments: Arguments, batch: Batch) -> list[Tensor]:
-    """What the network returns for a batch to export with; where it takes the example alone, the error says so."""
+    """Return what the network returns for a batch to export with; where it takes the example alone, the error says
+    so."""
     try:
         return run_forward(net, arguments.batch(batch.example))
     except SlimError as error:

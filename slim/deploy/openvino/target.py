@@ -58,7 +58,7 @@ class OpenVino:
 
     @property
     def identity(self) -> str:
-        """All that a measured time depends on, apart from the operator and its batch: one line."""
+        """Return all that a measured time depends on, apart from the operator and its batch: one line."""
         version = openvino.__version__.partition("-")[0]
         return f"openvino {version}, {self.device}, {self.threads or os.cpu_count()} threads, {machine()}"
 

@@ -51,7 +51,7 @@ class Halted:
         return out
 
     def next(self) -> tuple[LayerCall, Tensor] | None:
-        """The next layer with its output, or None at the end. They hold until the next call."""
+        """Return the next layer with its output, or None at the end. They hold until the next call."""
         self.seen = None
         self._go.release()
         self._there.acquire()

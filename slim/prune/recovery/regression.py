@@ -29,7 +29,7 @@ CHUNK = 1 << 23  # values of patches at a time
 
 
 def fits(layer: LayerCall) -> bool:
-    """Whether `targets_for` knows the layer's form."""
+    """Say whether `targets_for` knows the layer's form."""
     x, weight = layer.input, layer.arguments["weight"]
     if layer.func is F.linear:
         return x.dim() >= 2
@@ -80,7 +80,7 @@ class Moments:
         )
 
     def about_zero(self) -> "Moments":
-        """The same with second moments about zero: for a regression without an intercept."""
+        """Return the same with second moments about zero: for a regression without an intercept."""
         uu, tu = _add_outer(self.uu.clone(), self.u, self.u), _add_outer(self.tu.clone(), self.t, self.u)
         return Moments(self.count, self.u, self.t, uu, tu, self.tt + self.t**2)
 
@@ -217,7 +217,7 @@ class Fit:
 
 
 def fit_layer(layer: LayerCall, target: Tensor, intercept: bool) -> Fit | None:
-    """The weights with which `layer` comes closest to `target`, shape of its output, on the input that it has.
+    """Return the weights with which `layer` comes closest to `target`, shape of its output, on the input that it has.
 
     Ridge regression of what is missing, so that the weights stay as they are where the data say nothing else. How
     strong the ridge is, the second half of the images decides for weights fitted to the first half; then all of them
@@ -247,8 +247,8 @@ def fit_layer(layer: LayerCall, target: Tensor, intercept: bool) -> Fit | None:
 
 
 def _search(first: Any, second: Any, old: Tensor) -> dict[float, float]:
-    """What weights miss of one half when they are fitted to the other, by the strength of the ridge, infinite for the
-    old weights. From strong to weak, as far as that may help: what is missed falls, then rises."""
+    """Return what weights miss of one half when they are fitted to the other, by the strength of the ridge, infinite
+    for the old weights. From strong to weak, as far as that may help: what is missed falls, then rises."""
     misses: dict[float, float] = {}
     for ridge in (math.inf, *RIDGES):
         change = first.solve(old, ridge) if ridge < math.inf else 0.0
@@ -283,7 +283,7 @@ def _working_dtype(tensor: Tensor) -> torch.dtype:
 
 
 def _seen(layer: LayerCall, target: Tensor, half: int) -> Any:
-    """What one half of the images says, as Moments or as Rows, whichever is smaller."""
+    """Return what one half of the images says, as Moments or as Rows, whichever is smaller."""
     windows = _windows(layer)
     places = target.movedim(1, -1) if layer.func is not F.linear else target
     shape = places.shape[:-1]  # images × places in them
@@ -302,7 +302,7 @@ def _seen(layer: LayerCall, target: Tensor, half: int) -> Any:
 
 
 def _chunks(layer: LayerCall, windows: Tensor, places: Tensor, drawn: Tensor, features: int) -> Chunks:
-    """The patches and targets of the places drawn, some at a time."""
+    """Return the patches and targets of the places drawn, some at a time."""
     groups = layer.arguments.get("groups", 1)
     shape, outputs = places.shape[:-1], places.shape[-1]
     dtype = _working_dtype(places)
@@ -315,7 +315,7 @@ def _chunks(layer: LayerCall, windows: Tensor, places: Tensor, drawn: Tensor, fe
 
 
 def _windows(layer: LayerCall) -> Tensor:
-    """What the layer reads for each place of its output, as a view: [N, channels, places…, kernel…]; of a linear
+    """Return what the layer reads for each place of its output, as a view: [N, channels, places…, kernel…]; of a linear
     layer its input."""
     x, weight = layer.input, layer.arguments["weight"]
     if layer.func is F.linear:
@@ -347,6 +347,6 @@ def _windows(layer: LayerCall) -> Tensor:
 
 
 def _each(value: Any, n: int) -> list[int]:
-    """A size for each of n dimensions, as torch.nn.functional takes them."""
+    """Return a size for each of n dimensions, as torch.nn.functional takes them."""
     values = [value] if isinstance(value, int) else list(value)
     return values * n if len(values) == 1 else values

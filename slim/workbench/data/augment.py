@@ -16,7 +16,7 @@ OPERATIONS = ("crop", "flip", *POLICIES, "cutout")  # in the order of their use
 
 
 def operations(names: str) -> list[str]:
-    """The operations in a text such as "crop+flip". SlimError for one that there isn't."""
+    """Return the operations in a text such as "crop+flip". SlimError for one that there isn't."""
     named = [] if names == "none" else names.split("+")
     for name in named:
         if name not in OPERATIONS:
@@ -62,7 +62,7 @@ class Augmentation:
             self.centre = draw(height), draw(width)
 
     def pixels(self, images: Tensor, here: slice) -> Tensor:
-        """What is done to uint8 images [B, C, H, W], those at the positions `here` of the epoch."""
+        """Return what is done to uint8 images [B, C, H, W], those at the positions `here` of the epoch."""
         if "crop" in self.names:
             images = crop(images, self.top[here], self.left[here], self.pads)
         if "flip" in self.names:
@@ -102,7 +102,7 @@ class Augmentation:
         return torch.cat([boxes, classes], -1) * (there & (classes > 0))
 
     def normalised(self, images: Tensor, here: slice) -> Tensor:
-        """What is done to normalised images, in place: there the mean is 0."""
+        """Return what is done to normalised images, in place: there the mean is 0."""
         if "cutout" in self.names:
             inside = []
             for side, centre in zip(images.shape[2:], self.centre):

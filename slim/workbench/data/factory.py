@@ -85,7 +85,7 @@ def _parts(made: Any, name: str) -> tuple[Any, Any, Any]:
 
 
 def _batches(part: Any, cfg: DataConfig, task: Task, *, shuffle: bool) -> Any:
-    """Samples in batches; what comes in batches as it is."""
+    """Return samples in batches; what comes in batches as it is."""
     if not isinstance(part, Samples):
         return part
     return DataLoader(
@@ -101,7 +101,7 @@ def _batches(part: Any, cfg: DataConfig, task: Task, *, shuffle: bool) -> Any:
 
 
 def _classes(train: Any) -> tuple[str, ...] | None:
-    """The names that torchvision's data sets have, also behind a DataLoader or a Subset."""
+    """Return the names that torchvision's data sets have, also behind a DataLoader or a Subset."""
     for _ in range(4):
         if isinstance(names := getattr(train, "classes", None), list | tuple):
             return tuple(map(str, names))
@@ -110,7 +110,7 @@ def _classes(train: Any) -> tuple[str, ...] | None:
 
 
 def _shape(loaders: Loaders) -> tuple[int, ...] | None:
-    """The shape of one input, as the network takes it, where it is a tensor."""
+    """Return the shape of one input, as the network takes it, where it is a tensor."""
     if iter(loaders.train) is loaders.train:
         raise SlimError(
             f"the training data of {loaders.name!r} can be had once only: expected an iterable, such as a list"

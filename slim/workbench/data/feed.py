@@ -171,7 +171,7 @@ def _ordered(
 
 
 def _own(loaders: Loaders, inputs: Any, targets: Any, shard: Shard, device: torch.device) -> tuple[Any, Any]:
-    """This process's samples of a batch, on its device, as the network takes them."""
+    """Return this process's samples of a batch, on its device, as the network takes them."""
     if shard[1] > 1:
         inputs, targets = (part(half, slice(shard[0], None, shard[1])) for half in (inputs, targets))
     return loaders.transform(moved(inputs, device)), moved(targets, device)

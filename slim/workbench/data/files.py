@@ -72,7 +72,7 @@ class ImageFiles:
             yield found.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else found.to(device)
 
     def decoded(self) -> Tensor:
-        """All images in memory, uint8 [N, 3, H, W]."""
+        """Return all images in memory, uint8 [N, 3, H, W]."""
         from rich.console import Console
         from rich.progress import Progress
 

@@ -28,8 +28,8 @@ SHARE_OF_MEMORY = 0.25  # that decoded images may take: splitting them copies th
 
 
 def read(cfg: DataConfig) -> tuple[list[str], dict[str, Split]]:
-    """The classes and splits of root/train/CLASS and root/test/CLASS, with root/val/CLASS as the validation set (or,
-    where there is no root/test, as the test set); or of root/CLASS alone. Images become RGB.
+    """Return the classes and splits of root/train/CLASS and root/test/CLASS, with root/val/CLASS as the validation set
+    (or, where there is no root/test, as the test set); or of root/CLASS alone. Images become RGB.
 
     They are decoded into memory if they take at most a quarter of what is free there, and else stay in their files;
     `cfg.storage` can force either. What is decoded is kept in a hidden file in root (if `cfg.cache`) for the next time,
@@ -91,7 +91,7 @@ def _subfolders(folder: Path) -> list[str]:
 
 
 def _list_images(folder: Path, classes: list[str]) -> tuple[np.ndarray, Tensor]:
-    """The images under folder/CLASS, at any depth: names relative to `folder` as bytes, and class numbers."""
+    """Return the images under folder/CLASS, at any depth: names relative to `folder` as bytes, and class numbers."""
     found = set(_subfolders(folder))
     for name in sorted(found.symmetric_difference(classes)):
         raise SlimError(
@@ -114,7 +114,7 @@ def _bytes(files: dict[str, ImageFiles]) -> int:
 
 
 def _names_under(place: Path, root: Path) -> list[bytes]:
-    """The images under a place, at any depth, in order: their names relative to `root`, as bytes."""
+    """Return the images under a place, at any depth, in order: their names relative to `root`, as bytes."""
     images = []
     for folder, _, files in os.walk(place):
         within = os.path.relpath(folder, root)
@@ -136,15 +136,15 @@ def _check_room(files: dict[str, ImageFiles], storage: str) -> None:
 
 
 def _processes_here() -> int:
-    """How many processes of this training share the machine: each has its own copy of the images."""
+    """Return how many processes of this training share the machine: each has its own copy of the images."""
     if not (dist.is_available() and dist.is_initialized()):
         return 1
     return int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size()))
 
 
 def _decoded(files: dict[str, ImageFiles], home: Path | None) -> dict[str, Tensor]:
-    """All images of all splits, from the cache in `home` if it is theirs; else it is made anew. It is a file, as other
-    programs would take a folder for a class."""
+    """Return all images of all splits, from the cache in `home` if it is theirs; else it is made anew. It is a file, as
+    other programs would take a folder for a class."""
     if home is None:
         return {part: images.decoded() for part, images in files.items()}
     one = files["train"]
@@ -167,7 +167,7 @@ def _decoded(files: dict[str, ImageFiles], home: Path | None) -> dict[str, Tenso
 
 
 def _fingerprint(files: dict[str, ImageFiles]) -> str:
-    """What tells that the files are those that were decoded: names, sizes in bytes, times of change."""
+    """Return what tells that the files are those that were decoded: names, sizes in bytes, times of change."""
     digest = hashlib.sha256(FORMAT.encode())
     for part, images in sorted(files.items()):
         digest.update(f"\n{part} {images.image_size} {images.resize}\n".encode())

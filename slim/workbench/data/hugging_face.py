@@ -54,7 +54,7 @@ def _loaded(cfg: DataConfig) -> dict[str, Any]:
 
 
 def _decoded(cfg: DataConfig, data: Any, column: str) -> Tensor:
-    """All images of a split, uint8 [N, 3, H, W]."""
+    """Return all images of a split, uint8 [N, 3, H, W]."""
     size = (cfg.image_size, cfg.image_size) if cfg.image_size else None
     first = read_image(data[0][column], size, max_pixels=cfg.max_pixels)
     height, width = first.shape[:2]
@@ -73,7 +73,7 @@ def _decoded(cfg: DataConfig, data: Any, column: str) -> Tensor:
 
 
 def _named(feature: Any, label: Any) -> Any:
-    """A label as a name, where the data set has names for its numbers."""
+    """Return a label as a name, where the data set has names for its numbers."""
     if hasattr(feature, "int2str"):
         return feature.int2str(label)
     inner = getattr(feature, "feature", None)

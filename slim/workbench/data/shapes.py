@@ -77,7 +77,7 @@ def _boxes(shapes: list[tuple[int, np.ndarray]]) -> np.ndarray:
 
 
 def _inside(kind: int, y: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Which points lie inside a shape of radius 1 around the origin; y points down."""
+    """Return which points lie inside a shape of radius 1 around the origin; y points down."""
     if CLASSES[kind] == "disc":
         return x**2 + y**2 <= 1
     if CLASSES[kind] == "square":

@@ -75,7 +75,7 @@ def load(cfg: DataConfig, seed: int, *, task: str = "classification", allow_code
 
 
 def _three(parts: "Parts", cfg: DataConfig, generator: torch.Generator) -> tuple[Split, Split, Split]:
-    """Training, validation and test split; those that the source doesn't have are held out."""
+    """Return training, validation and test split; those that the source doesn't have are held out."""
     if "test" not in parts:
         parts["train"], parts["test"] = hold_out(parts["train"], TEST_FRACTION, generator)
     if "val" not in parts:
@@ -98,7 +98,7 @@ def _digits(cfg: DataConfig) -> tuple[list[str], Parts]:
 
 
 def _shapes(cfg: DataConfig, task: str) -> tuple[list[str], Parts]:
-    """2,400 images, the same in each run: with their maps for segmentation, or what else a task is about."""
+    """Return 2,400 images, the same in each run: with their maps for segmentation, or what else a task is about."""
     made = render_shapes(2400, cfg.image_size or 48)
     targets = {"detection": made.boxes, "multilabel": made.presence, "regression": made.coverage}.get(task, made.maps)
     classes = {"multilabel": CLASSES[1:], "regression": ("coverage",)}.get(task, CLASSES)

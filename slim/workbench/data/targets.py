@@ -63,14 +63,14 @@ READERS: dict[str, Callable[[Mapping[str, Labels]], tuple[list[str], dict[str, T
 
 
 def _several(label: Any) -> list[str]:
-    """The names in one label."""
+    """Return the names in one label."""
     if isinstance(label, list | tuple):
         return [str(each) for each in label]
     return [name.strip() for name in str(label).split(SEPARATOR) if name.strip()]
 
 
 def _names(found: Iterable[Any]) -> list[str]:
-    """The classes in order: of numbers that of their size, else the alphabet's."""
+    """Return the classes in order: of numbers that of their size, else the alphabet's."""
     names = {str(each) for each in found}
     return sorted(names, key=int) if all(name.isdecimal() for name in names) else sorted(names)
 

@@ -8,7 +8,7 @@ from torch.nn.functional import relu
 
 
 def densenet(depth: int, *, num_classes: int, in_channels: int = 3) -> nn.Sequential:
-    """DenseNet of `depth` = 3n + 4 layers, growth 12: three blocks of n layers, no bottleneck or compression.
+    """Return DenseNet of `depth` = 3n + 4 layers, growth 12: three blocks of n layers, no bottleneck or compression.
 
     Takes [N, in_channels, H, W], made for 32×32, and any size from 4×4; gives [N, num_classes].
 

@@ -113,7 +113,7 @@ def _described(
 
 
 def _imagenet(about: Any) -> list[str] | None:
-    """The class names of one of ImageNet's sets, which timm tells from their number."""
+    """Return the class names of one of ImageNet's sets, which timm tells from their number."""
     from timm.data import ImageNetInfo, infer_imagenet_subset
 
     subset = infer_imagenet_subset(about.to_dict()) if about.label_names is None else None

@@ -7,7 +7,7 @@ from torch.nn.functional import relu
 
 
 def resnet(depth: int, *, num_classes: int, in_channels: int = 3) -> nn.Sequential:
-    """ResNet of `depth` = 6n + 2 layers: three stages of n basic blocks with 16, 32, 64 channels (§4.2).
+    """Return ResNet of `depth` = 6n + 2 layers: three stages of n basic blocks with 16, 32, 64 channels (§4.2).
 
     Takes [N, in_channels, H, W], made for 32×32, and any other size; gives [N, num_classes].
 

@@ -53,7 +53,7 @@ def vgg(depth: int, *, num_classes: int, in_channels: int = 3) -> nn.Sequential:
 
 
 def lenet(*, num_classes: int, in_channels: int = 1, image_size: int | Sequence[int] = 28) -> nn.Sequential:
-    """LeNet with the widths 20-50-500 of Caffe, as pruning papers use it, and BatchNorm after each layer.
+    """Return LeNet with the widths 20-50-500 of Caffe, as pruning papers use it, and BatchNorm after each layer.
 
     Takes [N, in_channels, H, W] with (H, W) = `image_size` pixels (one number: a square), at least 16; gives
     [N, num_classes]. On MNIST it has 431,650 parameters: the 431,080 of Caffe's, and 570 more because each of

@@ -41,7 +41,7 @@ def how_far(run: RunRecords) -> tuple[str, str]:
 
 
 def _best(point: Record, run: RunRecords) -> float:
-    """The metric of a pruned network, recovered where that is better."""
+    """Return the metric of a pruned network, recovered where that is better."""
     plain, recovered = float(point[run.metric.name]), point.get("recovered")
     return plain if recovered is None or run.metric.is_better(plain, recovered) else float(recovered)
 

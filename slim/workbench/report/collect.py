@@ -44,40 +44,40 @@ class RunRecords:
 
     @cached_property
     def stages(self) -> dict[str, Record]:
-        """Stage -> its record, in order; only what has a size."""
+        """Return stage -> its record, in order; only what has a size."""
         return {key: value for key, value in self.summary.items() if isinstance(value, dict) and "params" in value}
 
     @property
     def metric(self) -> Metric:
-        """The metric of the run's task."""
+        """Return the metric of the run's task."""
         return Metric.of(next(reversed(self.stages.values()), {}))
 
     @property
     def before(self) -> Record:
-        """The network before pruning: the baseline, or the sparse network where there is none."""
+        """Return the network before pruning: the baseline, or the sparse network where there is none."""
         return self.stages.get("baseline") or self.stages.get("sparse") or {}
 
     @property
     def after(self) -> Record:
-        """The last pruned network; empty before there is one. An INT8 file is a variant, not the result."""
+        """Return the last pruned network; empty before there is one. An INT8 file is a variant, not the result."""
         found = (key for key in reversed(self.stages) if key not in ("baseline", "sparse", "int8"))
         return self.stages.get(next(found, ""), {})
 
     @property
     def bench(self) -> dict[str, Any]:
-        """The run's benchmark, as BenchReport.to_dict() gives it."""
+        """Return the run's benchmark, as BenchReport.to_dict() gives it."""
         return (self.stages.get("onnx") or {}).get("bench") or {}
 
     @property
     def rows(self) -> list[tuple[str, Record]]:
-        """The stages by name; those of earlier passes come between the baseline and those of the last."""
+        """Return the stages by name; those of earlier passes come between the baseline and those of the last."""
         every = enumerate([*self.passes, self], 1)
         rows = {self._label(key, n): record for n, each in every for key, record in each.stages.items()}
         return sorted(rows.items(), key=lambda item: item[0] != "baseline")
 
     @property
     def parts(self) -> list[tuple[str, list[dict[str, Any]]]]:
-        """The epochs of each training, one after the other: its name, its records."""
+        """Return the epochs of each training, one after the other: its name, its records."""
         parts: dict[str, list[dict[str, Any]]] = {}
         for n, each in enumerate([*self.passes, self], 1):
             for record in each.epochs:
@@ -85,23 +85,23 @@ class RunRecords:
         return sorted(parts.items(), key=lambda item: item[0] != "baseline")
 
     def _label(self, stage: str, number: int) -> str:
-        """The name of a stage, with its pass where a run has several."""
+        """Return the name of a stage, with its pass where a run has several."""
         single = not self.passes or stage in ("baseline", "onnx", "int8")
         return stage_name(stage) + ("" if single else f", pass {number}")
 
     @property
     def course(self) -> list[dict[str, Any]]:
-        """All epochs of all trainings, in order."""
+        """Return all epochs of all trainings, in order."""
         return [record for _, records in self.parts for record in records]
 
     @property
     def made(self) -> dict[str, Any]:
-        """Date, machine and versions."""
+        """Return date, machine and versions."""
         return dict(self.evidence.get("made") or {})
 
     @property
     def command(self) -> str:
-        """What made the run, as a command line."""
+        """Return what made the run, as a command line."""
         return str(self.evidence.get("command") or f"slim-run {self.folder / 'config.yaml'}")
 
     def missing(self, part: str) -> str:
@@ -165,13 +165,13 @@ def _object(path: Path) -> dict[str, Any]:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """A line for each epoch; a training that was cut off in the middle of a line loses that line only."""
+    """Return a line for each epoch; a training that was cut off in the middle of a line loses that line only."""
     lines = read_text("record", path).splitlines() if path.is_file() else []
     return [record for record in map(_json, lines) if isinstance(record, dict) and "epoch" in record]
 
 
 def _json(text: str) -> Any:
-    """A value in which NaN and infinity are missing; None for text that is no JSON."""
+    """Return a value in which NaN and infinity are missing; None for text that is no JSON."""
     try:
         return json.loads(text, parse_constant=lambda _: None)
     except (ValueError, RecursionError):

@@ -96,7 +96,7 @@ def comparison_lede(runs: Sequence[RunRecords]) -> str:
 
 
 def _cards(run: RunRecords) -> list[dict[str, str]]:
-    """The large figures: each value of the result, and what it was."""
+    """Return the large figures: each value of the result, and what it was."""
     before, after = dict(run.before), run.after or run.before
     before["file_size"] = run.sizes.get("baseline.onnx") or before.get("file_size")
     names = {"flops": "FLOPs of one image", "file_size": "ONNX file" if "onnx" in run.stages else "File"}
@@ -113,7 +113,7 @@ def _cards(run: RunRecords) -> list[dict[str, str]]:
 
 
 def _facts(run: RunRecords) -> dict[str, str]:
-    """When, where, with which versions and seed the run was made."""
+    """Return when, where, with which versions and seed the run was made."""
     made, epochs, seconds = run.made, len(run.course), sum(epoch.get("seconds") or 0 for epoch in run.course)
     return {
         "Date": str(made.get("date", "")).replace("T", " ").replace("+00:00", " UTC"),
@@ -126,7 +126,7 @@ def _facts(run: RunRecords) -> dict[str, str]:
 
 
 def _differences(runs: Sequence[RunRecords]) -> dict[str, list[Any]]:
-    """The settings in which runs differ: name -> the value of each."""
+    """Return the settings in which runs differ: name -> the value of each."""
     flat = [_flat(run.settings) for run in runs]
     keys = [key for key in dict.fromkeys(key for each in flat for key in each) if key != "name"]
     found = {key: [each.get(key, "") for each in flat] for key in keys}
@@ -134,7 +134,7 @@ def _differences(runs: Sequence[RunRecords]) -> dict[str, list[Any]]:
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:
-    """Nested settings in one level, by names such as "prune.ratio"."""
+    """Return nested settings in one level, by names such as "prune.ratio"."""
     if not isinstance(value, Mapping) or not value:
         return {name: value}
     inner = (_flat(each, f"{name}.{key}".lstrip(".")).items() for key, each in value.items())

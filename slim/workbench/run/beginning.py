@@ -73,7 +73,7 @@ def first_network(run: Run, stage: str, dataset: Data | None) -> Trained:
 
 
 def _weights(settings: RunConfig) -> Weights | None:
-    """The weights that the settings name, which an architecture on the Hub does by itself."""
+    """Return the weights that the settings name, which an architecture on the Hub does by itself."""
     arch, source = settings.model.arch, settings.model.weights
     if arch.startswith("timm:") and "." in arch and not source:
         raise SlimError(f"{arch} names trained weights: expected model.weights DEFAULT with it, or no tag")
@@ -83,7 +83,7 @@ def _weights(settings: RunConfig) -> Weights | None:
 
 
 def _known_of(model: nn.Module, weights: Weights | None) -> ImageSpec:
-    """What weights and network say of the images that it takes."""
+    """Return what weights and network say of the images that it takes."""
     if hasattr(getattr(model, "transform", None), "image_mean"):  # torchvision's detectors normalise by themselves
         mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     else:
@@ -92,7 +92,7 @@ def _known_of(model: nn.Module, weights: Weights | None) -> ImageSpec:
 
 
 def _of_data(run: Run, arch: str, dataset: Data) -> dict[str, Any]:
-    """The arguments of a network that follow from its data."""
+    """Return the arguments of a network that follow from its data."""
     shape, classes = dataset.spec.shape, dataset.spec.classes
     named = {"num_classes": len(classes)} if classes else {}
     if run.settings.model.example:

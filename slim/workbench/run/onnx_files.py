@@ -60,7 +60,8 @@ def plan_file(run: Run, file: Path, normalisation: Normalisation | None) -> Prun
 
 
 def _rules(settings: RunConfig) -> dict[str, Any]:
-    """The keywords of `slim.plan`. Scores of |γ| give way to the one for networks whose BatchNorms are folded."""
+    """Return the keywords of `slim.plan`. Scores of |γ| give way to the one for networks whose BatchNorms are
+    folded."""
     score = settings.prune.score
     kept = score in ("magnitude", "random")
     rules = asked.rules(replace(settings, prune=replace(settings.prune, score=score if kept else "magnitude")))
@@ -103,7 +104,7 @@ def _batches(run: Run, file: Path, normalisation: Normalisation | None) -> list[
 
 
 def _noted(run: Run, opened: OnnxFile, channels: int) -> Normalisation:
-    """The normalisation that the file notes, or else ImageNet's; grey images are taken as they are."""
+    """Return the normalisation that the file notes, or else ImageNet's; grey images are taken as they are."""
     if {"slim.mean", "slim.std"} <= opened.metadata.keys():
         return json.loads(opened.metadata["slim.mean"]), json.loads(opened.metadata["slim.std"])
     if channels == 1:

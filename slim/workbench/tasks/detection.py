@@ -94,7 +94,7 @@ class Detection(Task):
 
 
 def _everywhere(model: Any, images: Any) -> tuple[Any, Any]:
-    """What one of torchvision's detection networks computes before it selects boxes."""
+    """Return what one of torchvision's detection networks computes before it selects boxes."""
     features = model.backbone(model.transform(list(images))[0].tensors)
     maps = list(features.values()) if isinstance(features, Mapping) else [features]
     head = model.rpn.head if hasattr(model, "rpn") else model.head

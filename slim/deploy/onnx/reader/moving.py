@@ -162,7 +162,7 @@ def slice_(node: Node) -> Operation:
 
 
 def _near(axis: int, start: int, end: int, step: int) -> tuple[int, int | None, int | None, int]:
-    """A cut with None for its ends beyond any size."""
+    """Return a cut with None for its ends beyond any size."""
     return (
         axis,
         None if abs(start) >= FAR or (start == 0 and step > 0) else start,

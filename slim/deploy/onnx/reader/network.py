@@ -68,7 +68,7 @@ class OnnxNetwork(nn.Module):
         return made[0] if len(made) == 1 else tuple(made)
 
     def _taken(self, step: Step, values: Mapping[str, Value]) -> list[Value]:
-        """What a step takes: numbers and lists of them, or tensors, whatever it was made as."""
+        """Return what a step takes: numbers and lists of them, or tensors, whatever it was made as."""
         found = [
             self.numbers[name] if isinstance(name, Plain) and name in self.numbers else values[name]
             for name in step.takes
@@ -83,7 +83,7 @@ class OnnxNetwork(nn.Module):
 
 
 def _needed(steps: Sequence[Step], outputs: Sequence[str]) -> list[Step]:
-    """The steps that something needs, each with the values that nothing reads after it."""
+    """Return the steps that something needs, each with the values that nothing reads after it."""
     read, found = set(outputs), []
     for step in reversed(steps):
         if read & set(step.makes):

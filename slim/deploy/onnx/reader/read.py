@@ -137,7 +137,7 @@ class _Graph:
             values.constants[name] = torch.as_tensor(found).numpy()
 
     def _read_shape(self, node: Node) -> None:
-        """A shape is a list of sizes that is known once the network runs."""
+        """Return a shape is a list of sizes that is known once the network runs."""
         [name] = node.outputs
         shape, sizes = node.shape(0), self.values.sizes
         part = slice(node.attribute("start", 0), node.attribute("end"))
@@ -153,7 +153,7 @@ class _Graph:
         self._add(node, Operation(call, [node.tensor(0)]))
 
     def _read_size(self, node: Node) -> None:
-        """A size that is computed from others."""
+        """Return a size that is computed from others."""
         call = partial(cast, to=_kind(node)) if node.op == "Cast" else ARITHMETIC[node.op]
         if node.has("starts"):  # of older operator sets
             call = partial(cut, starts=node.attribute("starts"), ends=node.attribute("ends"))
@@ -164,7 +164,7 @@ class _Graph:
         self._add(node, Operation(call, [node.plain(i) if node.input(i) else "" for i in places]))
 
     def _free(self, path: str) -> str:
-        """The path, or one like it where another module has it or lies on its way."""
+        """Return the path, or one like it where another module has it or lies on its way."""
         parts = [part + "_" * (part in RESERVED) for part in path.split(".") if part] or ["layer"]
         path, number = ".".join(parts), 1
         while any(path == each or path.startswith(f"{each}.") or each.startswith(f"{path}.") for each in self.modules):
@@ -202,7 +202,7 @@ def shape_of(entry: ValueInfoProto) -> list[int | None] | None:
 
 
 def _shapes(model: ModelProto) -> dict[str, list[int | None]]:
-    """The shapes of all values, as far as they can be inferred."""
+    """Return the shapes of all values, as far as they can be inferred."""
     try:
         graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     except Exception:  # a graph above protobuf's limit, or one that it finds at odds with itself

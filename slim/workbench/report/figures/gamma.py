@@ -96,7 +96,7 @@ def by_layer(run: RunRecords) -> Figure | None:
 
 
 def _ridge(name: str, values: Mapping[str, list[float]], base: int, top: float) -> list[Series]:
-    """The densities of a layer's removed and kept channels, standing on `base`."""
+    """Return the densities of a layer's removed and kept channels, standing on `base`."""
     grid = np.linspace(-0.05 * top, 1.02 * top, 200)
     found = {key: np.array(values[key]) for key in ("removed", "kept") if values[key]}
     apart = {key: (grid[:, None] - np.sqrt(each)) / (0.015 * top) for key, each in found.items()}

@@ -81,7 +81,7 @@ def layer_text(row: Record, shares: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def _lane(rows: Sequence[Record], members: Sequence[int], lane: int) -> Series:
-    """A line beneath the bars that joins coupled layers."""
+    """Return a line beneath the bars that joins coupled layers."""
     names = ", ".join(rows[place - 1]["name"] for place in members[:6])
     more = f" and {len(members) - 6} more" if len(members) > 6 else ""
     look = {"mode": "lines+markers", "line_width": 1.5, "marker_size": 6, "yaxis": "y2", "showlegend": False}
@@ -90,7 +90,8 @@ def _lane(rows: Sequence[Record], members: Sequence[int], lane: int) -> Series:
 
 
 def _lanes(rows: Sequence[Record]) -> list[tuple[list[int], int]]:
-    """The places of coupled layers, and the lane to draw each group in: the first that is free over its extent."""
+    """Return the places of coupled layers, and the lane to draw each group in: the first that is free over its
+    extent."""
     ties = dict.fromkeys(row["tie"] for row in rows if row.get("tie") is not None)
     groups = [[place for place, row in enumerate(rows, 1) if row.get("tie") == tie] for tie in ties]
     ends: list[int] = []  # of the last group in each lane

@@ -36,7 +36,7 @@ def tradeoff(runs: Sequence[RunRecords]) -> Figure | None:
 
 
 def _sweep(run: RunRecords, index: int, *, alone: bool) -> list[Series]:
-    """The curves of a run: right after pruning, recovered, and its result as a star."""
+    """Return the curves of a run: right after pruning, recovered, and its result as a star."""
     sweep, prefix = run.evidence["tradeoff"], "" if alone else f"{run.name}, "
     value = f"{run.metric.title} %{{y:{run.metric.spec()}}}"
     left = "FLOPs left %{customdata[0]:.1%}, parameters %{customdata[1]:.1%}"

@@ -48,7 +48,7 @@ def training(run: RunRecords) -> Figure:
 
 
 def _curve(run: RunRecords, key: str, name: str, colour: str, form: str) -> Series:
-    """A line with a gap before each training, so that they aren't joined."""
+    """Return a line with a gap before each training, so that they aren't joined."""
     points: list[tuple[int, float | None, str]] = []
     number = 0
     for part, epochs in run.parts:
@@ -64,7 +64,7 @@ def _curve(run: RunRecords, key: str, name: str, colour: str, form: str) -> Seri
 
 
 def _bands(run: RunRecords) -> dict[str, Any]:
-    """The name of each training above its epochs, every second on a band."""
+    """Return the name of each training above its epochs, every second on a band."""
     shapes, notes, start = [], [], 0
     for i, (part, epochs) in enumerate(run.parts):
         end = start + len(epochs)
@@ -77,7 +77,7 @@ def _bands(run: RunRecords) -> dict[str, Any]:
 
 
 def _scale(panel: str, metric: Metric) -> dict[str, Any]:
-    """How a panel's values are drawn."""
+    """Return how a panel's values are drawn."""
     scales: dict[str, dict[str, Any]] = {
         "loss": {"type": "log", "tickformat": "~g", "dtick": "D2"},
         metric.title: {"tickformat": ".0%" if metric.share else ""},

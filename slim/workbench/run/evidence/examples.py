@@ -49,7 +49,7 @@ def drawn(split: Split, count: int) -> Split:
 
 @torch.no_grad()
 def _shares(model: nn.Module, split: Split, dataset: Dataset) -> Tensor:
-    """The probability of each class for each image."""
+    """Return the probability of each class for each image."""
     model.eval()
     batches = data.batches(split, dataset, 256)
     return torch.cat([dataset.task.predict(model(images)).float() for images, _ in batches])

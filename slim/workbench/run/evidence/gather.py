@@ -80,7 +80,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _made() -> dict[str, Any]:
-    """When, where and with which versions."""
+    """Return when, where and with which versions."""
     versions = {"slim": __version__, "python": platform.python_version()}
     for package in PACKAGES:
         try:

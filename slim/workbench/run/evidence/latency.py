@@ -55,7 +55,7 @@ def _times(files: dict[str, Path], batch: int, threads: int, provider: str) -> d
 
 
 def _layer_of(path: Path) -> dict[str, str]:
-    """Names that onnxruntime may give to the node of a layer -> the layer.
+    """Return names that onnxruntime may give to the node of a layer -> the layer.
 
     It fuses what follows into the layer's node, and renames that after the last output; so a layer also goes by the
     outputs of the elementwise operators that follow it one after the other.

@@ -72,7 +72,7 @@ def coupled(traced: Trace) -> dict[str, int]:
 
 
 def _held(plan: PruningPlan) -> dict[str, tuple[int, int, str]]:
-    """BatchNorm -> channels held by the floor, frozen, and why."""
+    """Return BatchNorm -> channels held by the floor, frozen, and why."""
     reasons: dict[str, list[str]] = {}
     for reason, where in plan.frozen.items():
         for name in where:

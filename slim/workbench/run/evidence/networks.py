@@ -65,7 +65,7 @@ class Networks:
 
     @property
     def pressed(self) -> bool:
-        """Whether that network was trained with a penalty on γ."""
+        """Say whether that network was trained with a penalty on γ."""
         return self._source == self.run.path("sparse")
 
     @property

@@ -76,7 +76,7 @@ def tradeoff(networks: Networks, seconds: float | None) -> dict[str, Any]:
 
 
 def _sized(settings: RunConfig, share: float) -> RunConfig:
-    """The settings with a budget of their own kind that removes `share`."""
+    """Return the settings with a budget of their own kind that removes `share`."""
     kind = next((name for name in PruneConfig.ONE_OF if getattr(settings.prune, name) is not None), "ratio")
     kind = "flops" if kind == "max_loss" else kind  # which is what it bisects
     changed: dict[str, Any] = dict.fromkeys(PruneConfig.ONE_OF) | {kind: share if kind == "ratio" else 1 - share}

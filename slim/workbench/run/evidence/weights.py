@@ -51,7 +51,7 @@ def _weight(module: nn.Module) -> np.ndarray:
 
 
 def _kept(plans: list[PruningPlan], tensor: str, dim: int, width: int) -> np.ndarray:
-    """Which of the original channels along a dimension the plans leave, in order."""
+    """Return which of the original channels along a dimension the plans leave, in order."""
     left = np.arange(width)
     for plan in plans:
         left = np.delete(left, plan.cuts.get(tensor, {}).get(dim, []))
@@ -59,7 +59,7 @@ def _kept(plans: list[PruningPlan], tensor: str, dim: int, width: int) -> np.nda
 
 
 def _filters(weight: np.ndarray, kept: list[np.ndarray]) -> str:
-    """Each filter as a tile, eight in a row; those over three channels in colour, others by their mean."""
+    """Return each filter as a tile, eight in a row; those over three channels in colour, others by their mean."""
     out, inputs, height, width = weight.shape
     shown, columns = min(out, TILES), min(8, out)
     image = np.zeros((-(-shown // columns) * (height + 1) + 1, columns * (width + 1) + 1, 4), np.uint8)
@@ -76,7 +76,8 @@ def _filters(weight: np.ndarray, kept: list[np.ndarray]) -> str:
 
 
 def _map(weight: np.ndarray, kept: list[np.ndarray]) -> str:
-    """A pixel for each kernel: rows are output channels, columns input channels, brightness the kernel's norm."""
+    """Return a pixel for each kernel: rows are output channels, columns input channels, brightness the kernel's
+    norm."""
     norms = np.linalg.norm(weight.reshape(*weight.shape[:2], -1), axis=2)
     inside = norms[np.ix_(*kept)]
     image = np.full((*norms.shape, 4), GONE, np.uint8)
@@ -86,6 +87,6 @@ def _map(weight: np.ndarray, kept: list[np.ndarray]) -> str:
 
 
 def _coloured(values: np.ndarray, stops: np.ndarray, low: float) -> np.ndarray:
-    """Values from `low` to 1 as colours between the stops."""
+    """Return values from `low` to 1 as colours between the stops."""
     place = (values.clip(low, 1) - low) / (1 - low) * (len(stops) - 1)
     return np.stack([np.interp(place, np.arange(len(stops)), stops[:, c]) for c in range(3)], axis=-1)
