@@ -75,7 +75,7 @@ def test_files_of_both_runtimes_are_timed_side_by_side(written: tuple[Path, nn.M
 def test_operators_are_timed_and_cost_what_they_compute() -> None:
     window = ((3, 3), (1, 1), (1, 1), (1, 1))
     kernels = [
-        (Kernel("conv", (1, 28, 28), window, tail=(("Relu", ""),)), reads, makes)
+        (Kernel("conv", (1, 28, 28), window, tail=(("BatchNormalization", ""), ("Relu", ""))), reads, makes)
         for reads, makes in ((16, 16), (128, 128))
     ]
     kernels += [(Kernel("depthwise", (1, 28, 28), window), 1, 64), (Kernel("gemm", (4,)), 512, 512)]
@@ -94,7 +94,8 @@ def test_a_latency_budget_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     )
     x = torch.randn(1, 3, 32, 32)
     plan = slim.plan(shake(net), x, slim.Latency(0.5, slim.Runtime(slim.OpenVino(threads=1))))
-    assert plan.timing["measured"] == pytest.approx(0.5, rel=0.05)
+    assert 0.3 < plan.timing["share"] <= 0.515  # in steps of 16 channels of three layers
+    assert plan.timing["predicted_share"] == pytest.approx(plan.timing["share"], rel=0.2)
 
 
 MISTAKES = {

@@ -95,9 +95,9 @@ class OpenVino:
         for batch in batches(kernels):
             compiled = compile_graph(graph_of(batch), self.device, self.threads, profile=True)
             feed = {each.any_name: np.full(tuple(each.shape), 0.5, np.float32) for each in compiled.inputs}
-            totals = [0.0] * len(batch)
+            totals, origins = [0.0] * len(batch), layers_of(compiled)
             for (node, operator), times in node_runs(compiled, feed, RUNS).items():
-                found = re.search(r"k(\d+)_", node)
+                found = re.search(r"\bk(\d+)_", origins.get(node, node))
                 if found and operator not in MOVING:
                     totals[int(found[1])] += min(times)
             yield list(zip(batch, totals))
@@ -172,6 +172,13 @@ def node_runs(compiled: Any, feed: Feed, runs: int) -> dict[tuple[str, str], lis
             key = node.node_name, node.node_type
             found.setdefault(key, []).append(node.real_time.total_seconds() * 1000)
     return found
+
+
+def layers_of(compiled: Any) -> dict[str, str]:
+    """Return for each node the names of all that was fused into it: its own may be one that OpenVINO made up."""
+    key = "originalLayersNames"
+    nodes = compiled.get_runtime_model().get_ops()
+    return {node.friendly_name: str(node.rt_info[key].value) for node in nodes if key in node.rt_info}
 
 
 def brief(error: Exception) -> str:
