@@ -164,11 +164,8 @@ def _check_layers(record: Mapping[str, Any]) -> None:
             raise _broken(f"what is removed of {layer} isn't what its tensors lose")
     if masks is not None:
         zeroed = {tuple(lists[number]) for mask in masks.values() for number in mask.values()}
-        lost = all(
-            {*lists[number]} <= {*lists[cuts[name][dim]]}
-            for name, mask in masks.items()
-            for dim, number in mask.items()
-        )
+        places = [(number, cuts.get(name, {}).get(dim)) for name, mask in masks.items() for dim, number in mask.items()]
+        lost = all(cut is not None and {*lists[number]} <= {*lists[cut]} for number, cut in places)
         if not lost or not {tuple(lists[number]) for number in record["removed"].values()} <= zeroed:
             raise _broken("its masks zero other channels than it removes")
     for each in record["layers"]:
