@@ -166,6 +166,7 @@ def test_a_transposed_convolution_in_groups_is_masked_in_all_of_them() -> None:
     plan = slim.plan(model, X.double(), ratio=0.4)
     gone = plan.removed["2"]
     assert gone and slim.verify(model, plan.apply(model), plan, X.double()) < 1e-10
+    assert slim.PruningPlan.from_dict(plan.to_dict()) == plan
     original = copy.deepcopy(model)
     for name, parameter in model.named_parameters():
         if name.startswith("0"):
