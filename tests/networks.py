@@ -273,6 +273,7 @@ TRAPS = {
         lambda: net(lambda s, x: s.a(x * torch.linalg.vector_norm(x, -torch.inf, 1, keepdim=True)), a=cbr(16, 16)),
         ["stem.1"],
     ),
+    "added exponential of a parameter": (lambda: _with_parameter(lambda s, x: s.after(x + s.scale.exp())), ["stem.1"]),
     "in place on a view": (lambda: net(lambda s, x: (x.view(-1).add_(1), s.a(x))[1], a=cbr(16, 16)), ["stem.1"]),
     "scaled by a constant table": (
         lambda: net(lambda s, x: s.a(x * torch.linspace(1, 2, 16).view(1, 16, 1, 1)), a=cbr(16, 16)),
