@@ -47,7 +47,6 @@ def test_nothing_to_penalise(norm: Callable[[int], nn.Module], says: str) -> Non
 @pytest.mark.parametrize(
     ("net", "says"),
     [
-        (lambda: stack(frozen), "FrozenBatchNorm2d add what no channel can take along; expected nn.BatchNorm2d"),
         (lambda: nn.Softmax(1), "no layer makes channels: expected convolutions or linear layers"),
         (lambda: nn.Conv2d(3, 8, 3), "all channels are frozen (the model's output)"),
     ],

@@ -59,6 +59,8 @@ class Gamma:
             gammas[name] = gamma
         if groups.names == list(gammas):
             return groups.reduce(gammas, self.reduce)
+        if not gammas:
+            return Magnitude()(groups)
         scaled = Groups(groups.traced, groups.model)
         found = Magnitude()(groups) * np.concatenate([*gammas.values(), np.ones(0)]).mean()
         ranked_too = np.isin(scaled.roots, groups.roots)

@@ -223,7 +223,9 @@ def test_targets_types_and_strengths_of_their_own() -> None:
 def test_biases_only_when_asked() -> None:
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), 1.0)
-    weights = sparsify(model, optimizer, L1(0.1), types=["batchnorm", "linear"]).parameters
+    sparsity = sparsify(model, optimizer, L1(0.1), types=["batchnorm", "linear"])
+    weights = sparsity.parameters
+    sparsity.remove()
     assert len(weights) == 5 and not any("bias" in name for name in weights)
     names = set(sparsify(model, optimizer, L1(0.1), targets="[18]", types=("batchnorm", "bias")).parameters)
     assert names == {"1.weight", "1.bias", "8.weight", "8.bias"}

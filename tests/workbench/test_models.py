@@ -433,7 +433,7 @@ def test_mistakes_in_code(code: str) -> None:
         ("torchvision:resnet18", {"wdith": 3}, "unexpected keyword argument 'wdith'"),
         ("torchvision:resnet18", {"weights": "DEFAULT"}, "takes no 'weights'"),
         ("torchvision:resnet18", {"in_channels": 1}, "reads images of 3 channels, not 1"),
-        ("slim:vgg19", {"num_classes": 0}, "num_classes 0: expected at least 1"),
+        ("slim:vgg19", {"num_classes": 0}, "num_classes 0: expected a whole number of at least 1"),
     ],
 )
 def test_mistakes_get_one_line(arch: str, kwargs: dict[str, Any], message: str) -> None:

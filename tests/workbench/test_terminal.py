@@ -124,7 +124,7 @@ def test_json_is_all_there_is_on_stdout(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(folder)
-    prune.main(["--json", "--ratio", "0.4"])
+    prune.main(["--json", "--ratio", "0.4", "--round_to", "1"])
     out, err = capfd.readouterr()
     told = json.loads(out)
     assert told["wrote"] == ["checkpoints/digits-vgg7/pruned.safetensors", "checkpoints/digits-vgg7/plan.json"]

@@ -22,7 +22,6 @@ from slim.workbench.cli.parser import SettingsParser
 EXAMPLES = """
 slim-prune --ratio 0.5                  # the network trained last
 slim-prune --arch torchvision:resnet18 --weights FILE --flops 0.5 --dry-run
-slim-prune model.onnx --data.root IMAGES --flops 0.5
 """
 SHOWN = [
     "bench.provider",

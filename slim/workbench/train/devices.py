@@ -147,7 +147,7 @@ def rank_zero_first() -> Iterator[None]:
 @contextmanager
 def moved_to(model: nn.Module, device: torch.device, layout: torch.memory_format) -> Iterator[None]:
     """Move the model to a device and a memory layout, and back where it was, in torch's usual layout."""
-    home = next(model.parameters()).device
+    home = next((p.device for p in model.parameters()), device)  # a network may have none
     model.to(device=device, memory_format=layout)  # type: ignore[call-overload]
     try:
         yield

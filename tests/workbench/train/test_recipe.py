@@ -17,7 +17,7 @@ from slim.workbench.train import Callbacks, Distillation, fit, learning_rate
 from slim.workbench.train.average import Average
 from slim.workbench.train.recipe import Objective, optimizer_of
 
-ON_CPU = ComputeConfig(device="cpu")
+ON_CPU = ComputeConfig(device="cpu", precision="32-true")
 
 
 def network() -> nn.Sequential:

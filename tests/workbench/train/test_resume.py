@@ -252,7 +252,7 @@ def test_a_run_that_ends_between_pruning_and_recovery_does_both_again(
         raise Killed
 
     with monkeypatch.context() as during, pytest.raises(Killed):
-        during.setattr(pruning, "_recover", killed)
+        during.setattr(pruning, "recovered_on", killed)
         run_all(Run(ROOT / "digits", settings, quiet))
     assert "pruned" in json.loads(Path("checkpoints/digits/summary.json").read_text())
     run_all(Run(ROOT / "digits", settings, quiet, resume=True))
