@@ -16,7 +16,7 @@ from slim.errors import SlimError
 from slim.prune.budgets import Budget
 from slim.prune.calibration import MOST, part
 from slim.sparsity import Penalty
-from slim.trainers.slimming import Slimming
+from slim.trainers.slimming import Schedule, Slimming
 
 
 class SlimCallback(pl.Callback):
@@ -43,10 +43,8 @@ class SlimCallback(pl.Callback):
         recover: bool = True,
         rules: dict[str, Any] | None = None,
     ) -> None:
-        if not 0 <= start < end <= 1:
-            raise SlimError(f"start {start} and end {end}: expected shares of the steps, 0 <= start < end <= 1")
+        self.schedule = Schedule(start, end, prunes)
         self.budget, self.penalty, self.network, self.recover, self.rules = budget, penalty, network, recover, rules
-        self.start, self.end, self.prunes = start, end, prunes
         self.slimming: Slimming | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -57,9 +55,6 @@ class SlimCallback(pl.Callback):
                 "one of each"
             )
         loader: Any = trainer.train_dataloader
-        steps = int(trainer.estimated_stepping_batches)
-        at = sorted({max(1, round(steps * (self.start + (self.end - self.start) * i / self.prunes))) for i in
-                     range(1, self.prunes + 1)})  # fmt: skip
         network: Any = pl_module.get_submodule(self.network) if self.network else pl_module
         images = part(as_one(loader, MOST) if self.recover else first_batch(loader), ..., pl_module.device)
         self.slimming = Slimming(
@@ -67,7 +62,7 @@ class SlimCallback(pl.Callback):
             trainer.optimizers[0],
             part(images, slice(2)),
             self.budget,
-            at=at,
+            at=self.schedule.at(int(trainer.estimated_stepping_batches)),
             penalty=self.penalty,
             images=images if self.recover else None,
             rules=self.rules,

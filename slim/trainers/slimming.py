@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,6 +19,26 @@ from slim.prune.recovery.recover import recover
 from slim.prune.verify import verify
 from slim.sparsity import Penalty, sparsify
 from slim.trace.intercept import evaluating
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When a training prunes: in `prunes` steps, spread over what lies between two shares of its steps."""
+
+    start: float
+    end: float
+    prunes: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start < self.end <= 1:
+            raise SlimError(
+                f"start {self.start} and end {self.end}: expected shares of the steps, 0 <= start < end <= 1"
+            )
+
+    def at(self, steps: int) -> list[int]:
+        """Return the numbers of the steps after which to prune, in a training of so many."""
+        shares = (self.start + (self.end - self.start) * i / self.prunes for i in range(1, self.prunes + 1))
+        return sorted({max(1, round(steps * share)) for share in shares})
 
 
 class Slimming:

@@ -15,7 +15,7 @@ from slim.errors import SlimError
 from slim.prune.budgets import Budget
 from slim.prune.calibration import MOST, part
 from slim.sparsity import Penalty
-from slim.trainers.slimming import Slimming
+from slim.trainers.slimming import Schedule, Slimming
 
 
 class SlimCallback(TrainerCallback):
@@ -41,10 +41,9 @@ class SlimCallback(TrainerCallback):
         recover: bool = True,
         rules: dict[str, Any] | None = None,
     ) -> None:
-        if not 0 <= start < end <= 1:
-            raise SlimError(f"start {start} and end {end}: expected shares of the steps, 0 <= start < end <= 1")
+        self.schedule = Schedule(start, end, prunes)
         self.budget, self.images, self.penalty = budget, images, penalty
-        self.start, self.end, self.prunes, self.recover, self.rules = start, end, prunes, recover, rules
+        self.recover, self.rules = recover, rules
         self.slimming: Slimming | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **known: Any) -> None:
@@ -54,13 +53,12 @@ class SlimCallback(TrainerCallback):
         model, optimizer = known["model"], known["optimizer"]
         optimizer = getattr(optimizer, "optimizer", optimizer)  # what accelerate wraps
         images = part(as_one(self.images, MOST), ..., args.device)
-        shares = (self.start + (self.end - self.start) * i / self.prunes for i in range(1, self.prunes + 1))
         self.slimming = Slimming(
             model,
             optimizer,
             part(images, slice(2)),
             self.budget,
-            at=sorted({max(1, round(state.max_steps * share)) for share in shares}),
+            at=self.schedule.at(state.max_steps),
             penalty=self.penalty,
             images=images if self.recover else None,
             rules=self.rules,
