@@ -1,4 +1,4 @@
-"""Which score suits a network: |γ| where a penalty has pressed them; where none has, what images show."""
+"""Which score suits a network: |γ| where a penalty has acted on them; where none has, what images show."""
 
 import warnings
 from dataclasses import dataclass, field
@@ -13,8 +13,8 @@ from slim.prune.scores import Gamma, Magnitude, Score, Values, as_score
 from slim.trace.copy import named_tensors
 from slim.trace.tracer import Trace
 
-NEAR_ZERO = 0.02  # of the 95th percentile of |γ|: a channel whose γ is below it was pressed to nothing
-PRESSED = 0.1  # the share of such channels that weight decay alone hardly leaves
+NEAR_ZERO = 0.02  # of the 95th percentile of |γ|: a channel whose γ is below it was penalised to nothing
+PENALISED = 0.1  # the share of such channels that weight decay alone hardly leaves
 EQUAL = 1e-6  # relative spread of γ that differ by rounding
 
 
@@ -24,17 +24,21 @@ class Auto:
 
         slim.plan(model, x, slim.Flops(0.5), score=slim.Auto(images))    # score="auto" is slim.Auto()
 
-    |γ| (`Gamma`) where at least a tenth of all γ lie near zero, as a penalty leaves them. Elsewhere `Residual` where
-    `images` are given, as `slim.recover` takes them, and `Magnitude` where none are.
+    |γ| (`Gamma`) where a penalty has acted on them: `penalised` says so, or with None (default) at least a tenth of all
+    γ lie near zero, as a penalty leaves them. Elsewhere `Residual` where `images` are given, as `slim.recover` takes
+    them, and `Magnitude` where none are.
     """
 
     images: Any = field(default=None, repr=False)
+    penalised: bool | None = None
 
-    def choose(self, gammas: "Gammas") -> Score:
-        """Return the score for a network with these γ."""
-        if gammas.pressed:
-            return Gamma()
-        return Magnitude() if self.images is None else Residual(self.images)
+    def choose(self, gammas: "Gammas", traced: Trace) -> tuple[Score, str]:
+        """Return the score for a network with these γ, and why."""
+        known = self.penalised is not None and gammas.count > 0
+        why = f"a penalty has {'' if self.penalised else 'not '}acted on γ" if known else str(gammas)
+        if gammas.penalised if self.penalised is None else self.penalised:
+            return as_score(None, traced), why
+        return (Magnitude() if self.images is None else Residual(self.images)), why
 
 
 @dataclass(frozen=True)
@@ -57,9 +61,9 @@ class Gammas:
         return cls(len(size), float(low.mean()), float(size.std() / max(size.mean(), 1e-30)))
 
     @property
-    def pressed(self) -> bool:
+    def penalised(self) -> bool:
         """Say whether a penalty has been at work."""
-        return self.near_zero >= PRESSED and self.spread > EQUAL
+        return self.near_zero >= PENALISED and self.spread > EQUAL
 
     def __str__(self) -> str:
         if not self.count:
@@ -77,8 +81,8 @@ def choose_score(given: Any, model: nn.Module, traced: Trace) -> tuple[Score, st
     if isinstance(given, str) and given == "auto":
         given = Auto()
     gammas = Gammas.of(model, traced)
-    score = given.choose(gammas) if isinstance(given, Auto) else as_score(given, traced)
-    if isinstance(score, Gamma) and not gammas.pressed:
+    score, why = given.choose(gammas, traced) if isinstance(given, Auto) else (as_score(given, traced), "")
+    if isinstance(score, Gamma) and not why and not gammas.penalised:
         warnings.warn(
             f"γ says little about which channels matter: {gammas}, unlike after training with a penalty: expected "
             "score=slim.Residual(images) or slim.Taylor(batches, loss), or such a training (slim.sparsify) first",
@@ -86,4 +90,4 @@ def choose_score(given: Any, model: nn.Module, traced: Trace) -> tuple[Score, st
             stacklevel=3,
         )
     name = "given values" if isinstance(score, Values) else getattr(score, "__name__", type(score).__name__)
-    return score, f"ranked by {name}: {gammas}" if isinstance(given, Auto) else f"ranked by {name}"
+    return score, f"ranked by {name}: {why}" if why else f"ranked by {name}"

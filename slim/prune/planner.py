@@ -73,8 +73,8 @@ def plan(
     network before them all, so that several small steps end where one large step would; the plan is empty where they
     have met the budget.
 
-    Warns where channels are ranked by γ that no penalty has pressed. Raises SlimError for a value out of range, a model
-    without BatchNorm, or a request that can remove nothing.
+    Warns where channels are ranked by γ that no penalty has acted on. Raises SlimError for a value out of range, a
+    model without BatchNorm, or a request that can remove nothing.
     """
     budget = _one_budget(budget, ratio)
     for name, choice, choices in (("mode", mode, ("couple", "select")), ("grouped", grouped, ("within", "whole"))):

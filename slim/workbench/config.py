@@ -208,7 +208,7 @@ class PruneConfig:
         "auto",
         "how important coupled channels are: mean, max or sum of their |γ|; residual: what others can't stand in for; "
         "taylor: how far the outputs move without them, to first order; magnitude: the size of their filters; random; "
-        "auto: mean after a training with the penalty, else residual where there are images",
+        "auto: mean after a training with the penalty, else residual where there are images, else magnitude",
     )
     scope: Literal["global", "layer", "isomorphic"] = setting(
         "global", "layer: the same share of every layer; isomorphic: of every kind of layer"

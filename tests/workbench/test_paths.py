@@ -66,14 +66,14 @@ def run(**changes: Any) -> tuple[Run, str]:
 def test_each_path_has_its_stages(path: str, weights: str | None, taken: str) -> None:
     made, told = run(run={"path": path}, model={"weights": weights})
     assert list(made.records.summary()) == STAGES[taken]
-    assert ("score mean: γ was trained" in told) == (taken == "sparse")
-    assert ("score residual: γ was never pressed" in told) == (taken != "sparse")
+    assert ("ranked by Gamma: a penalty has acted on γ" in told) == (taken == "sparse")
+    assert ("ranked by Residual: a penalty has not acted on γ" in told) == (taken != "sparse")
     last = slim.load(made.path(STAGES[taken][-1]))
     plan = slim.PruningPlan.load(made.folder / "plan.json")
     source = slim.load(made.path("sparse" if taken == "sparse" else "baseline"))
     assert [p.shape for p in plan.apply(source).parameters()] == [p.shape for p in last.parameters()]
     evidence = Networks(made)
-    assert evidence.score == ("mean" if taken == "sparse" else "residual")
+    assert evidence.score == ("mean" if taken == "sparse" else "auto")
     assert all(map(torch.equal, evidence.decided_on.parameters(), source.parameters()))
 
 
@@ -99,15 +99,9 @@ def test_fine_tuning_learns_from_the_baseline(monkeypatch: pytest.MonkeyPatch) -
     assert teacher_beside(pruned) == made.path("sparse")
 
 
-@pytest.mark.parametrize(
-    ("pressed", "images", "name"), [(True, True, "mean"), (False, True, "residual"), (False, False, "mean")]
-)
-def test_the_score_that_suits(pressed: bool, images: bool, name: str) -> None:
-    assert asked.auto_score(pressed=pressed, images=images)[0] == name
-    some = torch.randn(8, 1, 8, 8) if images else None
-    made = asked.score(SETTINGS.prune, images=some, pressed=pressed)
-    assert (made is None) == (name == "mean")
-    assert isinstance(made, slim.Residual) == (name == "residual")
+def test_auto_is_that_of_the_library() -> None:
+    some = torch.randn(8, 1, 8, 8)
+    assert asked.score(SETTINGS.prune, images=some, penalised=False) == slim.Auto(some, penalised=False)
     assert asked.score(replace(SETTINGS.prune, score="mean"), images=some) == slim.Gamma("mean")
 
 

@@ -9,6 +9,7 @@ from slim.deploy.cost.latency import Latency
 from slim.deploy.cost.runtime import Runtime, Runtimes
 from slim.deploy.target import Batch
 from slim.errors import SlimError
+from slim.prune.auto import Auto
 from slim.prune.budgets import Budget, Flops, Params, Ratio
 from slim.prune.residual import Residual
 from slim.prune.scores import Gamma, Magnitude, Random, Score
@@ -17,13 +18,13 @@ from slim.workbench.config import PruneConfig, RunConfig
 from slim.workbench.train.gradual import Pruning
 
 
-def pruning(settings: RunConfig, images: Tensor | None = None, *, pressed: bool = True) -> Pruning:
-    """Return what the settings ask for; `images` are what the scores "residual" and "taylor" look at, `pressed` says
-    whether the network was trained with a penalty on γ.
+def pruning(settings: RunConfig, images: Tensor | None = None, *, penalised: bool = True) -> Pruning:
+    """Return what the settings ask for; `images` are what the scores "residual" and "taylor" look at, `penalised`
+    says whether the network was trained with a penalty on γ.
 
     Raises SlimError for a latency or a runtime that can't be, and where images are needed and there are none.
     """
-    return Pruning(budget(settings), rules(settings, images, pressed=pressed))
+    return Pruning(budget(settings), rules(settings, images, penalised=penalised))
 
 
 def check(settings: RunConfig) -> None:
@@ -46,14 +47,14 @@ def budget(settings: RunConfig) -> Budget:
     return Ratio(0.5 if prune.ratio is None else prune.ratio)
 
 
-def rules(settings: RunConfig, images: Tensor | None = None, *, pressed: bool = True) -> dict[str, Any]:
+def rules(settings: RunConfig, images: Tensor | None = None, *, penalised: bool = True) -> dict[str, Any]:
     """Return the keywords of `slim.plan` apart from the budget."""
     prune = settings.prune
     round_to: int | Runtime | Runtimes = 1 if prune.round_to == "auto" else prune.round_to
     if prune.round_to == "auto" and prune.latency is None:
         round_to = runtime(settings)
     return {
-        "score": score(prune, settings.seed, images, pressed=pressed),
+        "score": score(prune, settings.seed, images, penalised=penalised),
         "floor": prune.floor,
         "scope": prune.scope,
         "mode": prune.mode,
@@ -64,33 +65,21 @@ def rules(settings: RunConfig, images: Tensor | None = None, *, pressed: bool = 
     }
 
 
-def auto_score(*, pressed: bool, images: bool) -> tuple[str, str]:
-    """Return the score that suits a network, as the settings name it, and why: |γ| says how important a channel is
-    where a penalty pressed it, and little where none did."""
-    if pressed:
-        return "mean", "γ was trained with a penalty"
-    if images:
-        return "residual", "γ was never pressed by a penalty, and there are images to look at"
-    return "mean", "there are no images to look at; data.name would give some, and γ was never pressed by a penalty"
-
-
-def score(prune: PruneConfig, seed: int = 0, images: Tensor | None = None, *, pressed: bool = True) -> Score | None:
-    """Return the score that the settings name, None for that of `slim.plan`: |γ|, or without any γ the magnitude."""
-    name: str = prune.score
-    if name == "auto":
-        name, _ = auto_score(pressed=pressed, images=images is not None)
-        if name == "mean":
-            return None
-    match name:
+def score(prune: PruneConfig, seed: int = 0, images: Tensor | None = None, *, penalised: bool = True) -> Score | Auto:
+    """Return the score that the settings name."""
+    match prune.score:
+        case "auto":
+            return Auto(images, penalised)
         case "residual" | "taylor":
             if images is None:
-                raise SlimError(f"prune.score {name} needs training images: there are none here, expected mean")
-            return Residual(images) if name == "residual" else Taylor(images)
+                raise SlimError(f"prune.score {prune.score} needs training images: there are none here, expected mean")
+            return Residual(images) if prune.score == "residual" else Taylor(images)
         case "magnitude":
             return Magnitude()
         case "random":
             return Random(seed)
-    return Gamma(name)  # type: ignore[arg-type]  # one of the settings' choices
+        case reduce:
+            return Gamma(reduce)
 
 
 def latency_runtime(settings: RunConfig) -> Runtime | Runtimes:

@@ -132,7 +132,7 @@ def _planned(run: Run, source: Path) -> tuple[Trained, Any, PruningPlan]:
         before.example,
         images=images,
         dataset=before.dataset,
-        pressed=before.stage == "sparse",
+        penalised=before.stage == "sparse",
         after=after,
     )
     if after and not made.removed:
@@ -149,15 +149,11 @@ def _made(
     *,
     images: Any = None,
     dataset: Data | None = None,
-    pressed: bool = False,
+    penalised: bool = False,
     after: Sequence[PruningPlan] = (),
 ) -> PruningPlan:
-    """Return the plan by the rules of the settings, and say which score follows from them, and where times are measured
-    for it, while that lasts."""
-    if run.settings.prune.score == "auto":
-        name, why = asked.auto_score(pressed=pressed, images=images is not None)
-        run.console.print(f"score {name}: {why}")
-    pruning, prune = asked.pruning(run.settings, images, pressed=pressed), run.settings.prune
+    """Return the plan by the rules of the settings, and say where times are measured for it, while that lasts."""
+    pruning, prune = asked.pruning(run.settings, images, penalised=penalised), run.settings.prune
     budget = pruning.budget if prune.max_loss is None else _what_may_be_lost(run, dataset, images)
     wanted = partial(plan, model, example, budget, **pruning.rules, after=after)
     if prune.latency is None and prune.round_to != "auto":
@@ -231,6 +227,5 @@ def recovered_on(
 
 def _show(made: PruningPlan, console: Console) -> None:
     console.print(made.table())
-    console.print(made.summary())
-    if made.shortfall:
-        console.print(made.shortfall)
+    for line in filter(None, (made.summary(), made.ranked_by, made.shortfall)):
+        console.print(line)

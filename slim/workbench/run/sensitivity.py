@@ -37,7 +37,7 @@ def sensitivity_stage(run: Run, source: Path, shares: Sequence[float], minutes: 
             evaluate if metric else None,
             images=images if settings.prune.recover or not metric else None,
             shares=tuple(shares),
-            score=asked.score(settings.prune, settings.seed, images, pressed=network.stage == "sparse") or "auto",
+            score=asked.score(settings.prune, settings.seed, images, penalised=network.stage == "sparse"),
             larger_is_better=metric is None or metric.direction == "max",
             time_limit=60 * minutes if minutes else math.inf,
             file=table,

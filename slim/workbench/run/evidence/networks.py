@@ -14,7 +14,6 @@ from slim.trace.tracer import Trace, trace
 from slim.workbench import config, models
 from slim.workbench.config import RunConfig
 from slim.workbench.data import Dataset
-from slim.workbench.run import asked
 from slim.workbench.run.folder import Run, check_root
 from slim.workbench.run.networks import example_images, trained_beside
 from slim.workbench.run.stages import STAGES
@@ -64,15 +63,15 @@ class Networks:
         return self._load(self._source)
 
     @property
-    def pressed(self) -> bool:
+    def penalised(self) -> bool:
         """Say whether that network was trained with a penalty on γ."""
         return self._source == self.run.path("sparse")
 
     @property
     def score(self) -> str:
-        """Return the score of the last plan, as the settings name it."""
-        suits, _ = asked.auto_score(pressed=self.pressed, images=self.about["config"] is not None)
-        return suits if self.settings.prune.score == "auto" else self.settings.prune.score
+        """Return the score of the last plan, as the settings name it; that which auto chose is in the plan."""
+        by_gamma = self.plans and self.plans[-1].ranked_by.startswith("ranked by Gamma")
+        return "mean" if self.settings.prune.score == "auto" and by_gamma else self.settings.prune.score
 
     @cached_property
     def _source(self) -> Path:

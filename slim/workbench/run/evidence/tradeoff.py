@@ -37,7 +37,7 @@ def tradeoff(networks: Networks, seconds: float | None) -> dict[str, Any]:
     name = "validation" if len(dataset.val) else "test"
     split = drawn(dataset.val if len(dataset.val) else dataset.test, IMAGES)
     images = calibration_images(dataset, settings.prune, settings.seed)
-    rules = asked.rules(settings, images, pressed=networks.pressed)
+    rules = asked.rules(settings, images, penalised=networks.penalised)
 
     def measured(network: nn.Module) -> float:
         return train.evaluate(network, split, dataset, compute=settings.compute)[dataset.task.metric.name]
