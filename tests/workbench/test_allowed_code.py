@@ -7,12 +7,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
+from PIL import Image
 from torch import nn
 from workbench.commands import Command, call
 
 import slim
 from slim.workbench import config, models
+from slim.workbench.cli.main import COMMANDS as ALL_COMMANDS
 from slim.workbench.config import RunConfig
 from slim.workbench.train import Snapshots
 
@@ -59,8 +62,15 @@ COMMANDS = [
     ["finetune", f"{RUN}/pruned.safetensors", "--resume"],
     ["export"],
     ["export", f"{RUN}/sparse.safetensors", "--int8"],
+    ["bench"],
     ["bench", f"{RUN}/finetuned.safetensors", "--runs", "1"],
+    ["bench", f"{RUN}/model.onnx", "--runs", "1"],
+    ["sensitivity"],
+    ["sensitivity", f"{RUN}/sparse.safetensors"],
+    ["predict", f"{RUN}/model.onnx", "image.png"],
+    ["prune", f"{RUN}/model.onnx"],
     ["report", RUN],
+    ["report", RUN, "--markdown"],
 ]
 
 
@@ -83,10 +93,29 @@ def test_no_file_decides_what_is_imported(
         Snapshots(Path(f"{RUN}/{stage}.state"), asdict(settings)).save(1, {})
     Path(RUN, "config.yaml").write_text(config.to_yaml(settings))
     Path(RUN, "summary.json").write_text(json.dumps({"sparse": {"params": 1}}))
+    Path(RUN, "sensitivity-sparse.json").write_text(json.dumps(SETTINGS[named]))
+    write_onnx(Path(RUN, "model.onnx"), SETTINGS[named])
+    Image.new("L", (8, 8)).save("image.png")
     with contextlib.suppress(SystemExit):
         call(*argv)
     assert not Path("ran").exists() and "evil" not in sys.modules
     assert "Traceback" not in capsys.readouterr().err
+
+
+def write_onnx(path: Path, settings: dict[str, Any]) -> None:
+    """Write an ONNX file that says of itself what a run's files say."""
+    x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["n", 1, 8, 8]) for name in "xy")
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "g", [x], [y])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)])
+    onnx.helper.set_model_props(model, {"config": json.dumps(settings), "arch": "evil:net", "task": "evil:Task"})
+    onnx.save(model, path)
+
+
+def test_no_command_is_left_out() -> None:
+    """The doctor reads no file."""
+    assert {argv[0] for argv in COMMANDS} == ALL_COMMANDS.keys() - {"doctor"}
+    resumable = {argv[0] for argv in COMMANDS if "--resume" in argv}
+    assert resumable == {"train", "run", "finetune"}
 
 
 def test_no_file_decides_where_data_lie_or_what_is_downloaded(
