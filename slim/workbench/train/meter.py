@@ -29,6 +29,7 @@ class Meter:
         self.elapsed = 0.0  # in s, of the epoch before it was resumed
         self.loss = 0.0  # summed over images
         self.sums: Tensor | None = None  # of the metric, where the outputs of training say something of it
+        self._started: float | None = None  # when the time of the step that runs was last taken
         self._recent: list[tuple[Tensor, Tensor | None]] = []
         self._where: list[tuple[int, int, float]] = []  # step, images and learning rate of those
 
@@ -74,18 +75,27 @@ class Meter:
         """Yield the same batches; the time is taken while they are asked for and used."""
         iterator = iter(batches)
         while True:
-            started = time.perf_counter()
+            self._started = started = time.perf_counter()
             batch = next(iterator, None)
             came = time.perf_counter()
             if batch is None:
+                self._started = None
                 return
             self.waiting += came - started
             yield batch
-            self.training += time.perf_counter() - started
+            self._take_time()
+
+    def _take_time(self) -> None:
+        """Add what a step that runs has taken since this was last done."""
+        if self._started is not None:
+            now = time.perf_counter()
+            self.training += now - self._started
+            self._started = now
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a snapshot keeps."""
+        """Return what a snapshot keeps; it may be taken within a step."""
         self.read()
+        self._take_time()
         return {key: value for key, value in vars(self).items() if not key.startswith("_")}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -147,6 +147,27 @@ def test_a_signal_between_the_last_step_and_the_end_of_an_epoch_counts(
         assert torch.equal(a, b)
 
 
+def test_a_kill_between_the_last_step_of_an_epoch_and_its_record(digits: Dataset, tmp_path: Path) -> None:
+    """The state has all steps, the last one's time among them."""
+
+    class Killed(BaseException):
+        pass
+
+    def killed(_: dict[str, Any]) -> None:
+        raise Killed
+
+    def train(resume: bool, on_epoch: Callable[[dict[str, Any]], None]) -> list[dict[str, Any]]:
+        snapshots = Snapshots(tmp_path, {}, minutes=0, resume=resume)
+        data = replace(digits, batch_size=512)  # one step in an epoch
+        callbacks = Callbacks(on_epoch=on_epoch)
+        return fit(network(), data, OptimConfig(epochs=1), compute=ON_CPU, snapshots=snapshots, callbacks=callbacks)
+
+    with pytest.raises(Killed):
+        train(resume=False, on_epoch=killed)
+    (record,) = train(resume=True, on_epoch=lambda _: None)
+    assert record["images"] == 512 and 0 < record["training_seconds"] <= record["seconds"]
+
+
 STREAM = """
 import os, subprocess, sys, time
 from pathlib import Path
