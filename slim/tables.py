@@ -1,6 +1,7 @@
 """Numbers as people read them, and tables that fit the terminal: the same in every room."""
 
 import copy
+import html
 import io
 from collections.abc import Sequence
 from dataclasses import replace
@@ -122,6 +123,21 @@ class FittingTable(Table):
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
         return Table.__rich_measure__(self.fitted(console, options), console, options)
+
+
+class Shown:
+    """A result that Python shows in one line, a notebook and `print` with its tables."""
+
+    def headline(self) -> str:
+        """Return the result in one line."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self.headline()}>"
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows."""
+        return f'<pre style="line-height: 1.2; overflow-x: auto">{html.escape(str(self))}</pre>'
 
 
 def render(table: RenderableType, width: int = 80) -> str:

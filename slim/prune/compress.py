@@ -2,9 +2,10 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from typing import Any, Literal
 
 import torch
@@ -20,7 +21,7 @@ from slim.prune.plan import PruningPlan
 from slim.prune.planner import plan
 from slim.prune.recovery.recover import Recovery, recover
 from slim.prune.verify import verify
-from slim.tables import FittingTable, change, count, duration, render
+from slim.tables import FittingTable, Shown, change, count, duration, render
 from slim.trace.copy import clone
 from slim.trace.tracer import call
 
@@ -28,8 +29,8 @@ RATE = 5e-4  # of AdamW, highest
 WARMUP = 0.05  # share of the steps
 
 
-@dataclass
-class Compressed:
+@dataclass(repr=False)
+class Compressed(Shown):
     """What `compress` gives: the thin `model`, the `plan` that made it, how it was recovered, what every stage took.
 
     `metrics`, `seconds`: by stage, "original", "pruned", "recovered", "fine-tuned", as far as they were gone through;
@@ -60,6 +61,11 @@ class Compressed:
     @staticmethod
     def _after(before: float, after: float) -> str:
         return f"{count(after)} ({change(before, after)})"
+
+    def headline(self) -> str:
+        """Return one line: what went, and the metric before and after."""
+        measured = [f"{value:.4g}" for value in self.metrics.values()]
+        return self.plan.headline() + (f"; metric {measured[0]} → {measured[-1]}" if measured else "")
 
     def __str__(self) -> str:
         lines = [render(self.table()), self.plan.ranked_by]
@@ -92,6 +98,7 @@ def compress(
     `budget`: what is kept, as of `slim.plan` (default: half of the channels).
     `train_batches`: an iterable of (inputs, targets) that can be gone through again, such as a DataLoader. The first
     thousand inputs choose the channels (`slim.Auto`) and recover the network. None: neither happens, nor is it tuned.
+    Batches without targets, or images in one tensor, recover it and don't tune it.
     `evaluate(network)`: a metric, for the table of what every stage is worth.
     `finetune(network)`: your own training, which changes the network or returns another one; False: none.
     By default `epochs` (5) over the batches with AdamW and a cosine, on `loss(outputs, targets)`: cross-entropy where
@@ -118,13 +125,20 @@ def compress(
         started = clock()
         made.recovery = recover(model, thin, made.plan, images)
         stage("recovered", started, made.recovery.model)
-    if finetune or (finetune is None and train_batches is not None):
+    if finetune or (finetune is None and _have_targets(train_batches)):
         started = clock()
         network = clone(made.model)
         tune = finetune or partial(fit, batches=train_batches, loss=loss or default_loss, epochs=epochs)
         tuned = tune(network)
         stage("fine-tuned", started, network if tuned is None else tuned)
     return made
+
+
+def _have_targets(batches: Any) -> bool:
+    """Say whether batches are (inputs, targets)."""
+    if batches is None or isinstance(batches, Tensor | tuple | Mapping):  # inputs in one, see `slim.batches`
+        return False
+    return any(isinstance(batch, tuple | list) and len(batch) > 1 for batch in islice(batches, 1))
 
 
 def default_loss(outputs: Any, targets: Any) -> Tensor:

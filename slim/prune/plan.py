@@ -16,7 +16,7 @@ from slim.files import read_text, replacing
 from slim.prune.migrate import migrate_optimizer, replacements
 from slim.prune.plan_format import FORMAT, VERSION, check_record, hash_of
 from slim.prune.rebuild import Change, rebuild
-from slim.tables import FittingTable, render
+from slim.tables import FittingTable, Shown, render
 from slim.trace.copy import named_tensors
 
 BAR = 20  # characters for a whole layer
@@ -33,8 +33,8 @@ class PlannedLayer:
     frozen: int  # channels that can't be removed safely; the plan's `frozen` says why
 
 
-@dataclass
-class PruningPlan:
+@dataclass(repr=False)
+class PruningPlan(Shown):
     """What to remove from a model; plain data that goes through JSON and back.
 
     `removed` maps each layer that makes channels which go, a BatchNorm say, to these (indices of the original model).
@@ -232,6 +232,11 @@ class PruningPlan:
             step = f"the next step of channels takes {self.timing['next_step']:.1%} of it"
             said.append(f"{self.timing['unused']:.1%} of the budget is left, and {step}")
         return "; ".join(said)
+
+    def headline(self) -> str:
+        """Return one line: the share of channels that go, and what is left of parameters and FLOPs."""
+        left = (f"{after / max(before, 1):.1%} of the {kind} stay" for kind, (before, after) in self.totals.items())
+        return f"{self.ratio_achieved:.1%} of all {' and '.join(self.kinds)} channels go; {', '.join(left)}"
 
     def __str__(self) -> str:
         return "\n".join([render(self.table()), self.summary(), *filter(None, (self.ranked_by, self.shortfall))])

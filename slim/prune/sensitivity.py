@@ -27,7 +27,7 @@ from slim.prune.recovery.distance import Measure, distance
 from slim.prune.recovery.recover import LEAST_IMAGES, recover
 from slim.prune.rules import Rules
 from slim.prune.scores import ranked
-from slim.tables import FittingTable, render
+from slim.tables import FittingTable, Shown, render
 from slim.trace.copy import all_tensors
 from slim.trace.intercept import evaluating
 from slim.trace.tracer import trace
@@ -51,8 +51,8 @@ class Sensitive:
         return self.layers[0] + (f" + {len(self.layers) - 1}" if len(self.layers) > 1 else "")
 
 
-@dataclass
-class Sensitivity:
+@dataclass(repr=False)
+class Sensitivity(Shown):
     """What `sensitivity` gives: `groups`, in the order of the network, for the `shares` of their channels that went.
 
     `measure` is "metric" (what `evaluate` returned) or "distance" (to the original's outputs on held-out images);
@@ -92,6 +92,10 @@ class Sensitivity:
             else:
                 after = f" → {group.recovered[i]:.4g}" if i < len(group.recovered) else ""
                 yield f"{group.pruned[i]:.4g}{after}"
+
+    def headline(self) -> str:
+        """Return one line: what was measured, on how much of the network."""
+        return f"{self.measure} of {len(self.groups)} groups of layers, each with {len(self.shares)} shares removed"
 
     def __str__(self) -> str:
         lines = [render(self.table(), 100)]

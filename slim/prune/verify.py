@@ -55,6 +55,9 @@ class Proof(float):
     def __getnewargs__(self) -> tuple[float, int, int, int]:  # type: ignore[override]  # for pickle and copy
         return float(self), self.layers, self.places, self.compared
 
+    def __repr__(self) -> str:
+        return f"<Proof: {self}>"
+
     def __str__(self) -> str:
         return f"relative error {float(self):.1e} over {self.layers} layers, {self.compared} of {self.places} places"
 

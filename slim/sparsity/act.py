@@ -28,6 +28,7 @@ from slim.sparsity.control import SCHEDULES, TargetShare, scheduled
 from slim.sparsity.penalties import METHODS, Penalty, check_strength
 from slim.sparsity.steps import StepSizes
 from slim.sparsity.targets import Targets, Types, chosen
+from slim.tables import Shown
 
 PATIENCE = 5  # updates of γ without a step of the optimizer before a warning
 NEAR_ZERO = 1e-2
@@ -176,7 +177,7 @@ class _Part:
         return [piece.view(p.shape) for piece, p in zip(flat.split(self.sizes), self.parameters)]
 
 
-class Sparsity:
+class Sparsity(Shown):
     """A penalty at work. `parameters` maps the names of the penalised parameters to them."""
 
     def __init__(
@@ -225,6 +226,16 @@ class Sparsity:
         check_strength(value)
         self._peak = value
         self._set(value)
+
+    def headline(self) -> str:
+        """Return one line: the penalty, on how much, how far it is, what it has reached."""
+        penalty = self._parts[0].penalty
+        on = f"{sum(p.numel() for p in self.parameters.values()):,} values of {len(self.parameters)} layers"
+        at = f"step {self.step}" + f" of {self.steps}" * bool(self.steps)
+        return f"{penalty} by {self.method} on {on}, {at}: {self.near_zero():.1%} near zero"
+
+    def __str__(self) -> str:
+        return self.headline()
 
     def remove(self) -> None:
         """Take the penalty off the optimizer. A second call does nothing."""

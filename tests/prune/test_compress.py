@@ -91,3 +91,11 @@ def test_targets_that_are_numbers_and_a_loss_of_ones_own() -> None:
 def test_mistakes(settings: Any, said: str) -> None:
     with pytest.raises(SlimError, match=said):
         slim.compress(learnt(), X, **settings)
+
+
+@pytest.mark.parametrize("batches", [[torch.randn(8, 3, 8, 8)], torch.randn(8, 3, 8, 8)])
+def test_images_without_targets_recover_and_tune_nothing(batches: Any) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    model = nn.Sequential(model, nn.Linear(16, 2)).eval()
+    made = slim.compress(model, torch.randn(1, 3, 8, 8), slim.Channels(0.5), batches)
+    assert list(made.seconds) == ["original", "pruned", "recovered"]

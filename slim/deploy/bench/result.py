@@ -12,14 +12,14 @@ from slim.deploy.bench.rows import BenchRow, threads_in_words
 from slim.deploy.target import NodeTime
 from slim.extras import named_if_missing
 from slim.files import replacing
-from slim.tables import FittingTable, milliseconds, render, size
+from slim.tables import FittingTable, Shown, milliseconds, render, size
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 
-@dataclass(frozen=True)
-class BenchReport:
+@dataclass(frozen=True, repr=False)
+class BenchReport(Shown):
     """What `slim.benchmark` measured, and how."""
 
     rows: list[BenchRow]  # by batch size, then in the order of the networks
@@ -83,6 +83,15 @@ class BenchReport:
             height=200 + 70 * len(models), template="plotly_white",
         )  # fmt: skip
         return figure
+
+    def headline(self) -> str:
+        """Return one line: each network's speed-up, from its slowest setting to its fastest."""
+        found: dict[str, list[float]] = {}
+        for row in self.rows:
+            if row.speedup:
+                found.setdefault(row.model, []).append(row.speedup)
+        said = [f"{model} {min(all_):.2f} to {max(all_):.2f}×" for model, all_ in found.items()]
+        return "; ".join([f"{len(self.rows)} rows in ms on {self.machine}", *said])
 
     def __str__(self) -> str:
         shown = [self.table(), self.profile_table()] if self.profiles else [self.table()]

@@ -26,13 +26,14 @@ from slim.prune.recovery.recover import Recovery, recover
 from slim.prune.residual import Residual
 from slim.prune.scores import Magnitude
 from slim.prune.verify import Proof, verify
+from slim.tables import Shown
 
 FORWARD_BATCH = 32
 CHECKED = 8  # images on which the network that was read is compared with its file
 
 
-@dataclass(frozen=True)
-class OnnxPruning:
+@dataclass(frozen=True, repr=False)
+class OnnxPruning(Shown):
     """What `slim.prune_onnx` did, and how near the thin file is to the original."""
 
     path: Path
@@ -45,6 +46,10 @@ class OnnxPruning:
     agreement: float | None  # share of these images in whose largest output both agree, where outputs are [N, classes]
     bench: BenchReport | None
     notes: tuple[str, ...] = ()
+
+    def headline(self) -> str:
+        """Return one line: the file, and what of the network is left in it."""
+        return f"{self.path}: {self.plan.headline()}"
 
     def __str__(self) -> str:
         lines = [

@@ -30,6 +30,7 @@ from slim.prune.recovery.distance import Distance, Measure
 from slim.prune.recovery.lockstep import OutOfStep, side_by_side
 from slim.prune.recovery.refine import refine
 from slim.prune.recovery.regression import fit_layer, fits
+from slim.tables import Shown
 from slim.trace.copy import clone, named_tensors, unwrapped
 from slim.trace.intercept import TRANSPOSED, Intercept, LayerCall, evaluating
 from slim.trace.tracer import call
@@ -39,8 +40,8 @@ ENOUGH = 2  # places for each feature of a regression: each half of the images h
 TIE = 1e-12  # distances that differ by less differ by rounding
 
 
-@dataclass
-class Recovery:
+@dataclass(repr=False)
+class Recovery(Shown):
     """What `recover` gives.
 
     `model` is the recovered network, a new one; `chosen` says how it was recovered: "regression", "recalibration" (of
@@ -64,14 +65,18 @@ class Recovery:
     left: dict[str, str] = field(default_factory=dict)
     few: dict[str, int] = field(default_factory=dict)
 
-    def __str__(self) -> str:
+    def headline(self) -> str:
+        """Return one line: how, on how many images, how close to the original before and after."""
         before, after = self.distance["none"], self.distance[self.chosen]
-        lines = [
+        if self.chosen == "none":
+            return f"nothing recovered on {self.images} images: the pruned network is as close as can be ({before:.3g})"
+        return (
             f"recovered by {self.chosen} on {self.images} images in {self.seconds:.0f} s: distance to the original's "
             f"outputs {before:.3g} → {after:.3g}"
-            if self.chosen != "none"
-            else f"nothing recovered on {self.images} images: the pruned network is as close as can be ({before:.3g})"
-        ]
+        )
+
+    def __str__(self) -> str:
+        lines = [self.headline()]
         if self.at_borders:
             lines.append(f"constants folded up to zero padding at the borders: {', '.join(self.at_borders)}")
         lines += [f"{name} is as it was: {why}" for name, why in self.left.items()]
