@@ -111,7 +111,8 @@ def moment_of(event: str, given: tuple[Any, ...], folder: str) -> Moment | None:
     text = os.path.abspath(os.fsdecode(path))
     if not text.startswith(folder):
         return None
-    return f"{event.removeprefix('os.')} {re.sub('[0-9]{9}', 'N', text.removeprefix(folder).lstrip('/')) or 'folder'}"
+    name = re.sub(r"\d{9}", "N", re.sub(r"\.slim-\w+|\.tmp\w{6}", "temporary", text.removeprefix(folder).lstrip("/")))
+    return f"{event.removeprefix('os.')} {name or 'folder'}"
 
 
 def act(kind: str) -> None:

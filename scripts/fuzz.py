@@ -6,7 +6,8 @@ written outside the folder of the case, no process or connection be started. Eve
     python scripts/fuzz.py plans --first 4711 --cases 1
 
 shows one again. The inputs are those of a run of digits, which is made first (20 s), changed at random places: bytes,
-values of JSON, metadata under a hash that is right. The result goes to scripts/results/fuzz-DATE.md.
+values of JSON, metadata under a hash that is right. The result goes to scripts/results/fuzz-DATE.md and .jsonl; the
+next call goes on to as many `--cases` as it is asked for.
 """
 
 import contextlib
@@ -27,7 +28,8 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -52,6 +54,8 @@ from slim.workbench.config import DataConfig, RunConfig
 SECONDS = 5
 KILOBYTES = 1_000_000
 LONGEST_LINE = 1_000  # characters of an error
+PART = 500  # cases that are entered at once
+ROWS = shared.RESULTS / f"fuzz-{date.today()}.jsonl"
 
 DEEP: Any = []
 for _ in range(300):
@@ -433,7 +437,8 @@ class Findings:
     cases: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
     failures: dict[str, tuple[int, str]] = field(default_factory=dict)  # kind -> the first number, and all of it
-    slowest: float = 0.0
+    slowest: float = 0.0  # s
+    seconds: float = 0.0  # of all
 
 
 _own: Path | None = None  # the folder that a case may write to, while one runs
@@ -488,10 +493,11 @@ def fuzz(name: str, base: Path, numbers: range, show: bool = False) -> Findings:
             os.chdir(place)
             start = time.monotonic()
             try:
-                found.outcomes[outcome(case)] += 1
-                took = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-                assert took < KILOBYTES, f"{took / 1e6:.1f} GB"
+                came = outcome(case)
+                grew = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+                assert grew < KILOBYTES, f"{grew / 1e6:.1f} GB"
                 assert not _strayed, f"it strayed: {_strayed[0]}"
+                found.outcomes[came] += 1
             except Exception as error:
                 text = traceback.format_exc()
                 where = re.findall(r'File ".*?/(slim/\S+)", line (\d+)', text)
@@ -503,7 +509,8 @@ def fuzz(name: str, base: Path, numbers: range, show: bool = False) -> Findings:
             finally:
                 _own = None
                 os.chdir(here)
-            found.slowest = max(found.slowest, time.monotonic() - start)
+            took = time.monotonic() - start
+            found.slowest, found.seconds = max(found.slowest, took), found.seconds + took
         found.cases += 1
     return found
 
@@ -516,37 +523,64 @@ def make_base(folder: Path) -> Path:
     os.chdir(folder)
     try:
         quick = ["--train.epochs", "1", "--finetune.epochs", "1", "--bench.runs", "2", "--bench.warmup", "0"]
-        run.main([*quick, "--bench.memory", "false", "--report.sweep_seconds", "1", "--quiet"])
+        run.main([*quick, "--name", "x", "--bench.memory", "false", "--report.sweep_seconds", "1", "--quiet"])
     finally:
         os.chdir(here)
-    return folder / "checkpoints" / "digits"
+    return folder / "checkpoints" / "x"
 
 
 def main() -> None:
     options = shared.parser_of(__doc__)
     options.add_argument("targets", nargs="*", default=list(TARGETS), help=f"of {', '.join(TARGETS)} (all)")
     options.add_argument("--cases", type=int, default=1000, help="of each target")
-    options.add_argument("--first", type=int, default=0, help="number of the first one")
+    options.add_argument("--first", type=int, help="number of the first one, of cases to be shown and not counted")
     options.add_argument("--base", type=Path, help="folder of a finished run of digits (one is made)")
     given = options.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as made:
         base = (given.base or make_base(Path(made))).resolve()
         sys.addaudithook(_look)
-        rows = []
         for name in given.targets:
-            start = time.monotonic()
-            found = fuzz(name, base, range(given.first, given.first + given.cases), show=given.cases == 1)
-            seconds = time.monotonic() - start
-            counts = [found.outcomes[key] for key in ("taken", "refused", "failed")]
-            rows.append([name, found.cases, *counts, f"{seconds:.0f} s", f"{found.slowest:.2f} s"])
-            print(*rows[-1], sep="  ", flush=True)
-            for kind, (number, text) in found.failures.items():
-                print(f"  {name} {number}: {kind}: {text.strip().splitlines()[-1][:200]}", flush=True)
-    if given.cases >= 1000:
-        head = ["input", "cases", "taken", "refused in one line", "failed", "took", "slowest case"]
-        text = f"# Hostile and odd inputs\n\n{shared.ran_on()}\n\n{shared.table(head, rows)}\n"
-        print(shared.write("fuzz", text))
+            warm_up(name, base)
+            if given.first is not None:
+                tell(name, fuzz(name, base, range(given.first, given.first + given.cases), show=given.cases == 1))
+                continue
+            while (first := sum(row["cases"] for row in shared.read_rows(ROWS) if row["input"] == name)) < given.cases:
+                found = fuzz(name, base, range(first, min(first + PART, given.cases)))
+                tell(name, found)
+                shared.add_row(ROWS, {"input": name, **asdict(found)})
+    if given.first is None:
+        print(shared.write("fuzz", page_of(shared.read_rows(ROWS))))
+
+
+def warm_up(name: str, base: Path) -> None:
+    """Import what cases of a target need: the first one would count it as its own time, memory and files."""
+    with (
+        tempfile.TemporaryDirectory() as place,
+        warnings.catch_warnings(action="ignore"),
+        contextlib.suppress(Exception),
+    ):
+        TARGETS[name](random.Random(0), base, Path(place))()
+
+
+def tell(name: str, found: Findings) -> None:
+    """Print what cases came to."""
+    print(name, found.cases, dict(found.outcomes), f"{found.seconds:.0f} s", sep="  ", flush=True)
+    for kind, (number, text) in found.failures.items():
+        print(f"  {name} {number}: {kind}: {text.strip().splitlines()[-1][:200]}", flush=True)
+
+
+def page_of(rows: list[dict[str, Any]]) -> str:
+    """Return the table of what was tried and came of it."""
+    lines = []
+    for name in dict.fromkeys(row["input"] for row in rows):
+        own = [row for row in rows if row["input"] == name]
+        counts = [sum(row["outcomes"].get(key, 0) for row in own) for key in ("taken", "refused", "failed")]
+        seconds, slowest = sum(row["seconds"] for row in own), max(row["slowest"] for row in own)
+        cases = f"{sum(row['cases'] for row in own):,}"
+        lines.append([name, cases, *(f"{n:,}" for n in counts), f"{seconds:.0f} s", f"{slowest:.2f} s"])
+    head = ["input", "cases", "taken", "refused in one line", "failed", "took", "slowest case"]
+    return f"# Hostile and odd inputs\n\n{shared.ran_on()}\n\n{shared.table(head, lines)}\n"
 
 
 if __name__ == "__main__":

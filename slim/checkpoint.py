@@ -157,10 +157,15 @@ def _pruned(model: nn.Module, plans: Sequence[PruningPlan]) -> nn.Module:
 
 
 def _check_fits(path: str | Path, own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], arch: str | None) -> None:
-    """Raise SlimError where the tensors of a network and those of a file differ in names or shapes."""
-    wrong = sorted(own.keys() ^ tensors.keys()) or [k for k in own if own[k].shape != tensors[k].shape]
+    """Raise SlimError where the tensors of a network and those of a file differ in names, in shapes, or in whether they
+    hold real numbers, complex ones or integers."""
+    wrong = sorted(own.keys() ^ tensors.keys()) or [k for k in own if _form(own[k]) != _form(tensors[k])]
     if wrong:
         raise SlimError(f"checkpoint {str(path)!r} doesn't fit {arch or 'the model'}: see {wrong[0]!r}")
+
+
+def _form(tensor: Tensor) -> tuple[torch.Size, bool, bool]:
+    return tensor.shape, tensor.is_floating_point(), tensor.is_complex()
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:

@@ -267,6 +267,16 @@ def test_a_network_that_does_not_fit(saved: Path) -> None:
         slim.load(saved, model=nn.Linear(2, 2))
 
 
+def test_integers_in_the_place_of_weights(saved: Path) -> None:
+    with safe_open(saved, framework="pt") as file:
+        text = file.metadata()["slim"]
+    tensors = load_file(saved)
+    tensors["conv1.weight"] = tensors["conv1.weight"].to(torch.int8)
+    save_file(tensors, saved, metadata={"slim": text, "sha256": checkpoint._digest(text, tensors)})
+    with pytest.raises(SlimError, match=r"doesn't fit slim:vgg7: see 'conv1\.weight'"):
+        slim.load(saved)
+
+
 def test_missing_files(tmp_path: Path) -> None:
     with pytest.raises(SlimError, match="can't be read"):
         slim.load(tmp_path / "none.safetensors")

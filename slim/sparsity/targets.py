@@ -1,5 +1,6 @@
 """Which parameters a penalty acts on, which of them belong together, and which are left to weight decay."""
 
+import math
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -34,9 +35,11 @@ def chosen(
     strengths = {targets: 1.0} if isinstance(targets, str) else targets
     if not isinstance(strengths, Mapping):
         strengths = dict.fromkeys(strengths, 1.0)
+    if not strengths:
+        raise SlimError("targets is empty: expected a shell pattern such as '*', which stands for all")
     for pattern, strength in strengths.items():
         check_type("a pattern of targets", pattern, "a shell pattern", str)
-        if not (isinstance(strength, int | float) and strength >= 0):
+        if not (isinstance(strength, int | float) and 0 <= strength < math.inf):
             raise SlimError(f"the relative strength of {pattern!r} is {strength}: expected a number ≥ 0")
     kinds = [types] if isinstance(types, (str, type)) else list(types)
     keys = ("weight", "bias") if BIAS in kinds else ("weight",)

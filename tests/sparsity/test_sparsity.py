@@ -256,6 +256,10 @@ def test_mistakes() -> None:
         sparsify(model, optimizer, L1(0.1), targets="layer1.*")
     with pytest.raises(SlimError, match="no BatchNorm"):
         sparsify(nn.Linear(2, 2), optimizer, L1(0.1))
+    with pytest.raises(SlimError, match="targets is empty"):
+        sparsify(model, optimizer, L1(0.1), targets=[])
+    with pytest.raises(SlimError, match=r"strength of '\*' is inf"):
+        sparsify(model, optimizer, L1(0.1), targets={"*": float("inf")})
     with pytest.raises(SlimError, match="did you mean 'subgradient'"):
         sparsify(model, optimizer, L1(0.1), method="subgradients")
     with pytest.raises(SlimError, match=r"lacks 1\.weight"):
