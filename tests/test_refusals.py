@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -88,3 +89,29 @@ def test_a_whole_model_in_a_pickle_is_named_as_such(tmp_path: Path) -> None:
     torch.save(stack(nn.BatchNorm2d), tmp_path / "model.pt")
     with pytest.raises(SlimError, match=r"such as a whole model, which can run code .*: expected tensors alone"):
         read_weights("slim:vgg7", str(tmp_path / "model.pt"))
+
+
+HUGE = 10**400  # which no float can hold
+ODD: Any = torch.zeros(3)  # or what else has no place there
+
+
+@pytest.mark.parametrize(
+    ("misuse", "says"),
+    [
+        (lambda net: slim.plan(net, X, layer_ratios=ODD), "layer_ratios is of type Tensor"),
+        (lambda net: slim.plan(net, X, ratio=0.5, floor=float("inf")), "floor inf is not a finite number"),
+        (lambda net: slim.plan(net, X, slim.Flops(HUGE)), "flops 1000"),
+        (lambda net: slim.plan(net, X, ratio=0.5, score=nn.ReLU()), "score ReLU(): expected slim.Gamma()"),
+        (lambda net: slim.L1(HUGE), "sparsity strength is 1000"),
+        (lambda net: slim.Lp(1e-4, p=ODD), "p is tensor"),
+        (lambda net: slim.load("x.safetensors", ODD), "model is of type Tensor"),
+    ],
+)
+def test_odd_arguments(
+    misuse: Callable[[nn.Module], object], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    slim.save("x.safetensors", nn.Linear(2, 2))
+    with pytest.raises(SlimError) as caught:
+        misuse(stack(nn.BatchNorm2d).eval())
+    assert says in str(caught.value) and "\n" not in str(caught.value)

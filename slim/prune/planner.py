@@ -80,7 +80,7 @@ def plan(
     for name, choice, choices in (("mode", mode, ("couple", "select")), ("grouped", grouped, ("within", "whole"))):
         if choice not in choices:
             raise SlimError(f"unknown {name} {choice!r}: expected one of {', '.join(choices)}")
-    rules = Rules(floor, scope, round_to, (keep,) if isinstance(keep, str) else keep, layer_ratios or {})
+    rules = Rules.of(floor, scope, round_to, keep, layer_ratios)
     if after and layer_ratios:
         raise SlimError("layer_ratios can't be planned after other plans: expected a budget alone")
     traced = trace(model, example_inputs, select=mode == "select", whole_groups=grouped == "whole")

@@ -1,6 +1,7 @@
 """How channels are chosen, apart from how many."""
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -39,6 +40,19 @@ class Rules:
         if self.round_to is not None and not whole and not hasattr(self.round_to, "cost_model"):
             raise SlimError(f"round_to {self.round_to!r}: expected a whole number from 1 to 4096, or a slim.Runtime")
 
+    @classmethod
+    def of(
+        cls,
+        floor: float,
+        scope: Scope,
+        round_to: int | MeasuresCost | None,
+        keep: str | Sequence[str],
+        layer_ratios: Mapping[str, float] | None,
+    ) -> "Rules":
+        """Return rules from what `slim.plan` was given, where one pattern may stand for several."""
+        patterns = (keep,) if isinstance(keep, str) else keep
+        return cls(floor, scope, round_to, patterns, {} if layer_ratios is None else layer_ratios)
+
     def units(self, groups: Groups) -> NDArray[np.int64]:
         """Return of how many groups of each pattern a multiple is kept, so that layers have the width asked for."""
         asked = self.round_to if isinstance(self.round_to, int) else STEP
@@ -70,7 +84,9 @@ class Rules:
 
 
 def checked_number(name: str, value: Any) -> float:
-    """Return `value` where it is a number. Raises SlimError, which calls it `name`, where it isn't."""
+    """Return `value` where it is a finite number. Raises SlimError, which calls it `name`, where it isn't."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise SlimError(f"{name} {value!r} is not a number: expected one")
+    if not abs(value) <= sys.float_info.max:
+        raise SlimError(f"{name} {value!r:.40} is not a finite number: expected one")
     return value

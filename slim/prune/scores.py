@@ -161,7 +161,7 @@ def as_score(given: Any, traced: Trace) -> Score:
         return Gamma(rest=rest) if norms else Magnitude()
     if isinstance(given, Mapping):
         return Values(given)
-    if not callable(given) or isinstance(given, type):
+    if not callable(given) or isinstance(given, type | nn.Module):
         raise SlimError(
             f"score {given!r}: expected slim.Gamma(), slim.Magnitude(), slim.Residual(images), slim.Taylor(batches, "
             "loss), slim.Random(), 'auto', a function of the groups, or a mapping from layer names to values"

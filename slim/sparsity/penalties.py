@@ -8,7 +8,7 @@ Each has a value, a subgradient, and its proximal operator where there is one:
 methods; `methods` names the ways in which it can act (see `slim.sparsify`).
 """
 
-import math
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -119,7 +119,7 @@ class Lp(Penalty):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check("p", self.p, 0 < self.p < math.inf, "a number above 0")
+        _check("p", self.p, _is_number(self.p) and self.p > 0, "a number above 0")
 
     def value(self, x: Tensor) -> Tensor:
         return self.strength * x.abs().pow(self.p).sum()
@@ -160,7 +160,7 @@ class DeadZoneL1(Penalty):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check("a", self.a, 0 <= self.a < math.inf, "a number ≥ 0")
+        _check("a", self.a, _is_number(self.a) and self.a >= 0, "a number ≥ 0")
 
     def value(self, x: Tensor) -> Tensor:
         return self.strength * (x.abs() - self.a).clamp(min=0).sum()
@@ -199,7 +199,7 @@ class TransformedL1(Penalty):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check("a", self.a, 0 < self.a < math.inf, "a number above 0")
+        _check("a", self.a, _is_number(self.a) and self.a > 0, "a number above 0")
 
     def value(self, x: Tensor) -> Tensor:
         return self.strength * ((self.a + 1) * x.abs() / (self.a + x.abs())).sum()
@@ -349,8 +349,12 @@ def _newton(f: Callable[[Tensor], Tensor], slope: Callable[[Tensor], Tensor], st
 
 def check_strength(value: Any) -> None:
     """Raise SlimError where λ isn't a number of at least 0."""
-    number = isinstance(value, Real) and not isinstance(value, bool)
-    _check("sparsity strength", value, number and 0 <= value < math.inf, "a number ≥ 0")
+    _check("sparsity strength", value, _is_number(value) and value >= 0, "a number ≥ 0")
+
+
+def _is_number(value: Any) -> bool:
+    real, most = isinstance(value, Real) and not isinstance(value, bool), sys.float_info.max
+    return real and bool(-most <= value <= most)
 
 
 def _check(name: str, value: float, sound: bool, expected: str) -> None:

@@ -129,6 +129,8 @@ def test_missing_and_broken_metadata(tmp_path: Path, exported: tuple[Path, float
         assert "\n" not in str(one.value) and len(str(one.value)) < 200
     with pytest.raises(SlimError, match=r"slim.std of 2 numbers: expected one for each of the 3 channels"):
         OnnxModel(with_metadata({"slim.std": "[1, 1]"})).predict([image])
+    with pytest.raises(SlimError, match="gives values that aren't finite"):
+        OnnxModel(with_metadata({"slim.std": "[1e-308, 1, 1]"})).predict([image])
     with pytest.raises(SlimError, match="of its 2 classes"):
         OnnxModel(with_metadata({"slim.classes": '["a", "b"]'})).predict([image])
     with pytest.raises(SlimError, match="expected grey or RGB"):

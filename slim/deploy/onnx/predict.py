@@ -207,6 +207,8 @@ class OnnxModel:
                 f"{self.path.name} gives {list(outputs.shape)} numbers for an image: expected one for each "
                 + ("class" if self.classes is None else f"of its {len(self.classes)} classes")
             )
+        if not np.isfinite(outputs).all():
+            raise SlimError(f"{self.path.name} gives values that aren't finite: expected numbers for each class")
         probabilities = outputs if self.raw else _softmax(outputs)
         best = np.argsort(-probabilities, kind="stable")[:top]
         return [(self.classes[i] if self.classes else str(i), float(probabilities[i])) for i in best]

@@ -33,4 +33,4 @@ def load(path: str | Path, model: nn.Module | None = None, *, allow_code: Allowe
         return build(arch, allow_code=allow_code, **kwargs)
 
     file = from_hub(str(path)) if str(path).startswith(HUB) else path
-    return checkpoint.load(file, model or unpruned)
+    return checkpoint.load(file, unpruned if model is None else model)
