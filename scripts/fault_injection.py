@@ -10,7 +10,7 @@ files that differ, bit for bit, from those of an undisturbed run (lost), command
     python scripts/fault_injection.py
 
 writes scripts/results/fault_injection-DATE.md and .jsonl, and goes on where it was stopped. `--quick` takes the first
-moments of each kind, in half a minute, and writes nothing.
+moments of each kind in slim-train, in half a minute, and writes nothing.
 """
 
 import ctypes
@@ -172,9 +172,9 @@ def keep_exports(folder: Path) -> None:
     Draft.content = property(content)  # type: ignore[assignment]
 
 
-def command(place: Path, argv: Sequence[str], says: int, prepare: Callable[[], None]) -> None:
-    """Run slim-run in a folder. What it says goes to a pipe."""
-    from slim.workbench.cli.run import main
+def command(place: Path, name: str, argv: Sequence[str], says: int, prepare: Callable[[], None]) -> None:
+    """Run slim-NAME in a folder. What it says goes to a pipe."""
+    main = import_module(f"slim.workbench.cli.{name}").main
 
     for stream in (1, 2):
         os.dup2(says, stream)
@@ -193,12 +193,9 @@ def command(place: Path, argv: Sequence[str], says: int, prepare: Callable[[], N
 class Started:
     """A command that runs in a process of its own."""
 
-    def __init__(
-        self, place: Path, settings: Mapping[str, str], *more: str, prepare: Callable[[], None] = lambda: None
-    ) -> None:
+    def __init__(self, place: Path, name: str, argv: Sequence[str], prepare: Callable[[], None]) -> None:
         self.hears, says = os.pipe()
-        argv = [*(f"--{key}={value}" for key, value in settings.items()), "--quiet", *more]
-        self.process = FORKED.Process(target=command, args=(place, argv, says, prepare))
+        self.process = FORKED.Process(target=command, args=(place, name, argv, says, prepare))
         self.process.start()
         os.close(says)
         self.text = ""
@@ -221,7 +218,7 @@ class Started:
     @property
     def in_one_line(self) -> bool:
         lines = [line for line in self.text.splitlines() if line and "warning:" not in line]
-        return self.status == 2 and len(lines) == 1 and lines[0].startswith("slim-run: error: ")
+        return self.status == 2 and len(lines) == 1 and lines[0].startswith("slim-") and ": error: " in lines[0]
 
 
 def fingerprints(run: Path) -> dict[str, str]:
@@ -248,6 +245,7 @@ class Trial:
     """A folder in which a run is broken, with what it reads, and what an undisturbed one leaves."""
 
     place: Path
+    name: str  # of the command
     settings: Mapping[str, str]
     whole: Mapping[str, str] = field(default_factory=dict)
     seconds: float = 0.0  # that an undisturbed run takes
@@ -257,7 +255,8 @@ class Trial:
         return self.place / RUN
 
     def start(self, *more: str, prepare: Callable[[], None] = lambda: None) -> Started:
-        return Started(self.place, self.settings, *more, prepare=prepare)
+        argv = [*(f"--{key}={value}" for key, value in self.settings.items()), "--quiet", *more]
+        return Started(self.place, self.name, argv, prepare)
 
     def suffer(self, kind: str, met: frozenset[Moment], only: str = "") -> tuple[Moment | None, str]:
         """Start or resume a run that suffers at a moment of its own; return that, and what is wrong afterwards."""
@@ -320,7 +319,7 @@ def wrong_with(done: Started, expected: bool) -> str:
 # How a command ends that suffers: in one line, unless it is killed. Without its folder it may begin anew.
 ENDS: dict[str, Callable[[Started], bool]] = {
     "killed": lambda done: done.status == -signal.SIGKILL,
-    "asked to end": lambda done: done.status == 128 + signal.SIGTERM and "go on with: slim-run" in done.text,
+    "asked to end": lambda done: done.status == 128 + signal.SIGTERM and "go on with: slim-" in done.text,
     "disk full": lambda done: done.in_one_line,
     "folder deleted": lambda done: done.in_one_line or done.status == 0,
 }
@@ -329,7 +328,7 @@ ENDS: dict[str, Callable[[Started], bool]] = {
 # -- what is done to runs ----------------------------------------------------------------------------------------------
 
 
-def make(place: Path, settings: Mapping[str, str]) -> Trial:
+def make(place: Path, name: str, settings: Mapping[str, str]) -> Trial:
     """Return a folder to break runs in, made by a run that nothing disturbs."""
     place.mkdir()
     (place / "tiny.py").write_text(TINY)
@@ -341,10 +340,10 @@ def make(place: Path, settings: Mapping[str, str]) -> Trial:
                 noise = bytes(draw.randrange(128) + 127 * (label == "b") for _ in range(64))
                 Image.frombytes("L", (8, 8), noise).save(place / "images" / label / f"{number}.png")
     started = time.monotonic()
-    done = Trial(place, settings).start().ended()
+    done = Trial(place, name, settings).start().ended()
     if done.status != 0:
         raise SystemExit(f"a run that nothing disturbs ended with {done.status}: {done.text}")
-    return Trial(place, settings, fingerprints(place / RUN), time.monotonic() - started)
+    return Trial(place, name, settings, fingerprints(place / RUN), time.monotonic() - started)
 
 
 def each_once(trial: Trial, kind: str, most: int, only: str = "") -> Iterator[Row]:
@@ -444,7 +443,7 @@ def children_of(process: int | None) -> list[int]:
 
 def cases(quick: bool) -> dict[str, Callable[[Trial, Trial], Iterator[Row]]]:
     """Return what is done, by name: generators of what happened, from a run of the digits and one that reads files."""
-    most = 3 if quick else 1000
+    most = 5 if quick else 1000
     stages = r"rename (sparse|pruned|finetuned)\.safetensors|rename model\.onnx"
     made: dict[str, Callable[[Trial, Trial], Iterator[Row]]] = {
         "two runs": lambda digits, _: two_runs(digits),
@@ -477,8 +476,8 @@ def main() -> None:
     for module in IMPORTED:
         import_module(module)
     with tempfile.TemporaryDirectory() as folder:
-        digits = make(Path(folder, "digits"), DIGITS | ({"report.page": "false"} if given.quick else {}))
-        images = digits if given.quick else make(Path(folder, "images"), IMAGES)
+        digits = make(Path(folder, "digits"), "train" if given.quick else "run", DIGITS)
+        images = digits if given.quick else make(Path(folder, "images"), "run", IMAGES)
         for name, case in cases(given.quick).items():
             if name in done or (given.cases and name not in given.cases):
                 continue
