@@ -15,7 +15,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from slim.trace.codes import codes_on, name_of
-from slim.trace.op import META, Op
+from slim.trace.meta import META
+from slim.trace.op import Op
 
 SMALL = 64  # elements of a tensor whose values are compared
 Constant = complex | tuple[complex, ...]

@@ -4,15 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils._pytree import tree_map_only
 
 from slim.trace.codes import Codes, TensorCodes, codes_on, label, name_of, origin_of, pop_unset, source_of
 from slim.trace.labeller import Choice, Labeller
-
-META = torch.device("meta")
+from slim.trace.meta import META, run_on_meta
 
 
 @dataclass(frozen=True)
@@ -125,7 +123,7 @@ class Op:
         args, kwargs = self.args, self.kwargs
         if any(empty) and not all(empty):
             args, kwargs = tree_map_only(Tensor, lambda t: t.to(META), (args, kwargs))
-        return self.func(*args, **kwargs)
+        return run_on_meta(self.func, args, kwargs) if any(empty) else self.func(*args, **kwargs)
 
     # -- what it does to channels ------------------------------------------------------------------------------------
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from slim.trace.codes import Bools, Codes, TensorCodes, codes_on, fresh_from, label, mark_fresh, name_of, step_of
-from slim.trace.op import META, Op, tensors_in
+from slim.trace.meta import META
+from slim.trace.op import Op, tensors_in
 
 _REPEATED = {
     *("convolution", "native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training"),

@@ -28,7 +28,8 @@ from slim.trace.codes import Bools, clear, codes_on, fresh_from, is_labelled, ma
 from slim.trace.constants import constants_of, mark_result
 from slim.trace.copy import Modules, Tensors, all_tensors, clone, named_modules, named_tensors, unwrapped
 from slim.trace.labeller import INDEXED, Ambiguous, Executed, Labeller, Producer, Product
-from slim.trace.op import META, Op
+from slim.trace.meta import META
+from slim.trace.op import Op
 from slim.trace.outputs import find_tensors, output_tensors
 from slim.trace.recurrence import OneStep
 from slim.trace.repeat import Known, sources_of
@@ -59,6 +60,7 @@ class Trace:
     readings: dict[tuple[bool, int], object] = field(
         default_factory=dict
     )  # (training, decision) -> not the first choice
+    tried: dict[frozenset[object], int] = field(default_factory=dict)  # readings -> the most channels they leave free
     misfits: list[tuple[str, Bools, str]] = field(default_factory=list)  # producers' channels that `settle` froze, why
     ambiguous: dict[tuple[bool, int], Ambiguous] = field(default_factory=dict)
     selecting: set[str] = field(default_factory=set)
@@ -173,9 +175,12 @@ class Trace:
             if not flips:
                 break
             readings = readings | flips
+            if self.tried.get(key := frozenset(readings.items()), at_least) < at_least:
+                continue
             other = self._traced_again(readings)
             if other.free >= at_least:
                 return other
+            self.tried[key] = other.free
         if readings != self.readings:
             for tensor, codes in held:
                 set_codes(tensor, codes)

@@ -7,7 +7,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from slim.trace.codes import BY_NORM, Codes
-from slim.trace.op import META, Op
+from slim.trace.meta import META
+from slim.trace.op import Op
 from slim.trace.rules.pointwise import pointwise
 from slim.trace.rules.registry import rule
 

@@ -23,7 +23,8 @@ from slim.trace.codes import (
     source_of,
 )
 from slim.trace.labeller import Product
-from slim.trace.op import META, Op
+from slim.trace.meta import META
+from slim.trace.op import Op
 from slim.trace.rules.registry import rule
 
 

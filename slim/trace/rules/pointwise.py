@@ -26,7 +26,8 @@ from slim.trace.codes import (
     source_of,
 )
 from slim.trace.labeller import INDEXED
-from slim.trace.op import META, Op
+from slim.trace.meta import META
+from slim.trace.op import Op
 from slim.trace.rules.registry import rule, rule_where
 
 QUICK = {  # operators whose result is sure to look like their operands: no need to run them on tensors without data
