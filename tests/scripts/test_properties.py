@@ -7,8 +7,10 @@ from torch import nn
 
 from slim.prune.plan import PruningPlan
 
+HEADS = [21, 60, 120]  # where half the channels of two heads went, and one whole head seemed to be left
 
-@pytest.mark.parametrize("number", range(12))
+
+@pytest.mark.parametrize("number", [*range(10), *HEADS])
 def test_what_slim_promises_holds(number: int) -> None:
     assert not properties.outcome(number).startswith("failed")
 

@@ -86,6 +86,9 @@ def view(op: Op) -> Tensor:
         keep = op.decide(largest[0], largest)
         rows = grid.with_last(keep)
         result[outs[keep]] = rows[0] if len(varying) < 2 else op.couple_rows(rows)
+        others = [new[d] for d in outs if d != outs[keep]]
+        if op.decide(others) != others:  # two heads of four channels aren't one of four, once half of each are gone
+            op.freeze(result[outs[keep]])
         if len(varying) > 1:  # heads and the channels of each: whole heads, or the same channels of all
             op.labeller.could_be_read(largest, (old, new), result[outs[keep]])
         op.count(new[outs[keep]], result[outs[keep]])
