@@ -53,8 +53,8 @@ _HOME = {  # public name -> the room it lives in
     "Recovery": "prune.recovery.recover",
     "merge": "prune.recovery.merge",
     "Slimming": "trainers.slimming",
-    "compress": "prune.compress",
-    "Compressed": "prune.compress",
+    "compress": "compression",
+    "Compressed": "compression",
     "save": "checkpoint",
     "load": "workbench.models.load",
     "push_to_hub": "workbench.models.hub",
@@ -88,6 +88,8 @@ def __dir__() -> list[str]:
 
 if TYPE_CHECKING:  # what type checkers and editors see
     from slim.checkpoint import save as save
+    from slim.compression import Compressed as Compressed
+    from slim.compression import compress as compress
     from slim.deploy.bench.benchmark import benchmark as benchmark
     from slim.deploy.cost.latency import Latency as Latency
     from slim.deploy.cost.runtime import Runtime as Runtime
@@ -109,8 +111,6 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from slim.prune.budgets import Channels as Channels
     from slim.prune.budgets import Flops as Flops
     from slim.prune.budgets import Params as Params
-    from slim.prune.compress import Compressed as Compressed
-    from slim.prune.compress import compress as compress
     from slim.prune.loss import Loss as Loss
     from slim.prune.plan import PruningPlan as PruningPlan
     from slim.prune.planner import explain as explain

@@ -10,7 +10,7 @@ from pathlib import Path
 SLIM = Path(__file__).parents[1] / "slim"
 ROOMS = [  # in the order in which the data flows
     *("errors", "version", "extras", "files", "memory", "images", "batches", "tables", "progress"),
-    *("trace", "prune", "sparsity", "deploy", "checkpoint", "trainers"),
+    *("trace", "prune", "sparsity", "deploy", "compression", "checkpoint", "trainers"),
     *(f"workbench.{room}" for room in ("config", "presets", "causes", "malloc", "code", "nested", "tasks", "data")),
     *(f"workbench.{room}" for room in ("models", "train", "report", "run", "doctor", "cli")),
 ]

@@ -1,7 +1,10 @@
 """Is a thin network faster than the original, in each setting it will run in? And if not, which node is slower?"""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +16,13 @@ from slim.deploy.cost.network import Network
 from slim.deploy.cost.runtime import Runtime, Runtimes
 from slim.deploy.target import Executable, Feed
 from slim.deploy.timing import Rounds, Times, speedup_interval, time_in_turn
+from slim.errors import NothingToPrune, SlimError
 from slim.prune.plan import PruningPlan
 
 PRECISION = 0.03  # of the speed-up: half of its interval, from which on it is known well enough
 SECONDS = 2.0  # for each setting
 PROFILED = (20, 5)  # runs, and those before that aren't counted
+WIDER = (16, 32)  # multiples of channels to keep where the network is slower by its plan for time
 
 
 @dataclass(frozen=True)
@@ -35,13 +40,39 @@ class Compared:
         """Say whether it is slower, by more than an accident of the measurement."""
         return self.high < 1
 
+    @property
+    def faster(self) -> bool:
+        """Say whether it is faster, by more than an accident of the measurement."""
+        return self.low > 1
+
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON takes it."""
         return asdict(self) | {"slower": self.slower}
 
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> "Compared":
+        """Return what `to_dict` gave."""
+        return cls(**{name: value for name, value in record.items() if name != "slower"})
+
     def __str__(self) -> str:
         why = f": {self.slower_node}" if self.slower_node else ""
         return f"{self.speedup:.2f}× as fast ({self.low:.2f}–{self.high:.2f}) in {self.setting}{why}"
+
+
+Comparison = Callable[[PruningPlan], list[Compared]]  # of the network of a plan with the original
+
+
+def in_words(settings: Sequence[Compared]) -> list[str]:
+    """Return a line for each setting in which the thin network isn't faster, or one for all where it always is."""
+    others = [each for each in settings if not each.faster]
+    lines = [
+        f"{'slower than' if each.slower else 'not measurably faster than'} the unpruned network: {each}"
+        for each in others
+    ]
+    if settings and not others:
+        least = min(each.speedup for each in settings)
+        lines = [f"faster than the unpruned network in all {len(settings)} settings, {least:.2f}× or more"]
+    return lines
 
 
 def compare(original: Network, thin: Network, runtime: Runtime | Runtimes) -> list[Compared]:
@@ -50,11 +81,25 @@ def compare(original: Network, thin: Network, runtime: Runtime | Runtimes) -> li
     return [_compared(str(each), *pair) for each, pair in zip(runtime.each, pairs)]
 
 
-def compare_files(original: Path, thin: Path, runtime: Runtime | Runtimes) -> list[Compared]:
-    """Time two exported files in turn in each setting of `runtime` whose batch they take, 2 s at most for each."""
+def against(model: nn.Module, example_inputs: Any, runtime: Runtime | Runtimes) -> Comparison:
+    """Return what compares networks of plans for `model` with it, which is exported once."""
+    original = cache(lambda: Network(model, example_inputs, runtime))
+
+    def compared(plan: PruningPlan) -> list[Compared]:
+        return compare(original(), Network(plan.apply(model), example_inputs, runtime, original(), plan), runtime)
+
+    return compared
+
+
+def compare_files(
+    original: Path, thin: Path, runtime: Runtime | Runtimes, image_size: int | None = None
+) -> list[Compared]:
+    """Time two exported files in turn in each setting of `runtime` whose batch they take, 2 s at most for each.
+
+    `image_size`: pixels, where they leave height and width open."""
     found = []
     for each in runtime.each:
-        before, after = (FileRunner(path.name, path, each.target) for path in (original, thin))
+        before, after = (FileRunner(path.name, path, each.target, image_size) for path in (original, thin))
         if before.batch.holds(each.batch_size) and after.batch.holds(each.batch_size):
             found.append(_compared(str(each), before.opened, after.opened, after.feed(each.batch_size)))
     return found
@@ -89,11 +134,14 @@ def slower_node(original: Executable, thin: Executable, feed: Feed) -> str:
 
 @dataclass(frozen=True)
 class Guarded:
-    """The plan that was kept, how it compares with the original in each setting, and how many plans were tried."""
+    """The plan that was kept, how it compares with the original in each setting, and how many plans were tried.
+
+    `notes` say what went otherwise than by measured cost."""
 
     plan: PruningPlan
     compared: list[Compared]
-    tried: int
+    tried: int = 1
+    notes: list[str] = field(default_factory=list)
 
     @property
     def slower(self) -> list[Compared]:
@@ -101,21 +149,46 @@ class Guarded:
         return [each for each in self.compared if each.slower]
 
 
-def never_slower(
-    model: nn.Module, example_inputs: Any, plans: Iterable[PruningPlan], runtime: Runtime | Runtimes
-) -> Guarded:
-    """Return the first of `plans` whose network is slower than the original in no setting of `runtime`.
+def fastest_planned(wanted: Callable[[Any], PruningPlan], runtime: Runtime | Runtimes, compared: Comparison) -> Guarded:
+    """Return the plan by measured cost, or where its network is slower than the original, one with wider steps.
 
-    Where there is none, that whose slowest setting is the fastest. Plans are made as they are needed. Networks are
-    exported and timed in turn with the original. Raises SlimError where one can't be exported.
+    `wanted(round_to)` plans, with all else as it is to be. What the runtime can't run is planned without it, and isn't
+    timed. Raises SlimError as `wanted` does.
     """
-    original = Network(model, example_inputs, runtime)
+    try:
+        made = wanted(runtime)
+    except NothingToPrune:
+        raise
+    except SlimError as error:
+        made = wanted(None)  # or once more what isn't the runtime's fault
+        return Guarded(made, [], notes=[f"sizes don't follow from times: {error}"])
+    if not made.removed:
+        return Guarded(made, [])
+    try:
+        found = never_slower(chain([made], _possible(wanted(step) for step in WIDER)), compared)
+    except SlimError as error:  # a network for other runtimes
+        return Guarded(made, [], notes=[f"not timed against the unpruned network: {error}"])
+    if found.plan is not made:
+        found.notes.append(f"by measured cost it would be slower: {found.plan.rounding} in its place")
+    return found
+
+
+def _possible(plans: Iterator[PruningPlan]) -> Iterator[PruningPlan]:
+    """Yield plans up to the first that can't be made: steps too wide to remove anything."""
+    with suppress(NothingToPrune):
+        yield from plans
+
+
+def never_slower(plans: Iterable[PruningPlan], compared: Comparison) -> Guarded:
+    """Return the first of `plans` whose network is slower than the original in no setting.
+
+    Where there is none, that whose slowest setting is the fastest. Plans are made as they are needed.
+    """
     tried: list[Guarded] = []
     for plan in plans:
         if any(plan.digest == earlier.plan.digest for earlier in tried):
             continue
-        thin = Network(plan.apply(model), example_inputs, runtime, original, plan)
-        tried.append(Guarded(plan, compare(original, thin, runtime), len(tried) + 1))
+        tried.append(Guarded(plan, compared(plan), len(tried) + 1))
         if not tried[-1].slower:
             return tried[-1]
-    return max(tried, key=lambda each: min(one.speedup for one in each.compared))
+    return max(tried, key=lambda each: min((one.speedup for one in each.compared), default=0.0))

@@ -85,6 +85,11 @@ class Budget(ABC):
     total: ClassVar[str] = ""  # the entry of a plan's totals that it limits, for plans after other plans
     by_flops: ClassVar[bool] = False  # with a cost model: time is to shrink as FLOPs do
 
+    @property
+    def by_time(self) -> bool:
+        """Say whether it chooses sizes by measured times itself."""
+        return False
+
     def __post_init__(self) -> None:
         if not checked_number(self.name, self.asked) > 0:
             raise SlimError(

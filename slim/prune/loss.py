@@ -55,6 +55,10 @@ class Loss(Budget):
         if isinstance(self.evaluations, bool) or not isinstance(self.evaluations, int) or self.evaluations < 2:
             raise SlimError(f"evaluations {self.evaluations!r}: expected a whole number of at least 2")
 
+    @property
+    def by_time(self) -> bool:
+        return self.by(0.5).by_time
+
     def cost(self, costs: Costs) -> Cost:
         return self.by(0.5).cost(costs)
 

@@ -76,7 +76,7 @@ def test_the_first_plan_that_is_slower_nowhere_is_kept(
     settings = slim.Runtimes([slim.Runtime(target, 1), slim.Runtime(target, 8)])
     ways: list[int] = [1, 8, 16]
     plans = [slim.plan(net, X, ratio=0.3, round_to=step) for step in ways]
-    found = guard.never_slower(net, X, iter(plans), settings)
+    found = guard.never_slower(iter(plans), guard.against(net, X, settings))
     assert found.tried == tried
     for each, batch in zip(found.compared, (1, 8), strict=True):
         truth = target.ms(net, X, batch) / target.ms(found.plan.apply(net), X, batch)

@@ -9,11 +9,16 @@ import onnxruntime
 import pytest
 import torch
 from deploy.detector import Detector
+from deploy.made_up import MadeUp
 from deploy.onnx_networks import ConvNet, shake
 from torch import nn
 
 import slim
+from slim.deploy import guard
+from slim.deploy.guard import Compared
+from slim.deploy.onnx import source
 from slim.deploy.onnx.session import silence
+from slim.deploy.onnx.target import OnnxRuntime
 
 EXPORTS: dict[str, dict[str, Any]] = {
     "torchscript 11, folded": {"dynamo": False, "opset_version": 11},
@@ -87,7 +92,9 @@ def test_a_thin_file_keeps_names_batch_and_metadata_and_comes_close(batch: int |
     path = exported(shake(Detector()), (3, 32, 32), tmp_path / "net.onnx", how, batch=batch)
     images = torch.rand(48, 3, 32, 32)
     bench = {"batch_sizes": [1], "runs": 2, "warmup": 1}
-    done = slim.prune_onnx(path, images.split(16), slim.Flops(0.6), out=tmp_path / "thin.onnx", bench=bench)
+    done = slim.prune_onnx(
+        path, images.split(16), slim.Flops(0.6), out=tmp_path / "thin.onnx", bench=bench, round_to=None
+    )
     before, after = onnx.load(path), onnx.load(tmp_path / "thin.onnx")
     assert [entry.name for entry in (*after.graph.input, *after.graph.output)] == ["picture", "found"]
     first = after.graph.input[0].type.tensor_type.shape.dim[0]
@@ -110,11 +117,40 @@ def test_a_thin_file_keeps_names_batch_and_metadata_and_comes_close(batch: int |
 def test_without_images_the_size_of_filters_decides(tmp_path: Path) -> None:
     path = exported(shake(ConvNet()), (3, 8, 8), tmp_path / "net.onnx", "torchscript 11, folded")
     bench = {"batch_sizes": [1], "runs": 2, "warmup": 1}
-    done = slim.prune_onnx(path, None, slim.Flops(0.6), out=tmp_path / "thin.onnx", bench=bench)
+    done = slim.prune_onnx(path, None, slim.Flops(0.6), out=tmp_path / "thin.onnx", bench=bench, round_to=None)
     read = slim.read_onnx(path)
     expected = slim.plan(read, torch.zeros(2, 3, 8, 8), slim.Flops(0.6), score=slim.Magnitude())
     assert done.plan.digest == expected.digest and done.recovery is None and done.squared_error is None
     assert "nothing was recovered" in str(done)
+
+
+@pytest.mark.parametrize("batch", [None, 1])
+def test_by_default_the_thin_file_is_timed_against_the_original_and_revised(
+    batch: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, out = tmp_path / "net.onnx", tmp_path / "thin.onnx"
+    exported(shake(ConvNet()), (3, 8, 8), path, "torchscript 11, folded", batch=batch)
+    compared: list[tuple[Path, list[int], list[str]]] = []
+
+    def first_is_slower(original: Path, thin: Path, runtime: slim.Runtimes, image_size: int | None) -> list[Compared]:
+        widths = [each.dims[0] for each in onnx.load(thin).graph.initializer if len(each.dims) == 4]
+        compared.append((original, widths, [str(each) for each in runtime.each]))
+        speedup = 0.8 if len(compared) == 1 else 1.2
+        return [Compared("here", speedup, speedup, speedup)]
+
+    monkeypatch.setattr(OnnxRuntime, "time", lambda _, kernels: MadeUp().time(kernels))
+    monkeypatch.setattr(source, "compare_files", first_is_slower)
+    monkeypatch.setattr(guard, "WIDER", (4, 8))  # the network is small
+    bench = {"batch_sizes": [1, 4] if batch is None else [4], "threads": 1, "runs": 2, "warmup": 1}
+    done = slim.prune_onnx(path, None, slim.Flops(0.6), out=out, bench=bench)
+    read = slim.read_onnx(path)
+    expected = slim.plan(read, torch.zeros(2, 3, 8, 8), slim.Flops(0.6), score=slim.Magnitude(), round_to=4)
+    assert done.plan.digest == expected.digest and [each.speedup for each in done.compared] == [1.2]
+    assert [original for original, _, _ in compared] == [path, path]
+    assert compared[1][1] == [each.dims[0] for each in onnx.load(out).graph.initializer if len(each.dims) == 4]
+    settings = [f"onnxruntime, CPU, 1 thread, batch {size}" for size in ([1, 4] if batch is None else [1])]
+    assert compared[0][2] == settings  # those that the file takes
+    assert "it would be slower" in str(done) and "faster than the unpruned network in all 1 settings" in str(done)
 
 
 def broken(tmp_path: Path, how: str) -> tuple[Path, Any, dict[str, Any]]:

@@ -10,10 +10,10 @@ from deploy.made_up import MadeUp
 from rich.console import Console
 from workbench.commands import Command, call
 
+from slim.deploy import guard
 from slim.deploy.guard import Guarded
 from slim.deploy.onnx.target import OnnxRuntime
 from slim.workbench.cli.command import ParsedCommand
-from slim.workbench.run import pruning
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -21,13 +21,13 @@ def made_up_times(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Plans by cost take no measuring: operators take what a formula says, and the first plan is taken as fast enough.
     tests/deploy has the rest."""
 
-    def first(model: Any, example: Any, plans: Any, runtime: Any) -> Guarded:
-        return Guarded(next(iter(plans)), [], 1)
+    def first(plans: Any, compared: Any) -> Guarded:
+        return Guarded(next(iter(plans)), [])
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLIM_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setattr(OnnxRuntime, "time", lambda _, kernels: MadeUp().time(kernels))
-        patch.setattr(pruning, "never_slower", first)
+        patch.setattr(guard, "never_slower", first)
         yield
 
 

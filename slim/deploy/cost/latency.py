@@ -41,6 +41,10 @@ class Latency(Budget):
     def requested(self) -> dict[str, float]:
         return read_latency(self.asked)
 
+    @property
+    def by_time(self) -> bool:
+        return True
+
     def cost(self, costs: Costs) -> Cost:
         return self.runtime.cost_model(costs.traced).of
 

@@ -15,10 +15,14 @@ Holds = Literal["worst", "mean"]
 
 
 def _default_target() -> Target:
+    return _onnxruntime("auto", 0)
+
+
+def _onnxruntime(provider: str, threads: int) -> Target:
     with named_if_missing():
         from slim.deploy.onnx.target import OnnxRuntime  # imports onnxruntime
 
-    return OnnxRuntime()
+    return OnnxRuntime(provider, threads)
 
 
 @dataclass(frozen=True)
@@ -111,3 +115,15 @@ class Runtimes:
         targets = dict.fromkeys(str(one.target) for one in self.each)
         batches = dict.fromkeys(one.batch_size for one in self.each)
         return f"{' and '.join(targets)}, batch {' and '.join(map(str, batches))}"
+
+
+def usual_runtimes(
+    provider: str = "auto",
+    threads: Sequence[int] = (0, 1),
+    batch_sizes: Sequence[int] = (1, 32),
+    weights: Sequence[float] | None = None,
+) -> Runtimes:
+    """Return the settings that networks are planned for where none are named: onnxruntime on all cores and on one, with
+    one image and with 32. Raises SlimError where onnxruntime isn't installed, and as `Runtimes` does."""
+    targets = [_onnxruntime(provider, number) for number in threads]
+    return Runtimes([Runtime(target, size) for target in targets for size in batch_sizes], weights=weights)

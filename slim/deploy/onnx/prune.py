@@ -1,7 +1,7 @@
 """An ONNX file in, a thin ONNX file out: pruning for those who have no source code."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +11,17 @@ from torch import Tensor
 
 from slim.deploy.bench.benchmark import benchmark
 from slim.deploy.bench.result import BenchReport
+from slim.deploy.guard import Compared, in_words
 from slim.deploy.onnx.compare import relative_difference
 from slim.deploy.onnx.file import OnnxFile
-from slim.deploy.onnx.inputs import Inputs, parted_images
+from slim.deploy.onnx.inputs import Inputs
 from slim.deploy.onnx.reader.network import OnnxNetwork
-from slim.deploy.onnx.reader.read import load, opset_of, read_onnx
-from slim.deploy.onnx.translate import OPSETS
-from slim.deploy.onnx.write import TOLERANCE, Draft, ExportReport, write_checked
+from slim.deploy.onnx.source import Source
+from slim.deploy.onnx.write import TOLERANCE, ExportReport, write_checked
 from slim.errors import SlimError
 from slim.prune.budgets import Budget
 from slim.prune.plan import PruningPlan
-from slim.prune.planner import plan
 from slim.prune.recovery.recover import Recovery, recover
-from slim.prune.residual import Residual
-from slim.prune.scores import Magnitude
 from slim.prune.verify import Proof, verify
 from slim.tables import Shown
 
@@ -45,6 +42,7 @@ class OnnxPruning(Shown):
     squared_error: float | None  # of the thin file's outputs on held-out images, relative to the original's; or None
     agreement: float | None  # share of these images in whose largest output both agree, where outputs are [N, classes]
     bench: BenchReport | None
+    compared: list[Compared] = field(default_factory=list)  # with the original's time in each setting, before recovery
     notes: tuple[str, ...] = ()
 
     def headline(self) -> str:
@@ -88,7 +86,10 @@ def prune_onnx(
     training. A fifth of them is held out for the comparison. None: channels go by the size of their filters alone, and
     nothing is recovered, which costs far more accuracy.
     `budget`, `rules`: as in `slim.plan`. The default score is `slim.Residual` of the images, which needs no BatchNorm:
-    in most exported networks those are folded into convolutions. Without images it is `slim.Magnitude`.
+    in most exported networks those are folded into convolutions. Without images it is `slim.Magnitude`. The default
+    `round_to` is "auto": widths that suit onnxruntime in the settings of `bench` (default: one image and 32, on one
+    thread and on all); where a thin file is slower than the original in one of them, one with wider steps is made in
+    its place. Where all are, the notes say in which setting, and which node.
     `refit`: whether to recover. `bench`: settings of `slim.benchmark`, such as {"batch_sizes": [1]}.
 
     Raises SlimError for a file that can't be read, naming the operators; for images that don't fit it; for a budget
@@ -97,21 +98,19 @@ def prune_onnx(
     file, out = Path(file), Path(out)
     if out.suffix != ".onnx" or out.is_dir() or out.resolve() == file.resolve():
         raise SlimError(f"out {str(out)!r}: expected the name of another file that ends in .onnx")
-    net, original = read_onnx(file), OnnxFile(file, "cpu", 0)
-    images, held_out = parted_images(original, batches)
-    example = tuple(tensor[: original.batch.example] for tensor in held_out)
-    read_error = _check_reading(net, original, file.name, held_out)
-    given = {"score": Residual(images) if images else Magnitude()} | rules
-    made = plan(net, example, budget, **given)
+    source = Source.of(file, batches)
+    net, original, images, example = source.net, source.opened, source.images, source.example
+    read_error = _check_reading(net, original, file.name, source.held_out)
+    guarded = source.planned(budget, bench or {}, **rules)
+    made = guarded.plan
     thin = made.apply(net)
     proof = verify(net, thin, made, example)
     recovery = recover(net, thin, made, images) if refit and images else None
-    thin = recovery.model if recovery else thin
-    draft, notes = _draft(thin, original, file, example, made)
-    export = write_checked(draft, out, TOLERANCE)
-    squared, agree = _compared(original, OnnxFile(out, "cpu", 0), held_out) if images else (None, None)
-    timed, more = _timed(file, out, example, original, bench or {})
-    return OnnxPruning(out, made, proof, recovery, read_error, export, squared, agree, timed, (*notes, *more))
+    export = write_checked(source.draft(recovery.model if recovery else thin, made), out, TOLERANCE)
+    squared, agree = _compared(original, OnnxFile(out, "cpu", 0), source.held_out) if images else (None, None)
+    timed, more = _timed(source, out, bench or {})
+    notes = (*guarded.notes, *source.closed(), *in_words(guarded.compared), *more)
+    return OnnxPruning(out, made, proof, recovery, read_error, export, squared, agree, timed, guarded.compared, notes)
 
 
 def _run(opened: OnnxFile, inputs: Inputs) -> list[Tensor]:
@@ -143,33 +142,6 @@ def _check_reading(net: OnnxNetwork, original: OnnxFile, name: str, inputs: Inpu
     return worst
 
 
-def _draft(
-    thin: torch.nn.Module, original: OnnxFile, file: Path, example: Inputs, made: PruningPlan
-) -> tuple[Draft, list[str]]:
-    """Return the thin file, not written yet, with the original's names, open sizes and metadata."""
-    entries = original.inputs
-    image = all(len(entry.shape) >= 4 for entry in entries)
-    open_image = image and all(not isinstance(size, int) for entry in entries for size in entry.shape[-2:])
-    notes = []
-    for entry, tensor in zip(entries, example):
-        places = range(1, len(entry.shape) - 2) if open_image else range(1, len(entry.shape))
-        for i in places:
-            if not isinstance(entry.shape[i], int):
-                notes.append(f"input {entry.name!r}: dimension {i} was open, and is {tensor.shape[i]} in the thin file")
-    model = load(file)
-    draft = Draft(
-        thin,
-        example,
-        batch="any" if original.batch.multiples else original.batch.unit,
-        opset=min(max(opset_of(model), OPSETS[0]), OPSETS[-1]),
-        dynamic_size=open_image,
-        inputs=[entry.name for entry in entries],
-        outputs=[entry.name for entry in model.graph.output],
-    )
-    draft.properties |= {**original.metadata, "slim.plan": made.digest}
-    return draft, notes
-
-
 def _compared(original: OnnxFile, thin: OnnxFile, inputs: Inputs) -> tuple[float, float | None]:
     """Relative squared error over all outputs, and how often the largest of [N, classes] is the same."""
     pairs = list(zip(_run(original, inputs), _run(thin, inputs)))
@@ -180,14 +152,10 @@ def _compared(original: OnnxFile, thin: OnnxFile, inputs: Inputs) -> tuple[float
     return missed / max(whole, 1e-30), float((first.argmax(1) == second.argmax(1)).double().mean()) if classes else None
 
 
-def _timed(
-    file: Path, out: Path, example: Inputs, original: OnnxFile, bench: Mapping[str, Any]
-) -> tuple[BenchReport | None, list[str]]:
+def _timed(source: Source, out: Path, bench: Mapping[str, Any]) -> tuple[BenchReport | None, list[str]]:
     """Return the times of both files."""
-    settings = {"memory": False} | dict(bench)
-    if any(not isinstance(size, int) for entry in original.inputs for size in entry.shape[-2:] if len(entry.shape) > 3):
-        settings.setdefault("image_size", int(example[0].shape[-1]))
+    settings = {"memory": False, "image_size": source.image_size} | dict(bench)
     try:
-        return benchmark({"original": file, "thin": out}, **settings), []
+        return benchmark({"original": source.file, "thin": out}, **settings), []
     except SlimError as error:
         return None, [f"not timed: {error}"]

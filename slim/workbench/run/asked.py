@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from slim.deploy.cost.latency import Latency
-from slim.deploy.cost.runtime import Runtime, Runtimes
+from slim.deploy.cost.runtime import Runtime, Runtimes, usual_runtimes
 from slim.deploy.target import Batch
 from slim.errors import SlimError
 from slim.prune.auto import Auto
@@ -90,14 +90,11 @@ def latency_runtime(settings: RunConfig) -> Runtime | Runtimes:
 
 def runtime(settings: RunConfig) -> Runtimes:
     """Return where the benchmark measures: for each number of threads, each batch size."""
-    from slim.deploy.onnx.target import OnnxRuntime  # imports onnxruntime
-
     bench = settings.bench
-    targets = [OnnxRuntime(bench.provider, threads) for threads in bench.threads]
-    each = [Runtime(target, size) for target in targets for size in bench.batch_sizes]
-    if bench.weights is not None and len(bench.weights) != len(each):
+    count = len(bench.threads) * len(bench.batch_sizes)
+    if bench.weights is not None and len(bench.weights) != count:
         raise SlimError(
-            f"bench.weights has {len(bench.weights)} numbers: expected {len(each)}, for each of bench.threads each of "
+            f"bench.weights has {len(bench.weights)} numbers: expected {count}, for each of bench.threads each of "
             "bench.batch_sizes"
         )
-    return Runtimes(each, weights=bench.weights)
+    return usual_runtimes(bench.provider, bench.threads, bench.batch_sizes, bench.weights)

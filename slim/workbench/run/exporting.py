@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from slim.deploy.guard import compare_files
+from slim.deploy.guard import Compared, compare_files, in_words
 from slim.deploy.onnx.predict import OnnxModel
 from slim.deploy.onnx.quantize import quantize_onnx
 from slim.deploy.onnx.write import ExportReport, export_onnx
@@ -140,18 +140,8 @@ def write_onnx(network: Trained, path: Path, export: ExportConfig) -> ExportRepo
 def show_slower(run: Run) -> None:
     """Say in which settings the exported network isn't faster than the unpruned one, and why."""
     settings = run.records.summary().get("onnx", {}).get("settings", [])
-    faster = [each for each in settings if each["low"] > 1]
-    for each in settings:
-        if each not in faster:
-            how = "slower than" if each["slower"] else "not measurably faster than"
-            why = f": {each['slower_node']}" if each["slower_node"] else ""
-            run.console.print(
-                f"{how} the unpruned network in {each['setting']}, {each['speedup']:.2f}× "
-                f"({each['low']:.2f}–{each['high']:.2f}){why}"
-            )
-    if settings and len(faster) == len(settings):
-        least = min(each["speedup"] for each in settings)
-        run.console.print(f"faster than the unpruned network in all {len(settings)} settings, {least:.2f}× or more")
+    for line in in_words([Compared.from_dict(each) for each in settings]):
+        run.console.print(line)
 
 
 def _show_errors(run: Run, made: ExportReport) -> None:

@@ -8,17 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from slim.deploy.guard import in_words
 from slim.deploy.onnx.file import OnnxFile
-from slim.deploy.onnx.inputs import parted_images
 from slim.deploy.onnx.predict import find_images
 from slim.deploy.onnx.prune import OnnxPruning, prune_onnx
-from slim.deploy.onnx.reader.read import read_onnx
+from slim.deploy.onnx.source import Source
 from slim.errors import SlimError
 from slim.images import MODES, read_image
 from slim.prune.plan import PruningPlan
-from slim.prune.planner import plan
-from slim.prune.residual import Residual
-from slim.prune.scores import Magnitude
 from slim.tables import render
 from slim.workbench import data
 from slim.workbench.config import RunConfig
@@ -49,13 +46,12 @@ def prune_file(run: Run, file: Path, out: Path, normalisation: Normalisation | N
 
 def plan_file(run: Run, file: Path, normalisation: Normalisation | None) -> PruningPlan:
     """Print the plan that `prune_file` would follow, and write nothing."""
-    net, opened = read_onnx(file), OnnxFile(file, "cpu", 0)
-    images, held_out = parted_images(opened, _batches(run, file, normalisation))
-    example = tuple(tensor[: opened.batch.example] for tensor in held_out)
-    given = {"score": Residual(images) if images else Magnitude()} | _rules(run.settings)
-    made = plan(net, example, asked.budget(run.settings), **given)
+    source, bench = Source.of(file, _batches(run, file, normalisation)), benchmark_rules(run.settings.bench)
+    guarded = source.planned(asked.budget(run.settings), bench, **_rules(run.settings))
+    made = guarded.plan
     run.console.print(render(made.table()))
-    run.console.print(made.summary())
+    for line in (made.summary(), *guarded.notes, *in_words(guarded.compared)):
+        run.console.print(line)
     return made
 
 
@@ -65,6 +61,7 @@ def _rules(settings: RunConfig) -> dict[str, Any]:
     score = settings.prune.score
     kept = score in ("magnitude", "random")
     rules = asked.rules(replace(settings, prune=replace(settings.prune, score=score if kept else "magnitude")))
+    rules["round_to"] = settings.prune.round_to  # "auto" is what suits the file
     return rules if kept else {name: value for name, value in rules.items() if name != "score"}
 
 

@@ -1,11 +1,9 @@
 """The stage that prunes, verifies and recovers."""
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +11,8 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from slim.deploy.cost.runtime import Runtime, Runtimes
-from slim.deploy.guard import never_slower
-from slim.errors import NothingToPrune, SlimError, SlimWarning
+from slim.deploy.guard import against, fastest_planned
+from slim.errors import SlimError, SlimWarning
 from slim.prune.calibration import fitting
 from slim.prune.loss import Loss
 from slim.prune.plan import PruningPlan
@@ -32,8 +29,6 @@ from slim.workbench.run.folder import Run
 from slim.workbench.run.networks import Trained
 from slim.workbench.tasks import Task
 from slim.workbench.train.gradual import Pruning
-
-WIDER = (16, 32)  # multiples of channels to keep where the network is slower by its plan for time
 
 
 def prune_stage(run: Run, source: Path) -> list[Path]:
@@ -161,38 +156,12 @@ def _made(
     what = "operators" if prune.latency is None else "operators, then whole networks"
     runtime = asked.runtime(run.settings) if prune.latency is None else asked.latency_runtime(run.settings)
     run.console.print(f"timing {what} in {runtime}: new operators take up to 20 s")
-    return wanted() if prune.latency is not None else _never_slower(run, model, example, wanted, runtime)
-
-
-def _never_slower(
-    run: Run, model: nn.Module, example: Tensor, wanted: Callable[..., PruningPlan], runtime: Runtime | Runtimes
-) -> PruningPlan:
-    """Return the plan by measured cost, or where its network is slower than the unpruned one, one with wider steps."""
-    try:
-        made = wanted()
-    except NothingToPrune:
-        raise
-    except SlimError as error:
-        made = wanted(round_to=None)  # or once more what isn't the runtime's fault
-        run.console.print(f"sizes don't follow from times: {error}")
-        return made
-    if not made.removed:
-        return made
-    wider = (wanted(round_to=step) for step in WIDER)
-    try:
-        guarded = never_slower(model, example, chain([made], _possible(wider)), runtime)
-    except SlimError as error:  # a network for other runtimes
-        run.console.print(f"not timed against the unpruned network: {error}")
-        return made
-    if guarded.plan is not made:
-        run.console.print(f"by measured cost it would be slower: {guarded.plan.rounding} in its place")
+    if prune.latency is not None:
+        return wanted()
+    guarded = fastest_planned(lambda step: wanted(round_to=step), runtime, against(model, example, runtime))
+    for note in guarded.notes:
+        run.console.print(note)
     return guarded.plan
-
-
-def _possible(plans: Iterator[PruningPlan]) -> Iterator[PruningPlan]:
-    """Yield plans up to the first that can't be made: steps too wide to remove anything."""
-    with suppress(NothingToPrune):
-        yield from plans
 
 
 def _what_may_be_lost(run: Run, dataset: Data | None, images: Any) -> Loss:

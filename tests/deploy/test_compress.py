@@ -6,19 +6,24 @@ from typing import Any
 
 import pytest
 import torch
+from deploy.made_up import MadeUp
 from digits_net import accuracy, batches, digits, trained
 from torch import Tensor, nn
 
 import slim
+from slim import compression
+from slim.deploy import guard
+from slim.deploy.guard import Compared
 from slim.errors import SlimError
 
+pytestmark = pytest.mark.usefixtures("in_place_of_onnxruntime")
 learnt = cache(trained)
 X = digits()[0][:1]
 
 
 def test_each_stage_is_measured_and_the_end_is_nearly_as_good_as_the_beginning() -> None:
     model = copy.deepcopy(learnt())
-    made = slim.compress(model, X, slim.Flops(0.3), batches(), evaluate=accuracy, epochs=2)
+    made = slim.compress(model, X, slim.Flops(0.3), batches(), evaluate=accuracy, epochs=2, round_to=None)
     assert list(made.metrics) == list(made.seconds) == ["original", "pruned", "recovered", "fine-tuned"]
     assert made.metrics["original"] == accuracy(learnt()) and made.metrics["fine-tuned"] == accuracy(made.model)
     assert made.metrics["pruned"] < made.metrics["recovered"] - 0.1
@@ -39,6 +44,50 @@ def test_each_stage_is_measured_and_the_end_is_nearly_as_good_as_the_beginning()
         f"{made.metrics['pruned']:.4g}",
     ):
         assert word in str(made)
+
+
+def test_the_network_is_timed_and_faster_by_default(in_place_of_onnxruntime: MadeUp) -> None:
+    model, machine = learnt(), in_place_of_onnxruntime
+    made = slim.compress(model, X, slim.Flops(0.5), finetune=False)
+    for each, batch in zip(made.compared, (1, 32, 1, 32), strict=True):  # on one thread, and on all
+        assert each.setting.endswith(f"batch {batch}")
+        truth = machine.ms(model, X, batch) / machine.ms(made.model, X, batch)
+        assert each.speedup == pytest.approx(truth, rel=1e-3) and truth > 1
+    expected = slim.plan(
+        model, X, slim.Flops(0.5), score="auto", round_to=slim.Runtimes([slim.Runtime(machine, b) for b in (1, 32)])
+    )
+    assert made.plan.removed == expected.removed and not made.notes
+    assert "faster than the unpruned network in all 4 settings" in str(made)
+
+
+def test_a_plan_by_which_it_is_slower_is_revised_unless_sizes_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow_unless_wide(plan: slim.PruningPlan) -> list[Compared]:
+        speedup = 1.5 if plan.rounding == "layers keep a multiple of 4" else 0.5
+        return [Compared("here", speedup, speedup, speedup)]
+
+    monkeypatch.setattr(compression, "against", lambda *_: slow_unless_wide)
+    monkeypatch.setattr(guard, "WIDER", (4, 8))  # the network is small
+    model = learnt()
+    made = slim.compress(model, X, slim.Flops(0.5), finetune=False)
+    assert made.plan.removed == slim.plan(model, X, slim.Flops(0.5), score="auto", round_to=4).removed
+    assert [each.speedup for each in made.compared] == [1.5]
+    assert "layers keep a multiple of 4 in its place" in str(made)
+    for round_to in (1, None):
+        given = slim.compress(model, X, slim.Flops(0.5), finetune=False, round_to=round_to)
+        assert given.plan.removed == slim.plan(model, X, slim.Flops(0.5), score="auto", round_to=round_to).removed
+        assert not given.compared
+    by_time = slim.compress(model, X, slim.Latency(0.6), finetune=False)
+    assert not by_time.compared and "share" in by_time.plan.timing  # it has measured networks itself
+
+
+def test_without_onnxruntime_multiples_of_8_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> None:
+        raise SlimError("onnxruntime isn't installed: expected pip install")
+
+    monkeypatch.setattr(compression, "usual_runtimes", missing)
+    made = slim.compress(learnt(), X, slim.Flops(0.6), finetune=False)
+    assert made.plan.removed == slim.plan(learnt(), X, slim.Flops(0.6), score="auto").removed
+    assert "onnxruntime isn't installed" in str(made)
 
 
 def test_ones_own_finetuning_and_none() -> None:

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slim.batches import as_one
+from slim.deploy.cost.runtime import Runtime, Runtimes, usual_runtimes
+from slim.deploy.guard import Compared, Guarded, against, fastest_planned, in_words
 from slim.errors import SlimError
 from slim.prune.auto import Auto
 from slim.prune.budgets import Budget
@@ -41,6 +43,8 @@ class Compressed(Shown):
     model: nn.Module
     plan: PruningPlan
     error: float
+    compared: list[Compared] = field(default_factory=list)  # the thin network with the original, where it will run
+    notes: list[str] = field(default_factory=list)
     recovery: Recovery | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -71,7 +75,7 @@ class Compressed(Shown):
         lines = [render(self.table()), self.plan.ranked_by]
         lines.append(f"equals the original with those channels set to zero, to {self.error:.0e} (relative)")
         lines += [str(self.recovery)] if self.recovery else []
-        return "\n".join(filter(None, [*lines, self.plan.shortfall]))
+        return "\n".join(filter(None, [*lines, self.plan.shortfall, *self.notes, *in_words(self.compared)]))
 
 
 Tune = Callable[[nn.Module], nn.Module | None]
@@ -88,6 +92,7 @@ def compress(
     loss: Callable[[Any, Any], Tensor] | None = None,
     epochs: int = 5,
     score: Any = None,
+    round_to: Runtime | Runtimes | int | Literal["auto"] | None = "auto",
 ) -> Compressed:
     """Prune a trained network to a budget, and win its accuracy back: plan, apply, verify, recover, fine-tune.
 
@@ -103,6 +108,8 @@ def compress(
     `finetune(network)`: your own training, which changes the network or returns another one; False: none.
     By default `epochs` (5) over the batches with AdamW and a cosine, on `loss(outputs, targets)`: cross-entropy where
     targets are whole numbers, else the squared error. `score`: see `slim.plan`.
+    `round_to`: as of `slim.plan`, or "auto": onnxruntime on one thread and on all, with one image and with 32, if it is
+    installed and takes the network. Where the thin network is slower there, one with wider steps takes its place.
 
     The network is left as it is. Raises SlimError as `slim.plan`, `slim.verify` and `slim.recover` do, and where a loss
     isn't finite.
@@ -117,7 +124,8 @@ def compress(
     stage("original", clock(), model)
     started = clock()
     images = None if train_batches is None else as_one(train_batches, MOST)
-    made.plan = plan(model, example_inputs, budget, score=Auto(images) if score is None else score)
+    guarded = _planned(model, example_inputs, budget, Auto(images) if score is None else score, round_to)
+    made.plan, made.compared, made.notes = guarded.plan, guarded.compared, guarded.notes
     thin = made.plan.apply(model)
     made.error = float(verify(model, thin, made.plan, example_inputs))
     stage("pruned", started, thin)
@@ -139,6 +147,21 @@ def _have_targets(batches: Any) -> bool:
     if batches is None or isinstance(batches, Tensor | tuple | Mapping):  # inputs in one, see `slim.batches`
         return False
     return any(isinstance(batch, tuple | list) and len(batch) > 1 for batch in islice(batches, 1))
+
+
+def _planned(model: nn.Module, example_inputs: Any, budget: Budget | None, score: Any, round_to: Any) -> Guarded:
+    """Return the plan, revised where it is for a runtime in which its network is slower."""
+    wanted = partial(plan, model, example_inputs, budget, score=score)
+    if isinstance(budget, Budget) and budget.by_time:
+        return Guarded(wanted(), [])
+    if round_to == "auto":
+        try:
+            round_to = usual_runtimes()
+        except SlimError as error:  # it isn't installed
+            return Guarded(wanted(), [], notes=[f"sizes don't follow from times: {error}"])
+    if round_to is None or isinstance(round_to, int):
+        return Guarded(wanted(round_to=round_to), [])
+    return fastest_planned(lambda step: wanted(round_to=step), round_to, against(model, example_inputs, round_to))
 
 
 def default_loss(outputs: Any, targets: Any) -> Tensor:
