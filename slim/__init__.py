@@ -29,6 +29,7 @@ _HOME = {  # public name -> the room it lives in
     "Runtimes": "deploy.cost.runtime",
     "OnnxRuntime": "deploy.onnx.target",
     "OpenVino": "deploy.openvino.target",
+    "ExecuTorch": "deploy.executorch.target",
     "export": "deploy.targets",
     "Latency": "deploy.cost.latency",
     "Budget": "prune.budgets",
@@ -94,6 +95,7 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from slim.deploy.cost.latency import Latency as Latency
     from slim.deploy.cost.runtime import Runtime as Runtime
     from slim.deploy.cost.runtime import Runtimes as Runtimes
+    from slim.deploy.executorch.target import ExecuTorch as ExecuTorch
     from slim.deploy.onnx.predict import OnnxModel as OnnxModel
     from slim.deploy.onnx.prune import OnnxPruning as OnnxPruning
     from slim.deploy.onnx.prune import prune_onnx as prune_onnx

@@ -23,6 +23,8 @@ EXTRA_OF = {  # package, as it is imported -> the extra of pyproject.toml that i
     "pycocotools": "detection",
     "datasets": "datasets",
     "openvino": "openvino",
+    "executorch": "executorch",
+    "torchao": "executorch",
 }
 
 

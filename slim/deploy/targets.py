@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 TARGETS = {  # suffix of its files -> the module and the class, which may need a package that isn't installed
     ".onnx": ("slim.deploy.onnx.target", "OnnxRuntime"),
     ".xml": ("slim.deploy.openvino.target", "OpenVino"),
+    ".pte": ("slim.deploy.executorch.target", "ExecuTorch"),
 }
-SUFFIXES = {"onnx": ".onnx", "openvino": ".xml"}  # of the files of each, by the runtime's name
+SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "executorch": ".pte"}  # of the files of each, by the runtime's name
 
 
 def target_of(path: str | Path, provider: str = "auto", threads: int = 0) -> Target:

@@ -236,8 +236,10 @@ class ExportConfig:
     batch: int | str = setting("any", "batch sizes that the file takes: any; 8 alone; 8n: its multiples, clips of 8")
     opset: int = setting(20, "version of the ONNX operator set", "[18, 25]")
     dynamic_size: bool = setting(False, "leave height and width of the images open")
-    to: Literal["onnx", "openvino"] = setting(
-        "onnx", "openvino: also write model.xml, with model.bin beside it, for OpenVINO (needs slim-prune[openvino])"
+    to: Literal["onnx", "openvino", "executorch"] = setting(
+        "onnx",
+        "openvino: also write model.xml, with model.bin beside it; executorch: also write model.pte (each needs the "
+        "extra of its name)",
     )
     preprocess: bool = setting(False, "normalise inside: raw images in, uint8 [N, H, W, C], probabilities out")
     float64: bool = setting(False, "also compare in float64, before optimisation; takes twice as long")

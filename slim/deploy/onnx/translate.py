@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import torch
 from onnxscript import ir
-from torch import nn
+from torch import Tensor, nn
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+from torch.utils._pytree import tree_map
 
 from slim.deploy.onnx.arguments import Arguments, bottom_of, root_cause
 from slim.deploy.onnx.dimensions import OpenSizes
@@ -66,6 +67,21 @@ class Graph:
         ir.passes.common.ClearMetadataAndDocStringPass()(program.model)
         program.model.producer_name, program.model.producer_version = "slim", __version__
         return program
+
+    def exported(self, most: int) -> torch.export.ExportedProgram:
+        """Return the network as a program of torch's that takes up to `most` images. Raises SlimError where torch can't
+        export it."""
+        example = self.arguments.batch(self.open_sizes.batch.example)
+        bound = inspect.signature(self.net.forward).bind(*example.args, **example.kwargs)
+        batch = torch.export.Dim("batch", min=1, max=most)
+        shapes = tree_map(lambda leaf: {0: batch} if isinstance(leaf, Tensor) else None, dict(bound.arguments))
+        try:
+            with silence(), torch.no_grad():
+                return torch.export.export(self.net, example.args, example.kwargs, dynamic_shapes=shapes)
+        except Exception as error:
+            raise SlimError(
+                f"torch can't export the network: {_place_of_choice(error) or root_cause(error)}"
+            ) from error
 
 
 def _place_of_choice(error: BaseException) -> str | None:

@@ -182,7 +182,7 @@ class Draft:
         if preprocess:
             net, arguments = _with_preprocessing(net, arguments, made, metadata or {})
             self.properties["slim.preprocessing"] = "in graph"
-        self._graph = Graph(
+        self.graph = Graph(
             net,
             arguments,
             OpenSizes(arguments, sizes, raw_images=preprocess, dynamic_size=dynamic_size),
@@ -194,7 +194,7 @@ class Draft:
     @cached_property
     def content(self) -> bytes:
         """Return the file: the optimised graph with its metadata."""
-        program = self._graph.translated(self._graph.net, optimize=True)
+        program = self.graph.translated(self.graph.net, optimize=True)
         program.model.metadata_props.update(self.properties)
         return program.model_proto.SerializeToString()
 
@@ -203,11 +203,11 @@ class Draft:
         opened in a runtime.
 
         Raises SlimError if it is above `tolerance`."""
-        return check(self._graph, opened, name, tolerance, runtime)
+        return check(self.graph, opened, name, tolerance, runtime)
 
     def check_float64(self, name: str) -> tuple[float | None, str]:
         """Return the same in float64, before optimisation, and what ran that graph."""
-        return check_float64(self._graph, name)
+        return check_float64(self.graph, name)
 
 
 def _copy_for_export(model: nn.Module) -> nn.Module:
