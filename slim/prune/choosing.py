@@ -133,10 +133,14 @@ def _take_smaller(keep: Ints, choice: Choice) -> None:
             heappush(open_, place(p))
 
 
-def by_cost(choice: Choice, model: CostModel, by_flops: bool) -> Chosen:
+Orders = dict[bytes, list[tuple[int, int]]]  # what decides an order -> the order
+
+
+def by_cost(choice: Choice, model: CostModel, by_flops: bool, known: Orders) -> Chosen:
     """Return the groups that go by whole steps of the cost of a pattern, in the order of value lost for cost saved.
 
-    With `by_flops`, for a budget of FLOPs, time is to shrink as they do.
+    With `by_flops`, for a budget of FLOPs, time is to shrink as they do. `known` are orders by the same model, as a
+    budget that is corrected asks for the same again and again; what is new is added.
     """
     groups, budget, fixed = choice.groups, choice.budget, choice.fixed
     start = np.where(fixed >= 0, np.maximum(fixed, choice.least), groups.pattern_size)
@@ -144,9 +148,13 @@ def by_cost(choice: Choice, model: CostModel, by_flops: bool) -> Chosen:
     value = choice.scores if by_flops else choice.scores * groups.size
     values = np.split(value[best_first], np.cumsum(groups.pattern_size)[:-1])
     worth = [np.r_[0.0, np.cumsum(each)] for each in values]
-    terms, steps = terms_of(model, groups.traced.classes, groups.roots, groups.pattern, groups.pattern_size)
     least = np.where(fixed >= 0, start, choice.least)
-    order = by_value_for_cost(worth, start.tolist(), least.tolist(), steps, terms, by_flops)
+    inputs = (groups.roots, groups.pattern, value[best_first], start, least, np.array(by_flops))
+    decides = b"".join(each.tobytes() for each in inputs)
+    if decides not in known:
+        terms, steps = terms_of(model, groups.traced.classes, groups.roots, groups.pattern, groups.pattern_size)
+        known[decides] = by_value_for_cost(worth, start.tolist(), least.tolist(), steps, terms, by_flops)
+    order = known[decides]
 
     if budget.stops_short:
         taken = _steps_within(budget, len(order), lambda k: choice.cost(sizes_after(order[:k], start)))

@@ -18,7 +18,7 @@ from torch import nn
 from slim.errors import SlimError
 from slim.prune.auto import Auto, choose_score
 from slim.prune.budgets import BoundBudget, Budget, Chosen, Costs, Ratio
-from slim.prune.choosing import Choice, by_cost, by_threshold, fixed_sizes, matching
+from slim.prune.choosing import Choice, Orders, by_cost, by_threshold, fixed_sizes, matching
 from slim.prune.draft import draft, nothing_to_prune
 from slim.prune.groups import Bools, Floats, Groups
 from slim.prune.knapsack import CostModel, MeasuresCost
@@ -132,8 +132,19 @@ class Planner:
         self._use(traced)
         self.widths = {layer.name: layer.before for layer in after[0].layers} if after else {}
         self.totals = {kind: before for kind, (before, _) in after[0].totals.items()} if after else None
-        self.cost_model: CostModel | None = None
+        self._orders: Orders = {}
+        self.cost_model = None
         self._scored: tuple[NDArray[np.int64], Floats] | None = None
+
+    @property
+    def cost_model(self) -> CostModel | None:
+        """Return what the network costs where it runs, if sizes follow from that."""
+        return self._cost_model
+
+    @cost_model.setter
+    def cost_model(self, model: CostModel | None) -> None:
+        self._cost_model = model
+        self._orders.clear()
 
     def _use(self, traced: Trace) -> None:
         """Plan from this trace from now on."""
@@ -191,7 +202,7 @@ class Planner:
             safe = groups.protected(floors, members)
             choice = Choice(groups, safe, self.rules, fixed, bound)
             model = self.cost_model
-            chosen = by_threshold(choice) if model is None else by_cost(choice, model, budget.by_flops)
+            chosen = by_threshold(choice) if model is None else by_cost(choice, model, budget.by_flops, self._orders)
             if chosen.exhausted and self.rules.by_cost:  # whole steps of the runtime are too wide for what is asked
                 chosen = by_threshold(choice)
             emptied = groups.emptied(chosen.pruned)
