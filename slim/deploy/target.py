@@ -96,10 +96,11 @@ class Kernel:
     """One operator with all that its time depends on but the numbers of its channels.
 
     `kind`: conv, conv_transpose, depthwise, gemm, or an operator that works channel by channel: MaxPool, AveragePool,
-    ReduceMean, Concat, or Copy, one pass over memory, which stands for all others. `shape`: batch and space of the
-    input (rows, for gemm; elements of each channel, for Copy). `window`: kernel, strides, padding, dilation. `tail`:
-    the pointwise ONNX operators that follow, each with its second operand: none, "same" (a tensor as large) or
-    "channel" (a number for each channel).
+    ReduceMean, Concat, Resize-nearest (-linear, -cubic), or Copy, one pass over memory, which stands for all others.
+    `shape`: batch and space of the input (rows, for gemm; elements of each channel, for Copy). `window`: kernel,
+    strides, padding, dilation; of a Resize, how many times as large it makes height and width. `tail`: the pointwise
+    ONNX operators that follow, each with its second operand: none, "same" (a tensor as large) or "channel" (a number
+    for each channel).
     """
 
     kind: str
@@ -123,7 +124,7 @@ class Kernel:
     def flops(self, reads: ArrayLike, makes: ArrayLike) -> NDArray[np.float64]:
         """Return the multiply-adds × 2, as torch.utils.flop_counter counts them."""
         each = 2.0 * math.prod(self.shape)
-        if self.window and self.kind != "conv_transpose":
+        if self.kind in ("conv", "depthwise"):
             batch, *space = self.shape
             out = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in zip(space, *self.window)]
             each = 2.0 * batch * math.prod(out)

@@ -125,6 +125,9 @@ def test_onnxruntime_times_every_kind_of_kernel() -> None:
         (Kernel("AveragePool", (2, 16, 16), ((2, 2), (2, 2), (0, 0), (1, 1))), 16, 16),
         (Kernel("ReduceMean", (2, 16, 16)), 16, 16),
         (Kernel("Concat", (2, 64)), 32, 32),
+        (Kernel("Resize-nearest", (2, 16, 16), ((2, 2),)), 16, 16),
+        (Kernel("Resize-linear", (2, 7, 8), ((2, 3),), 1, (("Relu", ""),)), 16, 16),
+        (Kernel("Resize-cubic", (1, 8, 8), ((4, 4),)), 8, 8),
         (Kernel("Copy", (2, 4096)), 32, 32),
         (Kernel("Copy", (2, 4096), (), 1, (("Mul", "same"), ("Add", ""), ("Gelu", ""), ("Sigmoid", ""))), 32, 32),
     ]

@@ -11,8 +11,10 @@ from torch import nn
 
 import slim
 from slim.deploy.cost.operators import operators
+from slim.deploy.target import Kernel
 from slim.trace.size import network_size
 from slim.trace.tracer import trace
+from slim.workbench.models import build
 
 X = torch.randn(1, 3, 32, 32)
 
@@ -78,6 +80,17 @@ def test_pointwise_operators_join_what_they_follow() -> None:
     sums = [k for k in convolutions if ("Add", "same") in k.tail]
     assert len(sums) == 8 and all(k.tail[-1] == ("Relu", "") for k in sums)
     assert [o.kernel.kind for o in found if o.kernel not in convolutions] == ["MaxPool", "Copy", "gemm"]
+
+
+def test_resizing_is_an_operator_of_its_own() -> None:
+    """It takes several passes over memory."""
+    x = torch.zeros(1, 3, 32, 32)
+    found = [o.kernel for o in operators(trace(build("slim:unet", num_classes=5, in_channels=3), x), 4)]
+    assert [(k.kind, k.shape, k.window) for k in found if k.kind.startswith("Resize")] == [
+        ("Resize-nearest", (4, size, size), ((2, 2),)) for size in (4, 8, 16)
+    ]
+    linear = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Upsample(size=(40, 50), mode="bilinear"), nn.Conv2d(8, 8, 1))
+    assert operators(trace(linear, x), 1)[1].kernel == Kernel("Resize-linear", (1, 32, 32), ((2, 2),))
 
 
 class Scaled(nn.Module):

@@ -54,6 +54,11 @@ POINTWISE = {  # aten's name (without a trailing _) -> ONNX's
 }
 
 
+def resized_by(name: str) -> str:
+    """Return ONNX's word for how an aten operator such as upsample_bilinear2d resizes."""
+    return next((mode for part, mode in (("linear", "linear"), ("cubic", "cubic")) if part in name), "nearest")
+
+
 @dataclass
 class Operator:
     """A kernel at its place in a network: it reads channels (of each group, where it has groups) and makes some."""
@@ -169,6 +174,9 @@ class Recorder(Tracer):
             return self._by_channel(kind, x, made, (*window, (1, 1)))
         if x.dim() == 4 and made.numel() * math.prod(space) == x.numel() and math.prod(space) > 1:
             return self._by_channel("ReduceMean", x, made)
+        if name.startswith("upsample_") and x.dim() == 4:  # upsample_nearest2d, …: several passes over memory
+            larger = tuple(-(-after // before) for before, after in zip(space, made.shape[2:]))
+            return self._by_channel(f"Resize-{resized_by(name)}", x, made, (larger,))
         return self._by_channel("Concat" if name == "cat" else "Copy", made, made)
 
     def _by_channel(

@@ -65,6 +65,8 @@ class KernelGraph:
             x = self.input("x", [batch, made, *space])
             self.weights.append(numpy_helper.from_array(np.arange(2, 2 + len(space)), self.prefix + "axes"))
             out = self.node("ReduceMean", [x, self.prefix + "axes"], keepdims=1)
+        elif kernel.kind.startswith("Resize"):
+            out = self._resize(kernel, self.input("x", [batch, made, *space]), [batch, made, *self._space(kernel)])
         elif kernel.kind == "Concat":
             half = made // 2
             parts = [self.input(f"x{i}", [batch, n, *space]) for i, n in enumerate((half, made - half)) if n]
@@ -95,6 +97,12 @@ class KernelGraph:
             group=groups,
         )
 
+    def _resize(self, kernel: Kernel, x: str, shape: list[int]) -> str:
+        self.weights.append(numpy_helper.from_array(np.array(shape, np.int64), self.prefix + "sizes"))
+        _, mode = kernel.kind.split("-")
+        how = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"} if mode == "nearest" else {}
+        return self.node("Resize", [x, "", "", self.prefix + "sizes"], mode=mode, **how)
+
     @staticmethod
     def _space(kernel: Kernel) -> list[int]:
         """Return the space of what a kernel makes."""
@@ -103,6 +111,8 @@ class KernelGraph:
             return [1] * len(space)
         if not kernel.window:
             return list(space)
+        if len(kernel.window) == 1:  # how many times as large
+            return [n * times for n, times in zip(space, kernel.window[0])]
         out = []
         for n, size, stride, pad, dilation in zip(space, *kernel.window):
             reach = dilation * (size - 1) + 1

@@ -71,7 +71,7 @@ def _numbers(sized: SizedKernel) -> int:
 def _work(sized: SizedKernel) -> float:
     kernel, reads, _ = sized
     each = (reads if kernel.mixes else 1) * (math.prod(kernel.window[0]) if kernel.window else 1)
-    stride = math.prod(kernel.window[1]) if kernel.window else 1
+    stride = math.prod(kernel.window[1]) if len(kernel.window) > 1 else 1
     return math.prod(kernel.shape) * channels_of(sized)[1] * max(each, 8) / stride
 
 
