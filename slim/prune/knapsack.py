@@ -104,45 +104,83 @@ def by_value_for_cost(
     At each turn the item goes next that has a jump down (over one step or more, since a cost can be flat for a while)
     with the least value lost for the cost saved, and it goes down by one step. What saves nothing goes last, by value.
     """
-    keep = np.array(start, np.int64)
-    touching: list[list[Term]] = [[] for _ in keep]
-    for term in terms:
-        for item in term.items:
-            touching[item].append(term)
-    neighbours = [{other for term in mine for other in term.items} for mine in touching]
-
-    def price(item: int) -> tuple[float, float] | None:
-        stops = _stops(int(keep[item]), least[item], steps[item])
-        if not len(stops):
-            return None
-        counts = np.r_[keep[item], stops]
-        costs, flops = np.zeros(len(counts)), np.zeros(len(counts))
-        for term in touching[item]:
-            sizes = term.reads.at(keep, item, counts), term.makes.at(keep, item, counts)
-            costs += term.surface(*sizes)
-            if by_flops and term.flops:
-                flops += term.flops(*sizes)
-        saved, lost = costs[0] - costs[1:], worth[item][counts[0]] - worth[item][stops]
-        if by_flops:
-            lost = lost / (counts[0] - stops) * (flops[0] - flops[1:])
-        cheapest = np.inf if not (saved > 0).any() else (lost[saved > 0] / saved[saved > 0]).min()
-        return float(cheapest), float(lost[0] / (counts[0] - stops[0]))
-
+    prices = Prices(worth, start, least, steps, terms, by_flops)
     order: list[tuple[int, int]] = []
-    turn = np.zeros(len(keep), np.int64)
-    heap = [(*known, item, 0) for item in range(len(keep)) if (known := price(item)) is not None]
+    turn = np.zeros(len(start), np.int64)
+    heap = [(*known, item, 0) for item in range(len(start)) if (known := prices.of(item)) is not None]
     heapq.heapify(heap)
     while heap:
         _, _, item, when = heapq.heappop(heap)
         if when != turn[item]:  # the price has changed since
             continue
-        keep[item] = _stops(int(keep[item]), least[item], steps[item])[0]
-        order.append((item, int(keep[item])))
-        for other in {item} | neighbours[item]:
+        for other in prices.shrink(item):
             turn[other] += 1
-            if (known := price(other)) is not None:
+            if (known := prices.of(other)) is not None:
                 heapq.heappush(heap, (*known, other, int(turn[other])))
+        order.append((item, int(prices.keep[item])))
     return order
+
+
+class Prices:
+    """What each item loses and saves at the numbers at which it may stop, given how many of the others stay.
+
+    Each term's part is kept for all stops of an item: it changes with the other items of the term alone.
+    """
+
+    def __init__(
+        self,
+        worth: Sequence[Floats],
+        start: Sequence[int],
+        least: Sequence[int],
+        steps: Sequence[int],
+        terms: Sequence[Term],
+        by_flops: bool,
+    ) -> None:
+        self.keep = np.array(start, np.int64)
+        self.worth, self.by_flops = worth, by_flops
+        self.stops = [np.r_[now, _stops(now, low, step)] for now, low, step in zip(start, least, steps)]
+        self.taken = [0] * len(start)  # stops that an item has passed
+        self.terms = terms
+        self.touching: list[list[int]] = [[] for _ in start]  # for each item the terms that depend on it
+        for number, term in enumerate(terms):
+            for item in term.items:
+                self.touching[item].append(number)
+        self.costs, self.flops = ([np.zeros((len(t), len(s))) for t, s in zip(self.touching, self.stops)] for _ in "cf")
+        for item, mine in enumerate(self.touching):
+            for number in mine:
+                self._measure(item, number)
+
+    def _measure(self, item: int, number: int) -> None:
+        term, row, counts = self.terms[number], self.touching[item].index(number), self.stops[item]
+        sizes = term.reads.at(self.keep, item, counts), term.makes.at(self.keep, item, counts)
+        self.costs[item][row] = term.surface(*sizes)
+        if self.by_flops and term.flops:
+            self.flops[item][row] = term.flops(*sizes)
+
+    def of(self, item: int) -> tuple[float, float] | None:
+        """Return the least value lost for the cost saved over the stops ahead, and the value of a group of the next;
+        None where there are none."""
+        ahead = self.taken[item]
+        counts = self.stops[item][ahead:]
+        if len(counts) < 2:
+            return None
+        costs, flops = (table[item][:, ahead:].sum(0) for table in (self.costs, self.flops))
+        saved, lost = costs[0] - costs[1:], self.worth[item][counts[0]] - self.worth[item][counts[1:]]
+        if self.by_flops:
+            lost = lost / (counts[0] - counts[1:]) * (flops[0] - flops[1:])
+        cheapest = np.inf if not (saved > 0).any() else (lost[saved > 0] / saved[saved > 0]).min()
+        return float(cheapest), float(lost[0] / (counts[0] - counts[1]))
+
+    def shrink(self, item: int) -> set[int]:
+        """Take an item to its next stop; return the items whose prices have changed."""
+        self.taken[item] += 1
+        self.keep[item] = self.stops[item][self.taken[item]]
+        changed = {item}
+        for number in self.touching[item]:
+            for other in self.terms[number].items - {item}:
+                self._measure(other, number)
+                changed.add(other)
+        return changed
 
 
 def _stops(now: int, least: int, step: int) -> Ints:
