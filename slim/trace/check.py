@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch._ops import OpOverload
 
 from slim.trace.classes import Classes, Ints
-from slim.trace.codes import Bools, Codes, label, mark_step, name_of, set_codes, set_name
+from slim.trace.codes import Bools, Codes, is_blank, label, mark_step, name_of, set_codes, set_name
 from slim.trace.constants import same
 from slim.trace.copy import clone
 from slim.trace.labeller import Choice, Executed
-from slim.trace.op import Op, Operator
+from slim.trace.op import Op, Operator, tensors_in
 from slim.trace.repeat import Known, ThinCodes
 from slim.trace.state import restored
 from slim.trace.tracer import COPIES, ForwardPass, Trace, Tracer, mark_steps, run_once, shapes_of
@@ -109,6 +109,21 @@ class Follower(Tracer):
 
     def remember(self, executed: Executed, op: Op, sources: Sequence[object], result: Any) -> None:
         mark_steps(op, sources, result, self.at)
+
+    def compare(self, executed: Executed, op: Op, result: Any) -> None:
+        """Expect what is left of the original's results. Other sizes may agree with all that is coupled, too: four
+        heads of which half of the channels stay pass for two whole ones."""
+        if op.in_place or _step_of(executed) in COPIES:
+            return
+        before = self.run_before.executed[self.at - 1].made
+        if not any(codes for _, codes in before) and not op.labelled:
+            return  # new memory, say, whose codes are those of what is written to it
+        if any(is_blank(tensor) for tensor in tensors_in((result,))):
+            return
+        fits = [tuple(now) == tuple(self._thin.shape(*whole)) for (now, _), whole in zip(executed.made, before)]
+        told = [number == 0 or bool(codes) for number, (_, codes) in enumerate(before)]  # statistics are not
+        if len(executed.made) != len(before) or not all(fit for fit, known in zip(fits, told) if known):
+            raise Mismatch(f"{op.where} gives other sizes")
 
     def __torch_dispatch__(self, func: OpOverload, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten.index_select.default and self.is_new(args[2]):

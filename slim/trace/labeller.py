@@ -60,6 +60,7 @@ class Executed:
     constants: Sequence[object]
     codes: list[Codes]
     sizes: list[tuple[int, Ints]] = field(default_factory=list)
+    made: Sequence[tuple[Sequence[int], TensorCodes]] = ()  # the shapes of its results, and their codes
     known: Any = None  # what it was given and gave, where a thin network's run can go by it (`repeat.Known`)
     decided: int = 0  # how many decisions had been made after it
     place: str = ""  # the last layer met

@@ -29,7 +29,7 @@ from slim.trace.constants import constants_of, mark_result
 from slim.trace.copy import Modules, Tensors, all_tensors, clone, named_modules, named_tensors, unwrapped
 from slim.trace.labeller import INDEXED, Ambiguous, Executed, Labeller, Producer, Product
 from slim.trace.meta import META
-from slim.trace.op import Op
+from slim.trace.op import Op, tensors_in
 from slim.trace.outputs import find_tensors, output_tensors
 from slim.trace.recurrence import OneStep
 from slim.trace.repeat import Known, sources_of
@@ -266,9 +266,14 @@ class Tracer(Labeller, TorchDispatchMode):
         mark_result(op, result, constant=constants is None, meta=self.meta)
         self._note_bare(op, result)
         executed.decided, executed.place = len(self.decisions), self.place
+        executed.made = [(t.shape, codes_on(t)) for t in tensors_in((result,))]
         if self.meta:
             self.remember(executed, op, sources, result)
+        self.compare(executed, op, result)
         return result
+
+    def compare(self, executed: Executed, op: Op, result: Any) -> None:
+        """Hold what an operator gave against an earlier run, where there is one."""
 
     def remember(self, executed: Executed, op: Op, sources: Sequence[object], result: Any) -> None:
         """Note what the operator was given and gave, for runs that repeat this one."""

@@ -69,6 +69,25 @@ class Fused(nn.Module):
         return (self.proj(mixed.transpose(1, 2).reshape(b, n, self.inner)),)
 
 
+class Heads(nn.Module):
+    """Attention that stores the size of a head, of which half of the channels pass for half of the heads."""
+
+    def __init__(self, width: int, heads: int, fused: bool) -> None:
+        super().__init__()
+        self.size, self.fused = width // heads, fused
+        self.scale = self.size**-0.5
+        self.q, self.k, self.v, self.proj = (nn.Linear(width, width) for _ in range(4))
+
+    def forward(self, x: Tensor, *others: Tensor) -> tuple[Tensor]:
+        b, n, _ = x.shape
+        q, k, v = (layer(x).view(b, n, -1, self.size).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        if self.fused:
+            mixed = nn.functional.scaled_dot_product_attention(q, k, v, scale=self.scale)
+        else:
+            mixed = (q @ k.transpose(-2, -1) * self.scale).softmax(-1) @ v
+        return (self.proj(mixed.transpose(1, 2).reshape(b, n, -1)),)
+
+
 MHA: dict[str, Any] = {"embed_dim": 24, "num_heads": 4, "batch_first": True}
 
 
@@ -155,6 +174,36 @@ def test_thin_is_masked(name: str) -> None:
     assert again == plan and slim.verify(model, again.apply(model), again, X) < 1e-10
     thin.train()(X).sum().backward()
     assert all(p.grad is not None and p.grad.shape == p.shape for p in thin.parameters())
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_half_of_the_channels_of_each_head_is_not_half_of_the_heads(fused: bool) -> None:
+    model = randomise(Tokens(Heads(24, 4, fused))).eval()
+    plan = slim.plan(model, X, ratio=0.5, scope="layer", round_to=1)
+    thin = plan.apply(model)
+    assert len(plan.removed["attention.v"]) == 12
+    assert difference(model, thin, plan.removed, X) < 1e-12
+    assert slim.verify(model, thin, plan, X) < 1e-10
+
+
+class Parts(nn.Module):
+    """The largest of parts of a stored size, however many there are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 32, 1), nn.BatchNorm2d(32), nn.Conv2d(8, 5, 1)
+        self.size = 8
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.stack(self.norm(self.conv(x)).relu().split(self.size, 1)).amax(0))
+
+
+def test_half_of_each_part_is_not_half_of_the_parts() -> None:
+    model = randomise(Parts()).eval()
+    plan = slim.plan(model, X, ratio=0.5, round_to=1)
+    thin = plan.apply(model)
+    assert thin.get_parameter("norm.weight").numel() == 16
+    assert difference(model, thin, plan.removed, X) < 1e-12
 
 
 def test_a_transposed_convolution_in_groups_is_masked_in_all_of_them() -> None:

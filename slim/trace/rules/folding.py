@@ -100,6 +100,8 @@ def group_norm(op: Op) -> Any:
     if channels is not None:
         whole = op.couple_rows(channels.reshape(groups, -1).columns)
         op.count(groups, whole)
+        for statistics in outs[1:]:
+            op.label(statistics, {1: whole.ungated()})
         op.count(len(channels), channels)
         width = len(channels) // groups
         if op.decide(width) != width:
