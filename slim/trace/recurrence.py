@@ -46,6 +46,8 @@ class OneStep(KeepValues):
     def _first(self, steps: float, func: Any, *args: Any) -> Any:
         before = len(self.labeller.products)
         outs = func(*args)
+        for state in outs[1:]:  # which the next step reads as the first one read a state of zeros, of the same size
+            self.labeller.freeze_tensor(state, "the state of a recurrent layer")
         for product in self.labeller.products[before:]:
             product.positions = round(product.positions * steps)
         return outs

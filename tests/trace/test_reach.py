@@ -311,6 +311,28 @@ def test_a_long_recurrence_is_planned_as_fast_as_a_short_one(kind: type[nn.RNNBa
     assert plan.totals["flops"][0] == counter.get_total_flops()
 
 
+class Recurrent(nn.Module):
+    """A recurrent layer between linear ones, over several steps."""
+
+    def __init__(self, kind: type[nn.RNNBase], both_ways: bool) -> None:
+        super().__init__()
+        self.before, self.layer = nn.Linear(8, 12), kind(12, 16, bidirectional=both_ways)
+        self.after = nn.Linear(16 * (1 + both_ways), 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.after(self.layer(self.before(x))[0])
+
+
+@pytest.mark.parametrize("both_ways", [False, True])
+@pytest.mark.parametrize("kind", [nn.RNN, nn.GRU, nn.LSTM])
+def test_a_recurrence_keeps_its_state(kind: type[nn.RNNBase], both_ways: bool) -> None:
+    model, x = randomised(lambda: Recurrent(kind, both_ways)), torch.randn(5, 2, 8)
+    plan = slim.plan(model, x, ratio=0.4, round_to=1)
+    thin: Any = plan.apply(model)
+    assert thin.before.out_features < 12 and thin.layer.weight_hh_l0.shape == model.layer.weight_hh_l0.shape
+    assert difference(model, thin, plan.removed, x) < 1e-10
+
+
 class Attention(nn.Module):
     """Heads whose parts are as large as what forward computes from one stored size."""
 
