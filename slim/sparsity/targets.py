@@ -65,17 +65,21 @@ def chosen(
     return found
 
 
+def has_scales(model: nn.Module) -> bool:
+    """Say whether any BatchNorm of the network has a scale γ."""
+    return any(isinstance(module, _BatchNorm) and module.affine for module in model.modules())
+
+
 def _nothing(model: nn.Module, pattern: str, types: Types | None) -> SlimError:
     """Return the error for a pattern that nothing to penalise matches, with what to do about it."""
     if types is not None:
         return SlimError(f"no trainable weight of {types} matches {pattern!r}: there is nothing to penalise")
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.affine]
     told = f"no BatchNorm layer with a trainable scale matches {pattern!r}: there is nothing to penalise"
     if any(type(module).__name__ == "FrozenBatchNorm2d" for module in model.modules()):
         return SlimError(f"{told}; FrozenBatchNorm2d keep γ untrained: expected nn.BatchNorm2d in their place")
-    if not norms:
+    if not has_scales(model):
         return SlimError(f"{told}; without BatchNorms (fused ones are gone) expected run.path direct, and no penalty")
-    if not any(norm.weight.requires_grad for norm in norms):
+    if not any(isinstance(m, _BatchNorm) and m.affine and m.weight.requires_grad for m in model.modules()):
         return SlimError(f"{told}; their scales have requires_grad off: expected requires_grad_(True)")
     return SlimError(told)
 

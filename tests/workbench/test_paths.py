@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 from safetensors.torch import save_file
+from torch import nn
 from workbench.commands import Command
 
 import slim
@@ -48,7 +49,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(**changes: Any) -> tuple[Run, str]:
     console = Console(file=io.StringIO(), width=120)
-    made = Run(ROOT / "mine", config.updated(SETTINGS, changes), console)
+    made = Run(ROOT / "mine", config.updated(SETTINGS, changes), console, allow_code=(f"{__name__}:Bare",))
     run_all(made)
     return made, console.file.getvalue()  # type: ignore[attr-defined]
 
@@ -153,6 +154,27 @@ def test_images_without_labels_are_enough_to_prune(command: Command, mistake: Co
         "export", "checkpoints/bare/pruned.safetensors", "--int8", "--export.max_loss", "1", "--data.root", "photos"
     )
     assert onnx.load("checkpoints/bare/model.int8.onnx").graph.node
+
+
+class Bare(nn.Sequential):
+    """A network without BatchNorm."""
+
+    def __init__(self, num_classes: int = 10, in_channels: int = 1, **_: Any) -> None:
+        pool = nn.AdaptiveAvgPool2d(1)
+        super().__init__(
+            nn.Conv2d(in_channels, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), pool, nn.Flatten(), nn.Linear(16, num_classes)
+        )
+
+
+def test_what_has_nothing_to_penalise_is_told_before_anything_is_trained() -> None:
+    without = {"model": {"arch": f"{__name__}:Bare", "weights": None}}
+    made, told = run(**without)
+    assert list(made.records.summary()) == STAGES["direct"] and "no BatchNorm has a scale γ to penalise" in told
+    before = made.path("baseline").stat().st_mtime_ns
+    for refused in (without | {"run": {"path": "sparse"}}, {"model": {"weights": None}, "sparsity": {"targets": "x*"}}):
+        with pytest.raises(slim.SlimError, match="there is nothing to penalise"):
+            run(**refused)
+    assert made.path("baseline").stat().st_mtime_ns == before
 
 
 @pytest.mark.parametrize(

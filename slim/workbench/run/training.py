@@ -49,7 +49,7 @@ def train_new(run: Run, stage: str, sparsity: SparsityConfig | None, *, fresh: b
     """Train a new network as a stage, unless a run that resumes has it already."""
     if run.resume and is_done(run, stage, prunes=0):
         return run.path(stage)
-    network = _first(run, stage)
+    network = first(run, stage)
     _fit_and_save(run, stage, network, run.settings.train, sparsity, fresh=fresh)
     return run.path(stage)
 
@@ -61,7 +61,7 @@ def evaluate_given(run: Run) -> Path:
     path = run.path("baseline")
     if run.resume and is_done(run, "baseline", prunes=0):
         return path
-    network = _first(run, "baseline")
+    network = first(run, "baseline")
     if network.new and network.dataset is not None and network.dataset.task.labelled:
         run.console.print(f"{', '.join(network.new)} knows nothing yet: trained before anything is pruned")
         _fit_and_save(run, "baseline", network, run.settings.train, None, fresh=True)
@@ -72,7 +72,8 @@ def evaluate_given(run: Run) -> Path:
     return path
 
 
-def _first(run: Run, stage: str) -> Trained:
+def first(run: Run, stage: str) -> Trained:
+    """Return the network that a run begins with, and its data."""
     with train.rank_zero_first():
         dataset = run.dataset()
     network = first_network(run, stage, dataset)

@@ -7,6 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from slim.errors import SlimError
+from slim.sparsity.targets import chosen, has_scales
 from slim.workbench import data, report, train
 from slim.workbench.config import RunConfig
 from slim.workbench.report import card
@@ -21,7 +22,7 @@ from slim.workbench.run.records import Records
 from slim.workbench.run.reporting import report_stage
 from slim.workbench.run.resuming import is_done
 from slim.workbench.run.target import verdict, with_budget
-from slim.workbench.run.training import evaluate_given, finetune_stage, train_new, train_sparse
+from slim.workbench.run.training import evaluate_given, finetune_stage, first, train_new, train_sparse
 
 FLOOR_OF_A_PASS = 0.5  # share of each layer that stays in one of several passes, as in the paper
 
@@ -46,18 +47,31 @@ def run_all(run: Run, *, command: str | None = None) -> list[Path]:
         floor = max(own if own < 1 else 0.0, FLOOR_OF_A_PASS)
         run = run.replace(settings=replace(run.settings, prune=replace(run.settings.prune, floor=floor)))
     with train.distributed_session(run.settings.compute), run.lock():
-        return _stages(run, command)
+        return _stages(_with_path(run), command)
 
 
 def path_of(settings: RunConfig) -> str:
     """Return how a run goes on from its baseline: "sparse" (train with the penalty, prune, fine-tune), "direct" (prune,
     recover, fine-tune) or "none" (prune and recover). Left to slim it is direct for a network that came with trained
-    weights, as penalising γ takes a training of its own, and none for images without labels."""
+    weights, as penalising γ takes a training of its own, or that has no γ, and none for images without labels."""
     if settings.run.path != "auto":
         return settings.run.path
     if not data.is_labelled(settings.data.name):
         return "none"
     return "direct" if settings.model.trained else "sparse"
+
+
+def _with_path(run: Run) -> Run:
+    """Return the run with a path that its network can take, known before anything is trained: without γ it is direct
+    where it is left to slim. Raises SlimError where there is nothing to penalise on the path that was asked for."""
+    if path_of(run.settings) != "sparse":
+        return run
+    model = first(run, "baseline").model
+    if run.settings.run.path == "auto" and not has_scales(model):
+        run.console.print("no BatchNorm has a scale γ to penalise: pruned straight from the baseline (run.path direct)")
+        return run.replace(settings=replace(run.settings, run=replace(run.settings.run, path="direct")))
+    chosen(model, run.settings.sparsity.targets)
+    return run
 
 
 def last_stage(settings: RunConfig) -> str:
