@@ -365,7 +365,7 @@ AUDIO: Builders = {
 BRAINDECODE: Builders = {
     **each("braindecode", braindecode, "ATCNet AttentionBaseNet BDTCN CTNet Deep4Net EEGConformer EEGITNet "
            "EEGInceptionERP EEGInceptionMI EEGNeX EEGNet EEGTCNet FBCNet FBLightConvNet FBMSNet HybridNet IFNet "
-           "MSVTNet SCCNet SPARCNet ShallowFBCSPNet SyncNet TCN TIDNet TSception"),
+           "MSVTNet SCCNet SPARCNet ShallowFBCSPNet SyncNet TIDNet TSception"),
     "braindecode:USleep": partial(braindecode, "USleep", channels=2, times=3000, rate=100),
     "braindecode:SleepStagerChambon2018": partial(braindecode, "SleepStagerChambon2018", channels=2, times=3000,
                                                   rate=100),
@@ -381,18 +381,20 @@ PYTORCHCV: Builders = each(
     "pytorchcv",
     lambda name: (
         Lazy("pytorchcv.model_provider").get_model(name, pretrained=False),
-        image(128 if "224" not in name else 224),
+        image(224),  # their last pool is as large as what images of this size come to
     ),
     "bagnet9 bam_resnet18 cbam_resnet18 channelnet condensenet74_c4_g4 darknet53 dla34 "
     "dicenet_wd5 espnetv2_wd2 fdmobilenet_wd4 fishnet99 hardnet39ds igcv3_wd4 "
     "menet108_8x1_g3 mnasnet_b1 peleenet "
-    "proxylessnas_cpu rir_cifar10 selecsls42b shufflenet_g1_w1 sknet18 spnasnet "
-    "squeezenet_v1_1 squeezenext23_1_w1 vovnet27s xdensenet121_2_bw64d",
+    "proxylessnas_cpu rir_cifar10 selecsls42b shufflenet_g1_w1 spnasnet squeezenet_v1_1 vovnet27s",
 )
 
 TORCHREID: Builders = each(
     "torchreid",
-    lambda name: (Lazy("torchreid.reid.models").build_model(name, 10, pretrained=False), torch.randn(1, 3, 128, 64)),
+    lambda name: (
+        Lazy("torchreid.reid.models").build_model(name, 10, pretrained=False),
+        torch.randn(1, 3, *{"hacnn": (160, 64), "mudeep": (256, 128)}.get(name, (128, 64))),
+    ),
     "hacnn mlfn mudeep osnet_ain_x1_0 osnet_x0_25 osnet_ibn_x1_0 pcb_p6 resnet50mid se_resnet50 shufflenet",
 )
 
