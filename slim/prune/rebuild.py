@@ -135,7 +135,9 @@ def rebuild(model: nn.Module, change: Change) -> nn.Module:
         return nn.Parameter(data, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else data
 
     thin = clone(model, thinner, thinner)
-    _adjust(dict(named_modules(thin)), change)
+    modules = dict(named_modules(thin))
+    _adjust(modules, change)
+    state_anew(dict(named_modules(model)), modules, change.cuts)
     return thin
 
 
@@ -195,6 +197,30 @@ def _adjust(modules: Mapping[str, nn.Module], change: Change) -> None:
         bn.__class__ = selecting(type(bn))
         device = next(bn.parameters()).device
         bn.register_buffer("select", torch.tensor(index, dtype=torch.int64, device=device))
+
+
+@torch.no_grad()
+def state_anew(whole: Mapping[str, nn.Module], thin: Mapping[str, nn.Module], cuts: Cuts) -> None:
+    """Let weights that `torch.nn.utils.parametrize` computes stay what they were, where their norms ran over channels
+    that are gone: for those that are left, a weight of the same values has another length."""
+    for tensor, cut in cuts.items():
+        owner, parametrized, rest = f".{tensor}".rpartition(".parametrizations.")
+        holder, key = owner[1:] and owner[1:] + ".", rest.partition(".")[0]
+        if not parametrized or holder not in whole or any(True for _ in whole[holder].parametrizations[key].buffers()):
+            continue
+        module, before = thin[holder], getattr(whole[holder], key)
+        if before.is_meta or before.shape != whole[holder].get_parameter(f"parametrizations.{rest}").shape:
+            continue
+        expected = thin_tensor(before, cut)
+        if torch.allclose(getattr(module, key), expected, rtol=1e-15, atol=0):
+            continue
+        if all(hasattr(each, "right_inverse") for each in module.parametrizations[key]):
+            setattr(module, key, expected)
+        else:  # what has been shortened already isn't shortened further
+            module.get_parameter(f"parametrizations.{rest}").copy_(expected)
+        if not torch.allclose(getattr(module, key), expected, rtol=1e-5, atol=1e-8):
+            name = owner[1:]
+            raise SlimError(f"{name}.{key} is computed in a way that fewer channels change: expected keep={name!r}")
 
 
 def _check_whole(name: str, module: nn.Module) -> None:

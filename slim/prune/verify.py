@@ -18,9 +18,9 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from slim.errors import SlimError
 from slim.prune.plan import PruningPlan
-from slim.prune.rebuild import kept, thin_tensor
+from slim.prune.rebuild import kept, state_anew, thin_tensor
 from slim.trace.classes import Classes
-from slim.trace.copy import all_tensors, clone, named_tensors, unwrapped
+from slim.trace.copy import all_tensors, clone, named_modules, named_tensors, unwrapped
 from slim.trace.intercept import Intercept, LayerCall
 from slim.trace.labeller import Executed
 from slim.trace.op import Op
@@ -126,6 +126,7 @@ def _same_function(
 ) -> Proof:
     device = next(model.parameters()).device
     masked, thinner = (_converted(network, dtype).eval() for network in (model, thin))
+    state_anew(dict(named_modules(masked)), dict(named_modules(thinner)), plan.cuts)  # to this precision
     mask(masked, plan)
     with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         inputs, expected = _reference(masked, _candidates(model, example_inputs, device, dtype), plan)
@@ -288,8 +289,13 @@ def _same_weights(model: nn.Module, thin: nn.Module, plan: PruningPlan) -> None:
     theirs = dict(thin.named_parameters(remove_duplicate=False)) | dict(thin.named_buffers(remove_duplicate=False))
     ours = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     aliases: dict[int, str] = {id(ours[name]): name for name in plan.cuts if name in ours}
+    computed = any(".parametrizations." in name for name in plan.cuts)  # what rebuild may state anew
+    rebuilt = dict(plan.apply(model).named_parameters(remove_duplicate=False)) if computed else {}
     for name, tensor in ours.items():
-        expected = thin_tensor(tensor, plan.cuts.get(aliases.get(id(tensor), name), {}))
+        if ".parametrizations." in name and name in rebuilt:
+            expected = rebuilt[name].detach()
+        else:
+            expected = thin_tensor(tensor, plan.cuts.get(aliases.get(id(tensor), name), {}))
         if name not in theirs:
             raise SlimError(f"the thin network differs from the plan: it has no {name}")
         found = theirs[name]

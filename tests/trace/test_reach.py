@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from scaled import Scaled
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations, rnn
+from torch.nn.utils import parametrizations, parametrize, rnn
 from torch.nn.utils import weight_norm as old_weight_norm
 from torchvision.ops import DeformConv2d
 
@@ -133,6 +133,22 @@ def weight_normed(wrap: Callable[[nn.Module], nn.Module]) -> nn.Module:
     return made
 
 
+class Shortened(nn.Module):
+    """A parametrization that keeps the weights of each channel short."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight.renorm(p=2, dim=0, maxnorm=0.2)
+
+
+def shortened(layer: nn.Module) -> nn.Module:
+    parametrize.register_parametrization(layer, "weight", Shortened())
+    return layer
+
+
+def read_by(layer: nn.Module) -> nn.Module:
+    return nn.Sequential(body(), layer, nn.ReLU(), nn.Conv2d(C, *CONV))
+
+
 CONV = (2, 1)
 MODELS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
     "glu": (Conformer, S),
@@ -217,6 +233,10 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
         X,
     ),
     "weight norm": (lambda: weight_normed(parametrizations.weight_norm), X),
+    "weight norm where it is read": (lambda: read_by(parametrizations.weight_norm(nn.Conv2d(C, C, 3))), X),
+    "weight norm, transposed": (lambda: read_by(parametrizations.weight_norm(nn.ConvTranspose2d(C, C, 3))), X),
+    "shortened weights": (lambda: read_by(shortened(nn.Conv2d(C, C, 3))), X),
+    "shortened weights, depthwise": (lambda: read_by(shortened(nn.Conv2d(C, C, 3, groups=C))), X),
     "weight norm of old": (lambda: weight_normed(old_weight_norm), X),
 }
 
@@ -252,6 +272,22 @@ def test_the_ratio_is_reached_exactly(case: str) -> None:
     assert slim.verify(model, thin, plan, x) < 1e-10
     plan.apply(model).train()(x).sum().backward()
     assert difference(model, thin, plan.removed, x) < 1e-10
+
+
+class ShortenedInForward(nn.Module):
+    """The same by the network's own forward code, where nothing says what a thin weight would be made of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.weight = body(), nn.Parameter(torch.randn(4, C, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(self.body(x), self.weight.renorm(p=2, dim=0, maxnorm=0.2))
+
+
+def test_lengths_that_forward_computes_keep_the_channels_that_they_run_over() -> None:
+    with pytest.raises(slim.SlimError, match="renorm after weight runs over it"):
+        slim.plan(randomised(ShortenedInForward), X, ratio=0.5)
 
 
 HELD: dict[str, Callable[[Tensor], Tensor]] = {

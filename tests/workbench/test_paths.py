@@ -162,7 +162,12 @@ class Bare(nn.Sequential):
     def __init__(self, num_classes: int = 10, in_channels: int = 1, **_: Any) -> None:
         pool = nn.AdaptiveAvgPool2d(1)
         super().__init__(
-            nn.Conv2d(in_channels, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), pool, nn.Flatten(), nn.Linear(16, num_classes)
+            nn.Conv2d(in_channels, 16, 3),
+            nn.ReLU(),
+            nn.Conv2d(16, 16, 3),
+            pool,
+            nn.Flatten(),
+            nn.Linear(16, num_classes),
         )
 
 

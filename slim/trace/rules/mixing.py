@@ -250,18 +250,34 @@ def _sizes(codes: Codes | None, size: int) -> int | Ints:
 
 @rule("_weight_norm_interface")
 def weight_norm(op: Op) -> Any:
-    """A weight computed of directions v and lengths g: g follows v along the dimension that has lengths of its own, and
-    v stays along the others, which its lengths run over."""
+    """A weight computed of directions v and lengths g: g follows v along the dimension that has lengths of its own."""
     v, g = op["v"], op["g"]
-    codes = dict(op.codes(v))
-    for d, vector in codes.items():
-        if d == op["dim"]:
-            op.axis(g, d, vector)
-        else:
-            op.freeze(vector, f"{op.where} runs over it")
+    codes = _along_lengths(op, v)
+    if op["dim"] in codes:
+        op.axis(g, op["dim"], codes[op["dim"]])
     weight, lengths = op.run()
     pass_source(g, weight, {op["dim"]: op["dim"]})  # without length a direction is zero
     return op.label(weight, codes), lengths
+
+
+@rule("renorm")
+def renorm(op: Op) -> Tensor:
+    """A weight whose slices along a dimension are no longer than a length."""
+    codes = _along_lengths(op, op.input)
+    out = op.label(op.run(), codes)
+    pass_source(op.input, out, {op["dim"]: op["dim"]})
+    return out
+
+
+def _along_lengths(op: Op, weight: Tensor) -> TensorCodes:
+    """The codes of a tensor whose lengths run over all dimensions but one. Channels along those stay, but for the
+    weights of `torch.nn.utils.parametrize`, which `rebuild` states anew for the channels that are left."""
+    codes = op.codes(weight)
+    if ".parametrizations." not in (name_of(weight) or ""):
+        for d, vector in codes.items():
+            if d != op["dim"]:
+                op.freeze(vector, f"{op.where} runs over it")
+    return codes
 
 
 @rule(
