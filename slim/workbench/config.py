@@ -303,7 +303,7 @@ class WholeConfig:
     path: Literal["auto", "sparse", "direct", "none"] = setting(
         "auto",
         "how slim-run goes on from the baseline: sparse (train with the penalty, prune, fine-tune), direct (prune, "
-        "recover, fine-tune), none (prune, recover); auto: direct from trained weights or without BatchNorms, else sparse",
+        "recover, fine-tune), none (prune, recover); auto: direct from trained weights or without γ, else sparse",
     )
     speedup: float | None = setting(
         None, "wanted: so many times as fast as the baseline, which sets prune.latency", "(1, inf)"
