@@ -172,7 +172,7 @@ def find_misfit(
     put back here); `kept` says for every label whether it stays; `followed` are stored sizes that are thin then.
     """
     # Forward code that looks at values takes the path that the values say: compare with the masked network's.
-    runs = traced.runs if traced.inputs_are_meta else [_masked_run(traced, kept, run.training) for run in traced.runs]
+    runs = traced.runs if traced.inputs_are_meta else _masked_runs(traced, kept)
     notes = [(tensor, {**tensor.__dict__}) for _, tensor in traced.tensors]
     try:
         for number, run in enumerate(runs):
@@ -233,6 +233,14 @@ def _described(follower: Follower) -> str:
     earlier = follower.run_before.executed
     operator = _step_of(earlier[follower.at]) if follower.at < len(earlier) else "forward"
     return f"{operator} after {follower.place} fails with fewer channels"
+
+
+def _masked_runs(traced: Trace, kept: Bools) -> list[ForwardPass]:
+    """Return the masked network's runs, which are the same for all sizes that are tried with one choice of channels."""
+    asked = kept.tobytes(), len(traced.runs)
+    if traced.masked_runs is None or traced.masked_runs[0] != asked:
+        traced.masked_runs = asked, [_masked_run(traced, kept, run.training) for run in traced.runs]
+    return traced.masked_runs[1]
 
 
 def _masked_run(traced: Trace, kept: Bools, training: bool) -> ForwardPass:

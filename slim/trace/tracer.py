@@ -71,6 +71,7 @@ class Trace:
     stored: set[str] = field(default_factory=set)  # names in `shapes` of what lies in plain attributes of modules
     parameters: list[str] = field(default_factory=list)  # names in `shapes` that are parameters, not buffers
     runs: list["ForwardPass"] = field(default_factory=list)  # for `check`, with what it needs to run again:
+    masked_runs: tuple[object, list["ForwardPass"]] | None = None  # the last ones of the masked network, and of which
     meta_copy: nn.Module = field(default_factory=nn.Module)
     inputs: Any = None
     inputs_are_meta: bool = True
@@ -228,7 +229,7 @@ class Trace:
 # what a run tells a Trace, as opposed to what it was run on
 _TOLD = (
     *("classes", "labels", "shapes", "made", "bare", "relied", "group_counts", "streams", "products", "runs"),
-    "ambiguous",
+    *("ambiguous", "masked_runs"),
 )
 
 

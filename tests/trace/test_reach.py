@@ -350,7 +350,7 @@ def test_a_long_recurrence_is_planned_as_fast_as_a_short_one(kind: type[nn.RNNBa
 class Recurrent(nn.Module):
     """A recurrent layer between linear ones, over several steps."""
 
-    def __init__(self, kind: type[nn.RNNBase], both_ways: bool) -> None:
+    def __init__(self, kind: Callable[..., nn.RNNBase], both_ways: bool) -> None:
         super().__init__()
         self.before, self.layer = nn.Linear(8, 12), kind(12, 16, bidirectional=both_ways)
         self.after = nn.Linear(16 * (1 + both_ways), 5)
@@ -361,8 +361,9 @@ class Recurrent(nn.Module):
 
 @pytest.mark.parametrize("both_ways", [False, True])
 @pytest.mark.parametrize("kind", [nn.RNN, nn.GRU, nn.LSTM])
-def test_a_recurrence_keeps_its_state(kind: type[nn.RNNBase], both_ways: bool) -> None:
-    model, x = randomised(lambda: Recurrent(kind, both_ways)), torch.randn(5, 2, 8)
+def test_a_recurrence_keeps_its_state(kind: Callable[..., nn.RNNBase], both_ways: bool) -> None:
+    model: Any = randomised(lambda: Recurrent(kind, both_ways))
+    x = torch.randn(5, 2, 8)
     plan = slim.plan(model, x, ratio=0.4, round_to=1)
     thin: Any = plan.apply(model)
     assert thin.before.out_features < 12 and thin.layer.weight_hh_l0.shape == model.layer.weight_hh_l0.shape
