@@ -206,15 +206,19 @@ def state_anew(whole: Mapping[str, nn.Module], thin: Mapping[str, nn.Module], cu
     for tensor, cut in cuts.items():
         owner, parametrized, rest = f".{tensor}".rpartition(".parametrizations.")
         holder, key = owner[1:] and owner[1:] + ".", rest.partition(".")[0]
-        if not parametrized or holder not in whole or any(True for _ in whole[holder].parametrizations[key].buffers()):
+        if not parametrized or holder not in whole:
             continue
-        module, before = thin[holder], getattr(whole[holder], key)
-        if before.is_meta or before.shape != whole[holder].get_parameter(f"parametrizations.{rest}").shape:
+        original, module = whole[holder], thin[holder]
+        chain: Any = module.get_submodule(f"parametrizations.{key}")
+        if any(True for _ in chain.buffers()):  # such as spectral norm's, which keeps its channels
+            continue
+        before: Tensor = getattr(original, key)
+        if before.is_meta or before.shape != original.get_parameter(f"parametrizations.{rest}").shape:
             continue
         expected = thin_tensor(before, cut)
         if torch.allclose(getattr(module, key), expected, rtol=1e-15, atol=0):
             continue
-        if all(hasattr(each, "right_inverse") for each in module.parametrizations[key]):
+        if all(hasattr(each, "right_inverse") for each in chain):
             setattr(module, key, expected)
         else:  # what has been shortened already isn't shortened further
             module.get_parameter(f"parametrizations.{rest}").copy_(expected)
