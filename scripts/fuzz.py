@@ -28,7 +28,7 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -548,7 +548,7 @@ def main() -> None:
             while (first := sum(row["cases"] for row in shared.read_rows(ROWS) if row["input"] == name)) < given.cases:
                 found = fuzz(name, base, range(first, min(first + PART, given.cases)))
                 tell(name, found)
-                shared.add_row(ROWS, {"input": name, **asdict(found)})
+                shared.add_row(ROWS, {"input": name, **vars(found)})
     if given.first is None:
         print(shared.write("fuzz", page_of(shared.read_rows(ROWS))))
 
