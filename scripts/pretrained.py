@@ -79,8 +79,13 @@ def tones(count: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def crepe() -> Pretrained:
-    # It imports torchaudio to read files, of which there are none here, and whose wheel may be for another CUDA.
-    sys.modules.setdefault("torchaudio", types.ModuleType("torchaudio"))
+    try:
+        import torchaudio  # noqa: F401
+    except (
+        ImportError,
+        RuntimeError,
+    ):  # its wheel may be for another CUDA; it only reads files, of which there are none
+        sys.modules["torchaudio"] = types.ModuleType("torchaudio")
     from torchcrepe import Crepe
 
     model = Crepe("tiny")

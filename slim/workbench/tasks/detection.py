@@ -80,17 +80,18 @@ class Detection(Task):
 
     @contextmanager
     def dense(self, model: Any) -> Iterator[None]:
-        """Let torchvision's networks, and all others of the same class, return feature maps and what the head says of
-        every place: which boxes are left of that differs from network to network."""
-        kind = type(model)
-        if not all(hasattr(model, part) for part in ("transform", "backbone")) or "forward" in vars(kind):
+        """Let torchvision's networks, all those of the same kind, return feature maps and what the head says of every
+        place: which boxes are left of that differs from network to network."""
+        kind: Any = type(model)
+        owner = next(base for base in kind.__mro__ if "forward" in vars(base))
+        if not owner.__module__.startswith("torchvision.models.detection"):
             yield
             return
-        kind.forward = _everywhere
+        forward, owner.forward = owner.forward, _everywhere
         try:
             yield
         finally:
-            del kind.forward
+            owner.forward = forward
 
 
 def _everywhere(model: Any, images: Any) -> tuple[Any, Any]:

@@ -110,8 +110,7 @@ def test_without_its_packages_it_says_what_to_install(monkeypatch: pytest.Monkey
         tasks.build_task("detection", classes=4)
 
 
-def small() -> nn.Module:
-    """A Faster R-CNN of a thousandth of the usual size."""
+def backbone_of_three() -> Any:
     torch.manual_seed(0)
     widths = [3, 16, 24, 32]
     layers = [
@@ -121,6 +120,12 @@ def small() -> nn.Module:
     ]
     backbone: Any = nn.Sequential(*layers)
     backbone.out_channels = 32
+    return backbone
+
+
+def small() -> nn.Module:
+    """A Faster R-CNN of a thousandth of the usual size."""
+    backbone = backbone_of_three()
     anchors = detection.anchor_utils.AnchorGenerator(((8, 16),), ((1.0,),))
     sizes = {"min_size": 32, "max_size": 32, "image_mean": [0.0] * 3, "image_std": [1.0] * 3}
     return detection.FasterRCNN(
@@ -165,7 +170,30 @@ def test_a_pruned_detector_comes_nearer_at_every_place(
     settings = RunConfig(compute=ON_CPU, prune=PruneConfig())
     found = recovered_on(images, model, thin, plan, Detection(4), settings)
     assert found.chosen == "regression" and found.distance["regression"] < 0.7 * found.distance["none"]
-    assert "forward" not in vars(type(model)) and isinstance(found.model(images[:2]), list)
+    assert isinstance(found.model(images[:2]), list)
+
+
+def one_stage(kind: str) -> nn.Module:
+    backbone = backbone_of_three()
+    sizes = {"image_mean": [0.0] * 3, "image_std": [1.0] * 3, "num_classes": 4}
+    if kind == "ssd":
+        backbone.out_channels = [32]
+        boxes = detection.anchor_utils.DefaultBoxGenerator([[2]])
+        return detection.ssd.SSD(backbone, boxes, (32, 32), **sizes).eval()
+    anchors = detection.anchor_utils.AnchorGenerator(((8,),), ((1.0,),))
+    network = {"retinanet": detection.RetinaNet, "fcos": detection.FCOS}[kind]
+    return network(backbone, anchor_generator=anchors, min_size=32, max_size=32, **sizes).eval()
+
+
+@pytest.mark.parametrize("kind", ["ssd", "retinanet", "fcos"])
+def test_networks_of_one_stage_are_compared_at_every_place(kind: str) -> None:
+    """They have a forward of their own, which selects boxes as well."""
+    model, images = one_stage(kind), torch.rand(3, 3, 32, 32)
+    forward = type(model).forward
+    with Detection(4).dense(model):
+        maps, head = model(images)
+    assert maps[0].shape == (3, 32, 8, 8) and head["cls_logits"].shape[:2] == (3, head["bbox_regression"].shape[1])
+    assert type(model).forward is forward and isinstance(model(images)[0]["boxes"], Tensor)
 
 
 def test_shapes_come_with_what_the_task_is_about() -> None:
