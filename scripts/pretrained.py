@@ -80,11 +80,8 @@ def tones(count: int, seed: int) -> tuple[Tensor, Tensor]:
 
 def crepe() -> Pretrained:
     try:
-        import torchaudio  # noqa: F401
-    except (
-        ImportError,
-        RuntimeError,
-    ):  # its wheel may be for another CUDA; it only reads files, of which there are none
+        import torchaudio  # type: ignore[import-not-found, unused-ignore]  # noqa: F401
+    except (ImportError, RuntimeError):  # its wheel may be for another CUDA, and no file is read here
         sys.modules["torchaudio"] = types.ModuleType("torchaudio")
     from torchcrepe import Crepe
 
