@@ -225,6 +225,8 @@ def test_initial_weights() -> None:
             assert layer.weight.mean().abs() < 5 * expected / sqrt(layer.weight.numel())
     assert vgg.get_parameter("classifier.weight").std().item() == pytest.approx(0.01, rel=0.02)
     assert (vgg.get_parameter("classifier.bias") == 0).all()
+    head = build("slim:unet", width=8).get_parameter("head.weight")  # torch's: uniform within 1 / sqrt(fan-in)
+    assert 0.9 / sqrt(8) < head.abs().max().item() <= 1 / sqrt(8)
 
 
 def test_the_seed_decides_the_weights() -> None:

@@ -71,8 +71,9 @@ def build(
 
     arch
         - `slim:NAME`: one of `names()`. Convolutions start as in the paper's code: normal with variance
-          2 / fan-out (He et al., ICCV 2015); so do the linear layers before a BatchNorm. The last layer is
-          normal with standard deviation 0.01.
+          2 / fan-out (He et al., ICCV 2015); so do the linear layers before a BatchNorm. A last linear
+          layer is normal with standard deviation 0.01; a last convolution, which few channels feed, begins as torch has
+          it: from so small weights a U-Net learned where shapes are, and never which.
         - `torchvision:NAME`: a classification, segmentation, detection or video network that
           `torchvision.models.get_model` knows, without pretrained weights. These read 3 channels; another
           number is an error, because with another first layer it would no longer be that network. For
@@ -126,7 +127,7 @@ def _slim(name: str, sizes: dict[str, int], kwargs: dict[str, Any]) -> nn.Module
         if isinstance(module, nn.Conv2d | nn.Linear):
             if module.bias is None:  # a BatchNorm follows
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            else:
+            elif isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=0.01)
                 nn.init.zeros_(module.bias)
     return model
