@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from slim.errors import SlimError
@@ -37,6 +37,24 @@ def check_record(record: Mapping[str, Any]) -> None:
     _check_lists(record)
     _check_places(record)
     _check_layers(record)
+
+
+def mismasked(
+    removed: Mapping[str, Sequence[int]],
+    cuts: Mapping[str, Mapping[Any, Sequence[int]]],
+    masks: Mapping[str, Mapping[Any, Sequence[int]]],
+) -> str | None:
+    """Return the name of a layer whose removed channels the masks don't zero, or of a tensor in which they zero what
+    isn't cut; None where there is no such."""
+    zeroed = {tuple(indices) for mask in masks.values() for indices in mask.values()}
+    unmasked = [name for name, indices in removed.items() if tuple(indices) not in zeroed]
+    kept = [n for n, mask in masks.items() for d in mask if not {*mask[d]} <= {*cuts.get(n, {}).get(d, ())}]
+    return next(iter(unmasked + kept), None)
+
+
+def _with_lists(numbers: Mapping[str, Any], lists: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """Put the lists of indices in the place of their numbers."""
+    return {key: lists[n] if isinstance(n, int) else _with_lists(n, lists) for key, n in numbers.items()}
 
 
 def _shown(value: Any) -> str:
@@ -163,11 +181,9 @@ def _check_layers(record: Mapping[str, Any]) -> None:
         if not any(lists[each] == lists[number] for cut in own for each in cut.values()):
             raise _broken(f"what is removed of {layer} isn't what its tensors lose")
     if masks is not None:
-        zeroed = {tuple(lists[number]) for mask in masks.values() for number in mask.values()}
-        places = [(number, cuts.get(name, {}).get(dim)) for name, mask in masks.items() for dim, number in mask.items()]
-        lost = all(cut is not None and {*lists[number]} <= {*lists[cut]} for number, cut in places)
-        if not lost or not {tuple(lists[number]) for number in record["removed"].values()} <= zeroed:
-            raise _broken("its masks zero other channels than it removes")
+        name = mismasked(*(_with_lists(numbers, lists) for numbers in (record["removed"], cuts, masks)))
+        if name is not None:
+            raise _broken(f"its masks zero other channels than it removes, of {_shown(name)}")
     for each in record["layers"]:
         number = record["removed"].get(each["name"])
         if each["before"] - each["after"] != (0 if number is None else len(lists[number])):

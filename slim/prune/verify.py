@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from slim.errors import SlimError
 from slim.prune.plan import PruningPlan
+from slim.prune.plan_format import mismasked
 from slim.prune.rebuild import kept, state_anew, thin_tensor
 from slim.trace.classes import Classes
 from slim.trace.copy import all_tensors, clone, named_modules, named_tensors, unwrapped
@@ -277,11 +278,8 @@ def mask(model: nn.Module, plan: PruningPlan) -> None:
 
 def _check_masks(plan: PruningPlan) -> None:
     """Refuse a plan whose mask isn't what it says that it removes: the proof would be of another plan."""
-    masked = {tuple(indices) for mask in plan.masks.values() for indices in mask.values()}
-    name = next((n for n, indices in plan.removed.items() if tuple(indices) not in masked), None)
-    cuts = plan.cuts
-    extra = (t for t, mask in plan.masks.items() for d in mask if not {*mask[d]} <= {*cuts.get(t, {}).get(d, ())})
-    if name is not None or (name := next(extra, None)) is not None:
+    name = mismasked(plan.removed, plan.cuts, plan.masks)
+    if name is not None:
         raise SlimError(f"the plan contradicts itself: the channels that it removes of {name} aren't those it masks")
 
 
