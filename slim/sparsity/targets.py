@@ -33,12 +33,13 @@ def chosen(
     check_type("targets", targets, "a shell pattern, several, or strengths by pattern", str, list, tuple, set, Mapping)
     check_type("types", types, "a type of layers or several", str, type, list, tuple, set)
     strengths = {targets: 1.0} if isinstance(targets, str) else targets
+    for pattern in strengths:
+        check_type("a pattern of targets", pattern, "a shell pattern", str)
     if not isinstance(strengths, Mapping):
         strengths = dict.fromkeys(strengths, 1.0)
     if not strengths:
         raise SlimError("targets is empty: expected a shell pattern such as '*', which stands for all")
     for pattern, strength in strengths.items():
-        check_type("a pattern of targets", pattern, "a shell pattern", str)
         if not (isinstance(strength, int | float) and 0 <= strength < math.inf):
             raise SlimError(f"the relative strength of {pattern!r} is {strength}: expected a number ≥ 0")
     kinds = [types] if isinstance(types, (str, type)) else list(types)

@@ -256,6 +256,9 @@ def test_mistakes() -> None:
         sparsify(model, optimizer, L1(0.1), targets="layer1.*")
     with pytest.raises(SlimError, match="no BatchNorm"):
         sparsify(nn.Linear(2, 2), optimizer, L1(0.1))
+    unhashable: Any = [["*"]]
+    with pytest.raises(SlimError, match="a pattern of targets is of type list"):
+        sparsify(model, optimizer, L1(0.1), targets=unhashable)
     with pytest.raises(SlimError, match="targets is empty"):
         sparsify(model, optimizer, L1(0.1), targets=[])
     with pytest.raises(SlimError, match=r"strength of '\*' is inf"):
