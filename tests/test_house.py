@@ -128,3 +128,18 @@ def test_functions_take_at_most_ten_parameters() -> None:
 def test_functions_of_the_library_have_at_most_sixty_lines() -> None:
     long = {node.name for module, node in functions() if (node.end_lineno or 0) - node.lineno >= 60}
     assert long <= {"fit"}  # the workbench's, most of it the description of its arguments
+
+
+SAME_MEANING = {"Bools", "Floats", "Ints", "Shape", "SlimCallback"}  # arrays of these; a shape; a callback of a trainer
+
+
+def test_no_type_has_the_name_of_another() -> None:
+    homes: dict[str, list[str]] = {}
+    for module, path in MODULES.items():
+        for node in ast.parse(path.read_text()).body:
+            targets = node.targets if isinstance(node, ast.Assign) else [node]
+            names = [getattr(target, "id", getattr(target, "name", "")) for target in targets]
+            for name in names:
+                if name[:1].isupper() and not name.isupper():
+                    homes.setdefault(name, []).append(module)
+    assert {name: where for name, where in homes.items() if len(where) > 1 and name not in SAME_MEANING} == {}

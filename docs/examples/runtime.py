@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import slim
-from slim.deploy.target import Batch, FileInput, SizedKernel
+from slim.deploy.target import BatchUnit, FileInput, SizedKernel
 
 
 class Eager:
@@ -44,7 +44,7 @@ class Eager:
 class EagerFile:
     """A `slim.deploy.target.Executable`."""
 
-    provider, batch, metadata = "eager", Batch(), dict[str, str]()
+    provider, batch, metadata = "eager", BatchUnit(), dict[str, str]()
 
     def __init__(self, file: Path) -> None:
         self.module = torch.export.load(file).module()

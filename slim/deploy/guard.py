@@ -14,7 +14,7 @@ from torch import nn
 from slim.deploy.bench.runners import FileRunner
 from slim.deploy.cost.network import Network
 from slim.deploy.cost.runtime import Runtime, Runtimes
-from slim.deploy.target import Executable, Feed
+from slim.deploy.target import Executable, InputArrays
 from slim.deploy.timing import Rounds, Times, speedup_interval, time_in_turn
 from slim.errors import NothingToPrune, SlimError
 from slim.prune.plan import PruningPlan
@@ -105,7 +105,7 @@ def compare_files(
     return found
 
 
-def _compared(setting: str, original: Executable, thin: Executable, feed: Feed) -> Compared:
+def _compared(setting: str, original: Executable, thin: Executable, feed: InputArrays) -> Compared:
     calls = {"original": original.timed_call(feed), "thin": thin.timed_call(feed)}
     times = time_in_turn(calls, TIMED, warmup=2)
     low, high = speedup_interval(times["original"], times["thin"])
@@ -121,7 +121,7 @@ def _is_known(times: Mapping[str, Times]) -> bool:
 TIMED = Rounds(7, 400, SECONDS, _is_known)
 
 
-def slower_node(original: Executable, thin: Executable, feed: Feed) -> str:
+def slower_node(original: Executable, thin: Executable, feed: InputArrays) -> str:
     """Return in words which node takes most more time in the thin network than in the original."""
     before, after = ({node.node: node for node in each.profile(feed, *PROFILED)} for each in (original, thin))
     more = {name: node.ms - (before[name].ms if name in before else 0.0) for name, node in after.items()}

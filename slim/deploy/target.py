@@ -21,19 +21,19 @@ if TYPE_CHECKING:
     from torch import nn
 
 LARGEST_BATCH = 2**20
-Feed = Mapping[str, np.ndarray]  # an array for each input of a file
+InputArrays = Mapping[str, np.ndarray]  # an array for each input of a file
 TimedCall = Callable[[], object]  # one run, without arguments
 
 
 @dataclass(frozen=True)
-class Batch:
+class BatchUnit:
     """How many images a file takes: `unit` of them, or any multiple of that."""
 
     unit: int = 1
     multiples: bool = True
 
     @classmethod
-    def of(cls, setting: int | str) -> "Batch":
+    def of(cls, setting: int | str) -> "BatchUnit":
         """Read "any", a number of images (8), or a unit of which any multiple may come ("8n").
 
         Raises SlimError for anything else.
@@ -48,7 +48,7 @@ class Batch:
         return cls(int(found[1]), bool(found[2]))
 
     @classmethod
-    def of_dimension(cls, size: int | str | None) -> "Batch":
+    def of_dimension(cls, size: int | str | None) -> "BatchUnit":
         """Read the first dimension of a file's input: a number, or a name such as "batch" or "8*batch"."""
         if isinstance(size, int):
             return cls(size, multiples=False)
@@ -69,7 +69,7 @@ class Batch:
         return size % self.unit == 0 if self.multiples else size == self.unit
 
     def __str__(self) -> str:
-        return "any" if self == Batch() else f"{self.unit}n" if self.multiples else str(self.unit)
+        return "any" if self == BatchUnit() else f"{self.unit}n" if self.multiples else str(self.unit)
 
 
 @dataclass(frozen=True)
@@ -148,20 +148,20 @@ class Executable(Protocol):
         """Return the inputs, in the order of `forward`."""
 
     @property
-    def batch(self) -> Batch:
+    def batch(self) -> BatchUnit:
         """Return the batch sizes that it takes."""
 
     @property
     def metadata(self) -> Mapping[str, str]:
         """Return what the file says of itself."""
 
-    def run(self, feed: Feed) -> list[np.ndarray]:
+    def run(self, feed: InputArrays) -> list[np.ndarray]:
         """Return the outputs."""
 
-    def timed_call(self, feed: Feed) -> TimedCall:
+    def timed_call(self, feed: InputArrays) -> TimedCall:
         """Return one run on `feed`, from memory where the inputs lie ready to memory where the outputs stay."""
 
-    def profile(self, feed: Feed, runs: int, warmup: int) -> list[NodeTime]:
+    def profile(self, feed: InputArrays, runs: int, warmup: int) -> list[NodeTime]:
         """Return what each node takes, the slowest first."""
 
 

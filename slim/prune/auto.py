@@ -9,7 +9,7 @@ from torch import nn
 
 from slim.errors import SlimWarning
 from slim.prune.residual import Residual
-from slim.prune.scores import Gamma, Magnitude, Score, Values, as_score
+from slim.prune.scores import Gamma, GivenValues, Magnitude, Score, as_score
 from slim.trace.copy import named_tensors
 from slim.trace.tracer import Trace
 
@@ -89,5 +89,5 @@ def choose_score(given: Any, model: nn.Module, traced: Trace) -> tuple[Score, st
             SlimWarning,
             stacklevel=3,
         )
-    name = "given values" if isinstance(score, Values) else getattr(score, "__name__", type(score).__name__)
+    name = "given values" if isinstance(score, GivenValues) else getattr(score, "__name__", type(score).__name__)
     return score, f"ranked by {name}: {why}" if why else f"ranked by {name}"

@@ -19,7 +19,7 @@ SHORT = 0.01  # of the whole: a plan that misses a ratio by more is short of it
 
 
 @dataclass
-class Choice:
+class Candidates:
     """What there is to choose from: ranked groups, those that are `safe`, and for each pattern the number of groups to
     keep that the user has `fixed` for its layers, or -1."""
 
@@ -61,7 +61,7 @@ class Choice:
         return self.rules.units(self.groups)
 
 
-def by_threshold(choice: Choice) -> Chosen:
+def by_threshold(choice: Candidates) -> Chosen:
     """Return the groups that go below one threshold for all."""
     steps, sizes = _thresholds(choice)
     taken = _steps_within(choice.budget, steps, lambda k: choice.cost(sizes(k)))
@@ -73,7 +73,7 @@ def by_threshold(choice: Choice) -> Chosen:
     return Chosen(choice.pruned(keep), taken == steps)
 
 
-def _thresholds(choice: Choice) -> tuple[int, Callable[[int], Ints]]:
+def _thresholds(choice: Candidates) -> tuple[int, Callable[[int], Ints]]:
     """Return how many thresholds there are, and a function that says how many groups of each pattern stay at each: with
     each threshold, one group more falls below it."""
     groups, score, unit, least, fixed = choice.groups, choice.scores, choice.units, choice.least, choice.fixed
@@ -92,7 +92,7 @@ def _thresholds(choice: Choice) -> tuple[int, Callable[[int], Ints]]:
     return len(order), sizes
 
 
-def _fill(keep: Ints, choice: Choice) -> None:
+def _fill(keep: Ints, choice: Candidates) -> None:
     """Bring the best groups back, in place, as far as the budget has room: the last one to go may have been large."""
     groups, score, unit = choice.groups, choice.scores, choice.units
     best_first = np.split(np.lexsort((groups.rank, groups.pattern)), np.cumsum(groups.pattern_size)[:-1])
@@ -110,7 +110,7 @@ def _fill(keep: Ints, choice: Choice) -> None:
             heappush(open_, (-score[best_first[p][keep[p]]], p))
 
 
-def _take_smaller(keep: Ints, choice: Choice) -> None:
+def _take_smaller(keep: Ints, choice: Candidates) -> None:
     """Prune more groups, in place, where the first one to stay was too large: the lowest ones that leave the limit."""
     groups, score, unit = choice.groups, choice.scores, choice.units
     best_first = np.split(np.lexsort((groups.rank, groups.pattern)), np.cumsum(groups.pattern_size)[:-1])
@@ -136,7 +136,7 @@ def _take_smaller(keep: Ints, choice: Choice) -> None:
 Orders = dict[bytes, list[tuple[int, int]]]  # what decides an order -> the order
 
 
-def by_cost(choice: Choice, model: CostModel, by_flops: bool, known: Orders) -> Chosen:
+def by_cost(choice: Candidates, model: CostModel, by_flops: bool, known: Orders) -> Chosen:
     """Return the groups that go by whole steps of the cost of a pattern, in the order of value lost for cost saved.
 
     With `by_flops`, for a budget of FLOPs, time is to shrink as they do. `known` are orders by the same model, as a

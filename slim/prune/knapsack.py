@@ -20,7 +20,7 @@ from slim.trace.classes import Classes
 from slim.trace.tracer import Trace
 
 Ints = NDArray[np.int64]
-Surface = Callable[[ArrayLike, ArrayLike], Floats]  # of the numbers of channels read and made
+CostSurface = Callable[[ArrayLike, ArrayLike], Floats]  # of the numbers of channels read and made
 SPARE = 0.01  # of a budget that may be left before another way is looked for
 WAYS = 8
 
@@ -35,8 +35,8 @@ class CostPart:
     reads: int | Ints
     makes: int | Ints
     widths: tuple[int, int]
-    cost: Surface
-    flops: Surface
+    cost: CostSurface
+    flops: CostSurface
 
 
 class CostModel(Protocol):
@@ -73,10 +73,10 @@ class Extent:
 class Term:
     """A part of the cost: `surface` over the numbers of channels read and made; and the FLOPs that it pays for."""
 
-    surface: Surface
+    surface: CostSurface
     reads: Extent
     makes: Extent
-    flops: Surface | None = None
+    flops: CostSurface | None = None
 
     @property
     def items(self) -> set[int]:

@@ -18,7 +18,7 @@ from torch import nn
 from slim.errors import SlimError
 from slim.prune.auto import Auto, choose_score
 from slim.prune.budgets import BoundBudget, Budget, Chosen, Costs, Ratio
-from slim.prune.choosing import Choice, Orders, by_cost, by_threshold, fixed_sizes, matching
+from slim.prune.choosing import Candidates, Orders, by_cost, by_threshold, fixed_sizes, matching
 from slim.prune.draft import draft, nothing_to_prune
 from slim.prune.groups import Bools, Floats, Groups
 from slim.prune.knapsack import CostModel, MeasuresCost
@@ -200,7 +200,7 @@ class Planner:
         members: list[NDArray[np.int64]] = []
         while True:
             safe = groups.protected(floors, members)
-            choice = Choice(groups, safe, self.rules, fixed, bound)
+            choice = Candidates(groups, safe, self.rules, fixed, bound)
             model = self.cost_model
             chosen = by_threshold(choice) if model is None else by_cost(choice, model, budget.by_flops, self._orders)
             if chosen.exhausted and self.rules.by_cost:  # whole steps of the runtime are too wide for what is asked

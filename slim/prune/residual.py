@@ -31,7 +31,7 @@ RIDGE = 1e-4  # of the mean variance: what regression may rely on
 Floats = NDArray[np.float64]
 
 
-class Reader:
+class ReadingGroup:
     """One group of a layer: what its input channels carry, and how they are read.
 
     `labels` are the roots of the channels' classes. `precision` is the inverse of the covariance of the channels that
@@ -98,7 +98,9 @@ class Residual:
         return np.array([score.get(root, worst) for root in groups.roots.tolist()])
 
 
-def _cheapest_first(readers: Sequence[Reader], free: NDArray[np.int64], savings: Floats) -> list[tuple[int, float]]:
+def _cheapest_first(
+    readers: Sequence[ReadingGroup], free: NDArray[np.int64], savings: Floats
+) -> list[tuple[int, float]]:
     """Return the free groups' roots in the order in which they are best removed, with the cost of each."""
     places: dict[int, list[tuple[int, int]]] = {root: [] for root in free.tolist()}
     for number, reader in enumerate(readers):
@@ -126,9 +128,9 @@ def _cheapest_first(readers: Sequence[Reader], free: NDArray[np.int64], savings:
     return order
 
 
-def _readers(model: nn.Module, traced: Trace, images: Any) -> list[Reader]:
+def _readers(model: nn.Module, traced: Trace, images: Any) -> list[ReadingGroup]:
     """Return the layers that read free channels, with second moments of their input over `images`."""
-    found: dict[str, list[Reader]] = {}
+    found: dict[str, list[ReadingGroup]] = {}
 
     def visit(layer: LayerCall) -> Tensor:
         dim = 0 if layer.func in TRANSPOSED else 1
@@ -153,7 +155,7 @@ def _places(labels: NDArray[np.int64]) -> int:
     return size if even else 1
 
 
-def _split(layer: LayerCall, labels: NDArray[np.int64]) -> list[Reader]:
+def _split(layer: LayerCall, labels: NDArray[np.int64]) -> list[ReadingGroup]:
     """Return a layer's groups. A depthwise layer reads each channel alone and passes it on: it has none."""
     x, weight = layer.input, layer.arguments["weight"].detach()
     groups = layer.arguments.get("groups", 1)
@@ -185,5 +187,5 @@ def _split(layer: LayerCall, labels: NDArray[np.int64]) -> list[Reader]:
         if total > 0:
             n = read.shape[1]
             own_labels = labels if len(labels) == n else labels[number * n : (number + 1) * n]
-            readers.append(Reader(own_labels, precision, flat.T @ flat, total))
+            readers.append(ReadingGroup(own_labels, precision, flat.T @ flat, total))
     return readers

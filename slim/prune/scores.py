@@ -115,7 +115,7 @@ class Random:
 
 
 @dataclass(frozen=True)
-class Values:
+class GivenValues:
     """Values that lie ready: layer name -> one for each channel. The layers that they name are ranked."""
 
     values: Mapping[str, Any]
@@ -131,15 +131,15 @@ def ranked(score: Score, traced: Trace) -> dict[str, Ints]:
     `ranks_all`; what a mapping names, where it names others.
     """
     norms = traced.norms
-    others = isinstance(score, Values) and not score.values.keys() <= norms.keys()
+    others = isinstance(score, GivenValues) and not score.values.keys() <= norms.keys()
     if norms and not others and not getattr(score, "ranks_all", False):
         return norms
     everything = {name: producer.labels for name, producer in traced.producers.items()}
-    if not isinstance(score, Values):  # BatchNorms all of whose channels stay would only count against the ratio
+    if not isinstance(score, GivenValues):  # BatchNorms all of whose channels stay would only count against the ratio
         everything = {
             name: labels for name, labels in everything.items() if _share_free(traced, [labels])
         } or everything
-    if isinstance(score, Values) and others:
+    if isinstance(score, GivenValues) and others:
         return {name: labels for name, labels in everything.items() if name in score.values} or everything
     return everything
 
@@ -160,7 +160,7 @@ def as_score(given: Any, traced: Trace) -> Score:
         rest = _share_free(traced, norms.values()) < 0.5 and any(name not in norms for name in traced.producers)
         return Gamma(rest=rest) if norms else Magnitude()
     if isinstance(given, Mapping):
-        return Values(given)
+        return GivenValues(given)
     if not callable(given) or isinstance(given, type | nn.Module):
         raise SlimError(
             f"score {given!r}: expected slim.Gamma(), slim.Magnitude(), slim.Residual(images), slim.Taylor(batches, "

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from slim.prune.groups import Bools
 from slim.prune.plan import PruningPlan
 from slim.prune.rebuild import Cuts, set_sizes, thinned
-from slim.trace.attributes import Size, own_sizes
+from slim.trace.attributes import StoredSize, own_sizes
 from slim.trace.check import Counted, Misfit, find_misfit, kept_size
 from slim.trace.classes import Ints
 from slim.trace.copy import Modules
@@ -76,7 +76,7 @@ class StoredSizes:
     def _fits_with_unread(self, plan: PruningPlan, kept: Bools) -> bool:
         """Return whether the thin network runs once sizes that forward code doesn't read follow, too. They are noted in
         `plan.sizes`."""
-        sizes, found = self._note(plan, kept), dict[str, Size]()
+        sizes, found = self._note(plan, kept), dict[str, StoredSize]()
 
         @contextmanager
         def thin() -> Iterator[None]:
@@ -126,14 +126,14 @@ class Widths:
                 if width in numbers:
                     self._places.setdefault(width, []).append((prefix, module, *place))
 
-    def changed(self, cuts: Cuts, kept: Bools, others: Set[str]) -> dict[str, Size]:
+    def changed(self, cuts: Cuts, kept: Bools, others: Set[str]) -> dict[str, StoredSize]:
         """Return what becomes of the sizes that modules keep, other than `others`, now that the network is thin: of
         those that change, and where it is clear."""
-        parts: Parts = []
+        parts: LabelledDims = []
         for name, dims in cuts.items():
             prefix = name[: name.rfind(".") + 1]
             parts += [(prefix, self._traced.labels[name][dim]) for dim in dims if prefix in self._levels]
-        found: dict[str, Size] = {}
+        found: dict[str, StoredSize] = {}
         for name, size in self._traced.sizes.items():
             if name in others:
                 continue
@@ -146,7 +146,7 @@ class Widths:
                     found[name] = after
         return found
 
-    def _after(self, prefix: str, number: int, parts: "Parts", kept: Bools) -> int | None:
+    def _after(self, prefix: str, number: int, parts: "LabelledDims", kept: Bools) -> int | None:
         """Return the one thing that this number becomes where layers as near to the module as can be have such a
         width, or such parts that are pruned alike."""
         if number < 2:  # no width
@@ -164,10 +164,10 @@ class Widths:
         return next(iter(readings)) if len(readings) == 1 else None
 
 
-Parts = list[tuple[str, Ints]]  # a layer and the labels along a dimension of one of its tensors
+LabelledDims = list[tuple[str, Ints]]  # a layer and the labels along a dimension of one of its tensors
 
 
-def _numbers(size: Size) -> Sequence[int]:
+def _numbers(size: StoredSize) -> Sequence[int]:
     return (size,) if isinstance(size, int) else size
 
 

@@ -26,7 +26,7 @@ from slim.trace.copy import clone, named_tensors
 from slim.trace.outputs import output_tensors
 from slim.trace.tracer import call
 
-Loss = Callable[[Any, Any], Tensor]  # of outputs and targets
+LossFunction = Callable[[Any, Any], Tensor]  # of outputs and targets
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Taylor:
     """
 
     batches: Any = field(repr=False)
-    loss: Loss | None = None
+    loss: LossFunction | None = None
     samples: int = 256
     ranks_all: ClassVar[bool] = True
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from slim.trace.copy import INTERNAL, Modules
 
-Size = int | list[int] | tuple[int, ...]
+StoredSize = int | list[int] | tuple[int, ...]
 
 
 _own: dict[type, set[str]] = {}
@@ -54,7 +54,7 @@ def _names_in(code: Any) -> set[str]:
     return set(code.co_names).union(*(_names_in(constant) for constant in code.co_consts))
 
 
-class KeptSizes(Mapping[str, Size]):
+class KeptSizes(Mapping[str, StoredSize]):
     """The whole numbers, and lists and tuples of such, that modules of other packages than torch.nn keep, but for what
     only building them takes: "module.attribute" -> value, under the first name of each module.
 
@@ -63,7 +63,7 @@ class KeptSizes(Mapping[str, Size]):
 
     def __init__(self, modules: Modules) -> None:
         self.read: set[str] = set()
-        self._sizes: dict[str, Size] = {}
+        self._sizes: dict[str, StoredSize] = {}
         self._places: dict[tuple[int, str], str] = {}  # (a module's id, attribute) -> name
         self._noting: list[tuple[nn.Module, type]] = []  # what notes the reads, and its class while it does
         kinds: dict[type, type | None] = {}
@@ -87,7 +87,7 @@ class KeptSizes(Mapping[str, Size]):
             else:
                 self._noting.append((module, noting))
 
-    def __getitem__(self, name: str) -> Size:
+    def __getitem__(self, name: str) -> StoredSize:
         return self._sizes[name]
 
     def __iter__(self) -> Iterator[str]:

@@ -20,7 +20,7 @@ from slim.trace.classes import Classes, Ints
 from slim.trace.codes import Bools, Codes, is_blank, label, mark_step, name_of, set_codes, set_name
 from slim.trace.constants import same
 from slim.trace.copy import clone
-from slim.trace.labeller import Choice, Executed
+from slim.trace.labeller import Executed, Reading
 from slim.trace.op import Op, Operator, tensors_in
 from slim.trace.repeat import Known, ThinCodes
 from slim.trace.state import restored
@@ -101,9 +101,9 @@ class Follower(Tracer):
         if not same(before.constants, executed.constants):
             raise Mismatch(f"a constant that follows a size, in {_step_of(executed)} after {self.place}")
 
-    def decide(self, choice: Choice, options: Sequence[Choice] = ()) -> Choice:
+    def decide(self, choice: Reading, options: Sequence[Reading] = ()) -> Reading:
         earlier = self.run_before.decisions
-        choice = cast(Choice, earlier[len(self.decisions)]) if len(self.decisions) < len(earlier) else choice
+        choice = cast(Reading, earlier[len(self.decisions)]) if len(self.decisions) < len(earlier) else choice
         self.decisions.append(choice)
         return choice
 

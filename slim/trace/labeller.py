@@ -22,7 +22,7 @@ from slim.trace.codes import (
     set_codes,
 )
 
-Choice = TypeVar("Choice")
+Reading = TypeVar("Reading")
 INDEXED = "read through an index by"  # the reason for what a BatchNorm chooses its own channels of
 
 
@@ -103,7 +103,7 @@ class Labeller:
         """Note that the operator at hand was given `size` for these channels."""
         self.executed[-1].sizes.append((size, codes.labels))
 
-    def decide(self, choice: Choice, options: Sequence[Choice] = ()) -> Choice:
+    def decide(self, choice: Reading, options: Sequence[Reading] = ()) -> Reading:
         """Return how to read an operator that can be read in several ways, and remember it for later runs.
 
         `options` are ways that are as exact as `choice`; a trace that wants another than that says so by `preferred`.

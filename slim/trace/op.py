@@ -9,7 +9,7 @@ from torch._ops import OpOverload
 from torch.utils._pytree import tree_map_only
 
 from slim.trace.codes import Codes, TensorCodes, codes_on, label, name_of, origin_of, pop_unset, source_of
-from slim.trace.labeller import Choice, Labeller
+from slim.trace.labeller import Labeller, Reading
 from slim.trace.meta import META, run_on_meta
 
 
@@ -192,7 +192,7 @@ class Op:
         """Note that the operator was given `size` for these channels: the attribute that holds it must follow them."""
         self.labeller.count(size, codes)
 
-    def decide(self, choice: Choice, options: Sequence[Choice] = ()) -> Choice:
+    def decide(self, choice: Reading, options: Sequence[Reading] = ()) -> Reading:
         """Return how to read an operator that can be read in several ways: the thin network's is read alike.
 
         `options` are ways that are as exact as `choice`, tried where that leaves channels that can't go.

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from slim.deploy.cost.operators import operators
-from slim.deploy.target import Batch, Feed, FileInput, Kernel, NodeTime, SizedKernel
+from slim.deploy.target import BatchUnit, FileInput, InputArrays, Kernel, NodeTime, SizedKernel
 from slim.trace.tracer import trace
 
 WHOLE = np.ones(10**6, bool)  # all labels are kept
@@ -75,19 +75,19 @@ class MadeUp:
 class MadeUpFile:
     """A network on it: an `Executable`."""
 
-    provider, batch, metadata = "made up", Batch(), dict[str, str]()
+    provider, batch, metadata = "made up", BatchUnit(), dict[str, str]()
 
     def __init__(self, machine: MadeUp, model: nn.Module, example: Tensor) -> None:
         self.machine, self.model, self.example = machine, model, example
         self.inputs = [FileInput("images", ("batch", *example.shape[1:]), "float32")]
 
-    def run(self, feed: Feed) -> list[np.ndarray]:
+    def run(self, feed: InputArrays) -> list[np.ndarray]:
         raise NotImplementedError
 
-    def profile(self, feed: Feed, runs: int, warmup: int) -> list[NodeTime]:
+    def profile(self, feed: InputArrays, runs: int, warmup: int) -> list[NodeTime]:
         return []
 
-    def timed_call(self, feed: Feed) -> Callable[[], None]:
+    def timed_call(self, feed: InputArrays) -> Callable[[], None]:
         ms = self.machine.ms(self.model, self.example, len(feed["images"]))
 
         def call() -> None:

@@ -15,7 +15,7 @@ from torch import nn
 import slim
 from slim.deploy import guard, timing
 from slim.deploy.cost.operators import operators
-from slim.deploy.target import Feed, NodeTime
+from slim.deploy.target import InputArrays, NodeTime
 from slim.trace.tracer import trace
 from slim.workbench.models import build
 
@@ -44,7 +44,7 @@ class Blocked(MadeUp):
 class BlockedFile(MadeUpFile):
     machine: Blocked
 
-    def profile(self, feed: Feed, runs: int, warmup: int) -> list[NodeTime]:
+    def profile(self, feed: InputArrays, runs: int, warmup: int) -> list[NodeTime]:
         times = self.machine.nodes(self.model, self.example, len(feed["images"]))
         return [NodeTime(f"node {i}", "Conv", ms, ms / sum(times)) for i, ms in enumerate(times)]
 

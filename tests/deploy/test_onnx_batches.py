@@ -12,7 +12,7 @@ from torch import nn
 
 import slim
 from slim.deploy.onnx.predict import OnnxModel
-from slim.deploy.target import Batch
+from slim.deploy.target import BatchUnit
 from slim.errors import SlimError
 
 
@@ -53,10 +53,10 @@ def test_video_networks(
         with torch.no_grad():
             assert np.allclose(run_raw(report.path, frames.numpy()), video(frames).numpy(), atol=1e-5)
     runner = slim.benchmark({"v": report.path}, runs=1, warmup=0, memory=False)
-    assert [row.batch_size for row in runner.rows] == [Batch.of(setting).unit]
+    assert [row.batch_size for row in runner.rows] == [BatchUnit.of(setting).unit]
     assert runner.notes == [f"batch sizes are those that files have fixed (v: {setting})"]
     with pytest.raises(
-        SlimError, match=rf"batch size {refused}: 'v' .*: expected batch_sizes \[{Batch.of(setting).unit}\]"
+        SlimError, match=rf"batch size {refused}: 'v' .*: expected batch_sizes \[{BatchUnit.of(setting).unit}\]"
     ):
         slim.benchmark({"v": report.path}, batch_sizes=[refused])
 

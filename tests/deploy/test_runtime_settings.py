@@ -15,7 +15,7 @@ from slim.deploy.cost import model, network
 from slim.deploy.cost.latency import read_latency
 from slim.deploy.onnx import session
 from slim.deploy.onnx.kernel_times import clocked
-from slim.deploy.target import Feed, Kernel
+from slim.deploy.target import InputArrays, Kernel
 from slim.trace.tracer import trace
 from slim.workbench.models import build
 
@@ -94,7 +94,7 @@ def test_on_a_gpu_everything_is_timed_in_its_memory(monkeypatch: pytest.MonkeyPa
     """Operators, networks and slim-bench alike; here on the CPU, whose memory can be bound as well."""
     bound: list[str] = []
 
-    def bind(opened: Any, feed: Feed, device: str) -> Callable[[], Any]:
+    def bind(opened: Any, feed: InputArrays, device: str) -> Callable[[], Any]:
         bound.append(device)
         return real(opened, feed, "cpu")
 

@@ -18,7 +18,7 @@ from slim.deploy.bench.result import BenchReport
 from slim.deploy.bench.rows import BenchRow, cautions, rows_of
 from slim.deploy.bench.runners import FileRunner, Runner, shapes_in_words
 from slim.deploy.load import OtherWork
-from slim.deploy.target import Batch, NodeTime
+from slim.deploy.target import BatchUnit, NodeTime
 from slim.deploy.targets import target_of
 from slim.deploy.timing import Rounds, machine, time_in_turn
 from slim.errors import SlimError
@@ -162,9 +162,9 @@ def _profiles(runners: Mapping[str, Runner], taken: Mapping[str, Sequence[int]])
 def _batch_sizes(runners: Mapping[str, Runner], asked: Sequence[int]) -> dict[str, Sequence[int]]:
     """Return the batch sizes of each: those asked for, or, where these are the default and files have fixed ones, the
     fixed ones, which a file with an open batch is measured at too."""
-    fixed = sorted({runner.batch.unit for runner in runners.values() if runner.batch != Batch()})
+    fixed = sorted({runner.batch.unit for runner in runners.values() if runner.batch != BatchUnit()})
     if fixed and tuple(asked) == BATCH_SIZES:
-        return {name: fixed if runner.batch == Batch() else [runner.batch.unit] for name, runner in runners.items()}
+        return {name: fixed if runner.batch == BatchUnit() else [runner.batch.unit] for name, runner in runners.items()}
     for runner in runners.values():
         for size in asked:
             if isinstance(runner, FileRunner):
@@ -181,7 +181,7 @@ def _like_the_first(runners: Mapping[str, Runner]) -> tuple[str, list[str]]:
 def _notes(runners: Mapping[str, Runner], asked: Sequence[int], taken: Mapping[str, Sequence[int]]) -> list[str]:
     notes = []
     if any(list(sizes) != list(asked) for sizes in taken.values()):
-        fixed = [f"{name}: {runner.batch}" for name, runner in runners.items() if runner.batch != Batch()]
+        fixed = [f"{name}: {runner.batch}" for name, runner in runners.items() if runner.batch != BatchUnit()]
         notes.append(f"batch sizes are those that files have fixed ({', '.join(fixed)})")
     first, alike = _like_the_first(runners)
     for name, runner in runners.items():

@@ -9,7 +9,7 @@ from torch import nn
 
 from slim.deploy.bench.runners import Shape
 from slim.deploy.onnx.session import ON_GPU, start_provider
-from slim.deploy.target import Batch, TimedCall
+from slim.deploy.target import BatchUnit, TimedCall
 from slim.errors import SlimError
 
 
@@ -22,7 +22,7 @@ class TorchRunner:
     Raises SlimError for a provider whose GPU this PyTorch doesn't see.
     """
 
-    batch = Batch()
+    batch = BatchUnit()
 
     def __init__(
         self,

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from slim.deploy.target import Batch, FileInput, NodeTime, Target, TimedCall
+from slim.deploy.target import BatchUnit, FileInput, NodeTime, Target, TimedCall
 from slim.errors import SlimError
 
 DTYPES = ("float32", "float16", "float64", "uint8")
@@ -26,7 +26,7 @@ class Runner(Protocol):
         """Return what it runs on, by onnxruntime's name."""
 
     @property
-    def batch(self) -> Batch:
+    def batch(self) -> BatchUnit:
         """Return the batch sizes that it takes."""
 
     @property
@@ -67,7 +67,7 @@ class FileRunner:
         return self.opened.provider
 
     @property
-    def batch(self) -> Batch:
+    def batch(self) -> BatchUnit:
         return self.opened.batch
 
     @property

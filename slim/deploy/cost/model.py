@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from slim.deploy.cost.operators import Operator, operators
+from slim.deploy.cost.operators import PlacedKernel, operators
 from slim.deploy.cost.staircase import Surface, Total, levels, mean_surface, quantum
 from slim.deploy.target import Kernel, SizedKernel, Target
 from slim.errors import SlimError
@@ -51,7 +51,7 @@ class LatencyModel:
     `operators` are what the network runs, `surfaces` what each of them costs, in the same order.
     """
 
-    operators: list[Operator]
+    operators: list[PlacedKernel]
     surfaces: list[Surface]
 
     def parts(self) -> Iterator[CostPart]:
@@ -129,7 +129,7 @@ def latency_model(traced: Trace, target: Target, batch_size: int = 1, seconds: f
     return LatencyModel(found, surfaces)
 
 
-def _as_measured(found: list[Operator], traced: Trace, table: "TimeTable") -> list[Operator]:
+def _as_measured(found: list[PlacedKernel], traced: Trace, table: "TimeTable") -> list[PlacedKernel]:
     """Return the operators for one image in place of those that take long with that."""
     single = operators(traced, 1)
     if [one.kernel for one in single] == [operator.kernel for operator in found]:
@@ -139,7 +139,7 @@ def _as_measured(found: list[Operator], traced: Trace, table: "TimeTable") -> li
     return [one if table[sized] >= LONG else operator for one, operator, sized in zip(single, found, whole)]
 
 
-def _full(operator: Operator) -> tuple[int, int]:
+def _full(operator: PlacedKernel) -> tuple[int, int]:
     """Return the channels that an operator reads and makes where none are pruned."""
     reads, makes = (size if isinstance(size, int) else len(size) for size in (operator.reads, operator.makes))
     return (reads if operator.kernel.mixes else makes), makes
@@ -160,11 +160,11 @@ class Grid:
         return replace(self, reads=reads, makes=makes)
 
 
-def _key(operator: Operator) -> tuple[Kernel, int, int, bool, bool]:
+def _key(operator: PlacedKernel) -> tuple[Kernel, int, int, bool, bool]:
     return operator.kernel, *_full(operator), isinstance(operator.reads, int), isinstance(operator.makes, int)
 
 
-def _grid(operator: Operator, widths: dict[str, tuple[int, int]]) -> Grid:
+def _grid(operator: PlacedKernel, widths: dict[str, tuple[int, int]]) -> Grid:
     kernel = operator.kernel
     read, made = widths.get(kernel.kind, (1, 1))
     # what isn't counted by group comes in multiples of the groups (of the multiplier, for depthwise)

@@ -22,7 +22,7 @@ from slim.trace.state import restored
 from slim.trace.tracer import Trace, Tracer, run_once
 
 Ints = NDArray[np.int64]
-Size = int | Ints  # a fixed size, or one label for each channel
+Width = int | Ints  # a fixed size, or one label for each channel
 
 # aten operators that cost nothing worth counting: views, and what is done when the file is loaded
 FREE = {
@@ -60,12 +60,12 @@ def resized_by(name: str) -> str:
 
 
 @dataclass
-class Operator:
+class PlacedKernel:
     """A kernel at its place in a network: it reads channels (of each group, where it has groups) and makes some."""
 
     kernel: Kernel
-    reads: Size
-    makes: Size
+    reads: Width
+    makes: Width
 
     def counts(self, kept: NDArray[np.bool_]) -> tuple[int, int]:
         """Return the numbers of channels that it reads and makes, where `kept` says of each label whether it stays."""
@@ -73,7 +73,7 @@ class Operator:
         return reads, makes
 
 
-def operators(traced: Trace, batch_size: int) -> list[Operator]:
+def operators(traced: Trace, batch_size: int) -> list[PlacedKernel]:
     """Return the operators of a traced model's inference forward, for batches of `batch_size`."""
     recorder = Recorder(traced, batch_size)
     with restored(traced.meta_copy, traced.state):
@@ -88,7 +88,7 @@ class Recorder(Tracer):
         super().__init__(traced.classes, traced)
         example = next(leaf for leaf in tree_leaves(traced.inputs) if isinstance(leaf, Tensor))
         self.images, self.batch_size = max(1, example.shape[0]) if example.dim() else 1, batch_size
-        self.found: list[Operator] = []
+        self.found: list[PlacedKernel] = []
         self.tails: dict[int, int] = {}  # id of a tensor that nothing has read yet -> its operator
         self.alive: list[Any] = []  # so that ids stay unique
 
@@ -132,7 +132,7 @@ class Recorder(Tracer):
         self.tails[id(made)] = len(self.found)
         self.found.append(operator)
 
-    def _channels(self, tensor: Tensor) -> Size:
+    def _channels(self, tensor: Tensor) -> Width:
         dim = self._dim(tensor)
         codes = self.codes(tensor).get(dim)
         return int(tensor.shape[dim]) if codes is None else codes.labels
@@ -144,12 +144,12 @@ class Recorder(Tracer):
     def _batch(self, n: int) -> int:
         return n * self.batch_size // self.images if n % self.images == 0 else n
 
-    def _product(self, name: str, args: Any, made: Tensor) -> Operator:
+    def _product(self, name: str, args: Any, made: Tensor) -> PlacedKernel:
         product = self.products[-1]
         if name != "convolution":
             *_, reads, makes = product.dims
             rows = math.prod(made.shape) // made.shape[-1]
-            return Operator(Kernel("gemm", (self._batch(rows),)), reads, makes)
+            return PlacedKernel(Kernel("gemm", (self._batch(rows),)), reads, makes)
         x, w, _, stride, padding, dilation, transposed, _, groups = args
         space = tuple(x.shape[2:])
         window = (tuple(w.shape[2:]), *(tuple(int(v) for v in each) for each in (stride, padding, dilation)))
@@ -157,14 +157,14 @@ class Recorder(Tracer):
         first, second = product.dims[:2]
         shape = (self._batch(x.shape[0]), *space)
         if groups > 1 and groups == x.shape[1] and not transposed:
-            return Operator(Kernel("depthwise", shape, window, w.shape[0] // groups), first, first)
+            return PlacedKernel(Kernel("depthwise", shape, window, w.shape[0] // groups), first, first)
         # each channel of a transposed depthwise convolution is a group, and goes as a whole
         whole = w.shape[0] // groups if groups > 1 and (self.whole_groups or groups == x.shape[1]) else 0
         kind = "conv_transpose" if transposed else "conv"
         kernel = Kernel(kind, shape, window, 1 if whole else groups, whole=whole)
-        return Operator(kernel, first, second) if transposed else Operator(kernel, second, first)
+        return PlacedKernel(kernel, first, second) if transposed else PlacedKernel(kernel, second, first)
 
-    def _other(self, name: str, args: Any, made: Tensor, x: Tensor) -> Operator:
+    def _other(self, name: str, args: Any, made: Tensor, x: Tensor) -> PlacedKernel:
         space = tuple(x.shape[2:])
         if name in ("max_pool2d_with_indices", "avg_pool2d") and x.dim() == 4:
             pairs = [tuple(args[i]) if len(args) > i and args[i] else () for i in (1, 2, 3)]
@@ -186,7 +186,7 @@ class Recorder(Tracer):
         made: Tensor,
         window: Iterable[tuple[int, ...]] = (),
         tail: tuple[tuple[str, str], ...] = (),
-    ) -> Operator:
+    ) -> PlacedKernel:
         dim = self._dim(x)
         if kind in ("Copy", "Concat"):
             each = x.numel() // max(1, x.shape[0] * x.shape[dim]) if dim else x.numel() // max(1, x.shape[0])
@@ -194,4 +194,4 @@ class Recorder(Tracer):
         else:
             shape = (self._batch(x.shape[0]), *x.shape[2:])
         channels = self._channels(x if kind in ("Copy", "Concat") else made)
-        return Operator(Kernel(kind, shape, tuple(window), 1, tail), channels, channels)
+        return PlacedKernel(Kernel(kind, shape, tuple(window), 1, tail), channels, channels)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from slim.deploy.executorch import engine
-from slim.deploy.target import Batch, Feed, FileInput, NodeTime, SizedKernel, TimedCall
+from slim.deploy.target import BatchUnit, FileInput, InputArrays, NodeTime, SizedKernel, TimedCall
 from slim.deploy.timing import Rounds, machine, time_in_turn
 from slim.errors import SlimError
 from slim.extras import named_if_missing
@@ -137,12 +137,12 @@ class ExecuTorchFile:
         noted = json.loads(calls[NOTES](())[0])
         self.metadata: Mapping[str, str] = noted["metadata"]
         self.inputs = [FileInput(each["name"], (None, *each["shape"]), each["dtype"]) for each in noted["inputs"]]
-        self.batch = Batch()
+        self.batch = BatchUnit()
 
-    def run(self, feed: Feed) -> list[np.ndarray]:
+    def run(self, feed: InputArrays) -> list[np.ndarray]:
         return [output.numpy().copy() for output in self._call(self._taken(feed))]
 
-    def timed_call(self, feed: Feed) -> TimedCall:
+    def timed_call(self, feed: InputArrays) -> TimedCall:
         taken = self._taken(feed)
 
         def call() -> None:
@@ -157,8 +157,8 @@ class ExecuTorchFile:
 
         return call
 
-    def profile(self, feed: Feed, runs: int, warmup: int) -> list[NodeTime]:
+    def profile(self, feed: InputArrays, runs: int, warmup: int) -> list[NodeTime]:
         return []
 
-    def _taken(self, feed: Feed) -> list[torch.Tensor]:
+    def _taken(self, feed: InputArrays) -> list[torch.Tensor]:
         return [torch.from_numpy(np.ascontiguousarray(feed[entry.name])) for entry in self.inputs]

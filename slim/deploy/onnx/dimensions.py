@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from slim.deploy.onnx.arguments import Arguments
-from slim.deploy.target import Batch
+from slim.deploy.target import BatchUnit
 from slim.errors import SlimError
 
 OTHER_SIZE = (32, 64)  # pixels added to height and width, to try a file of any image size: networks halve up to 5 times
@@ -17,7 +17,7 @@ HEIGHT_AXIS = {False: -2, True: 1}  # whether images are raw -> where height sta
 class OpenSizes:
     """The names of a file's open dimensions. Raises SlimError where `dynamic_size` is asked of what has no size."""
 
-    def __init__(self, arguments: Arguments, batch: Batch, *, raw_images: bool = False, dynamic_size: bool) -> None:
+    def __init__(self, arguments: Arguments, batch: BatchUnit, *, raw_images: bool = False, dynamic_size: bool) -> None:
         self.batch, self.dynamic_size, self._axis = batch, dynamic_size, HEIGHT_AXIS[raw_images]
         name = torch.export.Dim("batch")
         self._batch = name if batch.unit == 1 else batch.unit * name

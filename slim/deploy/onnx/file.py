@@ -9,7 +9,7 @@ import onnxruntime
 
 from slim.deploy.onnx.profile import node_times
 from slim.deploy.onnx.session import SESSION_SETTINGS, open_session, ready_call
-from slim.deploy.target import Batch, Feed, FileInput, NodeTime
+from slim.deploy.target import BatchUnit, FileInput, InputArrays, NodeTime
 
 DTYPES = {"float": "float32", "double": "float64"}  # where ONNX's names aren't numpy's
 
@@ -25,18 +25,18 @@ class OnnxFile:
         self.inputs = [
             FileInput(entry.name, tuple(entry.shape or ()), _dtype(entry.type)) for entry in self.session.get_inputs()
         ]
-        self.batch = next((Batch.of_dimension(entry.shape[0]) for entry in self.inputs if entry.shape), Batch())
+        self.batch = next((BatchUnit.of_dimension(entry.shape[0]) for entry in self.inputs if entry.shape), BatchUnit())
 
-    def run(self, feed: Feed) -> list[np.ndarray]:
+    def run(self, feed: InputArrays) -> list[np.ndarray]:
         quiet = onnxruntime.RunOptions()
         quiet.log_severity_level = 4  # the error says it
         outputs: list[np.ndarray] = self.session.run(None, dict(feed), quiet)
         return outputs
 
-    def timed_call(self, feed: Feed) -> Callable[[], None]:
+    def timed_call(self, feed: InputArrays) -> Callable[[], None]:
         return ready_call(self.session, feed, repr(self._path.name))
 
-    def profile(self, feed: Feed, runs: int, warmup: int) -> list[NodeTime]:
+    def profile(self, feed: InputArrays, runs: int, warmup: int) -> list[NodeTime]:
         """Return what each node takes; a session of its own runs them, because the profiler costs time."""
         with TemporaryDirectory() as folder:
             session = open_session(

@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime
 
 from slim.deploy.onnx.session import brief, open_session
-from slim.deploy.target import Batch
+from slim.deploy.target import BatchUnit
 from slim.errors import SlimError
 from slim.images import IMAGE_FILES, MODES, read_image
 
@@ -50,7 +50,7 @@ class OnnxModel:
         self.raw: bool = self._input.type == "tensor(uint8)"
         self.provider: str = self._session.get_providers()[0]
         self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
-        self.batch = Batch.of_dimension(self._input.shape[0] if self._input.shape else None)
+        self.batch = BatchUnit.of_dimension(self._input.shape[0] if self._input.shape else None)
         self.classes: list[str] | None = self._read("slim.classes", "names", _is_text)
         self.mean: list[float] | None = self._read("slim.mean", "numbers", _is_number)
         self.std: list[float] | None = self._read("slim.std", "numbers above 0", lambda v: _is_number(v) and v > 0)

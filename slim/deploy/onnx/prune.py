@@ -16,7 +16,7 @@ from slim.deploy.onnx.compare import relative_difference
 from slim.deploy.onnx.file import OnnxFile
 from slim.deploy.onnx.inputs import Inputs
 from slim.deploy.onnx.reader.network import OnnxNetwork
-from slim.deploy.onnx.source import Source
+from slim.deploy.onnx.source import OnnxSource
 from slim.deploy.onnx.write import TOLERANCE, ExportReport, write_checked
 from slim.errors import SlimError
 from slim.prune.budgets import Budget
@@ -98,7 +98,7 @@ def prune_onnx(
     file, out = Path(file), Path(out)
     if out.suffix != ".onnx" or out.is_dir() or out.resolve() == file.resolve():
         raise SlimError(f"out {str(out)!r}: expected the name of another file that ends in .onnx")
-    source = Source.of(file, batches)
+    source = OnnxSource.of(file, batches)
     net, original, images, example = source.net, source.opened, source.images, source.example
     read_error = _check_reading(net, original, file.name, source.held_out)
     guarded = source.planned(budget, bench or {}, **rules)
@@ -152,7 +152,7 @@ def _compared(original: OnnxFile, thin: OnnxFile, inputs: Inputs) -> tuple[float
     return missed / max(whole, 1e-30), float((first.argmax(1) == second.argmax(1)).double().mean()) if classes else None
 
 
-def _timed(source: Source, out: Path, bench: Mapping[str, Any]) -> tuple[BenchReport | None, list[str]]:
+def _timed(source: OnnxSource, out: Path, bench: Mapping[str, Any]) -> tuple[BenchReport | None, list[str]]:
     """Return the times of both files."""
     settings = {"memory": False, "image_size": source.image_size} | dict(bench)
     try:

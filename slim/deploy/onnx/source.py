@@ -25,7 +25,7 @@ from slim.prune.scores import Magnitude
 
 
 @dataclass(frozen=True)
-class Source:
+class OnnxSource:
     """A file, the network in it, and images: those to calibrate on, or None, and those held out."""
 
     file: Path
@@ -35,7 +35,7 @@ class Source:
     held_out: Inputs
 
     @classmethod
-    def of(cls, file: Path, batches: Iterable[Any] | None) -> "Source":
+    def of(cls, file: Path, batches: Iterable[Any] | None) -> "OnnxSource":
         """Read a file. Raises SlimError where it can't be read, and for images that don't fit it."""
         net, opened = read_onnx(file), OnnxFile(file, "cpu", 0)
         return cls(file, net, opened, *parted_images(opened, batches))

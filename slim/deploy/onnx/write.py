@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from slim.batches import first_batch
 from slim.deploy.onnx.arguments import Arguments, run_forward
 from slim.deploy.onnx.compare import check, check_float64
-from slim.deploy.onnx.dimensions import Batch, OpenSizes
+from slim.deploy.onnx.dimensions import BatchUnit, OpenSizes
 from slim.deploy.onnx.file import OnnxFile
 from slim.deploy.onnx.translate import OPSETS, Graph
 from slim.deploy.target import Executable
@@ -174,7 +174,7 @@ class Draft:
     ) -> None:
         if opset not in OPSETS:
             raise SlimError(f"opset {opset}: expected {OPSETS[0]} to {OPSETS[-1]}")
-        sizes = Batch.of(batch)
+        sizes = BatchUnit.of(batch)
         net = _copy_for_export(model)
         arguments = Arguments.of(example_inputs)
         made = _try_batch(net, arguments, sizes)
@@ -224,14 +224,14 @@ def _copy_for_export(model: nn.Module) -> nn.Module:
     return net
 
 
-def _try_batch(net: nn.Module, arguments: Arguments, batch: Batch) -> list[Tensor]:
+def _try_batch(net: nn.Module, arguments: Arguments, batch: BatchUnit) -> list[Tensor]:
     """Return what the network returns for a batch to export with; where it takes the example alone, the error says
     so."""
     try:
         return run_forward(net, arguments.batch(batch.example))
     except SlimError as error:
         size = arguments.batch_size
-        if batch != Batch() or size < 2:
+        if batch != BatchUnit() or size < 2:
             raise
         run_forward(net, arguments.batch(size))
         other = f"batch='{size}n' is for networks that take multiples of {size}, {size} for it alone"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from slim.deploy.target import Batch, Feed, FileInput, NodeTime, SizedKernel, TimedCall
+from slim.deploy.target import BatchUnit, FileInput, InputArrays, NodeTime, SizedKernel, TimedCall
 from slim.deploy.timing import machine
 from slim.errors import SlimError
 from slim.extras import named_if_missing
@@ -117,12 +117,12 @@ class OpenVinoFile:
         notes = graph.get_rt_info(OURS).value if graph.has_rt_info(OURS) else {}
         self.metadata = {str(name): str(getattr(value, "value", value)) for name, value in notes.items()}
         self.inputs = [_input(entry) for entry in self._compiled.inputs]
-        self.batch = next((Batch.of_dimension(entry.shape[0]) for entry in self.inputs if entry.shape), Batch())
+        self.batch = next((BatchUnit.of_dimension(entry.shape[0]) for entry in self.inputs if entry.shape), BatchUnit())
 
-    def run(self, feed: Feed) -> list[np.ndarray]:
+    def run(self, feed: InputArrays) -> list[np.ndarray]:
         return [output.copy() for output in self._compiled(dict(feed)).values()]
 
-    def timed_call(self, feed: Feed) -> TimedCall:
+    def timed_call(self, feed: InputArrays) -> TimedCall:
         request = self._compiled.create_infer_request()
         for name, array in feed.items():
             request.set_tensor(name, openvino.Tensor(np.ascontiguousarray(array)))
@@ -140,7 +140,7 @@ class OpenVinoFile:
 
         return call
 
-    def profile(self, feed: Feed, runs: int, warmup: int) -> list[NodeTime]:
+    def profile(self, feed: InputArrays, runs: int, warmup: int) -> list[NodeTime]:
         compiled = compile_graph(self._path, self._device, self._threads, profile=True)
         found = node_runs(compiled, feed, warmup + runs)
         medians = {key: median(times[warmup:]) for key, times in found.items()}
@@ -162,7 +162,7 @@ def compile_graph(source: Path | bytes, device: str, threads: int, *, profile: b
         raise SlimError(f"OpenVINO can't run {name}: {brief(error)}") from error
 
 
-def node_runs(compiled: Any, feed: Feed, runs: int) -> dict[tuple[str, str], list[float]]:
+def node_runs(compiled: Any, feed: InputArrays, runs: int) -> dict[tuple[str, str], list[float]]:
     """Return the milliseconds of each run of each node of a graph compiled for that, by (name, operator)."""
     request = compiled.create_infer_request()
     found: dict[tuple[str, str], list[float]] = {}

@@ -74,7 +74,7 @@ def load(cfg: DataConfig, seed: int, *, task: str = "classification", allow_code
     return Dataset(name, spec, train, val, test, augment, cfg.storage, cfg.batch_size, made)
 
 
-def _three(parts: "Parts", cfg: DataConfig, generator: torch.Generator) -> tuple[Split, Split, Split]:
+def _three(parts: "Splits", cfg: DataConfig, generator: torch.Generator) -> tuple[Split, Split, Split]:
     """Return training, validation and test split; those that the source doesn't have are held out."""
     if "test" not in parts:
         parts["train"], parts["test"] = hold_out(parts["train"], TEST_FRACTION, generator)
@@ -86,10 +86,10 @@ def _three(parts: "Parts", cfg: DataConfig, generator: torch.Generator) -> tuple
     return parts["train"], parts["val"], parts["test"]
 
 
-Parts = dict[str, Split]  # split name -> split: at least train
+Splits = dict[str, Split]  # split name -> split: at least train
 
 
-def _digits(cfg: DataConfig) -> tuple[list[str], Parts]:
+def _digits(cfg: DataConfig) -> tuple[list[str], Splits]:
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
@@ -97,7 +97,7 @@ def _digits(cfg: DataConfig) -> tuple[list[str], Parts]:
     return [str(digit) for digit in range(10)], {"train": _split(images, bunch.target, cfg.image_size)}
 
 
-def _shapes(cfg: DataConfig, task: str) -> tuple[list[str], Parts]:
+def _shapes(cfg: DataConfig, task: str) -> tuple[list[str], Splits]:
     """Return 2,400 images, the same in each run: with their maps for segmentation, or what else a task is about."""
     made = render_shapes(2400, cfg.image_size or 48)
     targets = {"detection": made.boxes, "multilabel": made.presence, "regression": made.coverage}.get(task, made.maps)
@@ -105,7 +105,7 @@ def _shapes(cfg: DataConfig, task: str) -> tuple[list[str], Parts]:
     return list(classes), {"train": Split(made.images, targets)}
 
 
-def _torchvision(cls_name: str, cfg: DataConfig) -> tuple[list[str], Parts]:
+def _torchvision(cls_name: str, cfg: DataConfig) -> tuple[list[str], Splits]:
     from torchvision import datasets
 
     svhn = cls_name == "SVHN"  # its interface is its own
@@ -139,7 +139,7 @@ def _split(images: np.ndarray, labels: Any, size: int | None) -> Split:
 
 @dataclass(frozen=True)
 class _Source:
-    read: Callable[..., tuple[list[str], Parts]]  # class names and the splits that the source has
+    read: Callable[..., tuple[list[str], Splits]]  # class names and the splits that the source has
     augment: str  # what "auto" means: a mirrored digit is another digit, or none
     by_task: bool = False  # whether what it gives depends on the task
     labelled: bool = True

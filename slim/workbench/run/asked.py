@@ -7,7 +7,7 @@ from torch import Tensor
 
 from slim.deploy.cost.latency import Latency
 from slim.deploy.cost.runtime import Runtime, Runtimes, usual_runtimes
-from slim.deploy.target import Batch
+from slim.deploy.target import BatchUnit
 from slim.errors import SlimError
 from slim.prune.auto import Auto
 from slim.prune.budgets import Budget, Flops, Params, Ratio
@@ -30,7 +30,7 @@ def pruning(settings: RunConfig, images: Tensor | None = None, *, penalised: boo
 def check(settings: RunConfig) -> None:
     """Raise SlimError for a latency, a runtime or a batch that can't be, before any work."""
     budget(settings)
-    Batch.of(settings.export.batch)
+    BatchUnit.of(settings.export.batch)
     if settings.prune.round_to == "auto":
         runtime(settings)
 

@@ -12,7 +12,7 @@ from slim.deploy.guard import in_words
 from slim.deploy.onnx.file import OnnxFile
 from slim.deploy.onnx.predict import find_images
 from slim.deploy.onnx.prune import OnnxPruning, prune_onnx
-from slim.deploy.onnx.source import Source
+from slim.deploy.onnx.source import OnnxSource
 from slim.errors import SlimError
 from slim.images import MODES, read_image
 from slim.prune.plan import PruningPlan
@@ -46,7 +46,7 @@ def prune_file(run: Run, file: Path, out: Path, normalisation: Normalisation | N
 
 def plan_file(run: Run, file: Path, normalisation: Normalisation | None) -> PruningPlan:
     """Print the plan that `prune_file` would follow, and write nothing."""
-    source, bench = Source.of(file, _batches(run, file, normalisation)), benchmark_rules(run.settings.bench)
+    source, bench = OnnxSource.of(file, _batches(run, file, normalisation)), benchmark_rules(run.settings.bench)
     guarded = source.planned(asked.budget(run.settings), bench, **_rules(run.settings))
     made = guarded.plan
     run.console.print(render(made.table()))

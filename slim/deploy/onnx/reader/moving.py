@@ -113,7 +113,7 @@ def _joined(*tensors: Any, dim: int) -> Tensor:
     return torch.cat([torch.as_tensor(each) for each in tensors], dim)
 
 
-class Split(nn.Module):
+class SplitInto(nn.Module):
     """Parts of these sizes along a dimension."""
 
     def __init__(self, sizes: list[int], dim: int) -> None:
@@ -130,7 +130,7 @@ def split(node: Node) -> Operation:
     axis, sizes = node.attribute("axis", 0), node.integers("split", 1)
     if sizes is None or len(set(sizes)) == 1:
         return Operation(partial(torch.chunk, chunks=len(node.outputs), dim=axis), [node.tensor(0)])
-    return Operation(Split(sizes, axis), [node.tensor(0)])
+    return Operation(SplitInto(sizes, axis), [node.tensor(0)])
 
 
 class Slice(nn.Module):

@@ -13,7 +13,7 @@ Value = Any  # a tensor, or what stands for one: a number, or a list of numbers 
 
 
 @dataclass(frozen=True)
-class Step:
+class NodeStep:
     """One operator: what it takes and makes, by name, and which values nothing reads after it."""
 
     name: str  # of the node, for errors
@@ -34,7 +34,7 @@ class OnnxNetwork(nn.Module):
         self,
         inputs: Sequence[str],
         outputs: Sequence[str],
-        steps: Sequence[Step],
+        steps: Sequence[NodeStep],
         modules: Mapping[str, nn.Module],
         tensors: Mapping[str, Tensor],
         numbers: Mapping[str, Any],
@@ -67,7 +67,7 @@ class OnnxNetwork(nn.Module):
         made = [values[name] for name in self.outputs]
         return made[0] if len(made) == 1 else tuple(made)
 
-    def _taken(self, step: Step, values: Mapping[str, Value]) -> list[Value]:
+    def _taken(self, step: NodeStep, values: Mapping[str, Value]) -> list[Value]:
         """Return what a step takes: numbers and lists of them, or tensors, whatever it was made as."""
         found = [
             self.numbers[name] if isinstance(name, Plain) and name in self.numbers else values[name]
@@ -82,7 +82,7 @@ class OnnxNetwork(nn.Module):
         return found
 
 
-def _needed(steps: Sequence[Step], outputs: Sequence[str]) -> list[Step]:
+def _needed(steps: Sequence[NodeStep], outputs: Sequence[str]) -> list[NodeStep]:
     """Return the steps that something needs, each with the values that nothing reads after it."""
     read, found = set(outputs), []
     for step in reversed(steps):

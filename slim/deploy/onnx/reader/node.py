@@ -25,7 +25,7 @@ class Operation:
 
 
 @dataclass
-class Values:
+class GraphValues:
     """What is known of a graph's values while it is read."""
 
     constants: dict[str, np.ndarray]
@@ -40,7 +40,7 @@ class Values:
 class Node:
     """One operator: its attributes, and its inputs, which it asks for as what they have to be."""
 
-    def __init__(self, proto: NodeProto, values: Values, opset: int) -> None:
+    def __init__(self, proto: NodeProto, values: GraphValues, opset: int) -> None:
         self.op, self.name, self.opset = proto.op_type, proto.name or proto.output[0], opset
         self.inputs, self.outputs = list(proto.input), list(proto.output)
         self.values = values
@@ -148,14 +148,14 @@ def weight(array: np.ndarray) -> nn.Parameter:
     return nn.Parameter(tensor(array))
 
 
-Reader = TypeVar("Reader", bound=Callable[[Node], Operation])
+NodeReader = TypeVar("NodeReader", bound=Callable[[Node], Operation])
 READERS: dict[str, Callable[[Node], Operation]] = {}
 
 
-def reads(*operators: str) -> Callable[[Reader], Reader]:
+def reads(*operators: str) -> Callable[[NodeReader], NodeReader]:
     """Register a function that reads the operators of these names."""
 
-    def register(reader: Reader) -> Reader:
+    def register(reader: NodeReader) -> NodeReader:
         READERS.update(dict.fromkeys(operators, reader))
         return reader
 

@@ -13,8 +13,8 @@ from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, numpy_helpe
 from torch import Tensor, nn
 
 from slim.deploy.onnx.reader import folding, layers, moving, pointwise  # noqa: F401 (they register their readers)
-from slim.deploy.onnx.reader.network import OnnxNetwork, Step
-from slim.deploy.onnx.reader.node import READERS, Node, Operation, Plain, Values, reads
+from slim.deploy.onnx.reader.network import NodeStep, OnnxNetwork
+from slim.deploy.onnx.reader.node import READERS, GraphValues, Node, Operation, Plain, reads
 from slim.deploy.onnx.reader.pointwise import Cast
 from slim.deploy.onnx.reader.sizes import ARITHMETIC, UNKNOWN, cast, cut
 from slim.errors import SlimError
@@ -87,8 +87,8 @@ class _Graph:
         self.inputs = [entry for entry in model.graph.input if entry.name not in constants]
         first = shape_of(self.inputs[0]) if self.inputs else None
         batch = first[0] if first else None
-        self.values = Values(constants, _shapes(model), batch)
-        self.steps: list[Step] = []
+        self.values = GraphValues(constants, _shapes(model), batch)
+        self.steps: list[NodeStep] = []
         self.modules: dict[str, nn.Module] = {}
 
     def network(self) -> OnnxNetwork:
@@ -122,7 +122,7 @@ class _Graph:
         if isinstance(call, nn.Module):
             path = self._free(path_of(node))
             self.modules[path], call = call, path
-        self.steps.append(Step(node.name, call, tuple(operation.takes), tuple(node.outputs)))
+        self.steps.append(NodeStep(node.name, call, tuple(operation.takes), tuple(node.outputs)))
 
     def _fold(self, node: Node) -> None:
         """Compute what follows from constants alone."""

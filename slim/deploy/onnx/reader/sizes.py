@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-Size = Any  # int, float, bool, torch.SymInt, UNKNOWN, or a list of such
+GraphSize = Any  # int, float, bool, torch.SymInt, UNKNOWN, or a list of such
 
 
 class Unknown:
@@ -50,10 +50,10 @@ def choose(condition: Any, a: Any, b: Any) -> Any:
     return UNKNOWN if condition is UNKNOWN else a if condition else b
 
 
-def each(function: Callable[..., Any]) -> Callable[..., Size]:
+def each(function: Callable[..., Any]) -> Callable[..., GraphSize]:
     """Return `function` for numbers and lists of them: one stands for as many as the others have."""
 
-    def apply(*values: Size) -> Size:
+    def apply(*values: GraphSize) -> GraphSize:
         length = max((len(v) for v in values if isinstance(v, list)), default=0)
         if not any(isinstance(v, list) for v in values):
             return function(*values)
@@ -63,33 +63,33 @@ def each(function: Callable[..., Any]) -> Callable[..., Size]:
     return apply
 
 
-def gather(data: list[Size], index: Any) -> Size:
+def gather(data: list[GraphSize], index: Any) -> GraphSize:
     """Take one number of a list, or several."""
     return [data[i] for i in index] if isinstance(index, list) else data[index]
 
 
-def join(*parts: Size) -> list[Size]:
+def join(*parts: GraphSize) -> list[GraphSize]:
     """Put lists one behind the other."""
     return [value for part in parts for value in (part if isinstance(part, list) else [part])]
 
 
-def cut(data: list[Size], starts: Any, ends: Any, axes: Any = None, steps: Any = None) -> list[Size]:
+def cut(data: list[GraphSize], starts: Any, ends: Any, axes: Any = None, steps: Any = None) -> list[GraphSize]:
     """Return a slice of a list."""
     start, end, step = (v[0] if isinstance(v, list) else v for v in (starts, ends, steps or 1))
     return data[start:end:step]
 
 
-def listed(value: Size, *_: Any) -> list[Size]:
+def listed(value: GraphSize, *_: Any) -> list[GraphSize]:
     """Return a list of the number."""
     return value if isinstance(value, list) else [value]
 
 
-def alone(value: Size, *_: Any) -> Size:
+def alone(value: GraphSize, *_: Any) -> GraphSize:
     """Return the number of a list of one."""
     return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
-def cast(value: Size, to: type) -> Size:
+def cast(value: GraphSize, to: type) -> GraphSize:
     """Return whole numbers or floats."""
     if isinstance(value, list):
         return [cast(each, to) for each in value]
@@ -99,12 +99,12 @@ def cast(value: Size, to: type) -> Size:
     return value * 1.0 if to is float else math.trunc(value)
 
 
-def product(values: Sequence[Size], *_: Any) -> Size:
+def product(values: Sequence[GraphSize], *_: Any) -> GraphSize:
     """Multiply the numbers of a list."""
     return math.prod(values[1:], start=values[0]) if values else 1
 
 
-ARITHMETIC: dict[str, Callable[..., Size]] = {
+ARITHMETIC: dict[str, Callable[..., GraphSize]] = {
     "Add": each(operator.add),
     "Sub": each(operator.sub),
     "Mul": each(operator.mul),
