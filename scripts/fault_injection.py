@@ -413,12 +413,13 @@ def workers(trial: Trial, number: signal.Signals, kind: str) -> Iterator[Row]:
     """Kill or stop a process that reads images."""
     trial.clear()
     running = trial.start()
-    while not (found := children_of(running.process.pid)) or not list(trial.run.glob("*.state/step-*")):
-        time.sleep(0.01)
-    with suppress(ProcessLookupError):  # between two epochs
-        os.kill(found[0], number)
+    found = wait_for(running, lambda: list(trial.run.glob("*.state/step-*")) and readers_of(running.process.pid))
+    for reader in found[:1]:
+        with suppress(ProcessLookupError):  # between two epochs
+            os.kill(reader, number)
     done = running.ended()
-    yield kind, "baseline", wrong_with(done, done.in_one_line) or trial.finish()
+    wrong = wrong_with(done, done.in_one_line) if found else "odd end: no process read images while it trained"
+    yield kind, "baseline", wrong or trial.finish()
 
 
 def vanishing(trial: Trial) -> Iterator[Row]:
@@ -426,18 +427,26 @@ def vanishing(trial: Trial) -> Iterator[Row]:
     trial.clear()
     images, elsewhere = trial.place / "images" / "a", trial.place / "elsewhere"
     running = trial.start()
-    while not list(trial.run.glob("*.state/step-*")):
-        time.sleep(0.01)
+    wait_for(running, lambda: list(trial.run.glob("*.state/step-*")))
     images.rename(elsewhere)
     done = running.ended()
     elsewhere.rename(images)
     yield "images that vanish", "baseline", wrong_with(done, done.in_one_line) or trial.finish()
 
 
-def children_of(process: int | None) -> list[int]:
-    """Return the processes that a process has started (Linux)."""
+def wait_for(running: Started, ready: Callable[[], list[Any]]) -> list[Any]:
+    """Return what `ready` gives as soon as it isn't empty; an empty list where the run ends before."""
+    while not (found := ready()) and running.process.is_alive():
+        time.sleep(0.01)
+    return found
+
+
+def readers_of(process: int | None) -> list[int]:
+    """Return the processes that a process has forked (Linux): those that read images, not helpers of Python's own."""
     with suppress(OSError):
-        return [int(word) for word in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+        children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+        own = Path(f"/proc/{process}/cmdline").read_bytes()
+        return [int(child) for child in children if Path(f"/proc/{child}/cmdline").read_bytes() == own]
     return []
 
 
