@@ -452,7 +452,7 @@ def readers_of(process: int | None) -> list[int]:
 
 def cases(quick: bool) -> dict[str, Callable[[Trial, Trial], Iterator[Row]]]:
     """Return what is done, by name: generators of what happened, from a run of the digits and one that reads files."""
-    most = 5 if quick else 1000
+    most = 3 if quick else 1000
     stages = r"rename (sparse|pruned|finetuned)\.safetensors|rename model\.onnx"
     made: dict[str, Callable[[Trial, Trial], Iterator[Row]]] = {
         "two runs": lambda digits, _: two_runs(digits),

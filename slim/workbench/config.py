@@ -249,7 +249,9 @@ class ExportConfig:
     )
     calibration_images: int = setting(256, "to find those ranges on", "[1, inf)")
     max_loss: float = setting(0.01, "share of the test images that INT8 may lose, or it isn't kept", "[0, 1]")
-    reduce_range: bool = setting(False, "INT8 weights in 7 bits, for processors without VNNI")
+    reduce_range: bool | Literal["auto"] = setting(
+        "auto", "INT8 weights in 7 bits, for processors without VNNI; auto: where this one has none"
+    )
 
 
 @dataclass

@@ -15,6 +15,7 @@ from torch import nn
 
 import slim
 from slim.deploy.cost.model import cache_folder
+from slim.deploy.processor import instructions
 from slim.deploy.timing import gpu, machine
 from slim.extras import EXTRA_OF, named_if_missing
 from slim.memory import free_memory
@@ -22,7 +23,6 @@ from slim.version import DISTRIBUTION, __version__
 
 PACKAGES = ("torch", "safetensors", "numpy", "pillow", "torchvision", "lightning-fabric", "scikit-learn", "onnx",
     "onnxscript", "onnxruntime", "plotly", "jinja2", "tensorboard", "timm")  # fmt: skip
-INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_tile", "amx_int8", "amx_bf16", "asimddp", "sve")
 SHARED = Path("/dev/shm")
 STEPS = 120
 LEARNED = 0.9  # accuracy of the self-test's network, whose data are easy
@@ -50,7 +50,7 @@ def facts() -> dict[str, str]:
         "python": f"{platform.python_version()}, {platform.platform()}",
         "packages": ", ".join(f"{name} {_version(name)}" for name in PACKAGES),
         "machine": machine(),
-        "instructions": f"{', '.join(_instructions()) or 'unknown'}; torch uses {uses}",
+        "instructions": f"{', '.join(instructions()) or 'unknown'}; torch uses {uses}",
         "threads": f"{torch.get_num_threads()} of {cores} cores{more}",
         "devices": ", ".join(_devices()),
         "providers": ", ".join(_providers()) or "onnxruntime isn't installed",
@@ -69,15 +69,6 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "missing"
-
-
-def _instructions() -> list[str]:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
-    flags = next((set(line.split()) for line in lines if line.startswith(("flags", "Features"))), set())
-    return [name for name in INSTRUCTIONS if name in flags]
 
 
 def _devices() -> list[str]:

@@ -130,17 +130,21 @@ def test_broken_records_are_one_line_before_any_work(tmp_path: Path, name: str, 
     assert [p.name for p in tmp_path.iterdir()] == [name]
 
 
-def test_a_network_without_batchnorm_is_refused_where_the_penalty_begins(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [("auto", "nothing to prune: all channels are frozen"), ("sparse", "there is nothing to penalise")],
+)
+def test_a_network_without_batchnorm_or_hidden_channels_is_refused(
+    path: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bare.py").write_text(
         "from torch import nn\ndef net(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    settings = config.updated(RunConfig(), {"model": {"arch": "bare:net"}, "train": {"epochs": 1}})
-    with pytest.raises(slim.SlimError, match="without BatchNorm"):
-        run_all(Run(tmp_path / "checkpoints" / "bare", settings, allow_code=("bare:net",)))
+    told = {"model": {"arch": "bare:net"}, "train": {"epochs": 1}, "run": {"path": path}}
+    with pytest.raises(slim.SlimError, match=expected):
+        run_all(Run(tmp_path / "checkpoints" / "bare", config.updated(RunConfig(), told), allow_code=("bare:net",)))
     assert not (tmp_path / "checkpoints" / "bare" / "sparse.safetensors").exists()
 
 

@@ -11,6 +11,7 @@ import onnx
 from slim.batches import in_batches
 from slim.deploy.onnx.predict import OnnxModel
 from slim.deploy.onnx.session import brief, silence
+from slim.deploy.processor import saturates
 from slim.errors import SlimError
 from slim.files import replacing
 
@@ -39,7 +40,7 @@ def quantize_onnx(
     *,
     max_loss: float = 0.01,
     method: Literal["minmax", "entropy", "percentile"] = "minmax",
-    reduce_range: bool = False,
+    reduce_range: bool | Literal["auto"] = "auto",
 ) -> Int8Report:
     """Quantise the classifier in `source` to INT8 and write it to `path`.
 
@@ -54,7 +55,8 @@ def quantize_onnx(
         good a file is, a function of it: more where it is better.
     max_loss: share of the test images, 0 to 1, that INT8 may lose; or how much of what `test` returns.
     method: how a range follows from the values seen; entropy and percentile keep all of them in memory.
-    reduce_range: weights in 7 bits, for x86 processors without VNNI, where sums of 8-bit products saturate.
+    reduce_range: weights in 7 bits, for x86 processors without VNNI, where sums of 8-bit products saturate. "auto":
+        where this machine's is such.
 
     Raises SlimError where `source` can't be quantised, either set is empty, or INT8 loses more than `max_loss`: then
     what was at `path` stays.
@@ -64,7 +66,8 @@ def quantize_onnx(
     model = onnx.load(source)
     try:
         with replacing(path) as temporary:
-            _quantize(model, temporary, feeds, method, reduce_range=reduce_range)
+            reduced = saturates() if reduce_range == "auto" else reduce_range
+            _quantize(model, temporary, feeds, method, reduce_range=reduced)
             _keep_metadata(model, temporary)
             accuracy, float_accuracy, images = _compare(before, OnnxModel(temporary), test)
             if float_accuracy - accuracy > max_loss:
