@@ -25,6 +25,17 @@ InputArrays = Mapping[str, np.ndarray]  # an array for each input of a file
 TimedCall = Callable[[], object]  # one run, without arguments
 
 
+def check_threads(threads: Any) -> None:
+    """Raise SlimError unless this is a number of threads, 0 for all cores."""
+    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 0:
+        raise SlimError(f"threads {threads!r}: expected a whole number, 0 (all cores) or more")
+
+
+def sizes_in_words(feed: InputArrays) -> str:
+    """Return such as "images [4, 3, 8, 8]", for errors."""
+    return ", ".join(f"{name} {list(array.shape)}" for name, array in feed.items())
+
+
 @dataclass(frozen=True)
 class BatchUnit:
     """How many images a file takes: `unit` of them, or any multiple of that."""

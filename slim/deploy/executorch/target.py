@@ -13,7 +13,16 @@ import numpy as np
 import torch
 
 from slim.deploy.executorch import engine
-from slim.deploy.target import BatchUnit, FileInput, InputArrays, NodeTime, SizedKernel, TimedCall
+from slim.deploy.target import (
+    BatchUnit,
+    FileInput,
+    InputArrays,
+    NodeTime,
+    SizedKernel,
+    TimedCall,
+    check_threads,
+    sizes_in_words,
+)
 from slim.deploy.timing import Rounds, machine, time_in_turn
 from slim.errors import SlimError
 from slim.extras import named_if_missing
@@ -46,8 +55,7 @@ class ExecuTorch:
     beside: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
-        if isinstance(self.threads, bool) or not isinstance(self.threads, int) or self.threads < 0:
-            raise SlimError(f"threads {self.threads!r}: expected a whole number, 0 (all cores) or more")
+        check_threads(self.threads)
         if self.backend.lower() not in BACKENDS:
             raise SlimError(f"backend {self.backend!r}: expected xnnpack")
         object.__setattr__(self, "backend", "xnnpack")
@@ -149,10 +157,9 @@ class ExecuTorchFile:
             try:
                 self._call(taken)
             except Exception as error:
-                sizes = ", ".join(f"{name} {list(array.shape)}" for name, array in feed.items())
                 raise SlimError(
-                    f"{self._path.name!r} doesn't run on {sizes}: expected images that fit it, at most {MOST} "
-                    f"({engine.brief(error)})"
+                    f"{self._path.name!r} doesn't run on {sizes_in_words(feed)}: "
+                    f"expected images that fit it, at most {MOST} ({engine.brief(error)})"
                 ) from error
 
         return call

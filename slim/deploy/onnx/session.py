@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+from slim.deploy.target import sizes_in_words
 from slim.errors import SlimError
 
 CPU, CUDA, TENSORRT, OPENVINO = (f"{name}ExecutionProvider" for name in ("CPU", "CUDA", "Tensorrt", "OpenVINO"))
@@ -121,9 +122,9 @@ def ready_call(
         try:
             run()
         except Exception as error:  # onnxruntime's own errors share no base class
-            sizes = ", ".join(f"{entry} {list(array.shape)}" for entry, array in feed.items())
             raise SlimError(
-                f"{name} doesn't run on {sizes}: expected a batch and an image size that fit it ({brief(error)})"
+                f"{name} doesn't run on {sizes_in_words(feed)}: "
+                f"expected a batch and an image size that fit it ({brief(error)})"
             ) from error
 
     return call

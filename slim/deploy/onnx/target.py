@@ -10,9 +10,8 @@ import onnxruntime
 
 from slim.deploy.onnx.file import OnnxFile
 from slim.deploy.onnx.session import start_provider
-from slim.deploy.target import SizedKernel
+from slim.deploy.target import SizedKernel, check_threads
 from slim.deploy.timing import gpu, machine
-from slim.errors import SlimError
 from slim.prune.plan import PruningPlan
 
 if TYPE_CHECKING:
@@ -39,8 +38,7 @@ class OnnxRuntime:
     beside: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
-        if isinstance(self.threads, bool) or not isinstance(self.threads, int) or self.threads < 0:
-            raise SlimError(f"threads {self.threads!r}: expected a whole number, 0 (all cores) or more")
+        check_threads(self.threads)
         # started now, so that no time of the CPU passes for one of a GPU that doesn't start
         object.__setattr__(self, "provider", start_provider(self.provider))
 

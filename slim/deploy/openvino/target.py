@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from slim.deploy.target import BatchUnit, FileInput, InputArrays, NodeTime, SizedKernel, TimedCall
+from slim.deploy.target import (
+    BatchUnit,
+    FileInput,
+    InputArrays,
+    NodeTime,
+    SizedKernel,
+    TimedCall,
+    check_threads,
+    sizes_in_words,
+)
 from slim.deploy.timing import machine
 from slim.errors import SlimError
 from slim.extras import named_if_missing
@@ -48,8 +57,7 @@ class OpenVino:
     beside: ClassVar[tuple[str, ...]] = (".bin",)
 
     def __post_init__(self) -> None:
-        if isinstance(self.threads, bool) or not isinstance(self.threads, int) or self.threads < 0:
-            raise SlimError(f"threads {self.threads!r}: expected a whole number, 0 (all cores) or more")
+        check_threads(self.threads)
         device = "CPU" if self.device.lower() in ("auto", "cpu") else self.device.upper()
         known = openvino.Core().available_devices
         if device not in known:
@@ -132,10 +140,9 @@ class OpenVinoFile:
                 request.start_async()
                 request.wait()
             except Exception as error:
-                sizes = ", ".join(f"{name} {list(array.shape)}" for name, array in feed.items())
                 raise SlimError(
-                    f"{self._path.name!r} doesn't run on {sizes}: expected a batch and an image size that fit it "
-                    f"({brief(error)})"
+                    f"{self._path.name!r} doesn't run on {sizes_in_words(feed)}: "
+                    f"expected a batch and an image size that fit it ({brief(error)})"
                 ) from error
 
         return call
