@@ -10,7 +10,7 @@ files that differ, bit for bit, from those of an undisturbed run (lost), command
     python scripts/fault_injection.py
 
 writes scripts/results/fault_injection-DATE.md and .jsonl, and goes on where it was stopped. `--quick` takes the first
-moments of each kind in slim-train, in half a minute, and writes nothing.
+moments of each kind in slim-train, in some seconds, and writes nothing.
 """
 
 import ctypes
@@ -37,6 +37,7 @@ from pathlib import Path
 from typing import Any
 
 import shared
+import torch
 from PIL import Image
 
 from slim import checkpoint
@@ -88,7 +89,8 @@ PATTERNS = {"disk full": "open .*"}  # moments of a kind
 SAME = ("*.safetensors", "plan.json", "*.onnx", "metrics.jsonl")  # files that must be the same, whatever happened
 FINISHED, OVER = "then finished", "over"
 WRONGS = ("lost", "hung", "traceback", "odd end")
-IMPORTED = ["slim.workbench.cli.run", "slim.workbench.run.whole", "sklearn.datasets", "onnxruntime", "onnxscript"]
+TRAINING = ["slim.workbench.run.training", "lightning_fabric", "sklearn.datasets"]  # imported at work
+IMPORTED = {"train": TRAINING, "run": [*TRAINING, "slim.workbench.run.whole", "onnxruntime", "onnxscript"]}
 
 Moment = str  # what is about to be done to which file
 Row = tuple[str, Moment, str]  # kind of a fault, its moment, and what is wrong afterwards
@@ -182,6 +184,7 @@ def command(place: Path, name: str, argv: Sequence[str], says: int, prepare: Cal
     os.chdir(place)
     os.environ["SLIM_CACHE"] = str(place / "cache")
     keep_exports(place / "exports")
+    torch.set_num_threads(1)  # several wait for each other longer than they work, on a network this small
     resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 5))
     prepare()
     main(argv)
@@ -482,11 +485,12 @@ def main() -> None:
     rows = [] if given.quick else shared.read_rows(file)
     done = {row["case"] for row in rows if row["moment"] == OVER}
     rows = [row for row in rows if row["case"] in done]
-    for module in IMPORTED:
+    chosen = "train" if given.quick else "run"
+    for module in (f"slim.workbench.cli.{chosen}", *IMPORTED[chosen]):  # once, as forked processes share it
         import_module(module)
     with tempfile.TemporaryDirectory() as folder:
-        digits = make(Path(folder, "digits"), "train" if given.quick else "run", DIGITS)
-        images = digits if given.quick else make(Path(folder, "images"), "run", IMAGES)
+        digits = make(Path(folder, "digits"), chosen, DIGITS)
+        images = digits if given.quick else make(Path(folder, "images"), chosen, IMAGES)
         for name, case in cases(given.quick).items():
             if name in done or (given.cases and name not in given.cases):
                 continue
