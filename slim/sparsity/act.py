@@ -24,11 +24,13 @@ from torch import Tensor, nn
 from slim.errors import SlimError, check_type, unknown
 from slim.prune.migrate import Replacement, replacements
 from slim.prune.plan import PruningPlan
-from slim.sparsity.control import SCHEDULES, TargetShare, scheduled
+from slim.sparsity.control import SCHEDULES, TargetPlan, TargetShare, scheduled
 from slim.sparsity.penalties import METHODS, Penalty, check_strength
 from slim.sparsity.steps import StepSizes
 from slim.sparsity.targets import Targets, Types, chosen
 from slim.tables import Shown
+
+ZeroTarget = float | PruningPlan | Callable[[], PruningPlan] | None
 
 PATIENCE = 5  # updates of γ without a step of the optimizer before a warning
 NEAR_ZERO = 1e-2
@@ -46,7 +48,7 @@ def sparsify(
     targets: Targets = "*",
     types: Types = "batchnorm",
     schedule: str = "constant",
-    target: float | None = None,
+    target: ZeroTarget = None,
     floor: float = 0.1,
     steps: int | None = None,
 ) -> "Sparsity":
@@ -66,6 +68,8 @@ def sparsify(
     - `target`: the share of values to be exactly zero after `steps` steps. λ, which starts at the penalty's strength,
       is then adapted during training, only the lowest values are pushed, and each layer keeps the share `floor` of
       its values: see `slim.sparsity.control.TargetShare`. It needs method "proximal".
+      Or a plan, or what makes one when it is time, such as `lambda: slim.plan(model, x, slim.Flops(0.5), score=…)`:
+      then the values of the channels that it removes are pushed to zero, and no others: see `TargetPlan` there.
 
     `model` is the network itself: inside a DDP or compiled wrapper, names begin with the wrapper's prefix.
 
@@ -100,9 +104,10 @@ def _check_penalty(optimizer: torch.optim.Optimizer, penalty: Penalty, method: s
         )
 
 
-def _check_control(penalty: Penalty, method: str, schedule: str, target: float | None, steps: int | None) -> None:
+def _check_control(penalty: Penalty, method: str, schedule: str, target: ZeroTarget, steps: int | None) -> None:
     check_type("steps", steps, "the number of steps to come", int, type(None))
-    check_type("target", target, "a share of zeros, or None", int, float, type(None))
+    if not (callable(target) or isinstance(target, int | float | PruningPlan | None)):
+        raise SlimError(f"target is of type {type(target).__name__}: expected a share of zeros, a plan, or None")
     if schedule not in SCHEDULES:
         raise unknown("schedule", schedule, SCHEDULES)
     if (schedule != "constant" or target is not None) and not (steps and steps > 0):
@@ -187,7 +192,7 @@ class Sparsity(Shown):
         penalty: Penalty,
         method: str,
         schedule: str,
-        target: float | None,
+        target: ZeroTarget,
         floor: float,
         steps: int,
     ) -> None:
@@ -206,7 +211,11 @@ class Sparsity(Shown):
         self.parameters = {name: parameter for name, (parameter, _) in by_place}
         sizes = torch.tensor([parameter.numel() for parameter in self.parameters.values()])
         self._layers = torch.arange(len(sizes)).repeat_interleave(sizes)  # the number of each value's parameter
-        self._target = None if target is None else TargetShare(target, floor, steps, self._layers)
+        self._target: TargetShare | None = None
+        if isinstance(target, int | float):
+            self._target = TargetShare(target, floor, steps, self._layers)
+        elif target is not None:
+            self._target = TargetPlan(target, steps, self._layers, self.parameters)
         self.strength = penalty.strength  # checks it
         self._hooks = [
             optimizer.register_step_pre_hook(self._before_step),
@@ -275,7 +284,7 @@ class Sparsity(Shown):
         self._layers = self._layers.to(left.device)[left]
         self._watch()
         if self._target is not None:
-            self._target.follow(self._layers)
+            self._target.follow(left, self.parameters)
 
     @torch.no_grad()
     def value(self) -> float:
@@ -343,6 +352,8 @@ class Sparsity(Shown):
             if pushed is not None:
                 part.pushed = torch.zeros(sum(part.sizes), dtype=torch.bool, device=part.parameters[0].device)
                 part.pushed[pushed] = True
+        if self._target is not None and self._parts[0].pushed is not None:
+            self._target.resume(torch.cat([part.pushed for part in self._parts if part.pushed is not None]))
 
     def _flat(self) -> Tensor:
         return torch.cat([part.flat() for part in self._parts])

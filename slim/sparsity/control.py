@@ -1,9 +1,12 @@
 """How strong a penalty is over time: by a schedule, or by a controller that finds λ for a requested share of zeros."""
 
+from collections.abc import Callable, Mapping
+
 import torch
 from torch import Tensor
 
-from slim.errors import SlimError, unknown
+from slim.errors import SlimError, check_type, unknown
+from slim.prune.plan import PruningPlan
 
 SCHEDULES = ("constant", "warmup", "ramp", "decay")
 WARMUP = 0.1  # share of the steps over which "warmup" rises
@@ -67,11 +70,15 @@ class TargetShare:
         if target > room:
             raise SlimError(f"sparsity target is {target}: expected at most {room:.3f} with a floor of {floor:.0%}")
 
-    def follow(self, layers: Tensor) -> None:
-        """Go on with the values that pruning left, whose layers these are. What is gone counts as zero, and a layer
-        keeps as many as before."""
+    def follow(self, stays: Tensor, parameters: Mapping[str, Tensor]) -> None:
+        """Go on with the values (bool [P]) that pruning left, which these parameters hold. What is gone counts as zero,
+        and a layer keeps as many as before."""
+        layers = self.layers[stays.to(self.layers.device)]
         self.count = max(0, self.count - (len(self.layers) - len(layers)))
         self.layers, self.ends = layers, layers.bincount().cumsum(0)
+
+    def resume(self, pushed: Tensor) -> None:
+        """Go on with these values [P] pushed, until it looks again."""
 
     def share_of(self, zeros: int) -> float:
         """Return the share of zeros where so many of the values that are left are zero."""
@@ -102,3 +109,62 @@ class TargetShare:
         mask = torch.zeros_like(free)
         mask[order[free[order]][: self.count]] = True
         return mask
+
+
+class TargetPlan(TargetShare):
+    """As `TargetShare`, for what a plan removes: the values of its channels are pushed, all of them, and no others.
+
+    The lowest values are the wrong ones to push where they belong to channels that stay: of coupled channels, those
+    of a residual stream say, all must go or none, and a budget of FLOPs takes other channels than a share of all. The
+    plan is asked for once, when the push begins; what it keeps never feels a penalty.
+    """
+
+    START = 0.3  # what is worth keeping shows later than what is small
+
+    def __init__(
+        self,
+        make: PruningPlan | Callable[[], PruningPlan],
+        steps: int,
+        layers: Tensor,
+        parameters: Mapping[str, Tensor],
+    ) -> None:
+        """Begin without a plan. `parameters` are the penalised ones by name, laid end to end in the values."""
+        self.make, self.steps, self.layers, self.parameters = make, steps, layers, parameters
+        self.whole, self.every = len(layers), max(1, min(10, steps // 100))
+        self.mask: Tensor | None = None
+
+    def follow(self, stays: Tensor, parameters: Mapping[str, Tensor]) -> None:
+        self.layers, self.parameters = self.layers[stays.to(self.layers.device)], parameters
+        self.mask = None if self.mask is None else self.mask[stays]
+
+    def resume(self, pushed: Tensor) -> None:
+        self.mask, self.target = pushed, self.share_of(int(pushed.sum()))
+
+    def pushed(self, magnitude: Tensor) -> Tensor:
+        if self.mask is None:
+            with torch.enable_grad():  # this is within a step of the optimizer, and scores may want gradients
+                plan = self.make if isinstance(self.make, PruningPlan) else self.make()
+            check_type("target()", plan, "what slim.plan returned", PruningPlan)
+            self.resume(removed_by(plan, self.parameters).to(magnitude.device))
+        assert self.mask is not None
+        return self.mask
+
+
+def removed_by(plan: PruningPlan, parameters: Mapping[str, Tensor]) -> Tensor:
+    """Mark which values of these parameters, laid end to end, a plan removes: bool [P].
+
+    Raises SlimError where the plan is for other parameters, or removes none of them.
+    """
+    marks = []
+    for name, parameter in parameters.items():
+        shape = list(parameter.shape)
+        if plan.shapes.get(name, shape) != shape:
+            raise SlimError(f"the target's plan isn't of this model: {name} is {shape}: expected {plan.shapes[name]}")
+        mark = torch.zeros(parameter.shape, dtype=torch.bool)
+        for dim, removed in plan.cuts.get(name, {}).items():
+            mark.index_fill_(dim, torch.tensor(removed), True)
+        marks.append(mark.reshape(-1))
+    found = torch.cat(marks)
+    if not found.any():
+        raise SlimError("the target's plan removes none of the penalised values: expected one that removes channels")
+    return found

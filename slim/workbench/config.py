@@ -167,8 +167,11 @@ class SparsityConfig:
     schedule: Literal["constant", "warmup", "ramp", "decay"] = setting(
         "constant", "of λ; warmup: up over the first tenth, ramp: up all along, decay: down all along"
     )
-    target: float | None = setting(
-        None, "share of γ to be exactly zero at the end; finds λ, from strength on (proximal only)", "(0, 1)"
+    target: float | Literal["plan"] | None = setting(
+        None,
+        "what of γ is exactly zero at the end: a share; or plan: what the settings of prune would remove, which alone "
+        "is pushed; finds λ, from strength on (proximal only)",
+        "(0, 1)",
     )
     floor: float = setting(0.1, "with a target: share of each layer's γ that is never pushed", "[0, 1)")
     gradual: int = setting(
@@ -176,6 +179,11 @@ class SparsityConfig:
     )
     gradual_start: float = setting(0.2, "share of the training before those steps", "[0, 1)")
     gradual_end: float = setting(0.7, "share of the training at which the last one is", "(0, 1]")
+
+    @property
+    def plans(self) -> bool:
+        """Say whether a training with it asks for plans, and so depends on the settings of prune."""
+        return self.gradual > 0 or self.target == "plan"
 
 
 @dataclass

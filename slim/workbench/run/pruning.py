@@ -100,12 +100,15 @@ def plan_architecture(run: Run) -> PruningPlan:
     return made
 
 
-def gradual_pruning(dataset: Data, settings: RunConfig) -> Pruning:
-    """Return what `slim.plan` is asked for by a training that prunes."""
-    if settings.prune.max_loss is not None:
-        raise SlimError("prune.max_loss can't be reached in steps: expected ratio, flops or params, or gradual 0")
-    needed = settings.prune.score in ("residual", "taylor")
-    return asked.pruning(settings, calibration_images(dataset, settings.prune, settings.seed) if needed else None)
+def pruning_within(dataset: Data, settings: RunConfig) -> Pruning:
+    """Return what `slim.plan` is asked for by a training that plans: the penalty is at work where it prunes in steps,
+    and not yet where the plan is its target."""
+    prune, penalised = settings.prune, settings.sparsity.gradual > 0
+    if prune.max_loss is not None:
+        raise SlimError("prune.max_loss can't be planned for in training: expected ratio, flops or params")
+    by_images = ("residual", "taylor") if penalised else ("residual", "taylor", "auto")
+    images = calibration_images(dataset, prune, settings.seed) if prune.score in by_images else None
+    return asked.pruning(settings, images, penalised=penalised)
 
 
 def calibration_images(dataset: Data, prune: PruneConfig, seed: int) -> Any:

@@ -39,15 +39,15 @@ def begun(folder: Path) -> RunConfig | None:
     return config.updated(RunConfig(), found[1]["about"]) if found else None
 
 
-def check_same(run: Run, stage: str, *, prunes: bool) -> None:
-    """Raise SlimError where the training of a stage, one that `prunes` or not, can't go on, as it was begun with other
+def check_same(run: Run, stage: str, *, plans: bool) -> None:
+    """Raise SlimError where the training of a stage, one that `plans` or not, can't go on, as it was begun with other
     settings."""
     folder = run.records.states(stage)
     before = begun(folder)
     if before is None:
         run.console.print(f"no state in {folder}: training starts from the beginning")
         return
-    for name in ("seed", "task", "data", "model", "sparsity", *(["prune"] if prunes else [])):
+    for name in ("seed", "task", "data", "model", "sparsity", *(["prune"] if plans else [])):
         was, now = getattr(before, name), getattr(run.settings, name)
         if not alike(was, now):
             raise SlimError(f"{name} is {now}: the training in {folder} was begun with {was}, so it can't go on")
@@ -71,7 +71,7 @@ def is_done(run: Run, stage: str, *, prunes: int) -> bool:
         "pruned": ["run", "prune"],
         "finetuned": ["run", "finetune"],
     }
-    if stage == "sparse" and settings.sparsity.gradual:
+    if stage == "sparse" and settings.sparsity.plans:
         sections["sparse"].append("prune")
     if prunes > (stage in ("pruned", "finetuned")):  # what was pruned earlier follows from all stages before
         sections[stage] = ["run", "train", "sparsity", "prune", "finetune"]

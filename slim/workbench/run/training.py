@@ -14,7 +14,7 @@ from slim.workbench.run.beginning import first_network, with_size_of_weights
 from slim.workbench.run.finetuning import decided
 from slim.workbench.run.folder import Run
 from slim.workbench.run.networks import Trained, teacher_beside, times_pruned
-from slim.workbench.run.pruning import gradual_pruning
+from slim.workbench.run.pruning import pruning_within
 from slim.workbench.run.records import effort
 from slim.workbench.run.resuming import check_same, is_done
 from slim.workbench.run.stages import STAGES
@@ -144,7 +144,7 @@ def _fit(
     until the stage is. Returns the records of the epochs, and the plans by which it was pruned on the way."""
     settings, dataset = run.settings, network.dataset
     assert dataset is not None
-    prunes = sparsity is not None and sparsity.gradual > 0
+    plans = sparsity is not None and sparsity.plans
     states = train.Snapshots(
         run.records.states(stage),
         asdict(settings),
@@ -153,7 +153,7 @@ def _fit(
         resume=run.resume,
     )
     if run.resume:
-        check_same(run, stage, prunes=prunes)
+        check_same(run, stage, plans=plans)
     board = train.open_tracker(settings, run.folder, stage) if train.is_rank_zero() else None
     made: list[PruningPlan] = []
     title = "fine-tuning" if stage == "finetuned" else stage
@@ -179,7 +179,7 @@ def _fit(
             compute=settings.compute,
             seed=settings.seed,
             sparsity=sparsity,
-            pruning=gradual_pruning(dataset, settings) if prunes else None,
+            pruning=pruning_within(dataset, settings) if plans else None,
             distillation=train.Distillation(teacher, finetune.distill, finetune.temperature) if teacher else None,
             snapshots=states,
             callbacks=train.Callbacks(on_step, on_epoch, on_prune),

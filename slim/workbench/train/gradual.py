@@ -23,6 +23,12 @@ class Pruning:
     budget: Budget = field(default_factory=lambda: Ratio(0.5))
     rules: Mapping[str, Any] = field(default_factory=dict)
 
+    def plan(self, model: nn.Module, example: Any, budget: Budget | None = None, **more: Any) -> PruningPlan:
+        """Return the plan for a network in training, to this budget or another."""
+        with evaluating(model), warnings.catch_warnings():
+            warnings.simplefilter("ignore", SlimWarning)  # the penalty is still at work on γ
+            return plan(model, example, budget or self.budget, **self.rules, **more)
+
 
 class Gradual:
     """When a training prunes, and how much.
@@ -47,13 +53,15 @@ class Gradual:
                 f"sparsity.gradual is {count}: expected at most {round((end - start) * steps)}, as this training has "
                 f"{steps} steps"
             )
+        if sparsity.target == "plan":
+            raise SlimError("sparsity.target is 'plan', whose channels stay until the end: expected a share of zeros")
         if pruning.rules.get("layer_ratios"):
             raise _unreachable("layer_ratios", pruning.rules["layer_ratios"])
         if not pruning.budget.total:
             raise _unreachable(pruning.budget.name, pruning.budget.asked)
-        self.budget, self.rules, self.example = pruning.budget, pruning.rules, example
+        self.pruning, self.budget, self.example = pruning, pruning.budget, example
         self.shares = {round(steps * (start + (end - start) * i / count)): i / count for i in range(1, count + 1)}
-        self.whole = self._plan(model, self.budget).totals[self.budget.total][0]
+        self.whole = pruning.plan(model, example).totals[self.budget.total][0]
 
     def budget_after(self, step: int) -> Budget:
         """Return what to ask for after `step`, one of `shares`."""
@@ -61,16 +69,12 @@ class Gradual:
 
     def plan_of(self, state: TrainingState) -> PruningPlan | None:
         """Plan for a training at one of these steps, on its present weights; None where nothing can go yet."""
+        before = [plan for _, plan in state.prunes]
         try:
-            made = self._plan(state.model, self.budget_after(state.step), after=[plan for _, plan in state.prunes])
+            made = self.pruning.plan(state.model, self.example, self.budget_after(state.step), after=before)
         except NothingToPrune:
             return None
         return made if made.removed else None
-
-    def _plan(self, model: nn.Module, budget: Budget, **more: Any) -> PruningPlan:
-        with evaluating(model), warnings.catch_warnings():
-            warnings.simplefilter("ignore", SlimWarning)  # the penalty is still at work on γ
-            return plan(model, self.example, budget, **self.rules, **more)
 
 
 def _unreachable(name: str, value: Any) -> SlimError:

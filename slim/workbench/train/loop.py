@@ -3,8 +3,10 @@
 import math
 import time
 import warnings
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,7 +26,7 @@ from slim.workbench.train.devices import connect, cudnn_algorithms, layout_of, m
 from slim.workbench.train.evaluation import evaluate_batches
 from slim.workbench.train.gradual import Gradual, Pruning
 from slim.workbench.train.guard import Stop, check_finite, diverged, stoppable
-from slim.workbench.train.norm import synchronised
+from slim.workbench.train.norm import alone, synchronised
 from slim.workbench.train.recipe import Distillation, Objective, learning_rate, optimizer_of
 from slim.workbench.train.snapshots import Snapshots
 from slim.workbench.train.state import TrainingState, mixed
@@ -65,7 +67,7 @@ def fit(
     - `sparsity`: penalise γ, see `slim.sparsify`; its schedule or target counts the steps of this training. With
       `sparsity.gradual` the model also loses channels on the way, see `Gradual`; it stays the same object, with other
       modules inside.
-    - `pruning`: what `slim.plan` is asked for at the end of that.
+    - `pruning`: what `slim.plan` is asked for at the end of that, and for what `sparsity.target` "plan" pushes.
     - `distillation`: learn from the outputs of another network, too. It is moved to the device.
     - `snapshots`: where to save states to resume from. SIGINT and SIGTERM then save one and raise `Interrupted`. The
       weights of a training that was resumed become bit for bit those of one that was never interrupted.
@@ -105,12 +107,12 @@ def fit(
         evaluate_batches(
             model, [few], source.task, source.name, layout_of(compute)
         )  # a network that doesn't fit says so here
-        state = _begin(model, source, optim, compute, fabric, sparsity)
+        pruning, example = pruning or Pruning(), part(few[0], slice(1))
+        planned = partial(_planned, fabric, pruning, model, example)
+        state = _begin(model, source, optim, compute, fabric, sparsity, planned)
         gradual = None
         if sparsity is not None and sparsity.gradual:
-            gradual = Gradual(
-                sparsity, pruning or Pruning(), model, part(few[0], slice(1)), optim.epochs * source.steps_per_epoch
-            )
+            gradual = Gradual(sparsity, pruning, model, example, optim.epochs * source.steps_per_epoch)
         loop = Loop(state, source, optim, compute, seed, gradual, snapshots, callbacks or Callbacks(), stop)
         loop.resume()
         loop.run(distillation)
@@ -136,6 +138,7 @@ def _begin(
     compute: ComputeConfig,
     fabric: "Fabric",
     sparsity: SparsityConfig | None,
+    planned: Callable[[], PruningPlan],
 ) -> TrainingState:
     """Return a training before its first step."""
     optimizer = optimizer_of(model, optim)
@@ -144,7 +147,9 @@ def _begin(
         optimizer,
         fabric,
         source.task,
-        sparsity=None if sparsity is None else _attach_penalty(model, optimizer, sparsity, source, optim.epochs),
+        sparsity=None
+        if sparsity is None
+        else _attach_penalty(model, optimizer, sparsity, source, optim.epochs, planned),
         average=Average(model, optim.ema) if optim.ema else None,
         patience=0 if sparsity is not None else optim.patience,
         per_epoch=source.steps_per_epoch,
@@ -152,8 +157,29 @@ def _begin(
     )
 
 
+def _planned(fabric: "Fabric", pruning: Pruning, model: nn.Module, example: Any) -> PruningPlan:
+    """Return the plan for a model in training, which one process makes for all."""
+    with alone(model):
+        made = _told(fabric, pruning.plan(model, example) if fabric.global_rank == 0 else None)
+    assert made is not None  # it raises where there is none
+    return made
+
+
+def _told(fabric: "Fabric", plan: PruningPlan | None) -> PruningPlan | None:
+    """Return the plan of the first process."""
+    if fabric.world_size == 1:
+        return plan
+    told: dict[str, Any] | None = fabric.broadcast(plan.to_dict() if plan else None)
+    return PruningPlan.from_dict(told) if told else None
+
+
 def _attach_penalty(
-    model: nn.Module, optimizer: torch.optim.Optimizer, sparsity: SparsityConfig, source: Feed, epochs: int
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    sparsity: SparsityConfig,
+    source: Feed,
+    epochs: int,
+    planned: Callable[[], PruningPlan],
 ) -> Sparsity:
     kwargs = dict(sparsity.penalty_kwargs)
     if sparsity.penalty == "group_lasso":
@@ -167,7 +193,7 @@ def _attach_penalty(
             method=sparsity.method,
             targets=sparsity.targets,
             schedule=sparsity.schedule,
-            target=sparsity.target,
+            target=planned if sparsity.target == "plan" else sparsity.target,
             floor=sparsity.floor,
             steps=epochs * source.steps_per_epoch,
         )
@@ -296,10 +322,7 @@ class Loop:
     def _prune(self, gradual: Gradual, take_step: Step) -> None:
         state = self.state
         self.norms.close()  # planning runs the model's code in one process alone
-        plan = gradual.plan_of(state) if self.rank == 0 else None
-        if self.processes > 1:
-            told: dict[str, Any] | None = self.fabric.broadcast(plan.to_dict() if plan else None)
-            plan = PruningPlan.from_dict(told) if told else None
+        plan = _told(self.fabric, gradual.plan_of(state) if self.rank == 0 else None)
         if plan is not None:
             state.prune(state.step, plan)
             take_step.set_up()

@@ -21,7 +21,7 @@ from slim import checkpoint
 from slim.errors import SlimError
 from slim.workbench.config import ComputeConfig
 from slim.workbench.train import connect, is_rank_zero, rank_zero_first
-from slim.workbench.train.norm import synchronised
+from slim.workbench.train.norm import alone, synchronised
 
 # A program that trains, prunes and fine-tunes, with a network in float64: there rounding errors stay small, however
 # training amplifies them, so that both must choose the same channels.
@@ -192,6 +192,11 @@ def norm() -> nn.BatchNorm2d:
 def one_of_two(rank: int, folder: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     layer, (images, incoming) = norm(), batch(rank)
+    with synchronised(single := norm(), True):
+        with alone(single):
+            if rank == 0:  # the other would never come
+                torch.testing.assert_close(single(images), norm()(images), rtol=0, atol=0)
+        assert "forward" in vars(single)
     images.requires_grad_()
     with synchronised(layer, True):
         output = layer(images)
