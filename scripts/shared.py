@@ -134,8 +134,10 @@ def cifar10_jpeg() -> Path | None:
     return folder
 
 
-def dataset(name: str, images: int = 0, *, val_fraction: float = 0.1, seed: int = 0) -> "Dataset":
-    """Digits (split by the seed), or CIFAR-10 (JPEG); `images` of its training images, 0: all."""
+def dataset(
+    name: str, images: int = 0, *, val_fraction: float = 0.1, seed: int = 0, pixels: int | None = None
+) -> "Dataset":
+    """Digits (split by the seed), or CIFAR-10 (JPEG), scaled to `pixels`; `images` of its training images, 0: all."""
     from slim.workbench import data
     from slim.workbench.config import DataConfig
 
@@ -145,7 +147,9 @@ def dataset(name: str, images: int = 0, *, val_fraction: float = 0.1, seed: int 
         folder = cifar10_jpeg()
         if folder is None:
             raise SystemExit("CIFAR-10 (JPEG) isn't at hand: set SLIM_DATA to the folder that holds cifar10-jpeg")
-        loaded = data.load(DataConfig(name="imagefolder", root=str(folder), val_fraction=val_fraction), 0)
+        loaded = data.load(
+            DataConfig(name="imagefolder", root=str(folder), val_fraction=val_fraction, image_size=pixels), 0
+        )
     if not images or images >= len(loaded.train):
         return loaded
     chosen = torch.randperm(len(loaded.train), generator=torch.Generator().manual_seed(0))[:images]
