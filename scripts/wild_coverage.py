@@ -112,10 +112,12 @@ def fitting(model: nn.Module) -> Iterator[None]:
     before = [(m.momentum, m.training) for m in norms]
     for norm in norms:
         norm.momentum, norm.training = 1.0, True
-    yield
-    for norm, (momentum, training) in zip(norms, before):
-        norm.momentum, norm.training = momentum, training
-        norm.get_buffer("running_var").clamp_(min=1e-3)  # of a map of one pixel, which would blow rounding up
+    try:
+        yield
+    finally:
+        for norm, (momentum, training) in zip(norms, before):
+            norm.momentum, norm.training = momentum, training
+            norm.get_buffer("running_var").clamp_(min=1e-3)  # of a map of one pixel, which would blow rounding up
 
 
 @torch.no_grad()

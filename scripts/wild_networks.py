@@ -392,7 +392,7 @@ PYTORCHCV: Builders = each(
 TORCHREID: Builders = each(
     "torchreid",
     lambda name: (
-        Lazy("torchreid.reid.models").build_model(name, 10, pretrained=False),
+        Lazy("torchreid.reid.models").build_model(name, 10, pretrained=False, use_gpu=False),
         torch.randn(1, 3, *{"hacnn": (160, 64), "mudeep": (256, 128)}.get(name, (128, 64))),
     ),
     "hacnn mlfn mudeep osnet_ain_x1_0 osnet_x0_25 osnet_ibn_x1_0 pcb_p6 resnet50mid se_resnet50 shufflenet",
@@ -402,7 +402,7 @@ PRETRAINED: Builders = each(
     "pretrainedmodels",
     lambda name: (
         getattr(Lazy("pretrainedmodels"), name)(num_classes=1000, pretrained=None),
-        image(229 if name == "bninception" else 128),
+        image({"bninception": 229, "xception": 128}.get(name, 224)),
     ),
     "bninception se_resnext50_32x4d xception nasnetamobile",
 )
@@ -504,9 +504,12 @@ OTHERS: Builders = {
           parsing_ch=19, min_feat_size=32),
     **_of("antialiased_cnns", "antialiased_cnns", "resnet18", image, pretrained=False),
     **_of("antialiased_cnns", "antialiased_cnns", "mobilenet_v2", image, pretrained=False),
-    **_of("doctr", "doctr.models.recognition", "crnn_vgg16_bn", lambda: torch.randn(1, 3, 32, 64), pretrained=False),
-    **_of("doctr", "doctr.models.detection", "db_mobilenet_v3_large", partial(image, 128), pretrained=False),
-    **_of("doctr", "doctr.models.detection", "fast_tiny", partial(image, 128), pretrained=False),
+    **_of("doctr", "doctr.models.recognition", "crnn_vgg16_bn", lambda: torch.randn(1, 3, 32, 64), pretrained=False,
+          pretrained_backbone=False),
+    **_of("doctr", "doctr.models.detection", "db_mobilenet_v3_large", partial(image, 128), pretrained=False,
+          pretrained_backbone=False),
+    **_of("doctr", "doctr.models.detection", "fast_tiny", partial(image, 128), pretrained=False,
+          pretrained_backbone=False),
     **_of("doctr", "doctr.models.classification", "vit_s", lambda: torch.randn(1, 3, 32, 32), pretrained=False),
     **_of("doctr", "doctr.models.classification", "magc_resnet31", lambda: torch.randn(1, 3, 32, 32), pretrained=False),
     **_of("conformer", "conformer", "ConformerBlock", lambda: torch.randn(1, 32, 64), dim=64, dim_head=16, heads=4),

@@ -38,8 +38,10 @@ def masked(model: nn.Module, removed: dict[str, list[int]]) -> nn.Module:
             continue
         whole = key != "in_proj_weight"  # of nn.MultiheadAttention, which has no weight of its own
         layer: Any = model.get_submodule(name if whole else holder)
-        weight, bias = (layer.weight, layer.bias) if whole else (layer.in_proj_weight, layer.in_proj_bias)
-        rows = weight.data.transpose(0, 1) if getattr(layer, "transposed", False) else weight.data
+        table = isinstance(layer, nn.Embedding)  # whose columns are channels
+        weight = layer.weight if whole else layer.in_proj_weight
+        bias = None if table else layer.bias if whole else layer.in_proj_bias
+        rows = weight.data.transpose(0, 1) if table or getattr(layer, "transposed", False) else weight.data
         for c in channels:
             rows[c] = 0
             if bias is not None:

@@ -270,5 +270,7 @@ def resize(module: nn.Module) -> None:
         vars(module)["num_features"] = weight.shape[0]
     elif isinstance(module, nn.GroupNorm):
         module.num_channels = weight.shape[0]
+    elif isinstance(module, nn.Embedding | nn.EmbeddingBag):
+        module.embedding_dim = weight.shape[1]
     elif isinstance(module, nn.PReLU):
         module.num_parameters = weight.shape[0]

@@ -92,11 +92,12 @@ class Magnitude:
             module = modules.get(name.rpartition(".")[0])
             if tensor.dim() < 2 or not isinstance(tensor, nn.Parameter):
                 continue
-            dim = 1 if getattr(module, "transposed", False) else 0
+            table = isinstance(module, nn.Embedding | nn.EmbeddingBag)
+            dim = 1 if table or getattr(module, "transposed", False) else 0
             labels = groups.traced.labels.get(name, {}).get(dim)
             if labels is None or len(labels) != tensor.shape[dim]:
                 continue
-            rows = tensor.detach().double().movedim(dim, 0).flatten(1).norm(self.p, dim=1).cpu().numpy()
+            rows = tensor.detach().abs().double().movedim(dim, 0).flatten(1).norm(self.p, dim=1).cpu().numpy()
             np.add.at(total, groups.root_of[labels], rows / max(rows.mean(), 1e-30))
             np.add.at(filters, groups.root_of[labels], 1)
         total, filters = total[groups.roots], filters[groups.roots]

@@ -383,8 +383,8 @@ def _activations(
                 return None
             if noise is not None:
                 out = _perturb_rounding(out, noise)
-            dim = out.dim() - 1 if isinstance(module, nn.Linear) else 1
-            seen.append((name, out.clone() if keep is None else out.index_select(dim, keep)))
+            kept_of_it = out.clone() if keep is None else out.index_select(_channel_dim(module, out), keep)
+            seen.append((name, kept_of_it))
             return out if noise is not None else None
 
         return hook
@@ -413,6 +413,13 @@ def _activations(
         statistics = _statistics(model) if keep_statistics else {}
     _set_statistics(model, statistics)
     return seen + list(outputs.items())
+
+
+def _channel_dim(layer: nn.Module, out: Tensor) -> int:
+    if isinstance(layer, nn.Linear):
+        return out.dim() - 1
+    # 0 for one sample without a batch
+    return out.dim() - 1 - len(layer.kernel_size) if isinstance(layer, nn.modules.conv._ConvNd) else 1
 
 
 def _compare(

@@ -20,11 +20,11 @@ from slim.trace.classes import Classes, Ints
 from slim.trace.codes import Bools, Codes, is_blank, label, mark_step, name_of, set_codes, set_name
 from slim.trace.constants import same
 from slim.trace.copy import clone
-from slim.trace.labeller import Executed, Reading
+from slim.trace.labeller import Executed, Mismatch, Reading
 from slim.trace.op import Op, Operator, tensors_in
 from slim.trace.repeat import Known, ThinCodes
 from slim.trace.state import restored
-from slim.trace.tracer import COPIES, ForwardPass, Trace, Tracer, mark_steps, run_once, shapes_of
+from slim.trace.tracer import ForwardPass, Trace, Tracer, mark_steps, run_once, shapes_of
 
 Counted = Ints | list[Ints]  # the labels that a stored size counts, or those of each of a list of sizes
 
@@ -44,10 +44,6 @@ class Misfit:
     step: int
     stored: dict[str, Counted]
     shared: dict[str, Ints] = field(default_factory=dict)
-
-
-class Mismatch(Exception):
-    """What should hold already in the thin network doesn't."""
 
 
 class Settled(Classes):
@@ -89,10 +85,10 @@ class Follower(Tracer):
 
     def note(self, executed: Executed) -> None:
         super().note(executed)
-        if _step_of(executed) in COPIES:
+        if executed.aside:
             return
         earlier = self.run_before.executed
-        while self.at < len(earlier) and _step_of(earlier[self.at]) in COPIES:
+        while self.at < len(earlier) and earlier[self.at].aside:
             self.at += 1
         before = earlier[self.at] if self.at < len(earlier) else None
         if before is None or (before.func is not executed.func and _step_of(before) != _step_of(executed)):
@@ -102,6 +98,8 @@ class Follower(Tracer):
             raise Mismatch(f"a constant that follows a size, in {_step_of(executed)} after {self.place}")
 
     def decide(self, choice: Reading, options: Sequence[Reading] = ()) -> Reading:
+        if self.executed[-1].aside:
+            return choice
         earlier = self.run_before.decisions
         choice = cast(Reading, earlier[len(self.decisions)]) if len(self.decisions) < len(earlier) else choice
         self.decisions.append(choice)
@@ -113,7 +111,7 @@ class Follower(Tracer):
     def compare(self, executed: Executed, op: Op, result: Any) -> None:
         """Expect what is left of the original's results. Other sizes may agree with all that is coupled, too: four
         heads of which half of the channels stay pass for two whole ones."""
-        if op.in_place or _step_of(executed) in COPIES:
+        if op.in_place or executed.aside:
             return
         before = self.run_before.executed[self.at - 1].made
         if not any(codes for _, codes in before) and not op.labelled:
@@ -136,9 +134,9 @@ class Follower(Tracer):
         return super().__torch_dispatch__(func, types, args, kwargs)
 
     def _next(self) -> Executed | None:
-        """Return the operator of the earlier run that comes next, copies left out."""
+        """Return the operator of the earlier run that comes next, what happens aside left out."""
         earlier = self.run_before.executed
-        at = next((at for at in range(self.at, len(earlier)) if _step_of(earlier[at]) not in COPIES), len(earlier))
+        at = next((at for at in range(self.at, len(earlier)) if not earlier[at].aside), len(earlier))
         return earlier[at] if at < len(earlier) else None
 
     def _repeat(self, before: Executed, args: Any) -> Any:

@@ -157,6 +157,11 @@ def codes_on(tensor: Tensor) -> TensorCodes:
     return {} if found is None else found
 
 
+def holds_numbers(tensor: Tensor) -> bool:
+    """Return whether a tensor holds fractions, real or complex: of whole numbers no channel is made."""
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
 def is_labelled(tensor: Tensor) -> bool:
     """Return whether the tensor's codes are known, be it that it has none."""
     return "_codes" in tensor.__dict__
@@ -228,6 +233,19 @@ def is_blank(tensor: Tensor) -> bool:
     return tensor.__dict__.get("_blank") == tensor._version
 
 
+def mark_alike(tensor: Tensor, dims: Iterable[int]) -> Tensor:
+    """Mark that all places along these dimensions hold one value, so that fewer of them would."""
+    tensor.__dict__["_alike"] = frozenset(dims), tensor._version
+    return tensor
+
+
+def alike_along(tensor: Tensor) -> set[int]:
+    """Return the dimensions along which all places of a tensor hold one value: marked so, or spread by expand."""
+    dims, version = tensor.__dict__.get("_alike", (frozenset(), 0))
+    marked = dims if version == tensor._version else frozenset()
+    return {d for d, n in enumerate(tensor.shape) if d in marked or (n > 1 and tensor.stride(d) == 0)}
+
+
 def pop_unset(tensor: Tensor) -> bool:
     """Return whether nothing has met the tensor since it was made, and forget it."""
     return tensor.__dict__.pop("_unset", False)
@@ -246,7 +264,7 @@ def origin_of(tensor: Tensor) -> Source | None:
     """Return the parameter or buffer of numbers that a tensor is, or is a view of by moving dimensions about; None for
     any other tensor."""
     if name_of(tensor) is not None:
-        return (tensor, {d: d for d in range(tensor.dim())}) if tensor.is_floating_point() else None
+        return (tensor, {d: d for d in range(tensor.dim())}) if holds_numbers(tensor) else None
     found: Source | None = tensor.__dict__.get("_source")
     return found
 

@@ -14,12 +14,36 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from slim.trace.codes import codes_on, name_of
+from slim.trace.codes import alike_along, codes_on, name_of
 from slim.trace.meta import META
 from slim.trace.op import Op
 
-SMALL = 64  # elements of a tensor whose values are compared
-Constant = complex | tuple[complex, ...]
+SMALL = 64  # elements of a tensor whose values are compared one by one
+
+
+class Table:
+    """A large constant tensor. Two of one size are the same where their sums are; those of other sizes are for the
+    rules to judge."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        values = tensor.detach().reshape(-1)
+        values = torch.view_as_real(values).reshape(-1) if values.is_complex() else values
+        values = values.double().nan_to_num()
+        places = torch.arange(1, len(values) + 1, dtype=torch.float64, device=values.device)
+        self._size = len(values)
+        self._sums = float(values.sum()), float(values.abs().sum()), float((values * places.rsqrt()).sum())
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Table):
+            return NotImplemented
+        scale = max(self._sums[1], other._sums[1])
+        alike = all(math.isclose(a, b, rel_tol=1e-5, abs_tol=1e-5 * scale) for a, b in zip(self._sums, other._sums))
+        return self._size != other._size or alike
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+Constant = complex | tuple[complex, ...] | Table
 
 
 def constants_of(op: Op, *, meta: bool) -> list[Constant] | None:
@@ -32,15 +56,21 @@ def constants_of(op: Op, *, meta: bool) -> list[Constant] | None:
     if len(constant) == len(op.tensors):
         return None
     takes_any = op.operator.takes_any
-    found: list[Constant] = [
-        value
-        for value, any_number in zip(op.args, takes_any.values())
-        if isinstance(value, float) or (any_number and _is_number(value))
-    ]
-    for name, value in sorted(op.kwargs.items()):
-        if isinstance(value, float) or (takes_any.get(name) and _is_number(value)):
+    found: list[Constant] = []
+    for name, value in op.arguments.items():
+        if isinstance(value, float) or (takes_any[name] and _is_number(value)):
             found.append(value)
-    return found + [tuple(t.detach().reshape(-1).tolist()) for t in constant if t.numel() <= SMALL]
+        elif takes_any[name] and isinstance(value, list) and all(map(_is_number, value)):
+            found.append(tuple(value))
+    return found + [tuple(t.reshape(-1).tolist()) if t.numel() <= SMALL else Table(t) for t in map(_once, constant)]
+
+
+def _once(tensor: Tensor) -> Tensor:
+    """Return one of all the places that hold the same value."""
+    once = tensor.detach()
+    for d in alike_along(tensor):
+        once = once[(slice(None),) * d + (slice(1),)]
+    return once
 
 
 def mark_result(op: Op, result: Any, *, constant: bool, meta: bool) -> None:

@@ -16,6 +16,7 @@ from slim.trace.codes import (
     Source,
     TensorCodes,
     codes_on,
+    holds_numbers,
     is_labelled,
     layer_of,
     name_of,
@@ -24,6 +25,10 @@ from slim.trace.codes import (
 
 Reading = TypeVar("Reading")
 INDEXED = "read through an index by"  # the reason for what a BatchNorm chooses its own channels of
+
+
+class Mismatch(Exception):
+    """What should hold already in the thin network doesn't."""
 
 
 @dataclass
@@ -54,7 +59,11 @@ class Producer:
 @dataclass
 class Executed:
     """One operator of a run: what it was, the numbers that it was given (see `constants`), the codes of what it took,
-    and the sizes that it was given for what follows channels (the size, and the labels that it counts)."""
+    and the sizes that it was given for what follows channels (the size, and the labels that it counts).
+
+    `aside`: it makes constants, which a cache may keep from one run to the next, or copies, which depend on strides:
+    where a dimension has one channel, more is contiguous.
+    """
 
     func: OpOverload
     constants: Sequence[object]
@@ -64,6 +73,7 @@ class Executed:
     known: Any = None  # what it was given and gave, where a thin network's run can go by it (`repeat.Known`)
     decided: int = 0  # how many decisions had been made after it
     place: str = ""  # the last layer met
+    aside: bool = False
 
 
 @dataclass
@@ -108,10 +118,17 @@ class Labeller:
 
         `options` are ways that are as exact as `choice`; a trace that wants another than that says so by `preferred`.
         """
+        if self.executed[-1].aside:
+            return choice
         wanted = self.preferred.get(self.number)
         choice = next((option for option in options if option == wanted), choice)
         self.decisions.append(choice)
         return choice
+
+    def expect(self, number: object, where: str) -> None:
+        """Raise Mismatch where an operator of the thin network is given another number than the original's."""
+        if self.decide(number) != number:
+            raise Mismatch(f"a constant that follows a size, in {where}")
 
     @property
     def number(self) -> int:
@@ -133,7 +150,7 @@ class Labeller:
         name = name_of(tensor)
         if name is not None:
             self.place = layer_of(name)
-            if tensor.is_floating_point():
+            if holds_numbers(tensor):
                 found = {d: Codes.of(self.classes.fresh(n)) for d, n in enumerate(tensor.shape) if n > 1}
             set_codes(tensor, found)
         return found

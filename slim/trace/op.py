@@ -18,7 +18,7 @@ class Operator:
     """What an operator's schema says: its name, its arguments with their defaults, and which of these take any number.
 
     A fraction is a number to compute with wherever it stands. An integer may be a size or a dimension as well, but for
-    arguments that the schema calls a number.
+    arguments that the schema calls a number, and for those of windows, shifts and places (`_NO_SIZES`).
     """
 
     func: OpOverload
@@ -39,19 +39,22 @@ class Operator:
     def _of(cls, func: OpOverload) -> "Operator":
         arguments = func._schema.arguments
         name = func._schema.name.removeprefix("aten::")
+        windows = any(a.name == "padding" for a in arguments)  # else strides are those of memory
+        plain = _NO_SIZES if windows else _NO_SIZES - {"stride"}
         return cls(
             func,
             func.overloadpacket.__name__,
             "view" if name in ("_unsafe_view", "_reshape_alias") else name,
             func.__name__.partition(".")[0].endswith("_"),
             {a.name: a.default_value for a in arguments},
-            {
-                a.name: "number" in str(a.type) or "Tensor" in str(a.type) or a.name == "divisor_override"
-                for a in arguments
-            },
+            {a.name: "number" in str(a.type) or "Tensor" in str(a.type) or a.name in plain for a in arguments},
         )
 
 
+_NO_SIZES = {
+    *("divisor_override", "kernel_size", "stride", "padding", "output_padding", "dilation", "shifts", "diagonal"),
+    *("offset", "index"),
+}
 _operators: dict[int, Operator] = {}  # by id; each holds its function, so that no other gets that id
 
 
@@ -191,6 +194,10 @@ class Op:
     def count(self, size: int, codes: Codes) -> None:
         """Note that the operator was given `size` for these channels: the attribute that holds it must follow them."""
         self.labeller.count(size, codes)
+
+    def expect(self, number: object) -> None:
+        """Keep the channels that the number follows: the thin network's operator must be given the same."""
+        self.labeller.expect(number, self.where)
 
     def decide(self, choice: Reading, options: Sequence[Reading] = ()) -> Reading:
         """Return how to read an operator that can be read in several ways: the thin network's is read alike.

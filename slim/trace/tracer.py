@@ -24,7 +24,18 @@ from slim.errors import SlimError
 from slim.trace.attention import run_headwise
 from slim.trace.attributes import KeptSizes
 from slim.trace.classes import Classes, Ints
-from slim.trace.codes import Bools, clear, codes_on, fresh_from, is_labelled, mark_step, name_of, set_codes, set_name
+from slim.trace.codes import (
+    Bools,
+    alike_along,
+    clear,
+    codes_on,
+    fresh_from,
+    is_labelled,
+    mark_step,
+    name_of,
+    set_codes,
+    set_name,
+)
 from slim.trace.constants import constants_of, mark_result
 from slim.trace.copy import Modules, Tensors, all_tensors, clone, named_modules, named_tensors, unwrapped
 from slim.trace.labeller import INDEXED, Ambiguous, Executed, Labeller, Producer, Product
@@ -36,7 +47,7 @@ from slim.trace.repeat import Known, sources_of
 from slim.trace.rules.builtin import rule_for
 from slim.trace.state import State, restored
 
-COPIES = {"clone"}  # which depend on strides: where a dimension has one channel, more is contiguous
+COPIES = {"clone"}
 KEPT = "kept on request"  # the reason for channels that could go
 
 
@@ -258,7 +269,7 @@ class Tracer(Labeller, TorchDispatchMode):
         op = Op(func, args, kwargs or {}, self)
         taken = [codes for tensor in op.tensors for codes in codes_on(tensor).values()]
         constants = constants_of(op, meta=self.meta)
-        executed = Executed(func, constants or (), taken)
+        executed = Executed(func, constants or (), taken, aside=constants is None or op.name in COPIES)
         self.note(executed)
         for tensor in op.tensors:
             self.meet(tensor)
@@ -267,8 +278,8 @@ class Tracer(Labeller, TorchDispatchMode):
         mark_result(op, result, constant=constants is None, meta=self.meta)
         self._note_bare(op, result)
         executed.decided, executed.place = len(self.decisions), self.place
-        executed.made = [(t.shape, codes_on(t)) for t in tensors_in((result,))]
-        if self.meta:
+        executed.made = [(_lasting_shape(t), codes_on(t)) for t in tensors_in((result,))]
+        if self.meta and constants is not None:
             self.remember(executed, op, sources, result)
         self.compare(executed, op, result)
         return result
@@ -290,6 +301,12 @@ class Tracer(Labeller, TorchDispatchMode):
 
     def note(self, executed: Executed) -> None:
         self.executed.append(executed)
+
+
+def _lasting_shape(tensor: Tensor) -> Sequence[int]:
+    """Return a shape, with 1 where one value is repeated: any number of it would do."""
+    alike = alike_along(tensor) - codes_on(tensor).keys()
+    return [1 if d in alike else n for d, n in enumerate(tensor.shape)] if alike else tensor.shape
 
 
 def mark_steps(op: Op, sources: Sequence[object], result: Any, step: int) -> None:

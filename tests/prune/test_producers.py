@@ -105,6 +105,19 @@ class Across(nn.Module):
         return self.head(self.attention(queries, keys, keys)[0])
 
 
+class Placed(nn.Module):
+    """A row of a table added to each pixel of a line."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines, self.places = nn.Linear(16, 24), nn.Embedding(16, 24)
+        self.more, self.head = nn.Linear(24, 32), nn.Linear(32, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        placed = self.lines(x.mean(1)) + self.places(torch.arange(x.shape[2]))
+        return self.head(self.more(placed.relu()).relu())
+
+
 # name -> (network, kinds of layers that make the channels that count)
 KINDS: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
     "plain": (lambda: stack(nothing, nothing), {"Conv"}),
@@ -143,6 +156,7 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
         ),
         {"Linear"},
     ),
+    "a table of places": (Placed, {"Linear", "Embedding"}),
     "LayerNorm": (lambda: Tokens(Fused(24, 4, fused=True)), {"Linear"}),
     "attention with a stored scale": (lambda: Tokens(Fused(24, 4, fused=False)), {"Linear"}),
     "MultiheadAttention": (lambda: Tokens(nn.MultiheadAttention(**MHA), need_weights=False), {"Linear"}),
@@ -224,6 +238,38 @@ def test_a_transposed_convolution_in_groups_is_masked_in_all_of_them() -> None:
     model.get_parameter("2.bias").data.view(3, 4)[:, gone] = 0
     with torch.no_grad():
         assert (model(X.double()) - plan.apply(original)(X.double())).abs().max() < 1e-12
+
+
+class Spectral(nn.Module):
+    """Complex weights for the low frequencies, as neural operators have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Conv2d(3, 16, 1), nn.Conv2d(12, 5, 1)
+        self.scale = nn.Parameter(0.1 * torch.randn(16, 12, 4, 4, dtype=torch.cfloat))
+
+    def forward(self, x: Tensor) -> Tensor:
+        waves = torch.fft.rfft2(self.first(x).relu())
+        low = torch.zeros(len(x), self.scale.shape[1], *waves.shape[2:], dtype=waves.dtype, device=x.device)
+        low[..., :4, :4] = torch.einsum("bixy,ioxy->boxy", waves[..., :4, :4], self.scale)
+        return self.head(torch.fft.irfft2(low, s=x.shape[-2:]).relu())
+
+
+def test_complex_weights_lose_what_they_read() -> None:
+    torch.manual_seed(0)
+    model = Spectral().eval()
+    plan = slim.plan(model, X, ratio=0.4, round_to=1)
+    assert plan.removed["first"] and slim.verify(model, plan.apply(model), plan, X) < 1e-6
+    thin = plan.apply(model)
+    assert thin.get_parameter("scale").is_complex()
+    for name, gone in plan.removed.items():
+        if name == "first":
+            model.get_parameter("first.weight").data[gone] = 0
+            model.get_parameter("first.bias").data[gone] = 0
+        else:
+            model.scale.data[:, gone] = 0
+    with torch.no_grad():
+        torch.testing.assert_close(thin(X), model(X), rtol=1e-4, atol=1e-6)
 
 
 def test_attention_to_another_stream_loses_heads_and_channels() -> None:

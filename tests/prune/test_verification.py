@@ -342,3 +342,12 @@ def test_a_norm_that_serves_two_layers_has_the_statistics_of_the_first() -> None
     plan = slim.plan(model, X, ratio=0.5)
     proof = slim.verify(model, plan.apply(model), plan, X)
     assert proof < 1e-10 and proof.compared == proof.places == 6
+
+
+def test_one_sample_without_a_batch() -> None:
+    """Whose channels come first."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 16, 3), torch.nn.ReLU(), torch.nn.Conv2d(16, 2, 3))
+    image = torch.randn(3, 12, 12)
+    plan = slim.plan(model, image, ratio=0.5)
+    assert slim.verify(model, plan.apply(model), plan, image) < 1e-10

@@ -45,6 +45,11 @@ FOLLOW: dict[str, Operation] = {
     "full on the device": lambda x: x * torch.full((1,), 1.0 * x.shape[1], device=x.device).log(),
     "new_full": lambda x: x * x.new_full((1, 1, 1, 1), x.shape[1]),
     "where": lambda x: torch.where(x > 0, x, x.shape[1]) * x,
+    "a shift": lambda x: x.roll(x.shape[1] // 4, 2),
+    "a window": lambda x: F.avg_pool2d(x, x.shape[1] // 4 + 1, 1, x.shape[1] // 8),
+    "a place": lambda x: x * x[:, :, x.shape[1] // 4].unsqueeze(2),
+    "a part": lambda x: x * x[:, :, x.shape[1] // 4 : x.shape[1] // 4 + 2].mean(2, keepdim=True),
+    "a large table": lambda x: x * torch.linspace(0, x.shape[1], 4 * 36).view(4, 1, 6, 6),
     "one filled in": lambda x: x * torch.zeros(()).fill_(x.shape[1]),
     "a sum of two": lambda x: x * (torch.tensor(1.0) + x.shape[1]),
 }
@@ -55,6 +60,8 @@ CONSTANT: dict[str, Operation] = {
     "new_tensor": lambda x: x * x.new_tensor([0.1, 0.2]).sum(),
     "ones": lambda x: x * torch.ones((), device=x.device),
     "a value that isn't a number": lambda x: torch.where(x > math.inf, torch.tensor(math.nan), x),
+    "one value for each": lambda x: x * torch.full((x.shape[1], 1, 1), 2.0),
+    "a large table": lambda x: x * torch.linspace(0, 1, 4 * 36).view(4, 1, 6, 6),
     "channels elsewhere": lambda x: x * torch.tensor([1, 2, 3]).float().mean(),
 }
 

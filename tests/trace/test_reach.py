@@ -61,6 +61,27 @@ def recurrent(kind: Callable[..., nn.RNNBase], **settings: Any) -> nn.Module:
     return Between(between, nn.Linear(width, 3), 1, layer=layer)
 
 
+def given_state(self: Any, x: Tensor) -> Tensor:
+    """A state of zeros that is as wide as the input."""
+    return self.layer(x.transpose(1, 2), (x.new_zeros(1, len(x), C), x.new_zeros(1, len(x), C)))[0]
+
+
+class Blurred(nn.Module):
+    """One filter, repeated for as many channels as there are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("filter", torch.rand(1, 1, 3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        kernel = self.get_buffer("filter").repeat(x.shape[1], 1, 1, 1)
+        return F.conv2d(x, kernel.to(x), padding=1, groups=x.shape[1])
+
+
+def quantised(x: Tensor) -> Tensor:
+    return torch.fake_quantize_per_tensor_affine(x.float(), 0.1, 0, -128, 127).to(x)
+
+
 def cell_by_cell(self: Any, x: Tensor) -> Tensor:
     state = None
     for step in x.unbind(-1):
@@ -157,6 +178,20 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
     "GRU": (lambda: recurrent(nn.GRU, batch_first=True, bidirectional=True), S),
     "RNN": (lambda: recurrent(nn.RNN, nonlinearity="relu"), S),
     "LSTMCell": (lambda: Between(cell_by_cell, nn.Linear(5, 3), 1, cell=nn.LSTMCell(C, 5)), S),
+    "a state as wide as the input": (
+        lambda: Between(given_state, nn.Linear(C, 3), 1, layer=nn.LSTM(C, C, batch_first=True)),
+        S,
+    ),
+    "a filter for each channel": (
+        lambda: Between(lambda s, x: s.blur(x), nn.Conv2d(C, *CONV), blur=Blurred()),
+        X,
+    ),
+    "mean and spread": (
+        lambda: Between(lambda s, x: torch.cat([x.mean((2, 3)), x.std((2, 3))], 1), nn.Linear(2 * C, 3)),
+        X,
+    ),
+    "random slopes": (lambda: Between(lambda s, x: F.rrelu(-x, training=s.training), nn.Conv2d(C, 2, 1)), X),
+    "whole steps": (lambda: Between(lambda s, x: quantised(x), nn.Conv2d(C, *CONV)), X),
     "max_unpool": (lambda: Between(unpooled, nn.Conv2d(C, *CONV)), X),
     "normalize": (lambda: Between(lambda self, x: F.normalize(x), nn.Conv2d(C, *CONV)), X),
     "a norm over channels": (

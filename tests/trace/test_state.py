@@ -1,5 +1,6 @@
 """Each run of a trace begins from the same state of the modules, and leaves the model alone."""
 
+import functools
 import random
 from collections.abc import Callable
 
@@ -106,6 +107,18 @@ class MembraneBuffer(Stateful):
         return self.potential
 
 
+@functools.lru_cache
+def ruler(size: int) -> Tensor:
+    return torch.linspace(0, 1, size)
+
+
+class KeptElsewhere(Stateful):
+    """A table that a function keeps, whatever is undone on the modules."""
+
+    def between(self, x: Tensor) -> Tensor:
+        return x * ruler(x.shape[-1]).to(x)
+
+
 class Counter(Stateful):
     """A buffer that forward replaces, a list that it fills, and another path from the third forward on."""
 
@@ -165,7 +178,7 @@ class InferenceOnly(DroppedPath):
         return 0.0
 
 
-CASES = [Grid, GridsBySize, PositionTable, Membrane, MembraneBuffer, Counter]
+CASES = [Grid, GridsBySize, KeptElsewhere, PositionTable, Membrane, MembraneBuffer, Counter]
 DROPPED = [DroppedPath, DroppedByNumpy, DroppedByTorch, DroppedByItsOwn, InferenceOnly]
 
 

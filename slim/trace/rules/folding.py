@@ -12,7 +12,10 @@ from slim.trace.op import Op
 from slim.trace.rules.pointwise import pointwise
 from slim.trace.rules.registry import rule
 
-KEEPS_GATE = {"mean", "sum", "amax", "amin", "max", "min", "prod", "linalg_vector_norm", "norm"}  # 0 of zeros
+KEEPS_GATE = {  # 0 of zeros
+    *("mean", "sum", "amax", "amin", "max", "min", "prod", "linalg_vector_norm", "norm", "var", "std", "var_mean"),
+    *("std_mean", "median", "nansum", "any", "all", "count_nonzero", "argmax", "argmin"),
+}
 
 
 def _is_norm(op: Op) -> bool:
@@ -104,8 +107,7 @@ def group_norm(op: Op) -> Any:
             op.label(statistics, {1: whole.ungated()})
         op.count(len(channels), channels)
         width = len(channels) // groups
-        if op.decide(width) != width:
-            raise RuntimeError(f"a GroupNorm of {groups} groups got {len(channels)} channels")
+        op.expect(width)
         channels = whole.repeat(len(channels) // groups)
         if groups == 1:
             op.freeze(channels, f"{op.where} needs all of its channels")

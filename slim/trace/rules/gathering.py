@@ -1,9 +1,21 @@
 """Operators that read or write at places given by numbers: indexing, gather, scatter."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from slim.trace.codes import BY_NORM, NUMBERED, Codes, TensorCodes, codes_on, mark_fresh, name_of, set_codes
+from slim.trace.codes import (
+    BY_NORM,
+    BY_PRODUCER,
+    NUMBERED,
+    Codes,
+    TensorCodes,
+    codes_on,
+    mark_fresh,
+    name_of,
+    set_codes,
+)
 from slim.trace.op import Op
 from slim.trace.rules.registry import rule
 
@@ -71,6 +83,26 @@ def _chosen(op: Op, index: Tensor, vector: Codes | None, out: Tensor) -> Codes |
         set_codes(index, {0: op.fresh(len(index))})
     mark_fresh(out)
     return codes_on(index)[0]
+
+
+@rule("embedding", "_embedding_bag", "_embedding_bag_forward_only")
+def embedding(op: Op) -> Any:
+    """Rows of a table, by number: its columns are channels."""
+    table = op["weight"]
+    codes = op.codes(table)
+    if 0 in codes:
+        op.freeze(codes[0], _read(op))
+    for t in op.others:
+        op.freeze_tensor(t)
+    outs = op.run()
+    out = outs if isinstance(outs, Tensor) else outs[0]
+    producer = None
+    if 1 in codes:
+        producer = op.produce("Embedding", (table, 1))
+        made = codes[1] if producer is None else codes[1].add_gate(BY_PRODUCER)
+        op.label(out, {out.dim() - 1: made})
+        mark_fresh(out, producer or "")
+    return outs
 
 
 @rule("gather")

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from slim.trace.codes import TensorCodes, mark_blank, mark_unset
+from slim.trace.codes import Codes, TensorCodes, mark_alike, mark_blank, mark_unset
 from slim.trace.op import Op
 from slim.trace.rules.registry import rule
 
@@ -30,13 +30,17 @@ def new_memory(op: Op) -> Tensor:
 @rule("ones_like", "full_like", "rand_like", "randn_like", "randint_like", "new_ones", "new_full")
 def something(op: Op) -> Tensor:
     made = op.label(op.run(), {d: codes.ungated() for d, codes in _sized_after(op).items()})
-    return mark_blank(made) if op.get("fill_value") == 0 else made
+    return made if "rand" in op.name else _filled(op, made)
 
 
-@rule("full")
+@rule("full", "ones")
 def full(op: Op) -> Tensor:
-    made: Tensor = op.func(*op.args, **op.kwargs)
-    return mark_blank(made) if op["fill_value"] == 0 else made
+    return _filled(op, op.func(*op.args, **op.kwargs))
+
+
+def _filled(op: Op, made: Tensor) -> Tensor:
+    mark_alike(made, range(made.dim()))
+    return mark_blank(made) if op.get("fill_value") == 0 else made
 
 
 def _sized_after(op: Op) -> TensorCodes:
@@ -46,9 +50,12 @@ def _sized_after(op: Op) -> TensorCodes:
     if len(size) != after.dim():
         return {}
     found = {d: codes for d, codes in op.codes().items() if size[d] == after.shape[d]}
-    if "size" in op.arguments:
+    if "size" in op.arguments and found:
         for d, codes in found.items():
             op.count(size[d], codes)
+        op.labeller.could_be_read((True, False), size, Codes.join(found.values()))
+        if not op.decide(True, (True, False)):  # as large by chance: a state, say
+            return {}
     return found
 
 

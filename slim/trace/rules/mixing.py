@@ -15,6 +15,7 @@ from slim.trace.codes import (
     OPEN,
     Codes,
     TensorCodes,
+    alike_along,
     codes_on,
     layer_of,
     mark_fresh,
@@ -131,6 +132,9 @@ class Convolution:
             by_channel = self.axis(0, incoming)
             self.axis(1, None)
             outgoing = None if by_channel is None else by_channel.repeat(many)
+        elif expanded is not None and 0 in alike_along(self.weight):
+            self.op.count(len(expanded), expanded)
+            outgoing = expanded
         else:
             outgoing = self.axis(0, expanded)
         return None if outgoing is None else outgoing.with_gate(OPEN if expanded is None else expanded.gate)

@@ -12,6 +12,7 @@ from slim.trace.codes import (
     codes_on,
     fresh_from,
     is_blank,
+    mark_alike,
     mark_fresh,
     name_of,
     pass_source,
@@ -183,6 +184,8 @@ def slice_(op: Op) -> Tensor:
         codes[d] = vector[start::step][:size]
         if not size:
             codes.pop(d)
+    elif d not in codes:
+        op.expect(op["start"])
     pass_source(op.input, out, {k: k for k in range(out.dim())})
     return op.label(out, codes)
 
@@ -255,6 +258,7 @@ def repeat(op: Op) -> Tensor:
     out = op.run()
     shift = out.dim() - op.input.dim()
     pass_source(op.input, out, {d + shift: d for d in range(op.input.dim())})
+    mark_alike(out, (d for d in range(out.dim()) if d < shift or op.input.shape[d - shift] == 1))
     return op.label(out, {d + shift: v.tile(op["repeats"][d + shift]) for d, v in op.codes().items()})
 
 

@@ -16,8 +16,10 @@ from slim.trace.codes import (
     OPEN,
     Codes,
     TensorCodes,
+    alike_along,
     codes_on,
     fresh_from,
+    mark_alike,
     mark_fresh,
     name_of,
     origin_of,
@@ -246,7 +248,7 @@ def _combined(op: Op, taking: list[Taken | None], size: int, why: str) -> Codes 
             scales[place] = t, own
         if name_of(t) is not None:
             op.axis(t, own, lead, why)
-        elif vector is None and t.stride(own) == 0:  # one value for all of them, spread by expand
+        elif vector is None and own in alike_along(t):
             op.count(size, lead)
         elif vector is None:
             op.freeze(lead, f"combined with a fixed size by {why}")
@@ -292,10 +294,35 @@ def same(op: Op) -> Any:
     first = out[0] if isinstance(out, (tuple, list)) else out
     op.label(first, dict(op.codes()))
     pass_source(op.input, first, {d: d for d in range(op.input.dim())})
+    if alike := alike_along(op.input):
+        mark_alike(first, alike)
     producer = fresh_from(op.input)
     if producer is not None:
         mark_fresh(first, producer)
     return out
+
+
+@rule("rrelu_with_noise", "rrelu_with_noise_")
+def rrelu(op: Op) -> Tensor:
+    """Slopes below zero are drawn: zero stays zero whatever they are."""
+    return op.label(op.run(), op.codes())
+
+
+@rule("fake_quantize_per_tensor_affine_cachemask", "_fake_quantize_per_tensor_affine_cachemask_tensor_qparams")
+@rule("fake_quantize_per_channel_affine_cachemask")
+def fake_quantize(op: Op) -> Any:
+    """Rounded to whole steps, of which zero is one."""
+    outs = op.run()
+    codes = dict(op.codes())
+    for step in op.others:
+        if "axis" in op.arguments:
+            op.axis(step, 0, codes.get(op["axis"]))
+        else:
+            op.freeze_tensor(step)
+    pass_source(op.input, outs[0], {d: d for d in range(op.input.dim())})
+    for out in outs:
+        op.label(out, codes)
+    return outs
 
 
 # -- over space --------------------------------------------------------------------------------------------------------
