@@ -1,7 +1,8 @@
 """Kill slim-run at every moment that matters, and take disk, folder, clock, images and workers away from it.
 
 A tiny network goes through all stages. Each fault hits a run in the middle; `--resume` goes on from there. Counted are
-files that differ, bit for bit, from those of an undisturbed run (lost), commands without an end (hung), and tracebacks.
+files that differ, bit for bit, from those of an undisturbed run (lost), temporary ones that are still there at the end
+(left), commands without an end (hung), and tracebacks.
 
 - killed, asked to end (SIGTERM), disk full: at everything that a run does to a file, each once; killed at random times
 - folder deleted or read-only, two runs in one folder, the clock set back and forth
@@ -42,6 +43,7 @@ from PIL import Image
 
 from slim import checkpoint
 from slim.errors import SlimError
+from slim.files import LEFTOVER, LOCK
 
 SECONDS = 60  # of processor time that a command may take; ten times that by the clock, as machines are busy
 RANDOM_KILLS = 30
@@ -88,7 +90,7 @@ WATCHED = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir"}
 PATTERNS = {"disk full": "open .*"}  # moments of a kind
 SAME = ("*.safetensors", "plan.json", "*.onnx", "metrics.jsonl")  # files that must be the same, whatever happened
 FINISHED, OVER = "then finished", "over"
-WRONGS = ("lost", "hung", "traceback", "odd end")
+WRONGS = ("lost", "left", "hung", "traceback", "odd end")
 TRAINING = ["slim.workbench.run.training", "lightning_fabric", "sklearn.datasets"]  # imported at work
 IMPORTED = {"train": TRAINING, "run": [*TRAINING, "slim.workbench.run.whole", "onnxruntime", "onnxscript"]}
 
@@ -288,17 +290,22 @@ class Trial:
 
     def difference(self) -> str:
         """Return what a run that ended well has that an undisturbed one hasn't, or the other way round."""
-        found = fingerprints(self.run)
-        return told_as_lost(n for n in found.keys() | self.whole.keys() if found.get(n) != self.whole.get(n))
+        found, inside = fingerprints(self.run), list(self.run.rglob("*"))
+        lost = told_as("lost", (n for n in found.keys() | self.whole.keys() if found.get(n) != self.whole.get(n)))
+        return lost or told_as("left", (path.name for path in inside if path.name == LOCK or is_temporary(path)))
 
     def damage(self) -> str:
         """Return which files of a broken run aren't whole."""
-        return told_as_lost(path.name for path in self.run.glob("[!.]*.safetensors") if not is_whole(path))
+        return told_as("lost", (path.name for path in self.run.glob("[!.]*.safetensors") if not is_whole(path)))
 
 
-def told_as_lost(names: Iterable[str]) -> str:
+def told_as(wrong: str, names: Iterable[str]) -> str:
     text = ", ".join(sorted(names))
-    return text and f"lost: {text}"
+    return text and f"{wrong}: {text}"
+
+
+def is_temporary(path: Path) -> bool:
+    return bool(LEFTOVER.fullmatch(path.name)) or path.suffix == ".state"
 
 
 def is_whole(path: Path) -> bool:

@@ -60,7 +60,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     temporary: Path | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=".slim-", suffix=path.suffix)
         os.close(handle)
         temporary = Path(name)
@@ -98,8 +98,23 @@ def _umask() -> int:
     return mask
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those that it lies in, so that they last through a power failure."""
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for each in made:
+        _sync_folder(each.parent)
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove what a killed process left half-written."""
+    for path in folder.iterdir():
+        if LEFTOVER.fullmatch(path.name) and path.is_file() and not path.is_symlink():
+            path.unlink()
+
+
 def _sync_folder(folder: Path) -> None:
-    """Make a rename last through a power failure. Not every system can open a folder."""
+    """Make what was renamed or made in a folder last through a power failure. Not every system can open a folder."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -120,14 +135,12 @@ def locked(folder: Path) -> Iterator[None]:
         yield
         return
     made = [each for each in (folder, *folder.parents) if not each.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     lock = folder / LOCK
     handle = _take(lock)
     _held.add(folder)
     try:
-        for path in folder.iterdir():
-            if LEFTOVER.fullmatch(path.name) and path.is_file() and not path.is_symlink():
-                path.unlink()
+        clear_leftovers(folder)
         yield
     finally:
         _held.remove(folder)

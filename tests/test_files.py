@@ -46,6 +46,16 @@ def test_file_and_folder_are_synced_in_this_order(tmp_path: Path, monkeypatch: p
     assert done == ["file", "rename", "folder"]
 
 
+def test_new_folders_are_synced_where_they_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a power failure takes a file that was synced, with the folder that nothing leads to."""
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.append(os.fstat(handle).st_ino))
+    with replacing(tmp_path / "checkpoints" / "run" / "a") as temporary:
+        temporary.write_text("x")
+    above = [tmp_path, tmp_path / "checkpoints", tmp_path / "checkpoints" / "run"]
+    assert {folder.stat().st_ino for folder in above} <= set(synced)
+
+
 HOLD = """
 import sys, time
 from pathlib import Path

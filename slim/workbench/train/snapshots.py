@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from slim.errors import SlimError
-from slim.files import replacing
+from slim.files import clear_leftovers, replacing
 
 FORMAT = 1
 
@@ -45,8 +45,9 @@ class Snapshots:
         path = self.folder / f"step-{step:09}.safetensors"
         with replacing(path) as temporary:
             save_file(tensors, temporary, metadata={"slim.state": text})
-        for old in [*_files(self.folder)[: -self.keep], *self.folder.glob(".step-*")]:  # a kill leaves half a file
+        for old in _files(self.folder)[: -self.keep]:
             old.unlink()
+        clear_leftovers(self.folder)
         self._saved = time.monotonic()
         return path
 
@@ -63,11 +64,12 @@ class Snapshots:
 
     def clear(self) -> None:
         """Remove all states, when the training is done. Behind a link nothing of ours lies."""
-        if self.folder.is_symlink():
+        if self.folder.is_symlink() or not self.folder.is_dir():
             return
-        for path in [*_files(self.folder), *self.folder.glob(".step-*")]:
+        for path in _files(self.folder):
             path.unlink()
-        if self.folder.is_dir() and not any(self.folder.iterdir()):
+        clear_leftovers(self.folder)
+        if not any(self.folder.iterdir()):
             self.folder.rmdir()
 
 

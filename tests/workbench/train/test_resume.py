@@ -316,6 +316,21 @@ def test_snapshots_hold_what_was_put_in_and_survive_damage(tmp_path: Path) -> No
         kept.save(2, {"a": {1}})
 
 
+def test_half_a_state_that_a_kill_left_goes_and_nothing_else(tmp_path: Path) -> None:
+    left, other = tmp_path / "s" / ".slim-a1b2c3.safetensors", tmp_path / "s" / "notes.txt"
+    left.parent.mkdir()
+    kept = Snapshots(left.parent, {})
+    for act in (lambda: kept.save(1, {"step": 1}), kept.clear):
+        left.touch()
+        other.touch()
+        act()
+        assert other.exists() and not left.exists()
+    other.unlink()
+    left.touch()
+    kept.clear()
+    assert not left.parent.exists()
+
+
 def test_other_settings_are_refused(digits: Dataset, tmp_path: Path) -> None:
     def run(optim: OptimConfig, batch_size: int = 64, **more: Any) -> None:
         data, snapshots = replace(digits, batch_size=batch_size), Snapshots(tmp_path, {}, resume=True)
