@@ -91,6 +91,14 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+class PlainConsole(Console):
+    """A console that shows text as it is: markup in it doesn't act, control characters are shown as escapes."""
+
+    def render_str(self, text: str, **kwargs: Any) -> Text:
+        shown = "\n".join(map(printable, text.split("\n")))
+        return super().render_str(shown, **{**kwargs, "markup": False, "emoji": False})
+
+
 class FittingTable(Table):
     """A rich table that leaves out columns where it has too little room: those in `drops`, the first one first.
 

@@ -1,16 +1,22 @@
 """Mistakes on the command line, in files and by signals: one line each, and earlier files as they were."""
 
+import json
 import os
 import signal
 import time
+import warnings
 from pathlib import Path
 
+import onnx
 import pytest
+from PIL import Image
 from workbench.commands import Command, call, contents
 
 import slim
+from slim.errors import SlimWarning
 from slim.workbench import config
 from slim.workbench.cli.command import ParsedCommand
+from slim.workbench.cli.errors import report_user_errors
 from slim.workbench.config import RunConfig
 from slim.workbench.run import Run, export_stage, finetune_stage, prune_stage, run_all
 
@@ -152,3 +158,26 @@ def test_a_network_without_batchnorm_or_hidden_channels_is_refused(
 def test_a_run_stays_in_its_folder(name: str) -> None:
     with pytest.raises(slim.SlimError, match="plain folder name"):
         config.updated(RunConfig(), {"name": name})
+
+
+EVIL = "\x1b[31mred\x07"
+
+
+def test_names_in_files_reach_the_terminal_as_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A class and an image that predict names, and a layer that a warning names."""
+    monkeypatch.chdir(tmp_path)
+    x = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["n", 1, 1, 2])
+    y = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["n", 2])
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Flatten", ["x"], ["y"])], "g", [x], [y])
+    model = onnx.helper.make_model(graph, ir_version=10, opset_imports=[onnx.helper.make_opsetid("", 20)])
+    facts = {"classes": [EVIL, "b"], "mean": [0.0], "std": [1.0], "input_shape": [1, 1, 2]}
+    onnx.helper.set_model_props(model, {f"slim.{key}": json.dumps(value) for key, value in facts.items()})
+    onnx.save(model, "x.onnx")
+    Image.new("L", (2, 1)).save(f"{EVIL}.png")
+    said = command("predict", "x.onnx", ".")
+    assert said == "\\x1b[31mred\\x07.png: \\x1b[31mred\\x07 (50.0%), b (50.0%)\n"
+    with warnings.catch_warnings(action="always"), report_user_errors("slim-prune"):
+        warnings.warn(SlimWarning(f"layer {EVIL} is odd"), stacklevel=1)
+    assert capsys.readouterr().err == "slim-prune: warning: layer \\x1b[31mred\\x07 is odd\n"

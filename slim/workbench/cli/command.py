@@ -68,9 +68,9 @@ class ParsedCommand:
     @property
     def console(self) -> "Console":
         """Return where the stages tell what they do: nowhere with --quiet, on stderr with --json, else on stdout."""
-        from rich.console import Console
+        from slim.tables import PlainConsole
 
-        return Console(stderr=self.arguments.json, quiet=self.arguments.quiet)
+        return PlainConsole(stderr=self.arguments.json, quiet=self.arguments.quiet)
 
     def run(self, settings: RunConfig, folder: Path | None = None) -> "Run":
         """Return the run in `folder`, by default the one that the settings name."""

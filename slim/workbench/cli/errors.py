@@ -65,7 +65,7 @@ def _warnings_of_one_line(program: str) -> Iterator[None]:
 
         def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
             if issubclass(category, SlimWarning):
-                _say(f"{program}: warning: {' '.join(str(message).split())}")
+                _say(f"{program}: warning: {one_line(str(message))}")
             else:
                 others(message, category, *where, **more)
 

@@ -36,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         from rich.progress import track
 
         from slim.deploy.onnx.predict import OnnxModel, find_images
+        from slim.tables import printable
 
         net = OnnxModel(arguments.model, arguments.provider, arguments.threads)
         images = find_images(arguments.images)
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 found = [{"label": label, "probability": share} for label, share in classes]
                 print(json.dumps({"image": str(image), "classes": found}, ensure_ascii=False))
             else:
-                print(f"{image}: " + ", ".join(f"{label} ({share:.1%})" for label, share in classes))
+                print(printable(f"{image}: " + ", ".join(f"{label} ({share:.1%})" for label, share in classes)))
         if unread:
             others = f" (and {len(unread) - NAMED} more)" if len(unread) > NAMED else ""
             raise SlimError("; ".join(map(str, unread[:NAMED])) + others)

@@ -39,7 +39,7 @@ def markdown(value: Any) -> str:
     if isinstance(value, Markup):
         return value
     text = tables.printable(str(value)).replace("&", "&amp;").replace("<", "&lt;")
-    return re.sub(r"([\\`*\[\]|#~])", r"\\\1", text)
+    return re.sub(r"([\\`*\[\]|#~]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", text)  # within a word, _ does nothing
 
 
 def code(value: Any) -> Markup:

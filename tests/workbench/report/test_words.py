@@ -1,5 +1,6 @@
 """Markdown, card and terminal say what the files say, and text from the outside stays text."""
 
+import io
 import re
 from pathlib import Path
 
@@ -9,9 +10,9 @@ from workbench.report.short_run import settings
 
 import slim
 from slim.prune.plan import PruningPlan
-from slim.tables import render
+from slim.tables import PlainConsole, render
 from slim.workbench import data
-from slim.workbench.report import card, markdown, page
+from slim.workbench.report import card, markdown, page, rendering
 from slim.workbench.report.collect import RunRecords
 from slim.workbench.report.columns import stage_name
 from slim.workbench.report.terminal import stage_table
@@ -43,6 +44,16 @@ def test_names_are_escaped_for_markdown() -> None:
 def test_names_are_escaped_for_the_terminal() -> None:
     text = render(stage_table({EVIL: {"accuracy": 0.5}}, f"[red]{EVIL}"), 200)
     assert "\\x1b[31m" in text and "\\x07" in text and "[red]" in text and not {"\x1b", "\x07"} & set(text)
+
+
+def test_a_console_shows_text_as_it_is() -> None:
+    out = io.StringIO()
+    PlainConsole(file=out, width=200).print(f"{EVIL} [red]x[/y] :smile:")
+    assert out.getvalue() == "a|b\\x1b[31m`c`\n# <b>[x](y)</b>\\x07 [red]x[/y] :smile:\n"
+
+
+def test_underscores_around_a_word_are_shown() -> None:
+    assert rendering.markdown("_a_ my_net __b__") == r"\_a\_ my_net \_\_b\_\_"
 
 
 def test_markdown_and_card_say_what_the_files_say(whole: Path, run: RunRecords) -> None:
