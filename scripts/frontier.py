@@ -28,7 +28,9 @@ learns from the unpruned network (--distill) is chosen in the same way: a teache
 and holds back those that overtake it, which after a short training many do.
 
 Trained networks are kept under --cache by the hash of all that they depend on, and every result is appended to a
-JSON-lines file as it comes. Stop it at any time, by --minutes, Ctrl-C or a kill: the next run goes on, within a
+JSON-lines file as it comes, with a digest of the channels that the method kept. --check prunes each trained network
+that is at hand once more: where other channels stay now than in a result, that result is stale, named, and measured
+anew. Stop it at any time, by --minutes, Ctrl-C or a kill: the next run goes on, within a
 training too. Recovery looks at --calibration images without labels; its fine-tuning sees as many fewer, in whole
 batches, and `images` of each result counts all.
 """
@@ -147,12 +149,20 @@ class Bench:
         """Where the cache keeps what follows from these facts."""
         return self.cache / f"{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}{ending}"
 
-    def trained(self, kind: str) -> nn.Module:
-        """The network that a method starts from: "slim", "paper", "tp" or "dense"."""
+    def facts(self, kind: str) -> list[Any]:
+        """All that a trained network follows from; the strength of its penalty is the seventh."""
         s = self.setting
         strength = {"slim": s.strength, "paper": s.paper_strength, "tp": s.tp_strength, "dense": 0.0}[kind]
-        facts = [s.data, s.arch, s.images, s.epochs, s.lr, s.batch_size, strength, kind, self.seed]
-        path, states = (self.file(*facts, ending=ending) for ending in (".safetensors", ".state"))
+        return [s.data, s.arch, s.images, s.epochs, s.lr, s.batch_size, strength, kind, self.seed]
+
+    def network(self, kind: str) -> Path:
+        """The file of a trained network, once it is there."""
+        return self.file(*self.facts(kind), ending=".safetensors")
+
+    def trained(self, kind: str) -> nn.Module:
+        """The network that a method starts from: "slim", "paper", "tp" or "dense"."""
+        s, facts, path = self.setting, self.facts(kind), self.network(kind)
+        strength, states = facts[6], self.file(*facts, ending=".state")
         if not path.exists():
             model = self.new()
             how = {
@@ -226,25 +236,61 @@ def by_torch_pruning(model: nn.Module, example: Tensor, keep: float, kind: str, 
 # -- methods -----------------------------------------------------------------------------------------------------------
 
 
+@dataclasses.dataclass
+class Thinned:
+    """A trained network, and the thin one that a method makes of it, by a plan if the method is slim's."""
+
+    whole: nn.Module
+    thin: nn.Module
+    plan: slim.PruningPlan | None = None
+
+    @property
+    def digest(self) -> str:
+        """Of the channels that are left: which, where a plan says so, and how many of each layer."""
+        shapes = {name: list(tensor.shape) for name, tensor in self.thin.state_dict().items()}
+        facts = [shapes, self.plan and self.plan.digest]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def kind_of(method: str) -> str:
+    """The training that a method starts from."""
+    return {"slim": "slim", "paper": "paper", "tp": "tp", "scratch": "slim"}.get(method, "dense")
+
+
+def thinned(bench: Bench, method: str, keep: float) -> Thinned:
+    """Prune the method's trained network to `keep` of the FLOPs."""
+    whole = bench.trained(kind_of(method))
+    if method in ("slim", "scratch"):
+        plan = slim.plan(whole, bench.example, slim.Flops(keep), score=slim.Residual(bench.images()))
+        return Thinned(whole, plan.apply(bench.new() if method == "scratch" else whole), plan)
+    if method == "paper":
+        plan = slim.plan(whole, bench.example, slim.Flops(keep), floor=0, mode="select")
+        return Thinned(whole, plan.apply(whole), plan)
+    return Thinned(whole, by_torch_pruning(whole, bench.example, keep, method, bench.seed))
+
+
+def are_stale(bench: Bench, results: Sequence[dict[str, Any]]) -> bool:
+    """Say whether these results, of one method and budget, are of other channels than would be kept now. Where the
+    trained network isn't at hand nobody knows: then they aren't."""
+    if not results or not bench.network(kind_of(results[0]["method"])).exists():
+        return False
+    digest = thinned(bench, results[0]["method"], results[0]["keep"]).digest
+    return any(result.get("digest") != digest for result in results)
+
+
 def results_of(bench: Bench, method: str, keep: float, ways: Sequence[Way]) -> Iterator[dict[str, Any]]:
     """Prune to `keep` of the FLOPs; then fine-tune in each of these ways, and measure."""
     s = bench.setting
-    whole = bench.trained({"slim": "slim", "paper": "paper", "tp": "tp", "scratch": "slim"}.get(method, "dense"))
+    made = thinned(bench, method, keep)
+    whole, thin = made.whole, made.thin
     extra = 0  # images that recovery looks at
-    pruned: dict[str, Any] = {"method": method, "keep": keep, "seed": bench.seed}
-    if method in ("slim", "scratch"):
+    pruned: dict[str, Any] = {"method": method, "keep": keep, "seed": bench.seed, "digest": made.digest}
+    if method == "slim" and made.plan is not None:
         images = bench.images()
-        plan = slim.plan(whole, bench.example, slim.Flops(keep), score=slim.Residual(images))
-        thin = plan.apply(bench.new() if method == "scratch" else whole)
-        if method == "slim":
-            extra = CALIBRATION_PASSES * len(images)
-            pruned["as_is"] = bench.accuracy(thin)
-            recovered = slim.recover(whole, thin, plan, images)
-            thin, pruned["recovery_seconds"] = recovered.model, recovered.seconds
-    elif method == "paper":
-        thin = slim.plan(whole, bench.example, slim.Flops(keep), floor=0, mode="select").apply(whole)
-    else:
-        thin = by_torch_pruning(whole, bench.example, keep, method, bench.seed)
+        extra = CALIBRATION_PASSES * len(images)
+        pruned["as_is"] = bench.accuracy(thin)
+        recovered = slim.recover(whole, thin, made.plan, images)
+        thin, pruned["recovery_seconds"] = recovered.model, recovered.seconds
     before, after = network_size(whole, bench.example), network_size(thin, bench.example)
     pruned |= {"flops": after.flops / before.flops, "params": after.params / before.params}
     seen = s.epochs * (len(bench.loaded.train) // s.batch_size) * s.batch_size
@@ -314,9 +360,10 @@ def tell(setting: Setting, results: list[dict[str, Any]], name: str) -> None:
                 values = [unit * r[key] for r in runs if r.get(key) is not None]
                 return mean_and_spread(values, digits) if values else ""
 
+            kept = ", ".join(r.get("digest", "unknown")[:7] for r in runs)
             row = [f"{keep:.0%}", NAMES[method], len(runs), shown("flops", digits=1), shown("params", digits=1)]
             row += [shown("unpruned"), shown("as_is"), shown("pruned"), shown("finetuned")]
-            rows.append([*row, shown("loss", digits=3, unit=1), f"{runs[0]['lr']:g}", f"{runs[0]['distill']:g}"])
+            rows.append([*row, shown("loss", digits=3, unit=1), f"{runs[0]['lr']:g}", f"{runs[0]['distill']:g}", kept])
     header = ["FLOPs asked %", "method", "seeds", "FLOPs %", "parameters %", "unpruned %"]
     header += [
         "pruned, before recovery %",
@@ -325,6 +372,7 @@ def tell(setting: Setting, results: list[dict[str, Any]], name: str) -> None:
         "cross entropy",
         "learning rate",
         "distillation",
+        "digests of what was kept",
     ]
     lines.append(f"# Accuracy against FLOPs: {setting.arch} on {setting.data}\n\n{ran_on('torch-pruning')}\n")
     lines.append(
@@ -367,8 +415,15 @@ def figures(setting: Setting, results: list[dict[str, Any]]) -> list[Any]:
 
 
 def logged(log: Path, facts: dict[str, Any]) -> list[dict[str, Any]]:
-    """The results of a setting that stand in the log."""
-    return [line["result"] for line in read_rows(log) if line["setting"] == facts]
+    """The results of a setting that stand in the log; of a method, budget and seed those of the channels that were kept
+    last."""
+    results = [line["result"] for line in read_rows(log) if line["setting"] == facts]
+    last = {place(r): r.get("digest") for r in results}
+    return [r for r in results if r.get("digest") == last[place(r)]]
+
+
+def place(result: dict[str, Any]) -> tuple[str, float, int]:
+    return result["method"], result["keep"], result["seed"]
 
 
 def main() -> None:
@@ -394,6 +449,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto", choices=get_args(Device))
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "slim-data" / "networks")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so long, in a training too")
+    parser.add_argument("--check", action="store_true", help="measure anew where other channels would be kept now")
     parser.add_argument("--name", help="of the results' files")
     args = parser.parse_args()
     if args.quick:
@@ -431,7 +487,11 @@ def main() -> None:
                         ways = list(itertools.product(args.finetune_lr, args.distill if method == "slim" else [0.0]))
                     else:
                         ways = [best[method, keep]]
-                    done = {way(r) for r in results if (r["method"], r["keep"], r["seed"]) == (method, keep, seed)}
+                    own = [r for r in results if place(r) == (method, keep, seed)]
+                    if args.check and are_stale(bench, own):
+                        print(f"stale: {method} at {keep:g}, seed {seed}, keeps other channels now", flush=True)
+                        results, own = [r for r in results if r not in own], []
+                    done = {way(r) for r in own}
                     missing = [some for some in ways if some not in done]
                     for result in results_of(bench, method, keep, missing) if missing else ():
                         results.append(result)

@@ -119,6 +119,21 @@ def test_the_script_goes_on_where_it_stopped(
     again = [json.loads(line)["result"] for line in log.read_text().splitlines()]
     assert trained == ["once"]
     assert [{**r, "seconds": 0} for r in again] == [{**r, "seconds": 0} for r in results]
+
+    other = again[-2] | {"digest": "0" * 12}  # of paper's second seed, as if it had kept other channels
+    kept = [other if r == again[-2] else r for r in again]
+    setting = json.loads(whole.splitlines()[0])["setting"]
+    log.write_text("".join(json.dumps({"setting": setting, "result": r}) + "\n" for r in kept))
+    trained.clear()
+    frontier.main()
+    assert not trained and "0000000" in next(tmp_path.glob("small-*.md")).read_text()
+    monkeypatch.setattr(sys, "argv", [*line, "--check"])
+    frontier.main()
+    assert trained == ["once"]
+    assert "stale: paper at 0.5, seed 1, keeps other channels now" in capsys.readouterr().out
+    last = json.loads(log.read_text().splitlines()[-1])["result"]
+    assert {**last, "seconds": 0} == {**again[-2], "seconds": 0}
+    assert "0000000" not in next(tmp_path.glob("small-*.md")).read_text()
     monkeypatch.setattr(sys, "argv", [*line, "--tuning-seeds", "0"])
     with pytest.raises(SystemExit):
         frontier.main()
