@@ -256,8 +256,9 @@ class SumOfProducts:
     def shares(self) -> Floats:
         """Return, for each group, its share of every product that it takes part in, added up."""
         whole = np.array(self.fixed, np.float64)
-        np.multiply.at(whole, self.term, np.diff(self.vectors.starts))
-        each = whole[self.term] / np.maximum(np.diff(self.vectors.starts), 1)
+        lengths = self.vectors.lengths[self.vectors.of]
+        np.multiply.at(whole, self.term, lengths)
+        each = np.bincount(self.vectors.of, whole[self.term] / np.maximum(lengths, 1), len(self.vectors.different))
         out = np.zeros(len(self.groups.root_of))
-        np.add.at(out, self.groups.root_of[self.vectors.all], np.repeat(each, np.diff(self.vectors.starts)))
+        np.add.at(out, self.groups.root_of[self.vectors.all], np.repeat(each, self.vectors.lengths))
         return np.maximum(out[self.groups.roots], 1e-12)

@@ -51,11 +51,10 @@ def _kinds(groups: Groups) -> dict[str, int]:
 def _cuts(groups: Groups, kept: Bools) -> dict[str, dict[int, list[int]]]:
     """Return what every parameter and buffer loses: name -> dimension -> indices."""
     cuts: dict[str, dict[int, list[int]]] = {}
-    known: dict[bytes, list[int]] = {}  # many tensors lose the same channels: one list for all of them
     places = ((name, dim) for name, dims in groups.traced.labels.items() for dim in dims)
     for (name, dim), pruned in zip(places, groups.vectors.where(~kept)):
-        if len(pruned):
-            cuts.setdefault(name, {})[dim] = known.setdefault(pruned.tobytes(), pruned.tolist())
+        if pruned:
+            cuts.setdefault(name, {})[dim] = pruned
     return cuts
 
 

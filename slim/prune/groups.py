@@ -1,6 +1,6 @@
 """The groups of a traced network: coupled channels, as arrays."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -22,25 +22,30 @@ def as_array(values: Any) -> Floats:
 
 
 class Vectors:
-    """Many vectors of labels as one array, to count in all of them at once."""
+    """Many vectors of labels, to count in all of them at once. Tensors of a layer share theirs: each is held once.
+
+    `of` has, for each vector that was given, its place among the `different` ones, which lie end to end in `all`.
+    """
 
     def __init__(self, vectors: Sequence[NDArray[np.int64]]) -> None:
-        self.starts = np.cumsum([0] + [len(v) for v in vectors])
-        self.all = np.concatenate([*vectors, np.zeros(0, np.int64)])
+        places: dict[int, int] = {}
+        self.of = np.array([places.setdefault(id(vector), len(places)) for vector in vectors], np.int64)
+        self.different = list({id(vector): vector for vector in vectors}.values())
+        self.lengths = np.array([len(vector) for vector in self.different], np.int64)
+        self.starts = np.r_[0, np.cumsum(self.lengths)]
+        self.all = np.concatenate([*self.different, np.zeros(0, np.int64)])
 
-    def __getitem__(self, index: int | np.integer[Any]) -> NDArray[np.int64]:
-        return self.all[self.starts[index] : self.starts[index + 1]]
-
-    def where(self, true: Bools) -> Iterator[NDArray[np.int64]]:
-        """Yield, for each vector, the places of the labels for which `true` (over all labels) holds."""
+    def where(self, true: Bools) -> list[list[int]]:
+        """Return, for each vector, the places of the labels for which `true` (over all labels) holds; one list for
+        those that are one."""
         found = np.flatnonzero(true[self.all])
-        ends = np.searchsorted(found, self.starts)
-        for start, low, high in zip(self.starts, ends, ends[1:]):
-            yield found[low:high] - start
+        parts = np.split(found, np.searchsorted(found, self.starts[1:-1]))
+        each: list[list[int]] = [(part - start).tolist() for part, start in zip(parts, self.starts)]
+        return [each[place] for place in self.of]
 
     def count(self, true: Bools) -> NDArray[np.int64]:
         """Return, for each vector, the number of labels for which `true` (over all labels) holds."""
-        return np.diff(np.r_[0, np.cumsum(true[self.all])][self.starts])
+        return np.diff(np.r_[0, np.cumsum(true[self.all])][self.starts])[self.of]
 
 
 class Groups:
@@ -52,10 +57,12 @@ class Groups:
     are interchangeable but for their score. `before` gives the layers' widths before earlier plans, if there were any.
 
     `model` is the network itself, for scores that look at its tensors, and `savings` what a group's removal saves of
-    the budget. `score` and `rank`, the place within the pattern from the best, are there after `rank_by`.
+    the budget. `score`, `place`, the one among all groups from the best, and `rank`, that within the pattern, are there
+    after `rank_by`.
     """
 
     score: Floats
+    place: NDArray[np.int64]
     rank: NDArray[np.int64]
     savings: Floats
 
@@ -123,10 +130,16 @@ class Groups:
     def rank_by(self, score: Floats) -> None:
         """Rank by `score`, one number for each group; equal ones by label, so that plans don't depend on luck."""
         self.score = score
-        order = np.lexsort((self.roots, -score, self.pattern))
+        self.place = np.empty(len(score), np.int64)
+        self.place[np.argsort(-score, kind="stable")] = np.arange(len(score))  # roots are in order
+        order = self._best_first(self.pattern, np.arange(len(score)))
         self.rank = np.empty(len(order), np.int64)
         starts = np.r_[0, np.cumsum(self.pattern_size)]
         self.rank[order] = np.arange(len(order)) - starts[self.pattern[order]]
+
+    def _best_first(self, kind: NDArray[np.int64], groups: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return an order of `groups` by kind, and in each kind from the best score to the lowest."""
+        return np.argsort(kind * len(self.place) + self.place[groups], kind="stable")
 
     def kept(self, pruned: Bools | None = None) -> Bools:
         """Return for every label of the trace whether it is kept when the `pruned` groups go (default: none)."""
@@ -140,11 +153,11 @@ class Groups:
         """Return the groups that stay whatever the budget: each layer's best, as many as `floors` says, and the best of
         `members`."""
         safe = self.frozen.copy()
-        order = np.lexsort((self.roots[self.member], -self.score[self.member], self.layer))
+        order = self._best_first(self.layer, self.member)
         place = np.arange(len(order)) - np.r_[0, np.cumsum(self.widths)][self.layer[order]]
         safe[self.member[order][place < np.asarray(floors)[self.layer[order]]]] = True
         for some in members:
-            safe[some[np.lexsort((self.roots[some], -self.score[some]))[:1]]] = True
+            safe[some[np.argsort(self.place[some])[:1]]] = True
         return safe
 
     def emptied(self, pruned: Bools) -> list[NDArray[np.int64]]:
@@ -152,7 +165,7 @@ class Groups:
         lost = np.full(len(self.traced.classes), -1)
         lost[self.roots[pruned]] = np.flatnonzero(pruned)
         found = {}
-        for index in np.flatnonzero(self.vectors.count(lost[self.root_of] < 0) == 0):
-            groups = lost[self.root_of[self.vectors[index]]]
+        for place in dict.fromkeys(self.vectors.of[self.vectors.count(lost[self.root_of] < 0) == 0]):
+            groups = lost[self.root_of[self.vectors.different[place]]]
             found[groups.tobytes()] = groups
         return list(found.values())

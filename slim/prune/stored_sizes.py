@@ -119,9 +119,9 @@ class Widths:
     def __init__(self, traced: Trace) -> None:
         self._traced = traced
         self._levels = _levels(traced.state.modules)
-        numbers = {number for size in traced.sizes.values() for number in _numbers(size)}
+        numbers = {number for size in traced.sizes.values() for number in _numbers(size) if number > 1}
         self._places: dict[int, list[tuple[str, nn.Module, str, int]]] = {}  # width -> where layers have it
-        for prefix, module in traced.state.modules:
+        for prefix, module in traced.state.modules if numbers else ():
             for place, width in _widths(module):
                 if width in numbers:
                     self._places.setdefault(width, []).append((prefix, module, *place))
@@ -129,10 +129,12 @@ class Widths:
     def changed(self, cuts: Cuts, kept: Bools, others: Set[str]) -> dict[str, StoredSize]:
         """Return what becomes of the sizes that modules keep, other than `others`, now that the network is thin: of
         those that change, and where it is clear."""
-        parts: LabelledDims = []
-        for name, dims in cuts.items():
+        parts: dict[int, LabelledDims] = {}  # by their lengths
+        for name, dims in cuts.items() if self._places else ():
             prefix = name[: name.rfind(".") + 1]
-            parts += [(prefix, self._traced.labels[name][dim]) for dim in dims if prefix in self._levels]
+            for dim in dims if prefix in self._levels else ():
+                labels = self._traced.labels[name][dim]
+                parts.setdefault(len(labels), []).append((prefix, labels))
         found: dict[str, StoredSize] = {}
         for name, size in self._traced.sizes.items():
             if name in others:
@@ -146,7 +148,7 @@ class Widths:
                     found[name] = after
         return found
 
-    def _after(self, prefix: str, number: int, parts: "LabelledDims", kept: Bools) -> int | None:
+    def _after(self, prefix: str, number: int, parts: dict[int, "LabelledDims"], kept: Bools) -> int | None:
         """Return the one thing that this number becomes where layers as near to the module as can be have such a
         width, or such parts that are pruned alike."""
         if number < 2:  # no width
@@ -155,11 +157,12 @@ class Widths:
         for owner, module, place, index in self._places.get(number, ()):
             if owner.startswith(prefix):
                 found.setdefault(self._levels[owner], set()).add(_width(module, place, index))
-        for owner, labels in parts:
-            if len(labels) > number and len(labels) % number == 0 and owner.startswith(prefix):
-                roots = self._traced.classes.roots(labels).reshape(-1, number)
-                if (roots == roots[0]).all():
-                    found.setdefault(self._levels[owner], set()).add(int(kept[labels[:number]].sum()))
+        for length in parts:
+            for owner, labels in parts[length] if length > number and length % number == 0 else ():
+                if owner.startswith(prefix):
+                    roots = self._traced.classes.roots(labels).reshape(-1, number)
+                    if (roots == roots[0]).all():
+                        found.setdefault(self._levels[owner], set()).add(int(kept[labels[:number]].sum()))
         readings = found[min(found)] if found else set()
         return next(iter(readings)) if len(readings) == 1 else None
 

@@ -21,7 +21,7 @@ from slim.trace.codes import Bools, Codes, is_blank, label, mark_step, name_of, 
 from slim.trace.constants import same
 from slim.trace.copy import clone
 from slim.trace.labeller import Executed, Mismatch, Reading
-from slim.trace.op import Op, Operator, tensors_in
+from slim.trace.op import Op, Operator, tensors_of
 from slim.trace.repeat import Known, ThinCodes
 from slim.trace.state import restored
 from slim.trace.tracer import ForwardPass, Trace, Tracer, mark_steps, run_once, shapes_of
@@ -116,7 +116,7 @@ class Follower(Tracer):
         before = self.run_before.executed[self.at - 1].made
         if not any(codes for _, codes in before) and not op.labelled:
             return  # new memory, say, whose codes are those of what is written to it
-        if any(is_blank(tensor) for tensor in tensors_in((result,))):
+        if any(is_blank(tensor) for tensor in tensors_of(result)):
             return
         fits = [tuple(now) == tuple(self._thin.shape(*whole)) for (now, _), whole in zip(executed.made, before)]
         told = [number == 0 or bool(codes) for number, (_, codes) in enumerate(before)]  # statistics are not

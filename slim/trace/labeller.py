@@ -56,7 +56,7 @@ class Producer:
         return self.kind.endswith("Norm")
 
 
-@dataclass
+@dataclass(slots=True)
 class Executed:
     """One operator of a run: what it was, the numbers that it was given (see `constants`), the codes of what it took,
     and the sizes that it was given for what follows channels (the size, and the labels that it counts).
@@ -216,8 +216,9 @@ class Labeller:
 
     def meet(self, tensor: Tensor) -> None:
         """Do what was put off until something reads the tensor."""
-        for codes, why in tensor.__dict__.pop("_deferred", ()):
-            self.freeze(codes, why)
+        if "_deferred" in tensor.__dict__:
+            for codes, why in tensor.__dict__.pop("_deferred"):
+                self.freeze(codes, why)
 
     def mix(self, codes: Codes, why: str) -> None:
         """Note that a layer mixes these channels: one that isn't zero when its class is masked can't go."""

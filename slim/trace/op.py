@@ -207,6 +207,11 @@ class Op:
         return self.labeller.decide(choice, options)
 
 
+def tensors_of(result: Any) -> list[Tensor]:
+    """Return the tensors that an operator gave."""
+    return [result] if isinstance(result, Tensor) else tensors_in((result,))
+
+
 def tensors_in(args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> list[Tensor]:
     """Return the tensors among an operator's arguments, in order (they nest no deeper than a list)."""
     found = []

@@ -24,7 +24,7 @@ _REPEATED = {
     *("hardswish", "hardswish_", "add", "add_", "mul", "mul_", "sigmoid", "sigmoid_", "hardsigmoid", "hardsigmoid_"),
     *("leaky_relu", "leaky_relu_", "sub", "sub_", "relu6", "tanh", "elu", "elu_", "mish", "softplus"),
 }
-_NOTES = ("_deferred", "_unset", "_source")  # what a result may carry that isn't repeated here
+_NOTES = frozenset({"_deferred", "_unset", "_source"})  # what a result may carry that isn't repeated here
 
 
 @dataclass(slots=True)
@@ -47,10 +47,9 @@ class Known:
             return None
         several = isinstance(result, (tuple, list))
         tensors = result if several else (result,)
-        if not all(
-            isinstance(t, Tensor) and t.is_meta and not any(note in t.__dict__ for note in _NOTES) for t in tensors
-        ):
-            return None
+        for tensor in tensors:
+            if not (isinstance(tensor, Tensor) and tensor.is_meta and _NOTES.isdisjoint(tensor.__dict__)):
+                return None
         given = [(t.shape, codes_on(t)) for t in op.tensors]
         made = [(t.shape, codes_on(t), t.dtype, fresh_from(t)) for t in tensors]
         return cls(sources, arguments(op.name, op.args), given, made, op.in_place, several)

@@ -40,7 +40,7 @@ from slim.trace.constants import constants_of, mark_result
 from slim.trace.copy import Modules, Tensors, all_tensors, clone, named_modules, named_tensors, unwrapped
 from slim.trace.labeller import INDEXED, Ambiguous, Executed, Labeller, Producer, Product
 from slim.trace.meta import META
-from slim.trace.op import Op, tensors_in
+from slim.trace.op import Op, tensors_of
 from slim.trace.outputs import find_tensors, output_tensors
 from slim.trace.recurrence import OneStep
 from slim.trace.repeat import Known, sources_of
@@ -278,7 +278,7 @@ class Tracer(Labeller, TorchDispatchMode):
         mark_result(op, result, constant=constants is None, meta=self.meta)
         self._note_bare(op, result)
         executed.decided, executed.place = len(self.decisions), self.place
-        executed.made = [(_lasting_shape(t), codes_on(t)) for t in tensors_in((result,))]
+        executed.made = [(_lasting_shape(t), codes_on(t)) for t in tensors_of(result)]
         if self.meta and constants is not None:
             self.remember(executed, op, sources, result)
         self.compare(executed, op, result)

@@ -28,6 +28,7 @@ SETTINGS = config.updated(
         "finetune": {"epochs": 1},
         "prune": {"ratio": 0.4},
         "sparsity": {"strength": 0.02},
+        "report": {"page": False},
     },
 )
 FOLDERS = [Path("checkpoints/several", name) for name in ("pass-1", "pass-2", ".")]

@@ -198,7 +198,12 @@ class Best:
 def reseed(seed: int, step: int, rank: int) -> None:
     """Set torch's generators for one step of one process. The state of random generators then follows from the
     number of the step, and needs no saving."""
-    torch.manual_seed(mixed(seed, step, rank, 1))
+    value = mixed(seed, step, rank, 1)
+    torch.default_generator.manual_seed(value)  # torch.manual_seed writes a stack trace for each absent device, and
+    if torch.cuda.is_initialized():  # keeps it: milliseconds in each step
+        torch.cuda.manual_seed_all(value)
+    elif torch.backends.mps.is_available():
+        torch.mps.manual_seed(value)
 
 
 def mixed(*numbers: int) -> int:
