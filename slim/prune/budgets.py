@@ -205,17 +205,19 @@ class Costs:
     @cached_property
     def channels(self) -> "SumOfProducts":
         """Return prunable channels."""
-        return SumOfProducts(self.groups, [(1, [labels]) for labels in self.groups.labels.values()])
+        layers = self.groups.labels.items()
+        return SumOfProducts(self.groups, [(1, [labels, *self.traced.switch(name)]) for name, labels in layers])
 
     @cached_property
     def params(self) -> "SumOfProducts":
         """Return parameters."""
-        return SumOfProducts(self.groups, [(1, self._dims(name)) for name in self.traced.parameters])
+        sizes = [(1, [*self._dims(name), *self.traced.switch(name)]) for name in self.traced.parameters]
+        return SumOfProducts(self.groups, sizes)
 
     @cached_property
     def flops(self) -> "SumOfProducts":
         """Return FLOPs of the convolutions and matrix products of one forward pass: multiply-adds × 2."""
-        products = [(2 * product.positions, product.dims) for product in self.traced.products]
+        products = [(2 * p.positions, [*p.dims, *self.traced.switch(p.layer)]) for p in self.traced.products]
         return SumOfProducts(self.groups, products)
 
     def shape(self, name: str, kept: Bools) -> tuple[int, ...]:

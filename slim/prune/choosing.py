@@ -148,7 +148,7 @@ def by_cost(choice: Candidates, model: CostModel, by_flops: bool, known: Orders)
     value = choice.scores if by_flops else choice.scores * groups.size
     values = np.split(value[best_first], np.cumsum(groups.pattern_size)[:-1])
     worth = [np.r_[0.0, np.cumsum(each)] for each in values]
-    least = np.where(fixed >= 0, start, choice.least)
+    least = np.where(fixed >= 0, start, np.maximum(choice.least, groups.least))
     inputs = (groups.roots, groups.pattern, value[best_first], start, least, np.array(by_flops))
     decides = b"".join(each.tobytes() for each in inputs)
     if decides not in known:

@@ -85,6 +85,7 @@ class Groups:
         self.roots, self.member = np.unique(classes.roots(labels), return_inverse=True)
         self.size = np.bincount(self.member)
         self.savings = self.size.astype(np.float64)
+        self.blocks = slice(len(self.roots), len(self.roots))  # those of the groups that are residual branches
         self.frozen = classes.frozen(self.roots)
         salt = np.random.default_rng(0).integers(1, 2**62, len(self.names))
         signature = np.zeros(len(self.roots), np.int64)
@@ -140,6 +141,25 @@ class Groups:
     def _best_first(self, kind: NDArray[np.int64], groups: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return an order of `groups` by kind, and in each kind from the best score to the lowest."""
         return np.argsort(kind * len(self.place) + self.place[groups], kind="stable")
+
+    def add_blocks(self, labels: Sequence[int], score: Floats) -> None:
+        """Add groups that are residual branches as a whole, once the others are ranked: each is a pattern of its own,
+        of which nothing need stay but where its score is infinite. `labels` stand for them."""
+        ones = np.ones(len(labels), np.int64)
+        self.blocks = slice(len(self.roots), len(self.roots) + len(ones))
+        self.pattern = np.r_[self.pattern, len(self.pattern_size) + np.arange(len(ones))]
+        self.pattern_size, self.multiple = np.r_[self.pattern_size, ones], np.r_[self.multiple, ones]
+        self.pattern_size_before = np.r_[self.pattern_size_before, ones]
+        self.roots, self.size = np.r_[self.roots, labels], np.r_[self.size, ones]
+        self.frozen, self.rank = np.r_[self.frozen, np.isinf(score)], np.r_[self.rank, 0 * ones]
+        self.score = np.r_[self.score, np.where(np.isinf(score), self.score.max(), score)]
+
+    @property
+    def least(self) -> NDArray[np.int64]:
+        """Return how many groups of each pattern stay in any case: one, but of blocks none."""
+        least = np.ones(len(self.pattern_size), np.int64)
+        least[self.pattern[self.blocks]] = 0
+        return least
 
     def kept(self, pruned: Bools | None = None) -> Bools:
         """Return for every label of the trace whether it is kept when the `pruned` groups go (default: none)."""

@@ -29,7 +29,8 @@ WAYS = 8
 class CostPart:
     """One operator of a cost model: its `cost` over the channels that it `reads` and `makes` (a number, or labels).
 
-    The cost climbs in steps of `widths` channels along the two; `flops` is what the operator computes for them.
+    The cost climbs in steps of `widths` channels along the two; `flops` is what the operator computes for them. Without
+    the label `switch`, where it has one, it isn't there.
     """
 
     reads: int | Ints
@@ -37,6 +38,7 @@ class CostPart:
     widths: tuple[int, int]
     cost: CostSurface
     flops: CostSurface
+    switch: int | None = None
 
 
 class CostModel(Protocol):
@@ -71,17 +73,24 @@ class Extent:
 
 @dataclass
 class Term:
-    """A part of the cost: `surface` over the numbers of channels read and made; and the FLOPs that it pays for."""
+    """A part of the cost: `surface` over the numbers of channels read and made; and the FLOPs that it pays for. It is
+    there for as long as the item `switch` is, which has one group."""
 
     surface: CostSurface
     reads: Extent
     makes: Extent
     flops: CostSurface | None = None
+    switch: int | None = None
 
     @property
     def items(self) -> set[int]:
         """Return the items that it depends on."""
-        return self.reads.by_item.keys() | self.makes.by_item.keys()
+        sizes = self.reads.by_item.keys() | self.makes.by_item.keys()
+        return sizes if self.switch is None else sizes | {self.switch}
+
+    def on(self, keep: Ints, item: int, counts: Ints) -> Ints | int:
+        """Return 1 where it is there, 0 where it isn't, for `keep` groups of each item, but `counts` of `item`."""
+        return 1 if self.switch is None else counts if item == self.switch else int(keep[self.switch])
 
 
 def by_value_for_cost(
@@ -153,9 +162,10 @@ class Prices:
     def _measure(self, item: int, number: int) -> None:
         term, row, counts = self.terms[number], self.touching[item].index(number), self.stops[item]
         sizes = term.reads.at(self.keep, item, counts), term.makes.at(self.keep, item, counts)
-        self.costs[item][row] = term.surface(*sizes)
+        there = term.on(self.keep, item, counts)
+        self.costs[item][row] = term.surface(*sizes) * there
         if self.by_flops and term.flops:
-            self.flops[item][row] = term.flops(*sizes)
+            self.flops[item][row] = term.flops(*sizes) * there
 
     def of(self, item: int) -> tuple[float, float] | None:
         """Return the least value lost for the cost saved over the stops ahead, and the value of a group of the next;
@@ -184,8 +194,8 @@ class Prices:
 
 
 def _stops(now: int, least: int, step: int) -> Ints:
-    """Return the numbers below `now` at which an item may stop, highest first; never none."""
-    last = -(-max(least, 1) // step) * step
+    """Return the numbers below `now` at which an item may stop, highest first."""
+    last = -(-least // step) * step
     return np.arange((now - 1) // step * step, last - 1, -step)
 
 
@@ -303,5 +313,6 @@ def terms_of(model: CostModel, classes: Classes, roots: Ints, item: Ints, size: 
     terms = []
     for part in model.parts():
         reads, makes = (extent(*each) for each in zip((part.reads, part.makes), part.widths))
-        terms.append(Term(part.cost, reads, makes, part.flops))
+        switch = None if part.switch is None else group_of[part.switch]
+        terms.append(Term(part.cost, reads, makes, part.flops, switch if switch is None else int(item[switch])))
     return terms, steps.tolist()

@@ -42,6 +42,8 @@ class PruningPlan(Shown):
     as tensor name -> dimension -> indices. (`cuts` names tensors in plain attributes of modules, too; `shapes` doesn't,
     for a model that never ran may lack them.) `selects` are the BatchNorms that choose their own channels of a shared
     stream (mode "select"). `sizes` are the new values of sizes that modules keep: "module.attribute" -> number or list.
+    `blocks` are the residual branches that go as a whole: name -> module that is emptied -> the dimension of its
+    channels, and how many it still gives, all zero, to forward code around it.
     `kinds` says by what kinds of layers the channels that count are made: kind -> number.
     `totals` holds (before, after) of channels, params and flops. `frozen` says what couldn't be touched: reason ->
     layer -> number of channels. `shortfall` is empty where the request was met to within a point, else one line on what
@@ -58,6 +60,7 @@ class PruningPlan(Shown):
     masks: dict[str, dict[int, list[int]]] = field(default_factory=dict)
     kinds: dict[str, int] = field(default_factory=dict)
     selects: list[str] = field(default_factory=list)
+    blocks: dict[str, dict[str, list[int]]] = field(default_factory=dict)
     sizes: dict[str, Any] = field(default_factory=dict)
     totals: dict[str, tuple[int, int]] = field(default_factory=dict)
     layers: list[PlannedLayer] = field(default_factory=list)
@@ -86,7 +89,8 @@ class PruningPlan(Shown):
         for bn in self.selects:
             gone = set(self.removed.get(bn, []))
             chosen[bn] = [i for i in range(self.shapes[f"{bn}.weight"][0]) if i not in gone]
-        return Change(self.cuts, self.sizes, chosen, self.cuts.keys() - self.shapes.keys())
+        emptied = {name: made for modules in self.blocks.values() for name, made in modules.items()}
+        return Change(self.cuts, self.sizes, chosen, self.cuts.keys() - self.shapes.keys(), emptied)
 
     def prune_optimizer(self, optimizer: torch.optim.Optimizer, model: nn.Module, thin: nn.Module) -> None:
         """Hand an optimizer of `model` over to `thin`, in place: its parameters become the thinner ones, and what it
@@ -135,6 +139,7 @@ class PruningPlan(Shown):
             "shapes": self.shapes,
             "selects": self.selects,
             "sizes": self.sizes,
+            **({"blocks": self.blocks} if self.blocks else {}),
             "layers": [asdict(layer) for layer in self.layers],
             "frozen": self.frozen,
             "shortfall": self.shortfall,
@@ -160,6 +165,7 @@ class PruningPlan(Shown):
             masks={name: {int(k): indices[i] for k, i in mask.items()} for name, mask in masks.items()},
             kinds=dict(d.get("kinds", {"BatchNorm": d["totals"]["channels"][0]})),
             selects=list(d["selects"]),
+            blocks={name: dict(modules) for name, modules in d.get("blocks", {}).items()},
             sizes=dict(d["sizes"]),
             totals={k: (int(v[0]), int(v[1])) for k, v in d["totals"].items()},
             layers=[PlannedLayer(**layer) for layer in d["layers"]],
@@ -222,6 +228,8 @@ class PruningPlan(Shown):
         said = []
         for kind, (before, after) in self.totals.items():
             said.append(f"{kind} {before:,} → {after:,} ({1 - after / max(before, 1):.1%} fewer)")
+        if self.blocks:
+            said.append(f"{len(self.blocks)} whole block{'s' * (len(self.blocks) > 1)} go: {', '.join(self.blocks)}")
         if self.rounding:
             said.append(self.rounding)
         for each in self.timing.get("settings", [self.timing] if self.timing else []):

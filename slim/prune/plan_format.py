@@ -113,6 +113,10 @@ def _are_places(value: Any) -> bool:
     )
 
 
+def _are_blocks(value: Any) -> bool:
+    return _to(_to(lambda made: _list_of(_is_count)(made) and len(made) == 2))(value)
+
+
 def _is_timing(value: Any) -> bool:
     if not isinstance(value, dict) or not value:
         return value == {}
@@ -133,6 +137,7 @@ _SCHEMA: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "shapes": ("shapes by tensor", _to(_list_of(_is_count))),
     "selects": ("names of layers", _list_of(_is_text)),
     "sizes": ("numbers by the name of what keeps them", _to(_is_size)),
+    "blocks": ("blocks with modules, each with a dimension and a number of channels", _are_blocks),
     "layers": ("layers with name, before, after, floor and frozen", _list_of(_is_layer)),
     "frozen": ("numbers of channels by reason and layer", _to(_to(_is_count))),
     "shortfall": ("text", _is_text),
@@ -140,7 +145,7 @@ _SCHEMA: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "rounding": ("text", _is_text),
     "timing": ("runtime, original_ms, ms and share, and other numbers by name", _is_timing),
 }
-_OPTIONAL = {"masks", "kinds", "ranked_by", "rounding", "timing"}  # older plans have none
+_OPTIONAL = {"blocks", "masks", "kinds", "ranked_by", "rounding", "timing"}  # older plans have none
 
 
 def _check_indices(lists: list[list[int]]) -> None:

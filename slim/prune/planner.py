@@ -17,6 +17,7 @@ from torch import nn
 
 from slim.errors import SlimError
 from slim.prune.auto import Auto, choose_score
+from slim.prune.blocks import ScoresBlocks, add_to, removable, without
 from slim.prune.budgets import BoundBudget, Budget, Chosen, Costs, Ratio
 from slim.prune.choosing import Candidates, Orders, by_cost, by_threshold, fixed_sizes, matching
 from slim.prune.draft import draft, nothing_to_prune
@@ -45,6 +46,7 @@ def plan(
     round_to: int | MeasuresCost | None = None,
     keep: str | Sequence[str] = (),
     layer_ratios: Mapping[str, float] | None = None,
+    blocks: bool = False,
     after: Sequence[PruningPlan] = (),
 ) -> PruningPlan:
     """Plan which channels of `model` to remove. The model is left as it is.
@@ -69,18 +71,17 @@ def plan(
     go by the importance that is lost for the time saved there, in whole steps of what numbers of channels cost. Under a
     budget of FLOPs, importance counts times the FLOPs, so that time shrinks as they do.
     `keep`: shell pattern of layers to leave whole, or several. `layer_ratios`: pattern -> share to remove there.
+    `blocks`: whole residual blocks go, too, where that loses less for what it saves; by `slim.Residual(images)` alone.
     `after`: the plans that made `model`, in the order of their use. The budget and the floors then count from the
     network before them all, so that several small steps end where one large step would; the plan is empty where they
     have met the budget.
 
-    Warns where channels are ranked by γ that no penalty has acted on. Raises SlimError for a value out of range, a
-    model without BatchNorm, or a request that can remove nothing.
+    Warns where γ rank that no penalty has acted on. Raises SlimError for values out of range, or where nothing can go.
     """
     budget = _one_budget(budget, ratio)
-    for name, choice, choices in (("mode", mode, ("couple", "select")), ("grouped", grouped, ("within", "whole"))):
-        if choice not in choices:
-            raise SlimError(f"unknown {name} {choice!r}: expected one of {', '.join(choices)}")
-    rules = Rules.of(floor, scope, round_to, keep, layer_ratios)
+    _check_choice("mode", mode, ("couple", "select"))
+    _check_choice("grouped", grouped, ("within", "whole"))
+    rules = Rules.of(floor, scope, round_to, keep, layer_ratios, blocks)
     if after and layer_ratios:
         raise SlimError("layer_ratios can't be planned after other plans: expected a budget alone")
     traced = trace(model, example_inputs, select=mode == "select", whole_groups=grouped == "whole")
@@ -91,6 +92,11 @@ def plan(
     made = budget.meet(planner)
     made.ranked_by = ranked_by
     return made
+
+
+def _check_choice(name: str, choice: str, choices: Sequence[str]) -> None:
+    if choice not in choices:
+        raise SlimError(f"unknown {name} {choice!r}: expected one of {', '.join(choices)}")
 
 
 def _one_budget(budget: Any, ratio: float | None) -> Budget:
@@ -135,6 +141,7 @@ class Planner:
         self._orders: Orders = {}
         self.cost_model = None
         self._scored: tuple[NDArray[np.int64], Floats] | None = None
+        self._missed: Sequence[float] | None = None  # without each of the branches
 
     @property
     def cost_model(self) -> CostModel | None:
@@ -149,6 +156,7 @@ class Planner:
     def _use(self, traced: Trace) -> None:
         """Plan from this trace from now on."""
         self.traced, self.sizes = traced, StoredSizes(traced)
+        self.branches = removable(traced, self.rules, self.score) if self.rules.blocks else []
         for pattern in self.rules.keep:
             for name in matching(list(traced.made), pattern, "keep"):
                 traced.classes.freeze(traced.made[name].labels, KEPT)
@@ -163,6 +171,7 @@ class Planner:
             made, chosen, kept = self._attempt(budget)
             misfit = self.sizes.follow(made, kept)
             if misfit is None:
+                without(made, self.traced, [branch for branch in self.branches if not kept[branch.label]], kept)
                 return made, chosen
             reason = misfit.reason
             if self.traced.add_inference():  # the two modes run different code: both have their say
@@ -185,6 +194,7 @@ class Planner:
         costs = Costs(groups, self.totals)
         groups.savings = budget.savings(costs)
         groups.rank_by(self._scores(groups))
+        self._add_blocks(groups, costs, budget)
         bound = budget.bind(costs)
         safe, chosen = self._choose(groups, budget, bound)
         if not chosen.pruned.any() and not self.after and bound.limit < bound.whole:
@@ -192,6 +202,15 @@ class Planner:
             raise nothing_to_prune(groups, budget, safe, no_steps)
         made = draft(costs, budget, bound, chosen, safe, self.rules.rounding(groups))
         return made, chosen, groups.kept(chosen.pruned)
+
+    def _add_blocks(self, groups: Groups, costs: Costs, budget: Budget) -> None:
+        """Let whole blocks go as channel groups do, at what is missed without them for what that saves."""
+        if not self.branches:
+            return
+        if self._missed is None:
+            assert isinstance(self.score, ScoresBlocks)
+            self._missed = self.score.missed_without(groups, self.branches)
+        add_to(groups, self.branches, self._missed, lambda: budget.savings(costs))
 
     def _choose(self, groups: Groups, budget: Budget, bound: BoundBudget) -> tuple[Bools, Chosen]:
         """Return the groups that stay in any case, and those chosen to go, so that no part of a layer runs empty."""

@@ -4,7 +4,7 @@ Every parameter and buffer is copied once, without its removed channels; the mod
 are, and the sizes that they store follow. The original is not touched.
 """
 
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +17,7 @@ from slim.errors import SlimError
 from slim.trace.attention import run_headwise
 from slim.trace.codes import NUMBERED
 from slim.trace.copy import all_tensors, clone, detached, named_modules
+from slim.trace.emptied import empty
 
 Cuts = Mapping[str, Mapping[int, list[int]]]  # tensor name -> dimension -> removed indices
 
@@ -99,13 +100,15 @@ class Change:
 
     `cuts` names what each tensor loses along each dimension; `sizes` are new values of attributes
     ("module.attribute") that modules keep; `selects` gives for BatchNorms that read a shared stream the channels
-    of it that they choose; what is `optional` among the cuts is left out where the model has no such tensor.
+    of it that they choose; what is `optional` among the cuts is left out where the model has no such tensor. `emptied`
+    modules compute nothing any more: module -> dimension and number of the channels that they give (see `Emptied`).
     """
 
     cuts: Cuts
     sizes: Mapping[str, Any] = field(default_factory=dict)
     selects: Mapping[str, list[int]] = field(default_factory=dict)
     optional: Set[str] = frozenset()
+    emptied: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
 def rebuild(model: nn.Module, change: Change) -> nn.Module:
@@ -132,7 +135,8 @@ def rebuild(model: nn.Module, change: Change) -> nn.Module:
         if not cut:
             return detached(tensor)
         data = thin_tensor(tensor, cut, known)
-        return nn.Parameter(data, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else data
+        trained = tensor.requires_grad and data.numel() > 0  # of a block that is gone there is nothing to train
+        return nn.Parameter(data, requires_grad=trained) if isinstance(tensor, nn.Parameter) else data
 
     thin = clone(model, thinner, thinner)
     modules = dict(named_modules(thin))
@@ -197,6 +201,10 @@ def _adjust(modules: Mapping[str, nn.Module], change: Change) -> None:
         bn.__class__ = selecting(type(bn))
         device = next(bn.parameters()).device
         bn.register_buffer("select", torch.tensor(index, dtype=torch.int64, device=device))
+    for name, (dim, channels) in change.emptied.items():
+        if (module := modules.get(f"{name}.")) is None:
+            raise SlimError(f"the plan doesn't fit this model: it has no module {name!r}")
+        empty(module, dim, channels)
 
 
 @torch.no_grad()

@@ -14,19 +14,17 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from slim.prune.calibration import drawn, part, running
 from slim.prune.groups import Groups
-from slim.trace.intercept import TRANSPOSED, Intercept, LayerCall, evaluating
-from slim.trace.tracer import Trace, call
+from slim.prune.reading import RIDGE, ChannelsRead, labels_read, readings, run_on
+from slim.prune.residual_blocks import missed_without
+from slim.trace.branches import Branch
+from slim.trace.intercept import LayerCall
+from slim.trace.tracer import Trace
 
-PLACES = 16_384  # pixels of all images that second moments are taken over
 GATHERED = 64  # removals that are applied to matrices together: one product of matrices, not many of vectors
-RIDGE = 1e-4  # of the mean variance: what regression may rely on
 
 Floats = NDArray[np.float64]
 
@@ -97,6 +95,10 @@ class Residual:
         worst = 2 * float(climbing[-1]) + 1.0  # of frozen groups
         return np.array([score.get(root, worst) for root in groups.roots.tolist()])
 
+    def missed_without(self, groups: Groups, branches: Sequence[Branch]) -> list[float]:
+        """Return what the layers that read the stream after each of these branches miss without it."""
+        return missed_without(groups.model, groups.traced, branches, self.images)
+
 
 def _cheapest_first(
     readers: Sequence[ReadingGroup], free: NDArray[np.int64], savings: Floats
@@ -133,59 +135,18 @@ def _readers(model: nn.Module, traced: Trace, images: Any) -> list[ReadingGroup]
     found: dict[str, list[ReadingGroup]] = {}
 
     def visit(layer: LayerCall) -> Tensor:
-        dim = 0 if layer.func in TRANSPOSED else 1
-        labels = traced.labels.get(layer.name, {}).get(dim) if layer.kind == "product" else None
+        labels = labels_read(layer, traced)
         if labels is not None and layer.name not in found and not traced.classes.frozen(labels).all():
-            found[layer.name] = _split(layer, traced.classes.roots(labels))
+            found[layer.name] = [_prepared(each) for each in readings(layer, traced.classes.roots(labels))]
         return layer.run()
 
-    device = next(model.parameters()).device
-    images = part(drawn(images, 1, "scores")[0], slice(None), device)
-    with running("the network"), evaluating(model), Intercept(model, visit):
-        call(model, images)
+    run_on(model, images, visit)
     return [reader for readers in found.values() for reader in readers]
 
 
-def _places(labels: NDArray[np.int64]) -> int:
-    """Return how many features of a linear layer each channel of the map before it fills, where it reads a flattened
-    map: then it is a convolution whose kernel is as large as the map. 1 where it doesn't."""
-    ends = np.flatnonzero(np.diff(labels))
-    size = int(ends[0]) + 1 if len(ends) else 1
-    even = len(labels) % size == 0 and (labels.reshape(-1, size) == labels[::size, None]).all()
-    return size if even else 1
-
-
-def _split(layer: LayerCall, labels: NDArray[np.int64]) -> list[ReadingGroup]:
-    """Return a layer's groups. A depthwise layer reads each channel alone and passes it on: it has none."""
-    x, weight = layer.input, layer.arguments["weight"].detach()
-    groups = layer.arguments.get("groups", 1)
-    if groups > 1 and groups == x.shape[1]:
-        return []
-    rows = x.reshape(-1, x.shape[-1]) if layer.func is F.linear else x.movedim(1, -1).reshape(-1, x.shape[1])
-    places = _places(labels) if layer.func is F.linear else 1
-    if places > 1:
-        rows = rows.unflatten(1, (-1, places)).movedim(1, -1).flatten(0, 1)
-        weight = weight.unflatten(1, (-1, places))
-        labels = labels[::places]
-    if len(rows) > PLACES:
-        drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:PLACES]
-        rows = rows[drawn.to(rows.device)]
-    columns = weight.movedim(0 if layer.func in TRANSPOSED else 1, -1).double().cpu().numpy()
-    values = rows.double() if rows.device.type != "mps" else rows.cpu().double()
-    readers = []
-    for number, read in enumerate(values.chunk(groups, 1)):
-        covariance = torch.cov(read.T, correction=0).cpu().numpy().reshape(read.shape[1], read.shape[1])
-        if layer.func in TRANSPOSED:  # the input channels of a group are its slice of the weight
-            own = columns[..., number * read.shape[1] : (number + 1) * read.shape[1]]
-        else:
-            outputs = len(columns) // groups
-            own = columns[number * outputs : (number + 1) * outputs]
-        flat = own.reshape(-1, read.shape[1])
-        total = float(((flat @ covariance) * flat).sum())
-        ridge = RIDGE * max(float(np.trace(covariance)) / len(covariance), 1e-30)
-        precision = np.linalg.inv(covariance + ridge * np.eye(len(covariance))).astype(np.float64)
-        if total > 0:
-            n = read.shape[1]
-            own_labels = labels if len(labels) == n else labels[number * n : (number + 1) * n]
-            readers.append(ReadingGroup(own_labels, precision, flat.T @ flat, total))
-    return readers
+def _prepared(reading: ChannelsRead) -> ReadingGroup:
+    """Return a group of a layer in the form in which channels are removed from it."""
+    n = len(reading.labels)
+    ridge = RIDGE * max(float(np.trace(reading.covariance)) / n, 1e-30)
+    precision = np.linalg.inv(reading.covariance + ridge * np.eye(n)).astype(np.float64)
+    return ReadingGroup(reading.labels, precision, reading.gram, reading.total)

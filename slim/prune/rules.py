@@ -26,10 +26,12 @@ class Rules:
     round_to: int | MeasuresCost | None = None
     keep: Sequence[str] = ()
     layer_ratios: Mapping[str, float] = field(default_factory=dict)
+    blocks: bool = False
 
     def __post_init__(self) -> None:
         if checked_number("floor", self.floor) < 0 or (self.floor >= 1 and self.floor != round(self.floor)):
             raise SlimError(f"floor {self.floor!r}: expected a share from 0 to below 1, or a whole number of channels")
+        check_type("blocks", self.blocks, "True or False", bool)
         check_type("keep", self.keep, "a shell pattern or several", list, tuple, set)
         check_type("layer_ratios", self.layer_ratios, "shares by shell pattern", Mapping)
         for pattern in (*self.keep, *self.layer_ratios):
@@ -48,10 +50,11 @@ class Rules:
         round_to: int | MeasuresCost | None,
         keep: str | Sequence[str],
         layer_ratios: Mapping[str, float] | None,
+        blocks: bool,
     ) -> "Rules":
         """Return rules from what `slim.plan` was given, where one pattern may stand for several."""
         patterns = (keep,) if isinstance(keep, str) else keep
-        return cls(floor, scope, round_to, patterns, {} if layer_ratios is None else layer_ratios)
+        return cls(floor, scope, round_to, patterns, {} if layer_ratios is None else layer_ratios, blocks)
 
     def units(self, groups: Groups) -> NDArray[np.int64]:
         """Return of how many groups of each pattern a multiple is kept, so that layers have the width asked for."""

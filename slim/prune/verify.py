@@ -401,6 +401,8 @@ def _activations(
             sources = [named[source] for suffix in WEIGHTS if (source := f"{name}.{suffix}".lstrip(".")) in named]
             same_shape = [cuts.get(id(tensor), {}) for tensor in sources if tensor.shape == weight.shape]
             cut, groups = same_shape[0] if same_shape else {}, module.groups if dim else 1
+            if not weight.numel() or any(len(gone) == weight.shape[d] for d, gone in cut.items()):
+                continue  # of a block that goes: what it is added to is compared
             if groups != 1 and cut:
                 continue  # grouped transposed convolutions interleave their channels; what reads them is compared
             keep = kept(weight.shape[dim], cut[dim], weight.device) if cut.get(dim) else None

@@ -246,6 +246,22 @@ def alike_along(tensor: Tensor) -> set[int]:
     return {d for d, n in enumerate(tensor.shape) if d in marked or (n > 1 and tensor.stride(d) == 0)}
 
 
+def mark_written(tensor: Tensor) -> None:
+    """Mark what was written to, which the version of one without data doesn't always tell."""
+    tensor.__dict__.pop("_blank", None)
+
+
+def mark_stand_in(tensor: Tensor, attribute: str) -> None:
+    """Mark zeros that stand for a branch that is gone, as many channels as an attribute "module.attribute" says."""
+    tensor.__dict__["_stand_in"] = attribute
+
+
+def stands_in(tensor: Tensor) -> str | None:
+    """Return the attribute that says how many channels these zeros have; None for any other tensor."""
+    found: str | None = tensor.__dict__.get("_stand_in") if is_blank(tensor) else None
+    return found
+
+
 def pop_unset(tensor: Tensor) -> bool:
     """Return whether nothing has met the tensor since it was made, and forget it."""
     return tensor.__dict__.pop("_unset", False)

@@ -11,6 +11,7 @@ fixed size. What each operator does to the codes is in `rules`.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from slim.trace.codes import (
     codes_on,
     fresh_from,
     is_labelled,
+    mark_stand_in,
     mark_step,
     name_of,
     set_codes,
@@ -38,6 +40,7 @@ from slim.trace.codes import (
 )
 from slim.trace.constants import constants_of, mark_result
 from slim.trace.copy import Modules, Tensors, all_tensors, clone, named_modules, named_tensors, unwrapped
+from slim.trace.emptied import Emptied
 from slim.trace.labeller import INDEXED, Ambiguous, Executed, Labeller, Producer, Product
 from slim.trace.meta import META
 from slim.trace.op import Op, tensors_of
@@ -59,7 +62,10 @@ class Trace:
     channels, `bare` the names of what something else than a norm reads, `relied` the labels that are read as zero
     although no norm makes them so; `selecting` names the BatchNorms that choose their own channels of a shared stream,
     and `streams` those that read one. `group_counts` has, with `whole_groups`, one label for each group of grouped
-    convolutions: "layer.groups" -> labels.
+    convolutions: "layer.groups" -> labels; and the channels of the zeros that stand for branches that are gone.
+    `switches` has, where residual branches may go as a whole, the label that stands for the branch, for each of its
+    tensors and layers (by name) and operators (by their place in an inference run): what isn't kept of these labels
+    isn't there at all.
     """
 
     classes: Classes
@@ -78,6 +84,7 @@ class Trace:
     whole_groups: bool = False
     group_counts: dict[str, Ints] = field(default_factory=dict)
     streams: set[str] = field(default_factory=set)
+    switches: dict[str | int, int] = field(default_factory=dict)
     products: list[Product] = field(default_factory=list)
     stored: set[str] = field(default_factory=set)  # names in `shapes` of what lies in plain attributes of modules
     parameters: list[str] = field(default_factory=list)  # names in `shapes` that are parameters, not buffers
@@ -145,6 +152,11 @@ class Trace:
     def norms(self) -> dict[str, Ints]:
         """Return the labels of every BatchNorm that has a scale γ."""
         return {name: norm.labels for name, norm in self.made.items() if norm.kind == "BatchNorm"}
+
+    def switch(self, name: str | int) -> list[Ints]:
+        """Return the label that stands for the branch which a tensor, a layer or an operator goes with, as a factor of
+        its size: one, or none where it is in no such branch."""
+        return [np.array([self.switches[name]])] if name in self.switches else []
 
     @property
     def free(self) -> int:
@@ -348,8 +360,10 @@ def data_copy(model: nn.Module) -> nn.Module:
 
 def name_tensors(copied: nn.Module) -> list[tuple[str, Tensor]]:
     """Let each tensor of a copy know its (first) name, and return them all. Counters of batches are of no use to it."""
-    for _, module in named_modules(copied):
+    for prefix, module in named_modules(copied):
         run_headwise(module)
+        if isinstance(module, Emptied):
+            module.register_forward_hook(partial(_mark_emptied, f"{prefix}emptied_channels"))
         if isinstance(module, nn.modules.batchnorm._NormBase):
             module._buffers["num_batches_tracked"] = None
     tensors = all_tensors(copied)
@@ -357,6 +371,11 @@ def name_tensors(copied: nn.Module) -> list[tuple[str, Tensor]]:
         if name_of(tensor) is None:
             set_name(tensor, name)
     return tensors
+
+
+def _mark_emptied(attribute: str, module: nn.Module, args: Any, out: Tensor) -> None:
+    """Let what a module of a branch that is gone gives know which attribute follows the stream's channels."""
+    mark_stand_in(out, attribute)
 
 
 @contextmanager

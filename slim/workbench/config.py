@@ -235,6 +235,9 @@ class PruneConfig:
     layer_ratios: dict[str, Any] | None = field(
         default=None, metadata=about("shell pattern of BatchNorms: share to remove there")
     )
+    blocks: bool = setting(
+        False, "whole residual blocks go, too, where that loses less for what it saves; by score residual alone"
+    )
     recover: bool = setting(True, "win accuracy back before any training: see slim.recover")
     calibration_images: int = setting(1024, "training images for recovery and scores by images", "[8, inf)")
 

@@ -58,19 +58,22 @@ class LatencyModel:
     def parts(self) -> Iterator[CostPart]:
         """Yield what each operator costs."""
         for operator, surface in zip(self.operators, self.surfaces):
-            yield CostPart(operator.reads, operator.makes, surface.widths, surface, operator.kernel.flops)
+            cost, flops = surface, operator.kernel.flops
+            yield CostPart(operator.reads, operator.makes, surface.widths, cost, flops, operator.switch)
 
     def __post_init__(self) -> None:
         sides = [size for operator in self.operators for size in (operator.reads, operator.makes)]
         self._follows = np.array([not isinstance(size, int) for size in sides], bool)
         self._counts = np.array([size if isinstance(size, int) else 0 for size in sides])
         self._labels = Vectors([size for size in sides if not isinstance(size, int)])
+        self._switches = [(place, op.switch) for place, op in enumerate(self.operators) if op.switch is not None]
         self._total = Total(self.surfaces)
 
     def of(self, kept: NDArray[np.bool_]) -> float:
         """Return the milliseconds where `kept` says of every label of the trace whether it stays."""
         counts = self._counts.copy()
         counts[self._follows] = self._labels.count(kept)
+        counts[[2 * place for place, label in self._switches if not kept[label]]] = 0
         return self._total(counts[::2], counts[1::2])
 
 

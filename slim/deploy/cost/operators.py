@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from slim.deploy.target import Kernel
-from slim.trace.codes import name_of
+from slim.trace.codes import is_blank, name_of, stands_in
 from slim.trace.op import tensors_in
 from slim.trace.state import restored
 from slim.trace.tracer import Trace, Tracer, run_once
@@ -61,11 +61,15 @@ def resized_by(name: str) -> str:
 
 @dataclass
 class PlacedKernel:
-    """A kernel at its place in a network: it reads channels (of each group, where it has groups) and makes some."""
+    """A kernel at its place in a network: it reads channels (of each group, where it has groups) and makes some.
+
+    `switch` is the label of the residual branch that it goes with, if any.
+    """
 
     kernel: Kernel
     reads: Width
     makes: Width
+    switch: int | None = None
 
     def counts(self, kept: NDArray[np.bool_]) -> tuple[int, int]:
         """Return the numbers of channels that it reads and makes, where `kept` says of each label whether it stays."""
@@ -87,6 +91,7 @@ class Recorder(Tracer):
     def __init__(self, traced: Trace, batch_size: int) -> None:
         super().__init__(traced.classes, traced)
         example = next(leaf for leaf in tree_leaves(traced.inputs) if isinstance(leaf, Tensor))
+        self.switches = traced.switches
         self.images, self.batch_size = max(1, example.shape[0]) if example.dim() else 1, batch_size
         self.found: list[PlacedKernel] = []
         self.tails: dict[int, int] = {}  # id of a tensor that nothing has read yet -> its operator
@@ -94,14 +99,15 @@ class Recorder(Tracer):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         taken = tensors_in(args, kwargs)
+        absent = {id(t) for t in taken if stands_in(t)}  # of a branch that is gone: no file has them
         products = len(self.products)
         out = super().__torch_dispatch__(func, types, args, kwargs)
         made = out[0] if isinstance(out, (tuple, list)) and len(out) else out
-        if isinstance(made, Tensor) and taken:
+        if isinstance(made, Tensor) and taken and not is_blank(made):
             self.alive += [made, *taken]
             name = func.overloadpacket.__name__.removesuffix("_")
-            data = [t for t in taken if name_of(t) is None]
-            if name in FREE:
+            data = [t for t in taken if name_of(t) is None and id(t) not in absent]
+            if name in FREE or absent:
                 self._pass_on(data, out)
             elif made.is_floating_point() and data and made.dim() and made.numel():
                 self._note(name, args, made, taken, data, len(self.products) > products)
@@ -130,7 +136,7 @@ class Recorder(Tracer):
         else:
             operator = self._other(name, args, made, data[0])
         self.tails[id(made)] = len(self.found)
-        self.found.append(operator)
+        self.found.append(replace(operator, switch=self.switches.get(self.number)))
 
     def _channels(self, tensor: Tensor) -> Width:
         dim = self._dim(tensor)

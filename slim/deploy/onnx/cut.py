@@ -5,6 +5,7 @@ its weights are cut. What the names don't tell (sizes in constants, weights that
 doesn't run or fails the comparison with the thin network; then that has to be exported.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -39,9 +40,41 @@ def cut(content: bytes, plan: PruningPlan, thin: nn.Module) -> bytes | None:
     for name, each in cuts.items():
         array = without(numpy_helper.to_array(initializers[name]), each)
         initializers[name].CopyFrom(numpy_helper.from_array(array, name))
+    if plan.blocks:
+        drop_emptied(model.graph)
     del model.graph.value_info[:]  # sizes in between, as they were
     made: bytes = model.SerializeToString()
     return made
+
+
+def drop_emptied(graph: Any) -> None:
+    """Take the nodes out of a graph, in place, that follow from weights of which nothing is left, up to where they are
+    added to something else, which goes on without them."""
+    weights = {each.name: math.prod(each.dims) for each in graph.initializer}
+    gone = {name for name, size in weights.items() if not size}
+    same: dict[str, str] = {}  # the result of a node that is gone -> what takes its place
+    makes: dict[str, str] = {}  # a tensor -> the kind of node that made it
+    left = []
+    for node in graph.node:
+        taken = [same.get(name, name) for name in node.input]
+        stays = [name for name in taken if name and name not in gone]
+        if node.op_type == "Add" and len(stays) == 1 and stays[0] not in weights:
+            same[node.output[0]] = stays[0]
+        elif len(stays) < len([name for name in taken if name]):
+            gone.update(node.output)
+        elif node.op_type == "Relu" and makes.get(taken[0]) == "Relu":
+            same[node.output[0]] = taken[0]
+        else:
+            node.input[:] = taken
+            makes |= dict.fromkeys(node.output, node.op_type)
+            left.append(node)
+    used = {name for node in left for name in node.input}
+    for kept, among in (
+        (left, graph.node),
+        ([each for each in graph.initializer if each.name in used], graph.initializer),
+    ):
+        del among[:]
+        among.extend(kept)
 
 
 def without(array: NDArray[Any], indices: Mapping[int, Sequence[int]]) -> NDArray[Any]:

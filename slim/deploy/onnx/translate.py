@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map
 
 from slim.deploy.onnx.arguments import Arguments, bottom_of, root_cause
 from slim.deploy.onnx.dimensions import OpenSizes
+from slim.deploy.onnx.idle import drop_idle
 from slim.deploy.onnx.session import silence
 from slim.errors import SlimError
 from slim.version import __version__
@@ -63,6 +64,8 @@ class Graph:
             why = _place_of_choice(error) or root_cause(error)
             raise SlimError(f"torch's ONNX exporter can't export the network: {why}") from error
         assert program is not None
+        if optimize:
+            drop_idle(program.model)
         # The exporter notes stack traces with local paths on every node
         ir.passes.common.ClearMetadataAndDocStringPass()(program.model)
         program.model.producer_name, program.model.producer_version = "slim", __version__

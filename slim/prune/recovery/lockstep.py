@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from slim.trace.copy import named_tensors
 from slim.trace.intercept import Intercept, LayerCall
 from slim.trace.tracer import call
 
@@ -83,11 +84,15 @@ def side_by_side(
     model: nn.Module, thin: nn.Module, inputs: Any, visit: Callable[[LayerCall, LayerCall, Tensor], Tensor]
 ) -> None:
     """Run both networks on `inputs`; `visit(layer of thin, layer of model, output of the latter)` gives the output of
-    the former. Raises OutOfStep where their layers don't pair up."""
+    the former. The original's layers of which thin has nothing left are passed over. Raises OutOfStep where the others
+    don't pair up."""
+    gone = {name for name, tensor in named_tensors(thin) if not tensor.numel()}
     with halted(model, inputs) as original:
 
         def pair(layer: LayerCall) -> Tensor:
             met = original.next()
+            while met is not None and met[0].name in gone:
+                met = original.next()
             if met is None or (met[0].kind, met[0].name) != (layer.kind, layer.name):
                 raise OutOfStep(f"{layer.name} meets {met[0].name if met else 'the end'}")
             return visit(layer, *met)

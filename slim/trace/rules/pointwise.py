@@ -21,11 +21,13 @@ from slim.trace.codes import (
     fresh_from,
     mark_alike,
     mark_fresh,
+    mark_written,
     name_of,
     origin_of,
     pass_source,
     set_codes,
     source_of,
+    stands_in,
 )
 from slim.trace.labeller import INDEXED
 from slim.trace.meta import META
@@ -182,6 +184,8 @@ def pointwise(op: Op) -> Any:
     for d, was in before.items():  # a view of this tensor may still pass for gated
         op.lose_gate(was, codes.get(d))
     op.label(out, codes)
+    if op.in_place:
+        mark_written(out)
     if op.name in ("add", "add_"):
         _add_bias(op, out)
     return out
@@ -248,6 +252,9 @@ def _combined(op: Op, taking: list[Taken | None], size: int, why: str) -> Codes 
             scales[place] = t, own
         if name_of(t) is not None:
             op.axis(t, own, lead, why)
+        elif vector is None and (counted := stands_in(t)) is not None:
+            op.labeller.group_counts[counted] = lead.labels
+            zero[place] = lead.with_gate()
         elif vector is None and own in alike_along(t):
             op.count(size, lead)
         elif vector is None:

@@ -62,6 +62,7 @@ def rules(settings: RunConfig, images: Tensor | None = None, *, penalised: bool 
         "round_to": round_to,
         "keep": prune.keep or (),
         "layer_ratios": prune.layer_ratios,
+        "blocks": prune.blocks,
     }
 
 
