@@ -18,6 +18,7 @@ from slim.trace.attention import run_headwise
 from slim.trace.codes import NUMBERED
 from slim.trace.copy import all_tensors, clone, detached, named_modules
 from slim.trace.emptied import empty
+from slim.trace.lengths import PARAMETRIZED, weight_norms
 
 Cuts = Mapping[str, Mapping[int, list[int]]]  # tensor name -> dimension -> removed indices
 
@@ -209,10 +210,16 @@ def _adjust(modules: Mapping[str, nn.Module], change: Change) -> None:
 
 @torch.no_grad()
 def state_anew(whole: Mapping[str, nn.Module], thin: Mapping[str, nn.Module], cuts: Cuts) -> None:
-    """Let weights that `torch.nn.utils.parametrize` computes stay what they were, where their norms ran over channels
-    that are gone: for those that are left, a weight of the same values has another length."""
+    """Let weights that torch.nn.utils computes stay what they were, where their norms ran over channels that are gone:
+    for those that are left, a weight of the same values has another length."""
+    for prefix, module, norm in weight_norms(list(whole.items())):
+        cut = cuts.get(f"{prefix}{norm.name}_v", {})
+        if cut.keys() - {norm.dim}:
+            expected = thin_tensor(norm.compute_weight(module), cut)
+            thin[prefix].get_parameter(f"{norm.name}_v").copy_(expected)
+            thin[prefix].get_parameter(f"{norm.name}_g").copy_(torch.norm_except_dim(expected, 2, norm.dim))
     for tensor, cut in cuts.items():
-        owner, parametrized, rest = f".{tensor}".rpartition(".parametrizations.")
+        owner, parametrized, rest = f".{tensor}".rpartition(PARAMETRIZED)
         holder, key = owner[1:] and owner[1:] + ".", rest.partition(".")[0]
         if not parametrized or holder not in whole:
             continue
@@ -249,7 +256,7 @@ def _check_whole(name: str, module: nn.Module) -> None:
 
 def _owner(name: str) -> str:
     """Return the name of the module whose tensor this is; of a parametrization, of the module that has it."""
-    holder, parametrized, _ = f".{name}".partition(".parametrizations.")
+    holder, parametrized, _ = f".{name}".partition(PARAMETRIZED)
     return holder[1:] if parametrized else name.rpartition(".")[0]
 
 

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from slim.prune.groups import Bools
 from slim.prune.plan import PruningPlan
 from slim.prune.rebuild import Cuts, set_sizes, thinned
-from slim.trace.attributes import StoredSize, own_sizes
+from slim.trace.attributes import StoredSize, kind_of, own_sizes
 from slim.trace.check import Counted, Misfit, find_misfit, kept_size
 from slim.trace.classes import Ints
 from slim.trace.copy import Modules
-from slim.trace.tracer import Trace
+from slim.trace.tracer import SEVERAL, Trace
 
 
 @dataclass
@@ -24,6 +24,7 @@ class StoredSizes:
 
     traced: Trace
     followed: dict[str, Counted] = field(default_factory=dict)
+    _coupled: dict[str | None, int] = field(default_factory=dict)  # kinds of sizes -> how many were found to be shared
 
     def __post_init__(self) -> None:
         self.followed |= self.traced.group_counts
@@ -94,14 +95,54 @@ class StoredSizes:
         """Couple the same places of layers that one stored size serves, such as the heads of an attention; return
         whether that is new."""
         new = False
-        classes = self.traced.classes
         for name in misfit.shared.keys() & self.followed.keys():
-            labels = misfit.shared[name]
-            counted = np.resize(np.asarray(self.followed[name]), len(labels))  # over and over, for each part
-            if (classes.roots(labels) != classes.roots(counted)).any():
-                classes.unite(labels, counted, f"{name} holds the size of both")
-                new = True
+            labels, counted = misfit.shared[name], np.asarray(self.followed[name])
+            if not self._united(name, labels, counted):
+                continue
+            new = True
+            kind = kind_of(name)
+            self._coupled[kind] = self._coupled.get(kind, 0) + 1
+            if kind is not None and self._coupled[kind] >= SEVERAL:
+                self._couple_alike(name, kind, labels, counted)
         return new
+
+    def _united(self, name: str, labels: Ints, counted: Ints) -> bool:
+        """Couple the labels with those that a stored size counts; return whether that is new."""
+        classes = self.traced.classes
+        counted = np.resize(counted, len(labels))  # over and over, for each part
+        apart = bool((classes.roots(labels) != classes.roots(counted)).any())
+        classes.unite(labels, counted, f"{name} holds the size of both")
+        return apart
+
+    def _couple_alike(self, name: str, kind: str, labels: Ints, counted: Ints) -> None:
+        """Couple in the other blocks what several had to have coupled: to find out in each would take a trace."""
+        sizes = self.traced.sizes
+        for other, size in sizes.items():
+            if other == name or kind_of(other) != kind or size != sizes.get(name):
+                continue
+            theirs = self._counterparts(np.concatenate([labels, counted]), _holder(name), _holder(other))
+            if theirs is not None:
+                self.followed.setdefault(other, theirs[len(labels) :])
+                self._united(other, theirs[: len(labels)], theirs[len(labels) :])
+
+    def _counterparts(self, labels: Ints, block: str, other: str) -> Ints | None:
+        """Return the labels that lie in another block where these do in this one; None where not all of them do."""
+        own, theirs = (
+            {
+                tensor.removeprefix(prefix): dims
+                for tensor, dims in self.traced.labels.items()
+                if tensor.startswith(prefix)
+            }
+            for prefix in (block, other)
+        )
+        places = [(tensor, d) for tensor, dims in own.items() for d in dims if d in theirs.get(tensor, {})]
+        places = [(tensor, d) for tensor, d in places if len(own[tensor][d]) == len(theirs[tensor][d])]
+        if not places:
+            return None
+        here, there = (np.concatenate([held[tensor][d] for tensor, d in places]) for held in (own, theirs))
+        order = np.argsort(here, kind="stable")
+        found = np.searchsorted(here[order], labels).clip(max=len(here) - 1)
+        return there[order][found] if (here[order][found] == labels).all() else None
 
     def _stale(self, misfit: Misfit, kept: Bools) -> dict[str, Counted]:
         """Return the stored sizes at the misfit that aren't followed yet, and that the plan would change."""
@@ -111,6 +152,11 @@ class StoredSizes:
             for name, counted in misfit.stored.items()
             if name not in self.followed and kept_size(counted, kept) != kept_size(counted, everything)
         }
+
+
+def _holder(attribute: str) -> str:
+    """Return how the names of what lies in the module of an attribute begin."""
+    return attribute[: attribute.rfind(".") + 1]
 
 
 class Widths:

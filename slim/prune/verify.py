@@ -24,6 +24,7 @@ from slim.trace.classes import Classes
 from slim.trace.copy import all_tensors, clone, named_modules, named_tensors, unwrapped
 from slim.trace.intercept import Intercept, LayerCall
 from slim.trace.labeller import Executed
+from slim.trace.lengths import stated_anew
 from slim.trace.op import Op
 from slim.trace.outputs import find_tensors, output_tensors
 from slim.trace.state import restored
@@ -287,10 +288,10 @@ def _same_weights(model: nn.Module, thin: nn.Module, plan: PruningPlan) -> None:
     theirs = dict(thin.named_parameters(remove_duplicate=False)) | dict(thin.named_buffers(remove_duplicate=False))
     ours = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     aliases: dict[int, str] = {id(ours[name]): name for name in plan.cuts if name in ours}
-    computed = any(".parametrizations." in name for name in plan.cuts)  # what rebuild may state anew
-    rebuilt = dict(plan.apply(model).named_parameters(remove_duplicate=False)) if computed else {}
+    computed = stated_anew(named_modules(model))
+    rebuilt = dict(plan.apply(model).named_parameters(remove_duplicate=False)) if computed & plan.cuts.keys() else {}
     for name, tensor in ours.items():
-        if ".parametrizations." in name and name in rebuilt:
+        if name in computed and name in rebuilt:
             expected = rebuilt[name].detach()
         else:
             expected = thin_tensor(tensor, plan.cuts.get(aliases.get(id(tensor), name), {}))

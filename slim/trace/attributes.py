@@ -12,6 +12,15 @@ from slim.trace.copy import INTERNAL, Modules
 StoredSize = int | list[int] | tuple[int, ...]
 
 
+def kind_of(name: str) -> str | None:
+    """Return what a name within numbered blocks has in common with its likes in the others: "blocks.#.attn.qkv". None
+    where there are none: a number at the end says nothing of what it counts."""
+    parts = name.split(".")
+    if parts[-1].isdigit() or not any(part.isdigit() for part in parts):
+        return None
+    return ".".join("#" if part.isdigit() else part for part in parts)
+
+
 _own: dict[type, set[str]] = {}
 
 

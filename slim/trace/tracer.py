@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_map_only
 
 from slim.errors import SlimError
 from slim.trace.attention import run_headwise
-from slim.trace.attributes import KeptSizes
+from slim.trace.attributes import KeptSizes, kind_of
 from slim.trace.classes import Classes, Ints
 from slim.trace.codes import (
     Bools,
@@ -42,6 +42,7 @@ from slim.trace.constants import constants_of, mark_result
 from slim.trace.copy import Modules, Tensors, all_tensors, clone, named_modules, named_tensors, unwrapped
 from slim.trace.emptied import Emptied
 from slim.trace.labeller import INDEXED, Ambiguous, Executed, Labeller, Producer, Product
+from slim.trace.lengths import stated_anew
 from slim.trace.meta import META
 from slim.trace.op import Op, tensors_of
 from slim.trace.outputs import find_tensors, output_tensors
@@ -51,6 +52,7 @@ from slim.trace.rules.builtin import rule_for
 from slim.trace.state import State, restored
 
 COPIES = {"clone"}
+SEVERAL = 3  # blocks in which the same was found, so that it will be in the others
 KEPT = "kept on request"  # the reason for channels that could go
 
 
@@ -79,6 +81,7 @@ class Trace:
     )  # (training, decision) -> not the first choice
     tried: dict[frozenset[object], int] = field(default_factory=dict)  # readings -> the most channels they leave free
     misfits: list[tuple[str, Bools, str]] = field(default_factory=list)  # producers' channels that `settle` froze, why
+    stuck: dict[str, int] = field(default_factory=dict)  # kinds of layers -> how many of them `settle` froze
     ambiguous: dict[tuple[bool, int], Ambiguous] = field(default_factory=dict)
     selecting: set[str] = field(default_factory=set)
     whole_groups: bool = False
@@ -96,11 +99,13 @@ class Trace:
     state: State = field(init=False)  # of the copy before each run, taken once
     tensors: Tensors = field(init=False)  # all of the copy's
     sizes: KeptSizes = field(init=False)  # which its modules keep
+    stated_anew: set[str] = field(init=False)  # names of parameters whose norms may run over fewer channels
 
     def __post_init__(self) -> None:
         self.state = State(self.meta_copy)
         self.tensors = all_tensors(self.meta_copy)
         self.sizes = KeptSizes(self.state.modules)
+        self.stated_anew = stated_anew(self.state.modules)
         registered = named_tensors(self.meta_copy)
         self.stored = {name for name, _ in self.tensors} - {name for name, _ in registered}
         named = {id(t): name for name, t in reversed(registered) if isinstance(t, nn.Parameter)}
@@ -170,12 +175,27 @@ class Trace:
         lost = sum(int(np.isin(self.classes.roots(made.labels), without).sum()) for made in self.made.values())
         other = self._reread(labels, self.free - lost + 1)
         if other is None:
+            labels = np.concatenate([labels, *self._alike(without)])
+            without = self.classes.roots(labels)
             for name, made in self.made.items():
                 stuck = np.isin(self.classes.roots(made.labels), without)
                 if stuck.any():
                     self.misfits.append((name, stuck, reason))
             self.classes.freeze(labels, reason)
         return other or self
+
+    def _alike(self, stuck: Ints) -> list[Ints]:
+        """Return the labels of layers whose likes in other blocks were stuck as a whole, several times: to find each of
+        a hundred blocks stuck would take a trace."""
+        kinds = {
+            kind
+            for name, made in self.made.items()
+            if (kind := kind_of(name)) and np.isin(self.classes.roots(made.labels), stuck).all()
+        }
+        for kind in kinds:
+            self.stuck[kind] = self.stuck.get(kind, 0) + 1
+        known = {kind for kind in kinds if self.stuck[kind] >= SEVERAL}
+        return [made.labels for name, made in self.made.items() if kind_of(name) in known]
 
     def read_best(self) -> "Trace":
         """Return a trace that reads otherwise what this one reads so that it is frozen, where that frees channels."""
@@ -271,6 +291,7 @@ class Tracer(Labeller, TorchDispatchMode):
 
     def __init__(self, classes: Classes, traced: "Trace") -> None:
         super().__init__(classes, traced.selecting, traced.whole_groups)
+        self.stated_anew = traced.stated_anew
         self.meta = traced.inputs_are_meta
 
     @classmethod

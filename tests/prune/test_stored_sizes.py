@@ -8,10 +8,11 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from networks import difference, randomise
+from networks import StoredShared, difference, randomise
 from torch import Tensor, nn
 
 import slim
+from slim.prune.stored_sizes import StoredSizes
 
 X = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 
@@ -229,3 +230,58 @@ def test_thin_networks_of_timm_take_a_new_head(name: str) -> None:
     assert thin.num_features == thin.forward_features(x).shape[1]
     thin.reset_classifier(5)
     assert thin.double()(x).shape == (1, 5)
+
+
+class Fused(nn.Module):
+    """Attention that computes the width of a head from that of its input, so that no head can go."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm, self.qkv, self.proj = nn.LayerNorm(width), nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.more = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, c = x.shape
+        q, k, v = self.qkv(self.norm(x)).reshape(b, n, 3, 4, c // 4).permute(2, 0, 3, 1, 4)
+        x = x + self.proj(((q @ k.transpose(2, 3)).softmax(3) @ v).transpose(1, 2).reshape(b, n, c))
+        return x + self.more(x)
+
+
+class Stack(nn.Module):
+    """Blocks alike, over pixels as tokens or over the map."""
+
+    def __init__(self, block: Callable[[int], nn.Module], number: int) -> None:
+        super().__init__()
+        self.stem, self.tokens = conv_bn(3, 16), block is Fused
+        self.blocks, self.head = nn.Sequential(*[block(16) for _ in range(number)]), nn.Conv2d(16, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y = self.blocks(x.flatten(2).transpose(1, 2) if self.tokens else x)
+        return self.head(y.transpose(1, 2).reshape(x.shape) if self.tokens else y)
+
+
+@pytest.mark.parametrize("block", [Fused, StoredShared])
+def test_what_holds_in_several_blocks_is_not_found_out_in_each(
+    block: Callable[[int], nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More blocks take no more attempts; what can go still goes."""
+    attempts: list[object] = []
+    follow = StoredSizes.follow
+
+    def counted(*args: Any) -> Any:
+        attempts.append(args)
+        return follow(*args)
+
+    monkeypatch.setattr(StoredSizes, "follow", counted)
+    counts = []
+    for number in (4, 7):
+        torch.manual_seed(0)
+        model = randomise(Stack(block, number)).eval()
+        attempts.clear()
+        plan = slim.plan(model, X, ratio=0.4, round_to=1, score=slim.Magnitude())
+        counts.append(len(attempts))
+        assert plan.ratio_achieved > 0.35
+        thin = plan.apply(model)
+        assert difference(model, thin, plan.removed, X) < 1e-12
+    assert counts[0] == counts[1]

@@ -273,6 +273,8 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
     "shortened weights": (lambda: read_by(shortened(nn.Conv2d(C, C, 3))), X),
     "shortened weights, depthwise": (lambda: read_by(shortened(nn.Conv2d(C, C, 3, groups=C, bias=False))), X),
     "weight norm of old": (lambda: weight_normed(old_weight_norm), X),
+    "weight norm of old where it is read": (lambda: read_by(old_weight_norm(nn.Conv2d(C, C, 3))), X),
+    "weight norm of old, transposed": (lambda: read_by(old_weight_norm(nn.ConvTranspose2d(C, C, 3))), X),
 }
 
 

@@ -274,10 +274,10 @@ def renorm(op: Op) -> Tensor:
 
 
 def _along_lengths(op: Op, weight: Tensor) -> TensorCodes:
-    """The codes of a tensor whose lengths run over all dimensions but one. Channels along those stay, but for the
-    weights of `torch.nn.utils.parametrize`, which `rebuild` states anew for the channels that are left."""
+    """The codes of a tensor whose lengths run over all dimensions but one. Channels along those stay, but for weights
+    that `rebuild` states anew for the channels that are left."""
     codes = op.codes(weight)
-    if ".parametrizations." not in (name_of(weight) or ""):
+    if name_of(weight) not in op.labeller.stated_anew:
         for d, vector in codes.items():
             if d != op["dim"]:
                 op.freeze(vector, f"{op.where} runs over it")
