@@ -10,12 +10,13 @@ from rich.console import Console
 from rich.progress import Progress
 
 PATIENCE = 2.0  # seconds without a bar
+_at_work: list[str] = []
 
 
 @contextmanager
 def progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
     """Yield a function that is told how many steps more are done; from 2 s on, a bar shows them where stderr is
-    a terminal.
+    a terminal, or in a notebook. What is part of work that has a bar gets none of its own.
 
     with progress("timing", len(items)) as advance:
         for item in items:
@@ -23,7 +24,8 @@ def progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
             advance(1)
     """
     console = Console(file=sys.stderr)  # today's: an exporter is silenced by another
-    bar = Progress(console=console, transient=True, disable=not console.is_terminal)
+    shown = console.is_terminal or console.is_jupyter
+    bar = Progress(console=console, transient=True, disable=not shown or bool(_at_work))
     task = bar.add_task(description, total=total)
     start = time.monotonic()
     long_step = Timer(PATIENCE, bar.start)  # a step that takes long shows as well
@@ -35,8 +37,10 @@ def progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
         if time.monotonic() - start > PATIENCE:
             bar.start()
 
+    _at_work.append(description)
     try:
         yield advance
     finally:
+        _at_work.pop()
         long_step.cancel()
         bar.stop()

@@ -9,6 +9,7 @@ from torch import nn
 
 from slim.batches import as_one
 from slim.errors import NothingToPrune, SlimError
+from slim.progress import progress
 from slim.prune.budgets import Budget, Cost, Costs, Flops, Plans
 from slim.prune.calibration import MOST
 from slim.prune.plan import PruningPlan
@@ -71,9 +72,11 @@ class Loss(Budget):
         baseline = self._metric(planner.model)
         search = _Search(self, planner, baseline)
         low, high = 0.0, 1.0  # the smaller loses too much, or nothing is left of it; the larger keeps the budget
-        while high - low > CLOSE and search.evaluations < self.evaluations:
-            share = (low + high) / 2
-            low, high = (low, share) if search.keeps(share) else (share, high)
+        with progress("looking for the largest cut", self.evaluations) as advance:
+            while high - low > CLOSE and search.evaluations < self.evaluations:
+                done, share = search.evaluations, (low + high) / 2
+                low, high = (low, share) if search.keeps(share) else (share, high)
+                advance(search.evaluations - done)
         if search.best is None:
             least = min(search.lost.values(), default=0.0)
             raise NothingToPrune(

@@ -9,7 +9,7 @@ Channels predict each other, so they are taken away one by one, the cheapest fir
 follow.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from slim.progress import progress
 from slim.prune.groups import Groups
 from slim.prune.reading import RIDGE, ChannelsRead, labels_read, readings, run_on
 from slim.prune.residual_blocks import missed_without
@@ -85,9 +86,10 @@ class Residual:
     ranks_all: ClassVar[bool] = True
 
     def __call__(self, groups: Groups) -> Floats:
-        readers = _readers(groups.model, groups.traced, self.images)
         free = groups.roots[~groups.frozen]
-        order = _cheapest_first(readers, free, groups.savings[~groups.frozen])
+        with progress("ranking channels", len(free)) as advance:
+            readers = _readers(groups.model, groups.traced, self.images)
+            order = _cheapest_first(readers, free, groups.savings[~groups.frozen], advance)
         # what goes later never scores less, and equal costs keep their order
         climbing = np.maximum.accumulate(np.array([cost for _, cost in order] or [0.0]))
         climbing += np.arange(len(climbing)) * 1e-12 * max(climbing[-1], 1e-12)
@@ -101,7 +103,7 @@ class Residual:
 
 
 def _cheapest_first(
-    readers: Sequence[ReadingGroup], free: NDArray[np.int64], savings: Floats
+    readers: Sequence[ReadingGroup], free: NDArray[np.int64], savings: Floats, advance: Callable[[int], None]
 ) -> list[tuple[int, float]]:
     """Return the free groups' roots in the order in which they are best removed, with the cost of each."""
     places: dict[int, list[tuple[int, int]]] = {root: [] for root in free.tolist()}
@@ -120,6 +122,7 @@ def _cheapest_first(
         cheapest = int(cost.argmin())
         left[cheapest] = False
         order.append((int(free[cheapest]), max(float(cost[cheapest]), 0.0)))
+        advance(1)
         for number in {number for number, _ in places[order[-1][0]]}:
             reader = readers[number]
             np.subtract.at(missed, reader.labels, reader.costs())

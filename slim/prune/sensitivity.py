@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from slim.errors import NothingToPrune, SlimError
 from slim.files import replacing
+from slim.progress import progress
 from slim.prune.auto import Auto, choose_score
 from slim.prune.budgets import Ratio
 from slim.prune.calibration import drawn, part
@@ -199,13 +200,15 @@ def sensitivity(
     planner = _OneGroup(model, example_inputs, Auto(images) if score is None else score)
     found = Sensitivity(kind, float(evaluate(model)), list(shares), planner.listed(), better, False, _hash_of(model))
     found = _resumed(found, file)
-    for group in found.groups:
-        for share in found.shares[len(group.pruned) :]:
-            if time.monotonic() > deadline:
-                return found
-            _measure(group, planner.plan_of(group, share), model, calibration, evaluate, measure)
-            if file is not None:
-                found.save(file)
+    with progress("measuring sensitivity", sum(len(shares) - len(group.pruned) for group in found.groups)) as advance:
+        for group in found.groups:
+            for share in found.shares[len(group.pruned) :]:
+                if time.monotonic() > deadline:
+                    return found
+                _measure(group, planner.plan_of(group, share), model, calibration, evaluate, measure)
+                advance(1)
+                if file is not None:
+                    found.save(file)
     found.complete = True
     if file is not None:
         found.save(file)

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from slim.batches import in_batches
 from slim.errors import SlimError
+from slim.progress import progress
 from slim.prune.calibration import part, running
 from slim.prune.groups import Floats, Groups
 from slim.trace.copy import clone, named_tensors
@@ -58,16 +59,19 @@ class Taylor:
         draw = torch.Generator().manual_seed(0)
         total, count = np.zeros(len(groups.root_of)), 0
         device = next(model.parameters()).device
-        for inputs, targets in islice(_samples(self.batches, self.loss is not None), self.samples):
-            with running("the network"), torch.enable_grad():
-                outputs = call(model, part(inputs, ..., device))
-                loss = _own_loss(outputs, draw) if self.loss is None else self.loss(outputs, part(targets, ..., device))
-                changes = _changes(loss, masked)
-            change = np.zeros(len(groups.root_of))
-            for (_, _, roots), values in zip(masked, changes):
-                np.add.at(change, roots, values)
-            total += change**2
-            count += 1
+        with progress("ranking channels", self.samples) as advance:
+            for inputs, targets in islice(_samples(self.batches, self.loss is not None), self.samples):
+                with running("the network"), torch.enable_grad():
+                    outputs = call(model, part(inputs, ..., device))
+                    wanted = part(targets, ..., device)
+                    loss = _own_loss(outputs, draw) if self.loss is None else self.loss(outputs, wanted)
+                    changes = _changes(loss, masked)
+                change = np.zeros(len(groups.root_of))
+                for (_, _, roots), values in zip(masked, changes):
+                    np.add.at(change, roots, values)
+                total += change**2
+                count += 1
+                advance(1)
         if not count:
             raise SlimError("score Taylor got no samples: expected an iterable of batches, or one batch")
         found: Floats = total[groups.roots] / count / groups.savings

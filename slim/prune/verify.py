@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from slim.errors import SlimError
+from slim.progress import progress
 from slim.prune.plan import PruningPlan
 from slim.prune.plan_format import mismasked
 from slim.prune.rebuild import kept, state_anew, thin_tensor
@@ -94,7 +95,9 @@ def verify(
         attempts = attempts[1:]
     for dtype, limit in attempts:
         try:
-            return _same_function(model, thin, plan, example_inputs, dtype, limit if tolerance is None else tolerance)
+            limit = limit if tolerance is None else tolerance
+            with progress("proving the thin network equal", 1):
+                return _same_function(model, thin, plan, example_inputs, dtype, limit)
         except SlimError:
             raise
         except Exception as error:

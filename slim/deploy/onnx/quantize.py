@@ -14,6 +14,7 @@ from slim.deploy.onnx.session import brief, silence
 from slim.deploy.processor import saturates
 from slim.errors import SlimError
 from slim.files import replacing
+from slim.progress import progress
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def quantize_onnx(
 def _quantize(model: onnx.ModelProto, path: Path, feeds: "_Feeds", method: str, *, reduce_range: bool) -> None:
     from onnxruntime import quantization  # takes a second, and only this function needs it
 
-    with silence():
+    with progress("quantising to INT8", 1), silence():
         quantization.quantize_static(
             model,
             path,

@@ -17,6 +17,7 @@ from slim.deploy.onnx.dimensions import OpenSizes
 from slim.deploy.onnx.idle import drop_idle
 from slim.deploy.onnx.session import silence
 from slim.errors import SlimError
+from slim.progress import progress
 from slim.version import __version__
 
 OPSETS = range(18, 26)  # below, the exporter has no operators; above, its version converter gives up
@@ -47,7 +48,7 @@ class Graph:
         example = self.arguments.batch(self.open_sizes.batch.example).in_dtype_of(net)
         bound = inspect.signature(net.forward).bind(*example.args, **example.kwargs)  # *args are one argument
         try:
-            with silence(), torch.no_grad():
+            with progress("exporting the network", 1), silence(), torch.no_grad():
                 program = torch.onnx.export(
                     net,
                     example.args,
