@@ -9,7 +9,7 @@ from torch import nn
 
 from slim.errors import SlimWarning
 from slim.prune.residual import Residual
-from slim.prune.scores import Gamma, GivenValues, Magnitude, Score, as_score
+from slim.prune.scores import Gamma, Magnitude, Score, as_score
 from slim.trace.copy import named_tensors
 from slim.trace.tracer import Trace
 
@@ -74,7 +74,7 @@ class Gammas:
 
 
 def choose_score(given: Any, model: nn.Module, traced: Trace) -> tuple[Score, str]:
-    """Return the score that was asked for, or that suits, and what ranks and why. Warns where γ rank that say little.
+    """Return the score that was asked for, or that suits and why. Warns where γ rank that say little.
 
     Raises SlimError for what is no score.
     """
@@ -89,5 +89,4 @@ def choose_score(given: Any, model: nn.Module, traced: Trace) -> tuple[Score, st
             SlimWarning,
             stacklevel=3,
         )
-    name = "given values" if isinstance(score, GivenValues) else getattr(score, "__name__", type(score).__name__)
-    return score, f"ranked by {name}: {why}" if why else f"ranked by {name}"
+    return score, why

@@ -15,7 +15,7 @@ from slim.errors import SlimError
 from slim.prune.groups import Bools, Floats, Groups
 from slim.prune.plan import PlannedLayer, PruningPlan
 from slim.prune.rules import Rules
-from slim.prune.scores import Score
+from slim.prune.scores import Score, name_of_score
 from slim.trace.branches import Branch, find_branches
 from slim.trace.tracer import Trace
 
@@ -33,7 +33,7 @@ def removable(traced: Trace, rules: Rules, score: Score) -> list[Branch]:
     """Return the branches that may go: those without a layer that is to stay, or whose size is given. The trace notes
     what goes with them. Raises SlimError for a score that doesn't say what they are worth."""
     if not isinstance(score, ScoresBlocks):
-        by = getattr(score, "__name__", type(score).__name__)
+        by = name_of_score(score)
         raise SlimError(
             f"blocks by {by}, which knows of channels alone: expected slim.Residual(images), score residual"
         )

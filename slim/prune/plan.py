@@ -47,7 +47,8 @@ class PruningPlan(Shown):
     `kinds` says by what kinds of layers the channels that count are made: kind -> number.
     `totals` holds (before, after) of channels, params and flops. `frozen` says what couldn't be touched: reason ->
     layer -> number of channels. `shortfall` is empty where the request was met to within a point, else one line on what
-    held it back. `ranked_by` says by what score, and why, `rounding` to what numbers of channels layers were kept.
+    held it back. `score` names what ranked the channels, `reason` why auto chose it, `rounding` to what numbers of
+    channels layers were kept.
     `timing` is what was measured for a latency budget: runtime, milliseconds of the original and the thin network, and
     more.
     """
@@ -66,7 +67,8 @@ class PruningPlan(Shown):
     layers: list[PlannedLayer] = field(default_factory=list)
     frozen: dict[str, dict[str, int]] = field(default_factory=dict)
     shortfall: str = ""
-    ranked_by: str = ""
+    score: str = ""
+    reason: str = ""
     rounding: str = ""
     timing: dict[str, Any] = field(default_factory=dict)
 
@@ -143,7 +145,8 @@ class PruningPlan(Shown):
             "layers": [asdict(layer) for layer in self.layers],
             "frozen": self.frozen,
             "shortfall": self.shortfall,
-            "ranked_by": self.ranked_by,
+            "score": self.score,
+            "reason": self.reason,
             "rounding": self.rounding,
             "timing": self.timing,
         }
@@ -171,7 +174,8 @@ class PruningPlan(Shown):
             layers=[PlannedLayer(**layer) for layer in d["layers"]],
             frozen={reason: dict(where) for reason, where in d["frozen"].items()},
             shortfall=d["shortfall"],
-            ranked_by=d.get("ranked_by", ""),
+            score=d.get("score", ""),
+            reason=d.get("reason", ""),
             rounding=d.get("rounding", ""),
             timing=dict(d.get("timing", {})),
         )
@@ -240,6 +244,11 @@ class PruningPlan(Shown):
             step = f"the next step of channels takes {self.timing['next_step']:.1%} of it"
             said.append(f"{self.timing['unused']:.1%} of the budget is left, and {step}")
         return "; ".join(said)
+
+    @property
+    def ranked_by(self) -> str:
+        """Say by what score channels were ranked, and why where auto chose it."""
+        return ": ".join(filter(None, (self.score and f"ranked by {self.score}", self.reason)))
 
     def headline(self) -> str:
         """Return one line: the share of channels that go, and what is left of parameters and FLOPs."""

@@ -141,11 +141,12 @@ _SCHEMA: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "layers": ("layers with name, before, after, floor and frozen", _list_of(_is_layer)),
     "frozen": ("numbers of channels by reason and layer", _to(_to(_is_count))),
     "shortfall": ("text", _is_text),
-    "ranked_by": ("text", _is_text),
+    "score": ("text", _is_text),
+    "reason": ("text", _is_text),
     "rounding": ("text", _is_text),
     "timing": ("runtime, original_ms, ms and share, and other numbers by name", _is_timing),
 }
-_OPTIONAL = {"blocks", "masks", "kinds", "ranked_by", "rounding", "timing"}  # older plans have none
+_OPTIONAL = {"blocks", "masks", "kinds", "reason", "rounding", "score", "timing"}  # older plans have none
 
 
 def _check_indices(lists: list[list[int]]) -> None:

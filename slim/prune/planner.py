@@ -25,7 +25,7 @@ from slim.prune.groups import Bools, Floats, Groups
 from slim.prune.knapsack import CostModel, MeasuresCost
 from slim.prune.plan import PruningPlan
 from slim.prune.rules import Rules, Scope
-from slim.prune.scores import Score, as_score, ranked, scored
+from slim.prune.scores import Score, as_score, name_of_score, ranked, scored
 from slim.prune.stored_sizes import StoredSizes
 from slim.trace.tracer import KEPT, Trace, trace
 
@@ -85,12 +85,12 @@ def plan(
     if after and layer_ratios:
         raise SlimError("layer_ratios can't be planned after other plans: expected a budget alone")
     traced = trace(model, example_inputs, select=mode == "select", whole_groups=grouped == "whole")
-    chosen, ranked_by = choose_score(score, model, traced)
+    chosen, reason = choose_score(score, model, traced)
     planner = Planner(model, example_inputs, traced, chosen, rules, after)
     if round_to is not None and not isinstance(round_to, int):
         planner.cost_model = round_to.cost_model(traced)
     made = budget.meet(planner)
-    made.ranked_by = ranked_by
+    made.score, made.reason = name_of_score(chosen), reason
     return made
 
 

@@ -179,3 +179,8 @@ def scored(score: Score, groups: Groups) -> Floats:
             f"{len(groups.roots)} groups"
         )
     return given
+
+
+def name_of_score(score: Score) -> str:
+    """Return what plans call a score."""
+    return "given values" if isinstance(score, GivenValues) else getattr(score, "__name__", type(score).__name__)

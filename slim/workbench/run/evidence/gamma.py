@@ -20,8 +20,9 @@ def gamma(networks: Networks) -> dict[str, Any]:
     traced = networks.trace(model)
     sizes = {name: named[f"{name}.weight"].detach().abs().double().cpu().numpy() for name in traced.norms}
     gone = {name: np.zeros(len(size), bool) for name, size in sizes.items()}
-    for name, indices in (plan.removed if plan else {}).items():
-        gone[name][indices] = True
+    removed = plan.removed if plan else {}
+    for name in gone.keys() & removed.keys():  # other layers have no γ
+        gone[name][removed[name]] = True
     layers = {
         name: {"kept": _rounded(size[~gone[name]]), "removed": _rounded(size[gone[name]])}
         for name, size in sizes.items()

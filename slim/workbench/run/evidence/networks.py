@@ -70,7 +70,7 @@ class Networks:
     @property
     def score(self) -> str:
         """Return the score of the last plan, as the settings name it; that which auto chose is in the plan."""
-        by_gamma = self.plans and self.plans[-1].ranked_by.startswith("ranked by Gamma")
+        by_gamma = self.plans and self.plans[-1].score == "Gamma"
         return "mean" if self.settings.prune.score == "auto" and by_gamma else self.settings.prune.score
 
     @cached_property
