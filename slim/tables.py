@@ -162,3 +162,8 @@ def _scaled(number: float, units: Sequence[str]) -> str:
         number, power = number / 1000, power + 1
     decimals = 0 if power == 0 or number >= 99.95 else 1 if number >= 9.995 else 2
     return f"{number:.{decimals}f}{units[power]}"
+
+
+def threads_in_words(threads: int) -> str:
+    """Return such as "2 threads"; "all threads" for 0."""
+    return f"{threads or 'all'} thread{'s' * (threads != 1)}"

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 from rich import box
 from rich.table import Table
 
-from slim.deploy.bench.rows import BenchRow, threads_in_words
+from slim.deploy.bench.rows import BenchRow
 from slim.deploy.target import NodeTime
 from slim.extras import named_if_missing
 from slim.files import replacing
-from slim.tables import FittingTable, Shown, milliseconds, render, size
+from slim.tables import FittingTable, Shown, milliseconds, render, size, threads_in_words
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

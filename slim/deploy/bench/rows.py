@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from slim.deploy.timing import Times, samples, speedup_interval
-from slim.tables import WIDE
+from slim.tables import WIDE, threads_in_words
 
 BUSY = 0.1  # share of the cores that other processes may take before it is said
 
@@ -41,11 +41,6 @@ class BenchRow:
         if self.speedup_low is None or self.speedup_high is None:
             return False
         return not self.speedup_low <= 1 <= self.speedup_high
-
-
-def threads_in_words(threads: int) -> str:
-    """Return such as "2 threads"; "all threads" for 0."""
-    return f"{threads or 'all'} thread{'s' * (threads != 1)}"
 
 
 def cautions(rows: Sequence[BenchRow], other_work: float) -> list[str]:

@@ -26,6 +26,7 @@ from slim.deploy.target import (
 from slim.deploy.timing import Rounds, machine, time_in_turn
 from slim.errors import SlimError
 from slim.extras import named_if_missing
+from slim.tables import threads_in_words
 
 if TYPE_CHECKING:
     from torch import nn
@@ -68,8 +69,7 @@ class ExecuTorch:
         return f"executorch {version('executorch')}, XNNPACK, {self.threads or os.cpu_count()} threads, {machine()}"
 
     def __str__(self) -> str:
-        threads = self.threads or os.cpu_count()
-        return f"ExecuTorch, XNNPACK, {threads} thread{'s' * (threads != 1)}"
+        return f"ExecuTorch, XNNPACK, {threads_in_words(self.threads or os.cpu_count() or 1)}"
 
     def export(self, model: "nn.Module", example_inputs: Any, path: Path) -> None:
         """Write `model` to `path`, not checked yet."""

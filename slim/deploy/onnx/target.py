@@ -13,6 +13,7 @@ from slim.deploy.onnx.session import start_provider
 from slim.deploy.target import SizedKernel, check_threads
 from slim.deploy.timing import gpu, machine
 from slim.prune.plan import PruningPlan
+from slim.tables import threads_in_words
 
 if TYPE_CHECKING:
     from torch import nn
@@ -52,9 +53,8 @@ class OnnxRuntime:
         )
 
     def __str__(self) -> str:
-        threads = self.threads or os.cpu_count()
         provider = self.provider.removesuffix("ExecutionProvider")
-        return f"onnxruntime, {provider}, {threads} thread{'s' * (threads != 1)}"
+        return f"onnxruntime, {provider}, {threads_in_words(self.threads or os.cpu_count() or 1)}"
 
     def export(self, model: "nn.Module", example_inputs: Any, path: Path) -> None:
         """Write `model` as an ONNX file, not checked yet."""

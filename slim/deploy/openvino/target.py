@@ -26,6 +26,7 @@ from slim.deploy.target import (
 from slim.deploy.timing import machine
 from slim.errors import SlimError
 from slim.extras import named_if_missing
+from slim.tables import threads_in_words
 
 with named_if_missing():
     import openvino
@@ -71,8 +72,7 @@ class OpenVino:
         return f"openvino {version}, {self.device}, {self.threads or os.cpu_count()} threads, {machine()}"
 
     def __str__(self) -> str:
-        threads = self.threads or os.cpu_count()
-        return f"OpenVINO, {self.device}, {threads} thread{'s' * (threads != 1)}"
+        return f"OpenVINO, {self.device}, {threads_in_words(self.threads or os.cpu_count() or 1)}"
 
     def export(self, model: "nn.Module", example_inputs: Any, path: Path) -> None:
         """Write `model` to `path` and its weights beside it, not checked yet."""

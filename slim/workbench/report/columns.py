@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from slim import tables
+from slim.tables import threads_in_words
 from slim.workbench.tasks.metric import Metric
 
 Record = Mapping[str, Any]  # what summary.json holds for a stage
@@ -110,5 +111,5 @@ def conditions(bench: dict[str, Any], runtime: str = "onnxruntime") -> str:
         return ""
     provider = str(bench.get("provider", "")).removesuffix("ExecutionProvider")
     first = bench["rows"][0].get("threads", bench.get("threads", 0))
-    threads = f"{first} thread{'s' * (first != 1)}" if first else "all cores"
+    threads = threads_in_words(first) if first else "all cores"
     return f"{runtime}, {provider}, {threads}, batch {bench['rows'][0]['batch_size']}, median"

@@ -9,6 +9,7 @@ import numpy as np
 
 from slim import tables
 from slim.deploy.timing import speedup_interval
+from slim.tables import threads_in_words
 from slim.workbench.report.collect import RunRecords
 from slim.workbench.report.columns import Record
 from slim.workbench.report.figures.base import SIDES, Figure, Series, axes, axis, nested, note, series, solid
@@ -49,8 +50,9 @@ def times(run: RunRecords) -> Figure | None:
 def _title(case: Record) -> str:
     before, after = (np.array(case["ms"][side]) for side in ("before", "after"))
     fast = tables.speedup(float(np.median(before) / np.median(after)), *speedup_interval(before, after))
-    threads = f"{case['threads']} thread{'s' * (case['threads'] > 1)}"
-    return f"<b>batch {case['batch_size']}, {threads}</b><br>{fast.replace('in latency ', '')}"
+    return (
+        f"<b>batch {case['batch_size']}, {threads_in_words(case['threads'])}</b><br>{fast.replace('in latency ', '')}"
+    )
 
 
 def _box(side: str, ms: list[float]) -> Series:
