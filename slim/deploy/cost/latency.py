@@ -99,7 +99,9 @@ class Correction:
             self.original = network.Network(model, example_inputs, self.runtime)
         self.cuts = True  # whether files of thin networks are cut from the original's
         settings = range(len(self.runtime.each))
-        self.firsts = [network.share_of(network.in_turn([self.original], setting)) for setting in settings]  # ms
+        rough = TOLERANCE if self.kind == "latency" else network.PRECISION  # for a share it is only told
+        times = (network.in_turn([self.original], setting, lambda _: rough) for setting in settings)
+        self.firsts = [network.share_of(each) for each in times]  # ms
         self.first = self.runtime.taken(self.firsts)
         if self.kind == "latency_ms" and self.asked >= self.first:
             raise SlimError(
@@ -120,7 +122,7 @@ class Correction:
         def measured(plan: PruningPlan) -> float:
             latest.clear()
             latest[plan.digest] = thin = self._network(plan)
-            shares[plan.digest] = network.shares_of(self.original, thin)
+            shares[plan.digest] = network.shares_of(self.original, thin, budget)
             advance(1)
             return self._share(shares[plan.digest])
 

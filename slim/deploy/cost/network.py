@@ -3,7 +3,7 @@
 import math
 import shutil
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -23,6 +23,7 @@ from slim.prune.plan import PruningPlan
 ROUNDS = 7  # at least; the median of fewer has no 95 % interval within their range
 SECONDS = (1.0, 12.0)  # at least; at most, where the machine is too busy to tell sooner
 PRECISION = TOLERANCE / 3  # of the share that is measured: half of its 95 % interval
+FAR = 0.2  # of how far a share is from the one asked for: no more precise need it be
 
 
 class Network:
@@ -76,19 +77,23 @@ def _batch(tensor: Tensor, size: int) -> NDArray[Any]:
     return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
 
 
-def in_turn(networks: Sequence[Network], setting: int = 0) -> NDArray[np.float64]:
+def in_turn(
+    networks: Sequence[Network], setting: int = 0, precision: Callable[[float], float] = lambda _: PRECISION
+) -> NDArray[np.float64]:
     """Return the milliseconds of calls in turn in one setting, after a warm-up: an array [rounds, networks].
 
-    Goes on until the share that `share_of` gives is known well enough, or patience ends.
+    Goes on until the share that `share_of` gives is known to within the `precision` that such a share needs, or
+    patience ends.
     """
+
+    def known(times: Mapping[str, Times]) -> bool:
+        columns = np.stack(list(times.values()), axis=1)
+        enough = bool(columns.sum() > 1000 * SECONDS[0])
+        return enough and median_precision(_shares(columns)) <= precision(share_of(columns))
+
     calls = {str(index): network.runs[setting] for index, network in enumerate(networks)}
-    times = time_in_turn(calls, Rounds(ROUNDS, math.inf, SECONDS[1], _is_known))
+    times = time_in_turn(calls, Rounds(ROUNDS, math.inf, SECONDS[1], known))
     return np.stack(list(times.values()), axis=1)
-
-
-def _is_known(times: Mapping[str, Times]) -> bool:
-    columns = np.stack(list(times.values()), axis=1)
-    return bool(columns.sum() > 1000 * SECONDS[0]) and median_precision(_shares(columns)) <= PRECISION
 
 
 def share_of(times: NDArray[np.float64]) -> float:
@@ -97,9 +102,15 @@ def share_of(times: NDArray[np.float64]) -> float:
     return float(np.median(_shares(times)))
 
 
-def shares_of(original: Network, thin: Network) -> list[float]:
-    """Return in each setting the share of the original's time that the thin network takes."""
-    return [share_of(in_turn([original, thin], setting)) for setting in range(len(thin.runs))]
+def shares_of(original: Network, thin: Network, asked: float) -> list[float]:
+    """Return in each setting the share of the original's time that the thin network takes; in a single one the more
+    precisely the nearer it is to the one `asked` for."""
+    settings = range(len(thin.runs))
+
+    def precision(share: float) -> float:
+        return max(PRECISION, FAR * abs(share / asked - 1) if len(settings) == 1 else 0.0)
+
+    return [share_of(in_turn([original, thin], setting, precision)) for setting in settings]
 
 
 def _shares(times: NDArray[np.float64]) -> NDArray[np.float64]:
