@@ -33,6 +33,19 @@ def test_times_in_turn_until_the_share_is_known(
     assert noise > 1 or abs(network.share_of(times) / 0.6 - 1) < 0.02
 
 
+def test_a_share_far_from_the_one_asked_for_is_timed_for_less_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = {}
+    for asked in (0.6, 0.2):
+        clock = {"s": 0.0}
+        monkeypatch.setattr(timing.time, "perf_counter_ns", lambda clock=clock: round(clock["s"] * 1e9))
+        networks: Any = [Waiting(0.5, clock, 0.0), Waiting(0.3, clock, 0.3)]
+        original, thin = networks
+        [share] = network.shares_of(original, thin, asked)
+        taken[asked] = clock["s"]
+        assert abs(share / 0.6 - 1) < (0.02 if asked == 0.6 else 0.2)
+    assert taken[0.2] < 0.5 * taken[0.6]
+
+
 @pytest.mark.parametrize("budget", [0.9, 0.5, 0.2])
 @pytest.mark.parametrize("bias, floor, noise", [(1.0, 0.0, 0.0), (1.4, 0.05, 0.01), (0.7, 0.0, 0.01)])
 def test_correction_meets_the_budget(budget: Any, bias: float, floor: float, noise: float) -> None:
