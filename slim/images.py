@@ -12,9 +12,12 @@ from PIL import ExifTags, Image
 
 from slim.errors import SlimError
 from slim.files import check_regular
+from slim.memory import free_memory
 
 IMAGE_FILES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif")
 MOST_PIXELS = 2**26  # of an image: 200 MB in colour, once for each that is decoded at the same time
+BYTES_OF_A_PIXEL = 7  # while it is decoded: four as the file has it, three as it becomes
+SHARE_OF_MEMORY = 0.5  # of what is free, that the largest images may take which are decoded at the same time
 MODES = {1: "L", 3: "RGB"}  # channels -> Pillow's name for such an image
 EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV")  # others would be clipped
 
@@ -48,6 +51,12 @@ def read_image(
         raise SlimError(f"{_describe(image)} has mode {picture.mode}: expected 8-bit grey or colour")
     picture = resized(upright(picture).convert(MODES[channels]), size)
     return np.asarray(picture).reshape(picture.height, picture.width, channels)
+
+
+def decoders(most: int, max_pixels: int = MOST_PIXELS) -> int:
+    """Return how many images may be decoded at the same time: at least one, at most `most`, and no more than memory
+    holds if all of them have `max_pixels`."""
+    return max(1, min(most, int(SHARE_OF_MEMORY * free_memory() / (BYTES_OF_A_PIXEL * max_pixels))))
 
 
 def resized(image: Image.Image, size: tuple[int, int] | None) -> Image.Image:

@@ -14,7 +14,7 @@ import onnxruntime
 from slim.deploy.onnx.session import brief, open_session
 from slim.deploy.target import BatchUnit
 from slim.errors import SlimError
-from slim.images import IMAGE_FILES, MODES, read_image
+from slim.images import IMAGE_FILES, MODES, decoders, read_image
 
 LARGEST_SIZE = 2**16  # of an input, in metadata
 LARGEST_NUMBER = 1e6
@@ -140,7 +140,8 @@ class OnnxModel:
             if not isinstance(value, (int, np.integer)) or value < 1:
                 raise SlimError(f"{name} {value!r}: expected a whole number of at least 1")
         (channels, height, width), mean, std = self._preprocessing()
-        with ThreadPoolExecutor() as pool:  # Pillow decodes outside the interpreter lock
+        most = decoders(2 * (os.cpu_count() or 1))
+        with ThreadPoolExecutor(most) as pool:  # Pillow decodes outside the interpreter lock
             for start in range(0, len(images), batch_size):
                 batch = images[start : start + batch_size]
                 kept, arrays = [], []

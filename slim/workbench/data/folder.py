@@ -16,7 +16,7 @@ from torch import Tensor
 
 from slim.errors import SlimError
 from slim.files import replacing
-from slim.images import IMAGE_FILES, read_image
+from slim.images import IMAGE_FILES, decoders, read_image
 from slim.memory import free_memory
 from slim.workbench.config import DataConfig
 from slim.workbench.data.files import ImageFiles
@@ -73,7 +73,7 @@ def images_of(
     root, names = listed["train"]
     first = read_image(Path(root, os.fsdecode(names[0])), size, max_pixels=cfg.max_pixels)
     cores = (os.cpu_count() or 1) // _processes_here()
-    workers = max(1, min(cores, MOST_WORKERS)) if cfg.workers is None else cfg.workers
+    workers = decoders(min(cores, MOST_WORKERS), cfg.max_pixels) if cfg.workers is None else cfg.workers
     files = {
         part: ImageFiles(root, names, first.shape[:2], size is not None, workers, cfg.max_pixels, cfg.timeout)
         for part, (root, names) in listed.items()

@@ -13,6 +13,7 @@ from PIL import Image
 from slim.errors import SlimError
 from slim.workbench.config import DataConfig
 from slim.workbench.data import Split, load
+from slim.workbench.data.files import ImageFiles
 
 
 def test_image_folder_with_splits(tmp_path: Path) -> None:
@@ -121,3 +122,15 @@ def test_cifar10_jpeg_against_torchvision(tmp_path: Path) -> None:
         assert split.labels.tolist() == reference.targets
         expected = np.stack([np.asarray(image) for image, _ in reference])
         assert np.array_equal(split.decoded().permute(0, 2, 3, 1).numpy(), expected)
+
+
+@pytest.mark.parametrize(("free", "workers"), [(1e8, 1), (2e9, 2), (1e12, 8)])
+def test_no_more_images_are_decoded_at_once_than_memory_holds_if_all_are_large(
+    free: float, workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of 67 million pixels takes 7 bytes for each while it is decoded: 0.47 GB of the half of what is free."""
+    write_tree(tmp_path, {"a": 10, "b": 10})
+    monkeypatch.setattr("slim.images.free_memory", lambda: free)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    train = folder(tmp_path, storage="stream").train.images
+    assert isinstance(train, ImageFiles) and train.workers == workers
