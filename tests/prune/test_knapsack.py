@@ -136,3 +136,11 @@ def test_steps_that_save_nothing_are_seen_through() -> None:
     order = knapsack.by_value_for_cost(worth, [64, 64], [1, 1], [16, 16], [flat, slope])
     assert order[:2] == [(0, 48), (0, 32)]
     assert sorted(order) == sorted([(0, 48), (0, 32), (0, 16), (1, 48), (1, 32), (1, 16)])
+
+
+@pytest.mark.parametrize("step", [1, 8, 16])
+@pytest.mark.parametrize("least", [0, 1, 15, 16, 17, 40])
+@pytest.mark.parametrize("now", [16, 17, 40, 64])
+def test_an_item_stops_at_the_multiples_that_its_floor_leaves(now: int, least: int, step: int) -> None:
+    expected = [n for n in range(now - 1, 0, -1) if n >= least and n % step == 0]
+    assert knapsack._stops(now, least, step).tolist() == expected

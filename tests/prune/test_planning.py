@@ -17,6 +17,7 @@ from torch import nn
 import slim
 from slim.prune.budgets import Budget, Cost, Costs, Ratio
 from slim.prune.plan_format import hash_of
+from slim.prune.rebuild import Change, rebuild
 from slim.trace.size import network_size
 from slim.workbench.models import build
 
@@ -180,6 +181,12 @@ def test_json_round_trip(tmp_path: Path) -> None:
     assert json.loads(text)["version"] == 1
     plan.save(tmp_path / "plan.json")
     assert (tmp_path / "plan.json").read_text() == text  # stable order
+
+
+@pytest.mark.parametrize("cut", [{1: [0]}, {7: [0]}, {0: [4]}])
+def test_cuts_that_a_tensor_has_no_place_for_are_refused(cut: dict[int, list[int]]) -> None:
+    with pytest.raises(slim.SlimError, match=r"'0\.weight' has shape \(4,\)"):
+        rebuild(nn.Sequential(nn.BatchNorm2d(4)), Change({"0.weight": cut}))
 
 
 def test_a_plan_for_another_model_is_refused(tmp_path: Path) -> None:

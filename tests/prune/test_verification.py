@@ -87,6 +87,34 @@ def test_a_wrong_plan_is_caught() -> None:
         slim.verify(model, plan.apply(model), plan, X)
 
 
+class Insists(nn.Module):
+    """Forward code that takes no float64, which it says, or that fails on it for another reason."""
+
+    def __init__(self, says: str) -> None:
+        super().__init__()
+        self.says = says
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 2, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype == torch.float64:
+            raise RuntimeError(self.says)
+        out: Tensor = self.body(x)
+        return out
+
+
+def test_forward_code_that_takes_no_float64_is_checked_in_its_own_precision() -> None:
+    model = randomise(Insists("expected m1 and m2 to have the same dtype, but got: double != float")).eval()
+    plan = slim.plan(model, X, ratio=0.5)
+    assert slim.verify(model, plan.apply(model), plan, X) < 1e-4
+    thin = plan.apply(model)
+    thin.get_parameter("body.0.weight").data[0, 0] += 1e-2
+    with pytest.raises(slim.SlimError, match="holds other values"):
+        slim.verify(model, thin, plan, X)
+    model.says = "out of luck"
+    with pytest.raises(slim.SlimError, match="out of luck"):
+        slim.verify(model, plan.apply(model), plan, X)
+
+
 def test_an_unpruned_or_trained_network_is_refused() -> None:
     model = randomise(CASES["resnet20"]()).eval()
     plan = slim.plan(model, X, ratio=0.4)
