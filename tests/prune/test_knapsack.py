@@ -142,5 +142,5 @@ def test_steps_that_save_nothing_are_seen_through() -> None:
 @pytest.mark.parametrize("least", [0, 1, 15, 16, 17, 40])
 @pytest.mark.parametrize("now", [16, 17, 40, 64])
 def test_an_item_stops_at_the_multiples_that_its_floor_leaves(now: int, least: int, step: int) -> None:
-    expected = [n for n in range(now - 1, 0, -1) if n >= least and n % step == 0]
+    expected = [n for n in range(now - 1, -1, -1) if n >= least and n % step == 0]
     assert knapsack._stops(now, least, step).tolist() == expected
