@@ -165,18 +165,18 @@ class Widths:
     def __init__(self, traced: Trace) -> None:
         self._traced = traced
         self._levels = _levels(traced.state.modules)
-        numbers = {number for size in traced.sizes.values() for number in _numbers(size) if number > 1}
+        self._numbers = {number for size in traced.sizes.values() for number in _numbers(size) if number > 1}
         self._places: dict[int, list[tuple[str, nn.Module, str, int]]] = {}  # width -> where layers have it
-        for prefix, module in traced.state.modules if numbers else ():
+        for prefix, module in traced.state.modules if self._numbers else ():
             for place, width in _widths(module):
-                if width in numbers:
+                if width in self._numbers:
                     self._places.setdefault(width, []).append((prefix, module, *place))
 
     def changed(self, cuts: Cuts, kept: Bools, others: Set[str]) -> dict[str, StoredSize]:
         """Return what becomes of the sizes that modules keep, other than `others`, now that the network is thin: of
         those that change, and where it is clear."""
         parts: dict[int, LabelledDims] = {}  # by their lengths
-        for name, dims in cuts.items() if self._places else ():
+        for name, dims in cuts.items() if self._numbers else ():
             prefix = name[: name.rfind(".") + 1]
             for dim in dims if prefix in self._levels else ():
                 labels = self._traced.labels[name][dim]

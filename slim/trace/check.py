@@ -135,8 +135,9 @@ class Follower(Tracer):
 
     def _next(self) -> Executed | None:
         """Return the operator of the earlier run that comes next, what happens aside left out."""
-        earlier = self.run_before.executed
-        at = next((at for at in range(self.at, len(earlier)) if not earlier[at].aside), len(earlier))
+        earlier, at = self.run_before.executed, self.at
+        while at < len(earlier) and earlier[at].aside:
+            at += 1
         return earlier[at] if at < len(earlier) else None
 
     def _repeat(self, before: Executed, args: Any) -> Any:

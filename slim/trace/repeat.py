@@ -81,6 +81,7 @@ class ThinCodes:
     def __init__(self, kept: Bools) -> None:
         self._kept = kept
         self._found: dict[int, Codes] = {}
+        self._shapes: dict[tuple[int, Sequence[int]], Sequence[int]] = {}
 
     def of(self, codes: Codes) -> Codes:
         """Return those of `codes` whose labels are kept; `codes` must live as long as this does."""
@@ -101,18 +102,26 @@ class ThinCodes:
         )
 
     def shape(self, whole: Sequence[int], codes: TensorCodes) -> Sequence[int]:
-        """Return what is left of a shape."""
-        return torch.Size(len(self.of(codes[d])) if d in codes else n for d, n in enumerate(whole)) if codes else whole
+        """Return what is left of a shape; `codes` must live as long as this does."""
+        if not codes:
+            return whole
+        found = self._shapes.get((id(codes), whole))
+        if found is None:
+            sizes = [len(self.of(codes[d])) if d in codes else n for d, n in enumerate(whole)]
+            found = self._shapes[id(codes), whole] = torch.Size(sizes)
+        return found
 
 
 def arguments(name: str, args: tuple[Any, ...]) -> list[object]:
-    """Return an operator's arguments without the tensors."""
+    """Return an operator's arguments without the tensors; alike where the rules make no difference."""
     found: list[object] = [
         None if isinstance(a, Tensor) else len(a) if isinstance(a, list) and a and isinstance(a[0], Tensor) else a
         for a in args
     ]
     if name == "convolution" and args[-1] > 1 and args[-1] == args[0].shape[1]:
         found[-1] = "each channel"
+    if name == "native_batch_norm" and isinstance(args[3], Tensor):
+        found[5] = "either mode"  # of a norm with running statistics
     return found
 
 

@@ -339,7 +339,7 @@ class Tracer(Labeller, TorchDispatchMode):
 def _lasting_shape(tensor: Tensor) -> Sequence[int]:
     """Return a shape, with 1 where one value is repeated: any number of it would do."""
     alike = alike_along(tensor) - codes_on(tensor).keys()
-    return [1 if d in alike else n for d, n in enumerate(tensor.shape)] if alike else tensor.shape
+    return torch.Size(1 if d in alike else n for d, n in enumerate(tensor.shape)) if alike else tensor.shape
 
 
 def mark_steps(op: Op, sources: Sequence[object], result: Any, step: int) -> None:
