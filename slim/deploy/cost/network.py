@@ -52,6 +52,8 @@ class Network:
                 self._open(runtime)
                 for run in self.runs:
                     run()
+                if by is not None and by.sizes:  # which constants of the graph may hold, or nothing
+                    self.check()
             except SlimError:  # the plan changes what the cut doesn't know of
                 self.is_cut = False
         if not self.is_cut:
