@@ -79,7 +79,7 @@ IMAGES = DIGITS | {
     "data.name": "imagefolder",
     "data.root": "images",
     "data.image_size": "8",
-    "data.batch_size": "32",
+    "data.batch_size": "96",
     "data.storage": "stream",
     "data.workers": "1",
     "data.timeout": "3",
@@ -162,8 +162,8 @@ def keep_exports(folder: Path) -> None:
 
     export = Draft.__dict__["content"].func
 
-    def content(draft: Any) -> bytes:
-        net = draft._graph.net
+    def content(draft: Draft) -> bytes:
+        net = draft.graph.net
         weights = b"".join(tensor.numpy().tobytes() for tensor in net.state_dict().values())
         kept = folder / hashlib.sha256(f"{net} {draft.properties}".encode() + weights).hexdigest()
         if not kept.exists():
@@ -346,7 +346,7 @@ def make(place: Path, name: str, settings: Mapping[str, str]) -> Trial:
         draw = random.Random(0)
         for label in "ab":
             (place / "images" / label).mkdir(parents=True)
-            for number in range(80):
+            for number in range(400):  # fewer are read without workers
                 noise = bytes(draw.randrange(128) + 127 * (label == "b") for _ in range(64))
                 Image.frombytes("L", (8, 8), noise).save(place / "images" / label / f"{number}.png")
     started = time.monotonic()
