@@ -13,16 +13,18 @@ time:
   its own masked original in the same way.
 
 Results are appended to a file as they come, and a run that was stopped goes on where it was. `--again refused` repeats
-what ended so. The table of all that the file holds is written beside it.
+what ended so, `--older` what another commit measured. The table of all that the file holds is written beside it.
 """
 
 import copy
 import importlib
 import random
 import resource
+import subprocess
 import tempfile
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import date
@@ -387,7 +389,7 @@ def examine(name: str, part: str, ratio: float, put: Callable[[Row], None]) -> N
             if key == "stage":
                 put(dict(self))
 
-    row = Told(network=name, part=part, torch=torch.__version__)
+    row = Told(network=name, part=part, torch=torch.__version__, code=commit())
     row["stage"] = "build"
     try:
         build(name)
@@ -398,6 +400,12 @@ def examine(name: str, part: str, ratio: float, put: Callable[[Row], None]) -> N
         row["status"] = "not built" if row["stage"] == "build" else "crashed"
         row["says"] = f"in {row['stage']}: {type(error).__name__}: {error}"[:400]
     put(dict(row))
+
+
+def commit() -> str:
+    """The commit that this is run from."""
+    asked = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short=7", "HEAD"]
+    return subprocess.run(asked, capture_output=True, text=True).stdout.strip() or "unknown"
 
 
 def import_all(name: str) -> None:
@@ -438,6 +446,10 @@ def report(rows: list[Row], ratio: float) -> str:
         "`ok`: every output tensor equals the masked original's in float64, to 1e-10 (checked by code of its own), and "
         "the ratio is reached to within a point; `short`: equal, but less was removed. Seconds are of one core's "
         'processor time. "the original can\'t either": what fails on the thin network fails on the original as well.',
+        "",
+        "Commits that measured slim's rows: "
+        + ", ".join(f"{n} by {code}" for code, n in Counter(r.get("code", "?") for r in mine.values()).most_common())
+        + ".",
         "",
         table(("", *STATUSES), [counts(part, list(parts[part].values())) for part in ("slim", "torch-pruning")]),
         "",
@@ -516,11 +528,12 @@ def main() -> None:
     parser.add_argument("--ratio", type=float, default=0.5)
     parser.add_argument("--seconds", type=int, default=120, help="of processor time for one network and part")
     parser.add_argument("--again", nargs="+", default=[], choices=STATUSES, help="repeat what ended so")
+    parser.add_argument("--older", action="store_true", help="repeat what another commit measured")
     parser.add_argument("--out", type=Path, default=RESULTS / f"wild_coverage-{date.today()}.jsonl")
     options = parser.parse_args()
     rows = read_rows(options.out)
-    done = {(r["network"], r["part"]): r["status"] for r in rows}
-    packages = set()
+    now, packages = commit(), set()
+    done = {(r["network"], r["part"]): r["status"] for r in rows if not options.older or r.get("code") == now}
     for name in (n for n in NETWORKS if n.startswith(tuple(options.only))):
         for part in options.parts:
             if done.get((name, part), "none") not in ("none", *options.again):

@@ -476,6 +476,12 @@ VIT_PYTORCH: Builders = {
     **_vit("DeepViT", "deepvit", **SMALL),
 }  # fmt: skip
 
+
+def _maps_of(height: int, width: int) -> Callable[[], dict[str, Any]]:
+    """Inputs of docTR, which returns words otherwise."""
+    return lambda: {"x": torch.randn(1, 3, height, width), "return_model_output": True}
+
+
 OTHERS: Builders = {
     **_of("facenet", "facenet_pytorch", "InceptionResnetV1", partial(image, 128), classify=True, num_classes=10),
     **_of("facenet", "facenet_pytorch.models.mtcnn", "RNet", partial(image, 24), pretrained=False),
@@ -493,22 +499,22 @@ OTHERS: Builders = {
     **_of("kornia", "kornia.feature", "XFeatModel", image),
     **_of("kornia", "kornia.feature", "DISK", image),
     **_of("torchxrayvision", "torchxrayvision.models", "DenseNet", partial(image, 224, 1), weights=None),
-    **_of("torchxrayvision", "torchxrayvision.autoencoders", "ResNetAE", partial(image, 64, 1), weights=None),
+    **_of("torchxrayvision", "torchxrayvision.autoencoders", "ResNetAE", partial(image, 224, 1), weights=None),
     **_of("geffnet", "geffnet", "mixnet_s", image),
     **_of("geffnet", "geffnet", "efficientnet_es", image),
     **_of("geffnet", "geffnet", "tf_mobilenetv3_small_075", image),
     **_of("spikingjelly", "spikingjelly.activation_based.model.spiking_resnet", "spiking_resnet18", image,
-          spiking_neuron=Lazy("spikingjelly.activation_based.neuron")),
+          spiking_neuron=lambda **settings: Lazy("spikingjelly.activation_based.neuron").IFNode(**settings)),
     **_of("facexlib", "facexlib.parsing.bisenet", "BiSeNet", partial(image, 64), 19),
     **_of("facexlib", "facexlib.parsing.parsenet", "ParseNet", partial(image, 64), in_size=64, out_size=64,
           parsing_ch=19, min_feat_size=32),
     **_of("antialiased_cnns", "antialiased_cnns", "resnet18", image, pretrained=False),
     **_of("antialiased_cnns", "antialiased_cnns", "mobilenet_v2", image, pretrained=False),
-    **_of("doctr", "doctr.models.recognition", "crnn_vgg16_bn", lambda: torch.randn(1, 3, 32, 64), pretrained=False,
+    **_of("doctr", "doctr.models.recognition", "crnn_vgg16_bn", _maps_of(32, 64), pretrained=False,
           pretrained_backbone=False),
-    **_of("doctr", "doctr.models.detection", "db_mobilenet_v3_large", partial(image, 128), pretrained=False,
+    **_of("doctr", "doctr.models.detection", "db_mobilenet_v3_large", _maps_of(128, 128), pretrained=False,
           pretrained_backbone=False),
-    **_of("doctr", "doctr.models.detection", "fast_tiny", partial(image, 128), pretrained=False,
+    **_of("doctr", "doctr.models.detection", "fast_tiny", _maps_of(128, 128), pretrained=False,
           pretrained_backbone=False),
     **_of("doctr", "doctr.models.classification", "vit_s", lambda: torch.randn(1, 3, 32, 32), pretrained=False),
     **_of("doctr", "doctr.models.classification", "magc_resnet31", lambda: torch.randn(1, 3, 32, 32), pretrained=False),
