@@ -109,6 +109,32 @@ class Stored(nn.Module):
         return torch.cat([self.a(x), self.b(y)], 1)
 
 
+class StoredHalf(nn.Module):
+    """A block that computes its width from half of it."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.half, self.a, self.b = c // 2, cbr(c, c), cbr(c, c)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        return self.b(x.reshape(-1, 2 * self.half, *x.shape[2:]))
+
+
+class Checked(nn.Module):
+    """A block that checks a width that it gives to no operator."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.width, self.a = c, cbr(c, c)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        if x.shape[1] != self.width:
+            raise ValueError(f"expected {self.width} channels")
+        return x
+
+
 class StoredUnequal(nn.Module):
     """Sizes in two attributes that only work when both follow, and one more in a list."""
 
@@ -245,6 +271,8 @@ ZOO = {
     "added parameter": lambda: _with_parameter(lambda s, x: s.after(x + s.scale)),
     "kernel in a buffer": _with_buffer,
     "partial residual": lambda: net(_partial, small=cbr(16, 4), after=cbr(16, 16)),
+    "stored half": lambda: net(lambda s, x: s.after(s.st(x)), st=StoredHalf(16), after=cbr(16, 16)),
+    "checked width": lambda: net(lambda s, x: s.after(s.st(x)), st=Checked(16), after=cbr(16, 16)),
     "stored split size": lambda: net(lambda s, x: s.st(x), st=Stored(16)),
     "stored sizes alike": lambda: net(lambda s, x: s.st(x), st=StoredAlike(16)),
     "stored sizes shared": lambda: net(lambda s, x: s.st(x), st=StoredShared(16)),

@@ -63,5 +63,5 @@ def running(who: str) -> Iterator[None]:
     them."""
     try:
         yield
-    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+    except (RuntimeError, ValueError, TypeError, AssertionError, LookupError, AttributeError, ArithmeticError) as error:
         raise SlimError(f"{who} can't run on these images: {' '.join(str(error).split())}") from error

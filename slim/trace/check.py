@@ -6,6 +6,7 @@ stored split size, a constant in a view) shows as a union that doesn't hold or a
 met there must stay.
 """
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -296,7 +297,27 @@ def _stored_sizes(
             at_hand.append(names[id(module)] + attribute)
             if counted is not None:
                 found.setdefault(at_hand[-1], counted)
+    if not found and not followed.keys() & set(at_hand):
+        multiples = {names[id(module)] + a: _several(given, v) for module in running for a, v in vars(module).items()}
+        known = {name: counted for name, counted in multiples.items() if counted is not None}
+        if known:
+            return {name: own for name, (own, _) in known.items()}, {name: rest for name, (_, rest) in known.items()}
+        # forward code may check a width that it gives to no operator
+        widths = {len(codes): codes.labels for step in executed[-AHEAD - 1 :] for codes in step.codes}
+        held = ((names[id(module)] + a, v) for module in running for a, v in vars(module).items() if type(v) is int)
+        found = {name: widths[value] for name, value in held if value in widths}
     return found, _shared_sizes(given[: AHEAD + 1], found, followed, at_hand, traced.classes)
+
+
+def _several(given: list[list[tuple[int, Ints]]], value: object) -> tuple[Ints, Ints] | None:
+    """Return the labels that a stored size counts, and the others, where the last operators were given a small multiple
+    of it, such as 2 * self.half."""
+    if type(value) is not int or value < 2:
+        return None
+    for size, labels in itertools.chain(*given[: AHEAD + 1]):
+        if size == len(labels) and size in (2 * value, 3 * value, 4 * value):
+            return labels[:value], labels[value:]
+    return None
 
 
 def _shared_sizes(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from slim.trace.copy import named_tensors
+from slim.trace.state import restored
 
 CONVOLUTIONS = {torch.conv1d, torch.conv2d, torch.conv3d}
 TRANSPOSED = {torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d}
@@ -77,12 +78,14 @@ class Intercept(TorchFunctionMode):
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put the model in evaluation mode, without gradients. Its modes and torch's random state are restored after it."""
+    """Put the model in evaluation mode, without gradients. What its modules hold, and random states, are restored after
+    it."""
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    with restored(model):
+        try:
+            model.eval()
+            with torch.no_grad():
+                yield
+        finally:
+            for module, mode in modes:  # some do more than note it
+                module.training = mode

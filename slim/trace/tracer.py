@@ -38,7 +38,7 @@ from slim.trace.codes import (
     set_codes,
     set_name,
 )
-from slim.trace.constants import constants_of, mark_result
+from slim.trace.constants import constants_of, mark_result, same
 from slim.trace.copy import Modules, Tensors, all_tensors, clone, named_modules, named_tensors, unwrapped
 from slim.trace.emptied import Emptied
 from slim.trace.labeller import INDEXED, Ambiguous, Executed, Labeller, Producer, Product
@@ -265,8 +265,10 @@ class Trace:
         """Trace the inference forward too, unless that was done; whether it differs from the training one."""
         if len(self.runs) > 1 or not self.runs[0].training:
             return False
-        run = self.add_run(training=False)
-        return [e.func for e in run.executed] != [e.func for e in self.runs[0].executed]
+        run, other = self.add_run(training=False).executed, self.runs[0].executed
+        return [e.func for e in run] != [e.func for e in other] or not all(
+            same(a.constants, b.constants) for a, b in zip(run, other)
+        )
 
 
 # what a run tells a Trace, as opposed to what it was run on

@@ -488,3 +488,37 @@ def test_it_says_how_many_images_would_be_enough() -> None:
     assert recovered.chosen == "regression"
     assert recovered.few == {"3": 1024}  # for 6 × 64 features, of which 48 images are too few by 16
     assert "more features than places in 3: about 1,024 images would be enough" in str(recovered)
+
+
+class Keeps(nn.Module):
+    """A layer under the old weight norm, whose weight lies in an attribute, and a state that forward replaces."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        first = torch.nn.utils.weight_norm(nn.Conv2d(3, 16, 3))
+        self.body, self.head = nn.Sequential(first, nn.BatchNorm2d(16), nn.ReLU()), nn.Conv2d(16, 4, 1)
+        self.seen: Any = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen = self.body(x)
+        if self.seen.shape[0] == 9:
+            raise IndexError("nine of them")
+        return self.head(self.seen).mean((2, 3))
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_what_a_forward_pass_leaves_in_modules_is_no_obstacle() -> None:
+    torch.manual_seed(0)
+    model = Keeps().eval()
+    nn.init.uniform_(model.get_parameter("body.1.weight"), 0.1, 1)
+    images = torch.randn(32, 3, 8, 8)
+    model(images[:5]).sum().backward()
+    plan = slim.plan(model, images[:2], ratio=0.4)
+    thin = plan.apply(model)
+    recovered = slim.recover(model, thin, plan, images)
+    assert recovered.distance[recovered.chosen] <= recovered.distance["none"]
+    assert len(model.seen) == 5  # as it was
+    merged = slim.merge(model, thin, plan, images[:2])
+    assert merged(images).shape == (32, 4)
+    with pytest.raises(slim.SlimError, match="can't run on these images: nine of them"):
+        slim.recover(model, thin, plan, images[:12])

@@ -78,6 +78,13 @@ def test_what_a_number_counts_stays(case: str, kind: type[Scaled]) -> None:
     assert difference(model, thin, plan.removed) < 1e-10
 
 
+def test_a_number_from_data_is_the_same_up_to_rounding() -> None:
+    model = Scaled(lambda x: x * float(x.amax())).eval()
+    plan = slim.plan(model, X, ratio=0.25)
+    assert set(plan.removed) == {"first.1"}
+    assert difference(model, plan.apply(model), plan.removed) < 1e-10
+
+
 @pytest.mark.parametrize("kind", [Scaled, LooksAtValues])
 @pytest.mark.parametrize("case", CONSTANT)
 def test_a_number_that_stays_holds_nothing(case: str, kind: type[Scaled]) -> None:

@@ -30,7 +30,7 @@ def merge(model: nn.Module, thin: nn.Module, plan: PruningPlan, example_inputs: 
     """
     traced = trace(model, example_inputs)
     tensors = {name: tensor.detach().double() for name, tensor in named_tensors(model) if tensor.is_floating_point()}
-    reads, makes = _places(model, traced)
+    reads, makes = ({n: d for n, d in found.items() if n in tensors} for found in _places(model, traced))
     nearest = _nearest(traced, tensors, makes, _removed(traced, plan))
     merged = clone(thin)
     into = dict(named_tensors(merged))

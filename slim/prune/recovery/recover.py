@@ -134,7 +134,8 @@ def recover(
     calibration, test = (part(images, some, device) for some in (slice(fitted), slice(fitted, None)))
     with evaluating(model):
         candidates, told = _candidates(model, thin, plan, calibration, count)
-        apart = {kind: distances.distance(model, other, test, distance) for kind, other in candidates.items()}
+        with running("the networks"):
+            apart = {kind: distances.distance(model, other, test, distance) for kind, other in candidates.items()}
         if steps:
             candidates["refinement"] = clone(candidates[_closest(apart)]).eval()
             refine(model, candidates["refinement"], plan, calibration, steps)
@@ -181,7 +182,8 @@ def _closest(apart: dict[str, Distance]) -> str:
 def _check_shapes(model: nn.Module, thin: nn.Module, plan: PruningPlan) -> None:
     """SlimError unless the tensors of `thin` have the shapes that the plan gives them."""
     had, has = dict(named_tensors(model)), dict(named_tensors(thin))
-    for name, cuts in plan.cuts.items():
+    for name in plan.shapes:  # not what lies in plain attributes, which a forward pass makes
+        cuts = plan.cuts[name]
         if name not in had or list(had[name].shape) != plan.shapes[name]:
             found = list(had[name].shape) if name in had else "missing"
             raise SlimError(f"the plan isn't of this model: {name} is {found}: expected {plan.shapes[name]}")
