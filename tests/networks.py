@@ -114,11 +114,11 @@ class StoredHalf(nn.Module):
 
     def __init__(self, c: int) -> None:
         super().__init__()
-        self.half, self.a, self.b = c // 2, cbr(c, c), cbr(c, c)
+        self.part, self.a, self.b = c // 2, cbr(c, c), cbr(c, c)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.a(x)
-        return self.b(x.reshape(-1, 2 * self.half, *x.shape[2:]))
+        return self.b(x.reshape(-1, 2 * self.part, *x.shape[2:]))
 
 
 class Checked(nn.Module):
