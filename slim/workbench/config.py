@@ -181,6 +181,11 @@ class SparsityConfig:
     gradual_end: float = setting(0.7, "share of the training at which the last one is", "(0, 1]")
 
     @property
+    def penalises(self) -> bool:
+        """Say whether a training with it pushes γ at all."""
+        return self.strength > 0 or self.target is not None
+
+    @property
     def plans(self) -> bool:
         """Say whether a training with it asks for plans, and so depends on the settings of prune."""
         return self.gradual > 0 or self.target == "plan"

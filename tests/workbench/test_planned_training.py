@@ -7,7 +7,9 @@ from workbench.commands import Command
 
 import slim
 from slim.prune.plan import PruningPlan
-from slim.workbench.config import RunConfig, updated
+from slim.workbench.config import DataConfig, RunConfig, updated
+from slim.workbench.data import load
+from slim.workbench.run.pruning import pruning_within
 
 PLANNED = ["--sparsity.method", "proximal", "--sparsity.target", "plan"]
 
@@ -36,3 +38,18 @@ def test_what_cannot_be_planned_for(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(("sparsity", "plans"), [({}, False), ({"gradual": 2}, True), ({"target": "plan"}, True)])
 def test_a_training_that_plans_depends_on_what_is_to_be_pruned(sparsity: dict[str, object], plans: bool) -> None:
     assert updated(RunConfig(), {"sparsity": sparsity}).sparsity.plans is plans
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "by_gamma"),
+    [
+        ({"gradual": 2}, True),
+        ({"gradual": 2, "strength": 0}, False),
+        ({"gradual": 2, "strength": 0, "target": 0.5, "method": "proximal"}, True),
+        ({"target": "plan", "method": "proximal"}, False),
+    ],
+)
+def test_auto_ranks_by_gamma_where_a_penalty_is_at_work(sparsity: dict[str, object], by_gamma: bool) -> None:
+    asked = pruning_within(load(DataConfig(), seed=0), updated(RunConfig(), {"sparsity": sparsity}))
+    score = asked.rules["score"]
+    assert isinstance(score, slim.Auto) and (score.penalised, score.images is None) == (by_gamma, by_gamma)

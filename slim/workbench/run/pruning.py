@@ -101,9 +101,9 @@ def plan_architecture(run: Run) -> PruningPlan:
 
 
 def pruning_within(dataset: Data, settings: RunConfig) -> Pruning:
-    """Return what `slim.plan` is asked for by a training that plans: the penalty is at work where it prunes in steps,
+    """Return what `slim.plan` is asked for by a training that plans: a penalty is at work where it prunes in steps,
     and not yet where the plan is its target."""
-    prune, penalised = settings.prune, settings.sparsity.gradual > 0
+    prune, penalised = settings.prune, settings.sparsity.gradual > 0 and settings.sparsity.penalises
     if prune.max_loss is not None:
         raise SlimError("prune.max_loss can't be planned for in training: expected ratio, flops or params")
     by_images = ("residual", "taylor") if penalised else ("residual", "taylor", "auto")
@@ -130,7 +130,7 @@ def _planned(run: Run, source: Path) -> tuple[Trained, Any, PruningPlan]:
         before.example,
         images=images,
         dataset=before.dataset,
-        penalised=before.stage == "sparse",
+        penalised=before.stage == "sparse" and settings.sparsity.penalises,
         after=after,
     )
     if after and not made.removed:
