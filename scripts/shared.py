@@ -93,8 +93,8 @@ def mean_and_spread(values: Sequence[float], digits: int = 2) -> str:
 
 
 def write(name: str, text: str, *, quick: bool = False) -> Path:
-    """Write a dated Markdown file of results. A quick run has a name of its own, which git doesn't see, and never takes
-    the place of a full one."""
+    """Write a dated Markdown file of results. A quick run has a name of its own, and never takes the place of a full
+    one."""
     path = RESULTS / f"{name}{'_quick' if quick else ''}-{date.today()}.md"
     path.parent.mkdir(exist_ok=True)
     path.write_text(text.rstrip() + "\n", encoding="utf-8")
