@@ -1,5 +1,6 @@
 """Figures of the trainings: one run's in panels, several runs' metric side by side."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,7 +36,7 @@ def training(run: RunRecords) -> Figure:
     epochs |= {"dtick": 1} if len(records) < 15 else {"nticks": 12}
     grid = {"rows": len(panels), "columns": 1, "pattern": "coupled", "ygap": 0.22, "domain": {"y": [0, TOP]}}
     layout = {"hovermode": "x unified", "grid": grid, "xaxis": epochs, **_bands(run)}
-    layout |= {axis("yaxis", i): _scale(panel, metric) for i, panel in enumerate(panels)}
+    layout |= {axis("yaxis", i): _scale(panel, metric, _decades(records)) for i, panel in enumerate(panels)}
     layout["legend"] = {"y": -0.09, "yanchor": "top"}
     traces: list[Series] = []
     for panel, key, label, colour, form in lines:
@@ -76,10 +77,16 @@ def _bands(run: RunRecords) -> dict[str, Any]:
     return {"shapes": shapes, "annotations": notes}
 
 
-def _scale(panel: str, metric: Metric) -> dict[str, Any]:
-    """Return how a panel's values are drawn."""
+def _decades(records: Sequence[Record]) -> float:
+    """Return over how many powers of ten the losses run."""
+    losses = [loss for record in records for key in ("train_loss", "val_loss") if (loss := record.get(key) or 0) > 0]
+    return math.log10(max(losses) / min(losses)) if losses else 0.0
+
+
+def _scale(panel: str, metric: Metric, decades: float) -> dict[str, Any]:
+    """Return how a panel's values are drawn. Of losses over many powers of ten these alone have room for a number."""
     scales: dict[str, dict[str, Any]] = {
-        "loss": {"type": "log", "tickformat": "~g", "dtick": "D2"},
+        "loss": {"type": "log", "tickformat": "~g", "dtick": "D2" if decades < 1.5 else 1},
         metric.title: {"tickformat": ".0%" if metric.share else ""},
         "share of γ": {"rangemode": "tozero", "tickformat": ".0%"},
     }
