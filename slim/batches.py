@@ -31,6 +31,8 @@ def in_batches(images: Any) -> Iterator[Any]:
             f"images are of type {type(images).__name__}: expected a tensor, or batches such as a DataLoader"
         )
     for batch in images:
+        if isinstance(batch, tuple | list) and not batch:
+            raise SlimError("a batch of images is empty: expected what the network takes, and its targets after it")
         yield batch[0] if isinstance(batch, tuple | list) else batch
 
 

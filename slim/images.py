@@ -98,7 +98,9 @@ def _opened(image: Any, max_pixels: int) -> Image.Image:
                 )
             picture.load()
             return picture
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow raises all of these
+    except (SlimError, MemoryError):
+        raise
+    except Exception as error:  # Pillow's readers of formats raise errors of many kinds
         raise SlimError(f"{_describe(image)}: not an image that Pillow can read whole") from error
 
 

@@ -49,6 +49,8 @@ def test_inputs_of_several_parts_join() -> None:
         ([], "there are no images"),
         (3, "of type int: expected a tensor, or batches"),
         ([IMAGES, IMAGES[..., :4]], "don't join"),
+        ([()], "a batch of images is empty"),
+        ([IMAGES, []], "a batch of images is empty"),
     ],
 )
 def test_what_is_no_images_is_refused(images: Any, message: str) -> None:

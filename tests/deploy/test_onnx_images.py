@@ -1,5 +1,6 @@
 """OnnxModel on images, against a separate numpy implementation."""
 
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -105,12 +106,25 @@ def test_orientation_that_can_not_be_read_is_none(pixels: Path, tmp_path: Path) 
     assert whole == broken
 
 
+def odd_tiff() -> bytes:
+    """Return a TIFF of one pixel that says in a fraction where its pixels begin, at which Pillow raises TypeError."""
+    short, rational = 3, 5
+    tags = [(256, 1), (257, 1), (258, 8), (259, 1), (262, 1), (277, 1), (278, 1), (279, 1)]
+    end = 8 + 2 + 12 * (len(tags) + 1) + 4
+    entries = [struct.pack("<HHII", tag, short, 1, value) for tag, value in tags]
+    entries.insert(5, struct.pack("<HHII", 273, rational, 1, end))
+    body = struct.pack("<H", len(entries)) + b"".join(entries) + struct.pack("<III", 0, 2 * end + 16, 2)
+    return b"II*\0" + struct.pack("<I", 8) + body + bytes(64)
+
+
 def bad_images(folder: Path) -> dict[str, object]:
     (folder / "text.png").write_text("not an image")
     whole = folder / "whole.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(whole)
     (folder / "cut.png").write_bytes(whole.read_bytes()[:2000])
+    (folder / "odd.tif").write_bytes(odd_tiff())
     return {
+        "odd.tif': not an image": folder / "odd.tif",
         "absent.png' can't be read: No such file": folder / "absent.png",
         "text.png': not an image": folder / "text.png",
         "cut.png': not an image": folder / "cut.png",
