@@ -19,11 +19,12 @@ from slim.trace.codes import NUMBERED
 from slim.trace.copy import all_tensors, clone, detached, named_modules
 from slim.trace.emptied import empty
 from slim.trace.lengths import PARAMETRIZED, weight_norms
+from slim.trace.on_the_fly import OnTheFly
 
 Cuts = Mapping[str, Mapping[int, list[int]]]  # tensor name -> dimension -> removed indices
 
 
-class Select:
+class Select(OnTheFly):
     """A BatchNorm that first chooses its channels of a shared stream (the paper's channel selection layer).
 
     The index is the buffer `select`, shape [channels kept], int64. Source: Network Slimming (Liu et al., ICCV 2017),
@@ -34,26 +35,6 @@ class Select:
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.index_select(1, self.select))  # type: ignore[misc]
-
-    def __reduce__(self) -> tuple[Any, ...]:  # the class is made on the fly, so pickle by what it was made from
-        return _revive, (type(self).__mro__[2],), self.__dict__
-
-
-_selecting: dict[type, type] = {}
-
-
-def selecting(kind: type[nn.Module]) -> type[nn.Module]:
-    """Return the subclass of a BatchNorm class that selects its channels."""
-    if issubclass(kind, Select):
-        return kind
-    if kind not in _selecting:
-        _selecting[kind] = type(f"Select{kind.__name__}", (Select, kind), {"__module__": kind.__module__})
-    return _selecting[kind]
-
-
-def _revive(kind: type[nn.Module]) -> nn.Module:
-    made = selecting(kind)
-    return made.__new__(made)
 
 
 def kept(size: int, removed: list[int], device: torch.device | None = None) -> Tensor:
@@ -199,7 +180,7 @@ def _adjust(modules: Mapping[str, nn.Module], change: Change) -> None:
             run_headwise(module)  # a nn.MultiheadAttention
     for name, index in change.selects.items():
         bn = modules[name + "."]
-        bn.__class__ = selecting(type(bn))
+        bn.__class__ = Select.of(type(bn))
         device = next(bn.parameters()).device
         bn.register_buffer("select", torch.tensor(index, dtype=torch.int64, device=device))
     for name, (dim, channels) in change.emptied.items():
