@@ -258,7 +258,7 @@ def _masked_run(traced: Trace, kept: Bools, training: bool) -> ForwardPass:
         parameter.__dict__.update(tensor.__dict__)
         return parameter
 
-    tracer = Tracer(traced.classes, traced)
+    tracer = traced.tracer(training=training)
     masked = clone(traced.meta_copy, mask, mask)
     with restored(masked) as state:
         outputs = run_once(masked, traced.inputs, tracer, state, training=training)

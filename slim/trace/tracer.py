@@ -113,8 +113,7 @@ class Trace:
 
     def add_run(self, *, training: bool) -> "ForwardPass":
         """Run the meta-device copy once more, in this mode, and take in what it tells."""
-        tracer = Tracer(self.classes, self)
-        tracer.preferred = {number: choice for (mode, number), choice in self.readings.items() if mode == training}
+        tracer = self.tracer(training=training)
         with restored(self.meta_copy, self.state), self.sizes.noting():
             outputs = run_once(self.meta_copy, self.inputs, tracer, self.state, training=training)
         self.ambiguous |= {(training, number): found for number, found in tracer.ambiguous.items()}
@@ -132,6 +131,12 @@ class Trace:
         self.bare |= tracer.bare
         self.relied += tracer.relied
         return run
+
+    def tracer(self, *, training: bool) -> "Tracer":
+        """Return what traces a run in this mode, and reads operators as this trace does."""
+        tracer = Tracer(self.classes, self)
+        tracer.preferred = {number: choice for (mode, number), choice in self.readings.items() if mode == training}
+        return tracer
 
     @property
     def producers(self) -> dict[str, Producer]:

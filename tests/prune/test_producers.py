@@ -200,6 +200,29 @@ def test_half_of_the_channels_of_each_head_is_not_half_of_the_heads(fused: bool)
     assert slim.verify(model, thin, plan, X) < 1e-10
 
 
+class Looking(nn.Module):
+    """A network whose forward looks at a value, so that it is traced on numbers, with the kernels that those run."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert float(x.abs().max()) > 0
+        return self.inner(x)
+
+
+@pytest.mark.parametrize("stated", [False, True], ids=["by the width", "stated"])
+def test_channels_of_a_head_stay_where_its_scale_follows_from_their_number(stated: bool) -> None:
+    model = Looking(Tokens(Heads(24, 4, True) if stated else Fused(24, 4, True))).eval()
+    randomise(model)
+    plan = slim.plan(model, X, ratio=0.5, keep=["inner.mlp.0"], round_to=1)
+    thin: Any = plan.apply(model)
+    rows = plan.removed["inner.attention.q" if stated else "inner.attention.qkv"]
+    assert (thin.inner.attention.size == 6) is not stated and rows
+    assert difference(model, thin, plan.removed, X) < 1e-12
+
+
 class Parts(nn.Module):
     """The largest of parts of a stored size, however many there are."""
 
