@@ -6,6 +6,7 @@ import types
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -163,3 +164,11 @@ def test_a_copy_shares_what_the_original_shares() -> None:
     assert copied[1].weight is copied[0].weight is copied.same[0]
     assert copied.same[1] is copied[1] and copied.same[2]["again"] is copied[0]
     assert copied[0].weight is not model[0].weight
+
+
+def test_what_modules_hold_is_tensors_alone() -> None:
+    """Arrays take no part in what torch computes: a copy of one would be listed that nothing reads."""
+    model: Any = body()
+    held = torch.zeros(8)
+    model.table, model.held = [np.zeros(8), {"deep": np.zeros((8, 8))}], [held, np.zeros(8)]
+    assert [(path, tensor is held) for path, tensor in stored_tensors(model)] == [("held[0]", True)]

@@ -78,6 +78,20 @@ class Blurred(nn.Module):
         return F.conv2d(x, kernel.to(x), padding=1, groups=x.shape[1])
 
 
+class Spread(nn.Module):
+    """One filter and one offset, spread over as many channels as there are."""
+
+    def __init__(self, transposed: bool) -> None:
+        super().__init__()
+        self.register_buffer("filter", torch.rand(1, 1, 3, 3))
+        self.offset, self.transposed = nn.Parameter(torch.rand(1)), transposed
+
+    def forward(self, x: Tensor) -> Tensor:
+        kernel = self.get_buffer("filter").to(x).expand(x.shape[1], 1, 3, 3)
+        filtered = (F.conv_transpose2d if self.transposed else F.conv2d)(x, kernel, stride=2, groups=x.shape[1])
+        return filtered * self.offset.to(x).expand(x.shape[1], 1, 1)
+
+
 def quantised(x: Tensor) -> Tensor:
     return torch.fake_quantize_per_tensor_affine(x.float(), 0.1, 0, -128, 127).to(x)
 
@@ -184,6 +198,14 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
     ),
     "a filter for each channel": (
         lambda: Between(lambda s, x: s.blur(x), nn.Conv2d(C, *CONV), blur=Blurred()),
+        X,
+    ),
+    "a filter spread over the channels": (
+        lambda: Between(lambda s, x: s.blur(x), nn.Conv2d(C, *CONV), blur=Spread(False)),
+        X,
+    ),
+    "a filter spread over the channels, transposed": (
+        lambda: Between(lambda s, x: s.blur(x), nn.Conv2d(C, *CONV), blur=Spread(True)),
         X,
     ),
     "mean and spread": (
