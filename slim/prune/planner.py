@@ -240,6 +240,13 @@ class Planner:
         return self._scored[1]
 
 
+def check_prunable(model: nn.Module, example_inputs: Any, mode: str = "couple", grouped: str = "within") -> None:
+    """Raise SlimError where no channel of a network can go, whatever the budget and the score."""
+    traced = trace(model, example_inputs, select=mode == "select", whole_groups=grouped == "whole")
+    if all(traced.classes.frozen(made.labels).all() for made in traced.made.values()):
+        raise SlimError(f"nothing to prune: {_why_nothing(traced, model)}")
+
+
 def _why_nothing(traced: Trace, model: nn.Module) -> str:
     """Return what keeps all channels of a network in which none can be ranked, and what to do about it."""
     frozen = {traced.classes.reason(int(label)) for made in traced.made.values() for label in made.labels}

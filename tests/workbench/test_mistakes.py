@@ -136,22 +136,39 @@ def test_broken_records_are_one_line_before_any_work(tmp_path: Path, name: str, 
     assert [p.name for p in tmp_path.iterdir()] == [name]
 
 
+BARE = """
+from torch import nn
+flat = lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+class Sorts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.last = nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.Linear(288, 10)
+    def forward(self, x):
+        return self.last(self.norm(self.conv(x)).sort(1)[0].flatten(1))
+"""
+
+
 @pytest.mark.parametrize(
-    ("path", "expected"),
-    [("auto", "nothing to prune: all channels are frozen"), ("sparse", "there is nothing to penalise")],
+    ("network", "path", "expected"),
+    [
+        ("flat", "auto", "nothing to prune: all channels are frozen"),
+        ("flat", "direct", "nothing to prune: all channels are frozen"),
+        ("flat", "sparse", "there is nothing to penalise"),
+        ("Sorts", "auto", r"nothing to prune: all channels are frozen \(sort after norm"),
+        ("Sorts", "sparse", "nothing to prune: all channels are frozen"),
+    ],
 )
-def test_a_network_without_batchnorm_or_hidden_channels_is_refused(
-    path: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_network_with_nothing_to_prune_is_refused_before_it_is_trained(
+    network: str, path: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "bare.py").write_text(
-        "from torch import nn\ndef net(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"
-    )
+    (tmp_path / "bare.py").write_text(BARE)
     monkeypatch.syspath_prepend(tmp_path)
-    told = {"model": {"arch": "bare:net"}, "train": {"epochs": 1}, "run": {"path": path}}
+    told = {"model": {"arch": f"bare:{network}"}, "train": {"epochs": 1}, "run": {"path": path}}
+    folder = tmp_path / "checkpoints" / "bare"
     with pytest.raises(slim.SlimError, match=expected):
-        run_all(Run(tmp_path / "checkpoints" / "bare", config.updated(RunConfig(), told), allow_code=("bare:net",)))
-    assert not (tmp_path / "checkpoints" / "bare" / "sparse.safetensors").exists()
+        run_all(Run(folder, config.updated(RunConfig(), told), allow_code=(f"bare:{network}",)))
+    assert not list(folder.glob("*.safetensors"))
 
 
 @pytest.mark.parametrize("name", ["..", ".", "a/b", ""])

@@ -6,7 +6,10 @@ from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from rich.console import Console
+
 from slim.errors import SlimError
+from slim.prune.planner import check_prunable
 from slim.sparsity.targets import chosen, has_scales
 from slim.workbench import data, report, train
 from slim.workbench.config import RunConfig
@@ -63,14 +66,18 @@ def path_of(settings: RunConfig) -> str:
 
 def _with_path(run: Run) -> Run:
     """Return the run with a path that its network can take, known before anything is trained: without γ it is direct
-    where it is left to slim. Raises SlimError where there is nothing to penalise on the path that was asked for."""
-    if path_of(run.settings) != "sparse":
-        return run
-    model = first(run, "baseline").model
-    if run.settings.run.path == "auto" and not has_scales(model):
-        run.console.print("no BatchNorm has a scale γ to penalise: pruned straight from the baseline (run.path direct)")
-        return run.replace(settings=replace(run.settings, run=replace(run.settings.run, path="direct")))
-    chosen(model, run.settings.sparsity.targets)
+    where it is left to slim. Raises SlimError where there is nothing to prune, or nothing to penalise on the path that
+    was asked for."""
+    network, prune = first(run.replace(console=Console(quiet=True)), "baseline"), run.settings.prune
+    if path_of(run.settings) == "sparse":
+        if run.settings.run.path == "auto" and not has_scales(network.model):
+            run.console.print(
+                "no BatchNorm has a scale γ to penalise: pruned straight from the baseline (run.path direct)"
+            )
+            run = run.replace(settings=replace(run.settings, run=replace(run.settings.run, path="direct")))
+        else:
+            chosen(network.model, run.settings.sparsity.targets)
+    check_prunable(network.model, network.example, prune.mode, prune.grouped)
     return run
 
 
