@@ -354,7 +354,8 @@ class RunConfig:
     )
     task: str = setting(
         "classification",
-        "what is learned: classification, multilabel, regression, segmentation, package.module:Task, or file.py:Task",
+        "what is learned: classification, multilabel, regression, segmentation, detection, package.module:Task, or "
+        "file.py:Task",
     )
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     data: DataConfig = field(default_factory=DataConfig)

@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _parser() -> SettingsParser:
     parser = SettingsParser("slim-bench", __doc__, EXAMPLES, "bench", ["name"])
-    parser.usage = "%(prog)s [FILE ...] [options]"
+    parser.usage = "%(prog)s [CONFIG] [FILE ...] [options]"
     parser.add_argument("files", nargs="*", metavar="FILE", help="ONNX files, checkpoints (those of the newest run)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write all figures to this JSON file")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw all times into this HTML page")

@@ -105,7 +105,7 @@ class SettingsParser(PlainParser):
 
     Every setting is an option by its dotted key. Those of the section `bare`, and of `compute`, also go by their own
     name (--ratio for --prune.ratio). The help lists those that act in the command: the ones whose keys match a pattern
-    of `shown`.
+    of `shown`, and all of `bare` unless that names some of them.
     """
 
     def __init__(
@@ -118,7 +118,8 @@ class SettingsParser(PlainParser):
         add_allow_code(self)
         add_verbosity(self)
         groups: dict[str, Any] = {bare: self.add_argument_group(f"{bare} settings")} if bare else {}
-        patterns = [f"{bare}.*", *shown]
+        some = any(pattern.startswith(f"{bare}.") for pattern in shown)
+        patterns = [*shown] if some else [f"{bare}.*", *shown]
         for key, s in config.settings().items():
             section, _, name = key.rpartition(".")
             common: dict[str, Any] = {"dest": key, "default": argparse.SUPPRESS, "metavar": _metavar(s.type)}

@@ -16,7 +16,17 @@ EXAMPLES = """
 slim-sensitivity                        # the network trained last
 slim-sensitivity checkpoints/digits/baseline.safetensors --minutes 5
 """
-SHOWN = ["data.name", "data.root", "compute.device", "name", "seed", "task"]
+SHOWN = [
+    "prune.score",
+    "prune.recover",
+    "prune.calibration_images",
+    "data.name",
+    "data.root",
+    "compute.device",
+    "name",
+    "seed",
+    "task",
+]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
