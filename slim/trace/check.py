@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch._ops import OpOverload
 
 from slim.trace.classes import Classes, Ints
-from slim.trace.codes import Bools, Codes, is_blank, label, mark_step, name_of, set_codes, set_name
+from slim.trace.codes import Bools, codes_on, is_blank, label, mark_step, name_of, set_codes, set_name
 from slim.trace.constants import same
 from slim.trace.copy import clone
 from slim.trace.labeller import Executed, Mismatch, Reading
@@ -76,13 +76,13 @@ def _step_of(executed: Executed) -> str:
 class Follower(Tracer):
     """A tracer that must take the same steps as an earlier run."""
 
-    def __init__(self, traced: Trace, run: ForwardPass, kept: Bools) -> None:
+    def __init__(self, traced: Trace, run: ForwardPass, thin: ThinCodes) -> None:
         super().__init__(Settled(traced.classes), traced)
         self.run_before = run
         self.at = 0  # how many operators of that run have been met again
         self.producers = {**traced.made}
         self.names = traced.shapes.keys()
-        self._thin = ThinCodes(kept)
+        self._thin = thin
 
     def note(self, executed: Executed) -> None:
         super().note(executed)
@@ -174,11 +174,16 @@ def find_misfit(
     # Forward code that looks at values takes the path that the values say: compare with the masked network's.
     runs = traced.runs if traced.inputs_are_meta else _masked_runs(traced, kept)
     notes = [(tensor, {**tensor.__dict__}) for _, tensor in traced.tensors]
+    codes = [(tensor, codes_on(tensor)) for _, tensor in traced.tensors if codes_on(tensor)]
+    thin = ThinCodes(kept)
     try:
         for number, run in enumerate(runs):
             with restored(traced.meta_copy, traced.state), thinned():
-                _label(traced, kept)
-                misfit = _follow(traced, run, kept, followed, training=run.training and len(runs) > 1)
+                for tensor, whole in codes:
+                    set_codes(tensor, {d: thin.of(each).ungated() for d, each in whole.items()})
+                _name_new(traced)
+                follower = Follower(traced, run, thin)
+                misfit = _follow(traced, follower, kept, followed, training=run.training and len(runs) > 1)
             if misfit is not None:
                 misfit.step += 10**6 * number
                 return misfit
@@ -189,16 +194,8 @@ def find_misfit(
     return None
 
 
-def _label(traced: Trace, kept: Bools) -> None:
-    """Give the tensors of the thin copy the labels that they keep, and those that it alone has their names."""
-    staying: dict[int, Codes] = {}  # many tensors have the same labels: one vector of codes for all of them
-    for name, tensor in traced.tensors:
-        labels = traced.labels.get(name)
-        if labels:
-            for v in labels.values():
-                if id(v) not in staying:
-                    staying[id(v)] = Codes.of(v[kept[v]])
-            set_codes(tensor, {d: staying[id(v)] for d, v in labels.items()})
+def _name_new(traced: Trace) -> None:
+    """Give the tensors that the thin copy alone has their names."""
     for prefix, module in traced.state.modules:
         for key, buffer in module._buffers.items():
             if buffer is not None and name_of(buffer) is None:
@@ -206,10 +203,10 @@ def _label(traced: Trace, kept: Bools) -> None:
 
 
 def _follow(
-    traced: Trace, run: ForwardPass, kept: Bools, followed: Mapping[str, Counted], *, training: bool
+    traced: Trace, follower: Follower, kept: Bools, followed: Mapping[str, Counted], *, training: bool
 ) -> Misfit | None:
-    """Run the thin copy along `run`. Where there is but one, both modes take the same steps, or this finds out."""
-    follower = Follower(traced, run, kept)
+    """Run the thin copy along a run. Where there is but one, both modes take the same steps, or this finds out."""
+    run = follower.run_before
     try:
         outputs = run_once(traced.meta_copy, traced.inputs, follower, traced.state, training=training)
         if shapes_of(outputs) != run.shapes:

@@ -241,6 +241,8 @@ def mark_alike(tensor: Tensor, dims: Iterable[int]) -> Tensor:
 
 def alike_along(tensor: Tensor) -> set[int]:
     """Return the dimensions along which all places of a tensor hold one value: marked so, or spread by expand."""
+    if "_alike" not in tensor.__dict__ and tensor.is_contiguous():
+        return set()
     dims, version = tensor.__dict__.get("_alike", (frozenset(), 0))
     marked = dims if version == tensor._version else frozenset()
     return {d for d, n in enumerate(tensor.shape) if d in marked or (n > 1 and tensor.stride(d) == 0)}

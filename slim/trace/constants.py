@@ -58,6 +58,8 @@ def constants_of(op: Op, *, meta: bool) -> list[Constant] | None:
     takes_any = op.operator.takes_any
     found: list[Constant] = []
     for name, value in op.arguments.items():
+        if value is None or isinstance(value, Tensor):  # most are
+            continue
         if isinstance(value, float) or (takes_any[name] and _is_number(value)):
             found.append(value)
         elif takes_any[name] and isinstance(value, list) and all(map(_is_number, value)):
@@ -109,7 +111,7 @@ def _is_number(value: Any) -> bool:
 
 
 _FROM_NUMBERS = {torch.tensor, torch.as_tensor, torch.scalar_tensor, torch.full}
-_TAKES_VALUES = {torch.Tensor.__getitem__, torch.Tensor.new_tensor, torch.Tensor.new_full, *_FROM_NUMBERS}
+TAKES_VALUES = {torch.Tensor.__getitem__, torch.Tensor.new_tensor, torch.Tensor.new_full, *_FROM_NUMBERS}
 
 
 class KeepValues(TorchFunctionMode):
@@ -117,7 +119,7 @@ class KeepValues(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func not in _TAKES_VALUES:
+        if func not in TAKES_VALUES:
             return func(*args, **kwargs)
         if func is torch.Tensor.__getitem__ and _without_data(args[0]):
             args = args[0], _indices(args[1])

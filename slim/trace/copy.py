@@ -57,23 +57,24 @@ def named_modules(model: nn.Module) -> Modules:
 
 def named_tensors(model: nn.Module) -> Tensors:
     """List every parameter and buffer under each of its names (a shared one has several)."""
-    return _registered(named_modules(model))
+    return registered_tensors(named_modules(model))
 
 
 def stored_tensors(model: nn.Module) -> Tensors:
     """List the tensors that modules hold beside their parameters and buffers, by path: constants, caches, states."""
     modules = named_modules(model)
-    return _stored(modules, _registered(modules))
+    return _stored(modules, registered_tensors(modules))
 
 
 def all_tensors(model: nn.Module) -> Tensors:
     """List `named_tensors`, then `stored_tensors`."""
     modules = named_modules(model)
-    registered = _registered(modules)
+    registered = registered_tensors(modules)
     return registered + _stored(modules, registered)
 
 
-def _registered(modules: Modules) -> Tensors:
+def registered_tensors(modules: Modules) -> Tensors:
+    """List the parameters and buffers of modules that are listed already."""
     found = []
     for prefix, module in modules:
         for kind in (module._parameters, module._buffers):
@@ -120,7 +121,7 @@ def clone(
     model = unwrapped(model)
     memo: dict[int, Any] = {}
     modules = named_modules(model)
-    registered = _registered(modules)
+    registered = registered_tensors(modules)
     for tensors, replaced in ((registered, replace), (_stored(modules, registered), replace_stored)):
         for _, tensor in tensors:
             if id(tensor) not in memo:
@@ -135,7 +136,10 @@ def clone(
             new = memo[id(module)] = object.__new__(type(module))  # a class's own __new__ may take arguments
             fresh.append((module, new))
     for old, new in fresh:  # all are known by now, so attributes that refer to other modules find their copies
-        copied = {k: v if type(v) in _PLAIN else _copy(v, memo) for k, v in old.__dict__.items()}
+        copied = {
+            k: v if (kind := type(v)) in _PLAIN else kind() if kind in _CONTAINERS and not v else _copy(v, memo)
+            for k, v in old.__dict__.items()  # most are plain, or empty
+        }
         copied.pop("_compiled_call_impl", None)  # model.compile(): it runs the original
         if "_orig_mod" in old._modules:  # torch.compile(module): so does its forward
             copied["forward"] = memo[id(old._modules["_orig_mod"])]

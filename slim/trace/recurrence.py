@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from slim.trace.constants import KeepValues
+from slim.trace.constants import TAKES_VALUES, KeepValues
 from slim.trace.labeller import Labeller
 
 _RECURRENT = {torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu}
@@ -20,8 +20,10 @@ class OneStep(KeepValues):
         self.labeller = labeller
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func not in _RECURRENT or not isinstance(args[0], Tensor):
+        if func in TAKES_VALUES:
             return super().__torch_function__(func, types, args, kwargs)
+        if func not in _RECURRENT or not isinstance(args[0], Tensor):
+            return func(*args, **(kwargs or {}))
         if not args[0].is_meta:
             enabled = torch._C._get_mkldnn_enabled()
             torch._C._set_mkldnn_enabled(False)  # torch.backends.mkldnn.flags sets more, and warns

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from slim.trace.copy import INTERNAL, attribute_tensors, named_modules
+from slim.trace.copy import INTERNAL, Tensors, attribute_tensors, named_modules, registered_tensors
 from slim.trace.outputs import find_tensors
 
 _CONTAINERS = {dict, OrderedDict, defaultdict, list, set, deque}
@@ -50,21 +50,25 @@ def restored(model: nn.Module, state: "State | None" = None) -> Iterator["State"
 class State:
     """What the modules of a model hold at a time, to which they can be put back any number of times.
 
-    `modules` are listed under each of their names; `tensors` are those that forward may write, by name: buffers, and
-    tensors in other attributes.
+    `modules` are listed under each of their names, and `registered` their parameters and buffers; `stored` are the
+    tensors in other attributes; `tensors` are those that forward may write, by name: buffers, and what is stored.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.modules = named_modules(model)
+        self.registered = registered_tensors(self.modules)
+        self.stored: Tensors = []
         self._modules = [(name, module, type(module), {**module.__dict__}) for name, module in self.modules]
         self._containers: dict[int, tuple[Any, Any]] = {}
         self.tensors: dict[str, Tensor] = {}
         self._draws: list[tuple[Any, Any]] = []  # generators of the modules' own, and what they hold
+        self._holders: list[tuple[str, nn.Module, dict[str, Any]]] = []  # the modules that hold `tensors`
         for prefix, module, _, attributes in self._modules:
             for name, value in attributes.items():
-                if type(value) in _GENERATORS:
-                    self._draws.append((value, _GENERATORS[type(value)][0](value)))
-                if type(value) not in _NOTED:
+                kind = type(value)
+                if kind in _GENERATORS:
+                    self._draws.append((value, _GENERATORS[kind][0](value)))
+                if kind not in _NOTED:
                     continue
                 if name in _REGISTERED:
                     self._containers[id(value)] = value, value.copy()
@@ -73,11 +77,19 @@ class State:
             for key, tensor in module._buffers.items():
                 if tensor is not None:
                     self.tensors[prefix + key] = tensor
-            for path, tensor in attribute_tensors(prefix, attributes):
-                if not isinstance(tensor, nn.Parameter):
-                    self.tensors[path] = tensor
+            stored = attribute_tensors(prefix, attributes)
+            self.stored += stored
+            self.tensors |= {path: tensor for path, tensor in stored if not isinstance(tensor, nn.Parameter)}
+            if stored or module._buffers:
+                self._holders.append((prefix, module, attributes))
         real = [tensor for tensor in self.tensors.values() if not tensor.is_meta]
         self._values = [(tensor, tensor.data, tensor.detach().clone()) for tensor in real]
+
+    @property
+    def all_tensors(self) -> Tensors:
+        """Return `copy.all_tensors` of the model."""
+        known = {id(tensor) for _, tensor in self.registered}
+        return self.registered + [(path, tensor) for path, tensor in self.stored if id(tensor) not in known]
 
     def _note(self, value: Any) -> None:
         kind = type(value)
@@ -99,7 +111,7 @@ class State:
     def written(self) -> dict[str, Tensor]:
         """Return the tensors that have been put in the place of those in `tensors` since, by name."""
         found: dict[str, Tensor] = {}
-        for prefix, module, _, attributes in self._modules:
+        for prefix, module, attributes in self._holders:
             for key, tensor in module._buffers.items():
                 if tensor is not None:
                     found[prefix + key] = tensor

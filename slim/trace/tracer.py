@@ -39,7 +39,7 @@ from slim.trace.codes import (
     set_name,
 )
 from slim.trace.constants import constants_of, mark_result, same
-from slim.trace.copy import Modules, Tensors, all_tensors, clone, named_modules, named_tensors, unwrapped
+from slim.trace.copy import Modules, Tensors, clone, named_modules, unwrapped
 from slim.trace.emptied import Emptied
 from slim.trace.labeller import INDEXED, Ambiguous, Executed, Labeller, Producer, Product
 from slim.trace.lengths import stated_anew
@@ -103,11 +103,14 @@ class Trace:
 
     def __post_init__(self) -> None:
         self.state = State(self.meta_copy)
-        self.tensors = all_tensors(self.meta_copy)
+        self.tensors = self.state.all_tensors
+        for name, tensor in self.tensors:
+            if name_of(tensor) is None:  # the first of its names
+                set_name(tensor, name)
         self.sizes = KeptSizes(self.state.modules)
         self.stated_anew = stated_anew(self.state.modules)
-        registered = named_tensors(self.meta_copy)
-        self.stored = {name for name, _ in self.tensors} - {name for name, _ in registered}
+        registered = self.state.registered
+        self.stored = {name for name, _ in self.tensors[len(registered) :]} - {name for name, _ in registered}
         named = {id(t): name for name, t in reversed(registered) if isinstance(t, nn.Parameter)}
         self.parameters = list(reversed(named.values()))
 
@@ -368,9 +371,7 @@ def meta_copy(model: nn.Module) -> nn.Module:
             return nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
         return tensor.detach().clone()
 
-    copied = clone(model, without_data)
-    name_tensors(copied)
-    return copied
+    return _ready(clone(model, without_data))
 
 
 def data_copy(model: nn.Module) -> nn.Module:
@@ -381,24 +382,18 @@ def data_copy(model: nn.Module) -> nn.Module:
             return nn.Parameter(tensor.detach(), requires_grad=False)
         return tensor.detach().clone()
 
-    copied = clone(model, with_data)
-    name_tensors(copied)
-    return copied
+    return _ready(clone(model, with_data))
 
 
-def name_tensors(copied: nn.Module) -> list[tuple[str, Tensor]]:
-    """Let each tensor of a copy know its (first) name, and return them all. Counters of batches are of no use to it."""
+def _ready(copied: nn.Module) -> nn.Module:
+    """Prepare the modules of a copy for a trace, and return it. Counters of batches are of no use to it."""
     for prefix, module in named_modules(copied):
         run_headwise(module)
         if isinstance(module, Emptied):
             module.register_forward_hook(partial(_mark_emptied, f"{prefix}emptied_channels"))
         if isinstance(module, nn.modules.batchnorm._NormBase):
             module._buffers["num_batches_tracked"] = None
-    tensors = all_tensors(copied)
-    for name, tensor in tensors:
-        if name_of(tensor) is None:
-            set_name(tensor, name)
-    return tensors
+    return copied
 
 
 def _mark_emptied(attribute: str, module: nn.Module, args: Any, out: Tensor) -> None:
