@@ -1,6 +1,7 @@
 """An ONNX file as a PyTorch network that can be traced, pruned and exported again."""
 
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ OPSETS = range(9, 27)
 ONNX_DOMAINS = ("", "ai.onnx")
 READ_HERE = ("Constant", "Shape", "Size")
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization", "PRelu")
+MOST_FOLDED = 2**28  # bytes of a constant that is computed: a few in a file can ask for any number
 RESERVED = {*dir(nn.Module()), "inputs", "outputs", "steps", "numbers", "held", "constants"}
 TYPES = {
     TensorProto.FLOAT: torch.float32,
@@ -40,8 +42,9 @@ def read_onnx(file: str | Path) -> OnnxNetwork:
 
     It takes the file's inputs in their order, in float32, and returns its outputs: a tensor, or a tuple of several.
 
-    Raises SlimError for a file that is missing or isn't ONNX, and for one with operators that can't be read, with their
-    names: those of quantised networks, control flow, and other domains than ONNX's own.
+    Raises SlimError for a file that is missing or isn't ONNX, for one whose graph is at odds with itself, and for one
+    with operators that can't be read, with their names: those of quantised networks, control flow, and other domains
+    than ONNX's own.
 
         net = slim.read_onnx("model.onnx")
     """
@@ -50,6 +53,9 @@ def read_onnx(file: str | Path) -> OnnxNetwork:
         return _Graph(model).network()
     except SlimError as error:
         raise SlimError(f"{Path(file).name}: {error}") from error
+    except Exception as error:  # of whatever a node lacks, or has that doesn't fit
+        said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise SlimError(f"{Path(file).name}: its graph isn't sound: {said[:200]}") from error
 
 
 def load(file: str | Path) -> ModelProto:
@@ -132,6 +138,8 @@ class _Graph:
             for name in operation.takes
         ]
         with torch.no_grad():
+            if (memory := _memory_of(operation, taken)) > MOST_FOLDED:
+                raise node.refused(f"it makes a constant of {memory:,} bytes: expected at most {MOST_FOLDED:,}")
             made = operation.call(*taken)
         for name, found in zip(node.outputs, made if isinstance(made, tuple) else [made]):
             values.constants[name] = torch.as_tensor(found).numpy()
@@ -171,6 +179,14 @@ class _Graph:
             number += 1
             path = f"{'.'.join(parts)}_{number}"
         return path
+
+
+def _memory_of(operation: Operation, taken: Iterable[Any]) -> int:
+    """Return the bytes of what an operator makes; 0 where that follows from numbers that its tensors hold."""
+    with suppress(Exception), torch.device("meta"):
+        made = operation.call(*(each.to("meta") if isinstance(each, Tensor) else each for each in taken))
+        return sum(each.numel() * each.element_size() for each in (made if isinstance(made, tuple) else [made]))
+    return 0
 
 
 def path_of(node: Node) -> str:

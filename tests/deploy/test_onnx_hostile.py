@@ -1,0 +1,78 @@
+"""ONNX graphs at odds with themselves, or that ask for more memory than any network: refused in one line."""
+
+import resource
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+
+import slim
+from slim.deploy.onnx.reader.read import read_onnx
+from slim.errors import SlimError
+
+TERABYTE = 10**12 // 4  # numbers in float32
+
+
+def written(path: Path, nodes: Sequence[NodeProto], constants: dict[str, np.ndarray]) -> Path:
+    """A file whose network takes x, of four dimensions, and returns y."""
+    entries = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 3, 8, 8]) for name in ("x", "y")]
+    weights = [numpy_helper.from_array(array, name) for name, array in constants.items()]
+    graph = helper.make_graph(list(nodes), "g", entries[:1], entries[1:], weights)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), path)
+    return path
+
+
+def node(op: str, *inputs: str, makes: str = "y", **attributes: object) -> NodeProto:
+    return helper.make_node(op, list(inputs), [makes], f"{op} here", **attributes)
+
+
+UNSOUND = {
+    "a weight of two dimensions": [node("Conv", "x", "table")],
+    "no weight": [node("Conv", "x")],
+    "a value that nothing makes": [node("Add", "x", "nowhere")],
+    "no attribute to say which type": [node("Cast", "x")],
+    "an attribute of another type": [node("Softmax", "x", axis="a")],
+    "an order of other dimensions": [node("Transpose", "table", perm=[0, 7], makes="t"), node("Add", "x", "t")],
+    "no inputs": [node("Relu")],
+    "more outputs than there are": [helper.make_node("Relu", ["table"], ["t", "u"]), node("Add", "x", "u")],
+}
+
+
+@pytest.mark.parametrize("case", UNSOUND)
+def test_a_graph_at_odds_with_itself_is_refused_in_one_line(case: str, tmp_path: Path) -> None:
+    file = written(tmp_path / "odd.onnx", UNSOUND[case], {"table": np.ones((3, 4), np.float32)})
+    with pytest.raises(SlimError, match=r"^(odd\.onnx: |the model can't be run)") as caught:
+        slim.plan(read_onnx(file), torch.ones(1, 3, 8, 8), ratio=0.5)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+
+
+LARGE = {
+    "filled": ([node("ConstantOfShape", "sizes", makes="t")], {"sizes": np.array([TERABYTE])}),
+    "filled, of several gigabytes": ([node("ConstantOfShape", "sizes", makes="t")], {"sizes": np.array([10**9])}),
+    "counted": (
+        [node("Range", "from", "to", "by", makes="t")],
+        {"from": np.array(0), "to": np.array(TERABYTE), "by": np.array(1)},
+    ),
+    "repeated": (
+        [node("Tile", "one", "sizes", makes="t")],
+        {"one": np.ones(1, np.float32), "sizes": np.array([10**9])},
+    ),
+    "spread": (
+        [node("Expand", "one", "sizes", makes="t")],
+        {"one": np.ones(1, np.float32), "sizes": np.array([10**9])},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", LARGE)
+def test_a_constant_beyond_measure_takes_no_memory(case: str, tmp_path: Path) -> None:
+    nodes, constants = LARGE[case]
+    file = written(tmp_path / "large.onnx", [*nodes, node("Add", "x", "t")], constants)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(SlimError, match=r"makes a constant of [\d,]{11,} bytes: expected at most 268,435,456"):
+        read_onnx(file)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # KiB
