@@ -83,10 +83,18 @@ def target(made: Target) -> Target:
 
 def places(value: Any) -> Iterator[tuple[Any, Any]]:
     """Yield every place within a nested value, as what holds it and its key."""
-    keys = list(value) if isinstance(value, dict) else list(range(len(value))) if isinstance(value, list) else []
-    for key in keys[:200]:
-        yield value, key
-        yield from places(value[key])
+    pending = [value]
+    while pending:
+        holder = pending.pop()
+        keys = list(holder) if isinstance(holder, dict) else range(len(holder)) if isinstance(holder, list) else []
+        for key in keys[:200]:
+            yield holder, key
+            pending.append(holder[key])
+
+
+def odd(draw: random.Random) -> Any:
+    """Return an odd value, new each time: later changes may go on within it."""
+    return copy.deepcopy(draw.choice(ODD))
 
 
 def changed(draw: random.Random, value: Any) -> Any:
@@ -95,7 +103,7 @@ def changed(draw: random.Random, value: Any) -> Any:
     for _ in range(draw.choice([1, 1, 1, 2, 3])):
         found = list(places(value))
         if not found:
-            return draw.choice(ODD)
+            return odd(draw)
         holder, key = draw.choice(found)
         match draw.randrange(8):
             case 0:
@@ -109,9 +117,10 @@ def changed(draw: random.Random, value: Any) -> Any:
             case 3 if isinstance(holder, list):
                 holder.insert(draw.randrange(len(holder) + 1), copy.deepcopy(holder[key]))
             case 4 if isinstance(holder[key], int | float) and not isinstance(holder[key], bool):
-                holder[key] += draw.choice([1, -1, 1000, 0.5])
+                with contextlib.suppress(OverflowError):  # 0.5 more than what has 400 digits
+                    holder[key] += draw.choice([1, -1, 1000, 0.5])
             case _:
-                holder[key] = draw.choice(ODD)
+                holder[key] = odd(draw)
     return value
 
 
@@ -282,6 +291,38 @@ def onnx_metadata(draw: random.Random, base: Path, folder: Path) -> Case:
             assert isinstance(label, str) and 0 <= share <= 1.001
 
     return case
+
+
+@target
+def onnx_graphs(draw: random.Random, base: Path, folder: Path) -> Case:
+    """An ONNX file to be pruned: other bytes, or a graph with other nodes, attributes and shapes; read and planned."""
+    path, source = folder / "model.onnx", base / "model.onnx"
+    path.write_bytes(bitten(draw, source.read_bytes()) if draw.random() < 0.1 else altered_graph(draw, source))
+
+    def case() -> None:
+        slim.plan(slim.read_onnx(path), torch.zeros(2, 1, 8, 8), ratio=0.5)
+
+    return case
+
+
+def altered_graph(draw: random.Random, source: Path) -> bytes:
+    """Return an ONNX file of which one to three values are others, or some operators."""
+    import onnx
+    from google.protobuf import json_format
+
+    from slim.deploy.onnx.reader.node import READERS
+
+    model = json_format.MessageToDict(onnx.load(source))
+    while True:  # to what protobuf takes
+        graph = copy.deepcopy(model["graph"])
+        part = draw.choice(["node", "node", "node", "initializer", "input", "output"])
+        graph[part] = changed(draw, graph[part])
+        with contextlib.suppress(Exception):
+            for node in graph["node"]:
+                if draw.random() < 0.02:
+                    node["opType"] = draw.choice(sorted(READERS))
+            made = json_format.ParseDict(model | {"graph": graph}, onnx.ModelProto())
+            return bytes(made.SerializeToString())
 
 
 @target
