@@ -2,16 +2,17 @@
 
 A sample of mutants, drawn by a seed, of the rooms trace, prune (without recovery) and sparsity: a + that is a -, a
 condition turned round, a number one larger, a loop of no turns. The operators are cosmic-ray's; what only changes an
-annotation, or is no Python, isn't drawn. Tests that reach the changed statement run, the quickest first, to the first
-that fails or until `--seconds` of tests are over. Each mutant lives in a process of its own, and in no file: forked
-from one that has collected all tests, where it takes the place of a function's code; else slim is imported with it.
+annotation, or is no Python, isn't drawn. Tests that reach the changed statement run, those first that killed others
+before, then the quickest, to the first that fails or until `--seconds` of tests are over. Each mutant lives in a
+process of its own, and in no file: forked from one that has collected all tests, where it takes the place of a
+function's code; else slim is imported with it.
 
     python scripts/mutation.py --mutants 200
 
 writes scripts/results/mutation-DATE.md and .jsonl, and goes on where it was stopped. Survivors that were looked at, and
 found to do the same as the original, are named in scripts/results/mutation-equivalent.json, with the reason. `--again`
-tries survivors once more, with the tests as they are now and all the time they take. Which tests reach what is found
-out first, and kept in a folder for temporary files.
+tries the survivors of that file once more, with the tests as they are now and all the time they take, or those of
+`--tests`. Which tests reach what is found out first, and kept in a folder for temporary files.
 """
 
 import ast
@@ -27,6 +28,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -263,11 +265,13 @@ class Served:
         self.wanted, self.tells = wanted, tells
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
-        items = {item.nodeid: item for item in session.items}
+        items, kills = {item.nodeid: item for item in session.items}, Counter[str]()
         gc.freeze()
         for each in self.wanted:
-            chosen = [items[test] for test in each.tests]
-            self.tells.send(in_a_process(swapped, each.mutant, chosen, seconds=each.limit))
+            chosen = [items[test] for test in sorted(each.tests, key=lambda test: -kills[test])]
+            told = in_a_process(swapped, each.mutant, chosen, seconds=each.limit)
+            kills.update(told[1] if told else [])
+            self.tells.send(told)
         return True
 
 
@@ -352,12 +356,11 @@ class Reach:
     lines: dict[str, dict[str, set[int]]] = field(default_factory=dict)  # file -> test -> lines
 
     @classmethod
-    def of_all(cls, folders: Sequence[str]) -> "Reach":
-        """Measure all tests of some folders, or read what was measured of the same code."""
+    def of_all(cls, places: Sequence[str]) -> "Reach":
+        """Measure all tests of some folders or files, or read what was measured of the same code."""
         reach, sources = cls(), "".join(read(str(path.relative_to(ROOT))) for path in sorted(ROOT.glob("slim/**/*.py")))
-        for path in sorted(
-            path for folder in folders for path in ROOT.glob(f"{folder}/test_*.py") if path.stem not in LEFT_OUT
-        ):
+        paths = [path for place in places for pattern in (place, f"{place}/test_*.py") for path in ROOT.glob(pattern)]
+        for path in sorted(path for path in paths if path.is_file() and path.stem not in LEFT_OUT):
             file, digest = (
                 str(path.relative_to(ROOT)),
                 hashlib.sha256((sources + path.read_text()).encode()).hexdigest(),
@@ -456,26 +459,38 @@ def main() -> None:
     options = shared.parser_of(__doc__)
     options.add_argument("--mutants", type=int, default=200)
     options.add_argument("--seed", type=int, default=0)
-    options.add_argument("--seconds", type=float, default=30, help="of tests for each mutant, at most (30)")
-    options.add_argument("--tests", nargs="+", default=TESTS, help=f"folders of tests ({' '.join(TESTS)})")
+    options.add_argument(
+        "--seconds", type=float, help="of tests for each mutant, at most (30; with --again any number)"
+    )
+    options.add_argument("--tests", nargs="+", default=TESTS, help=f"folders or files of tests ({' '.join(TESTS)})")
     options.add_argument("--again", action="store_true", help="try survivors once more")
     given = options.parse_args()
     for module in IMPORTED:
         import_module(module)
     reach = Reach.of_all(given.tests)
-    check_unchanged(reach, given.seconds)
+    check_unchanged(reach, given.seconds or 30)
     rows = {row["change"]: row for row in shared.read_rows(ROWS)}
-    seconds = float("inf") if given.again else given.seconds
-    wanted = []
-    for mutant in islice(sampled(given.seed), given.mutants):
-        before = rows.get(mutant.change)
-        if before is None or (given.again and before["outcome"] in ("survived", "not reached")):
-            wanted.append(Wanted.of(mutant, reach, seconds))
-    for row in outcomes(wanted):
+    seconds = given.seconds or (float("inf") if given.again else 30)
+    drawn = (mutant for mutant in islice(sampled(given.seed), given.mutants) if mutant.change not in rows)
+    mutants = survivors(rows.values()) if given.again else drawn
+    for row in outcomes([Wanted.of(mutant, reach, seconds) for mutant in mutants]):
         rows[row["change"]] = row
         shared.add_row(ROWS, row)
         print(row["outcome"], row["change"], row.get("by", ""), sep="  ", flush=True)
     print(shared.write("mutation", page_of(list(rows.values()), equivalents())))
+
+
+def alive(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the rows of mutants that no test has killed."""
+    return [row for row in rows if row["outcome"] in ("survived", "not reached")]
+
+
+def survivors(rows: Iterable[Mapping[str, Any]]) -> Iterator[Mutant]:
+    """Yield the mutants that survived, as far as the code that they change is still there."""
+    for row in alive(row for row in rows if row["change"] not in equivalents()):
+        everywhere = places(row["change"].partition(":")[0]).values()
+        alike = (m for mutants in everywhere for m in mutants if m.operator.partition("/")[2] == row["operator"])
+        yield from (mutant for mutant in alike if mutant.change == row["change"])
 
 
 def equivalents() -> dict[str, str]:
@@ -489,11 +504,10 @@ def page_of(rows: Sequence[Mapping[str, Any]], same: Mapping[str, str]) -> str:
     files = sorted({row["change"].partition(":")[0] for row in rows})
     lines = [counted(file, [row for row in rows if row["change"].startswith(f"{file}:")], same) for file in files]
     lines.append(counted("all", rows, same))
-    alive = [row for row in rows if row["outcome"] in ("survived", "not reached")]
     parts = [f"# Mutants\n\n{shared.ran_on('cosmic-ray', 'pytest')}", shared.table(head, lines)]
     for title, chosen in (
-        ("Survivors", [f"- {told(row)}" for row in alive if row["change"] not in same]),
-        ("Equivalent", [f"- {told(row)}: {same[row['change']]}" for row in alive if row["change"] in same]),
+        ("Survivors", [f"- {told(row)}" for row in alive(rows) if row["change"] not in same]),
+        ("Equivalent", [f"- {told(row)}: {same[row['change']]}" for row in alive(rows) if row["change"] in same]),
     ):
         parts.append(f"## {title}\n\n" + ("\n".join(chosen) or "None."))
     return "\n\n".join(parts)
