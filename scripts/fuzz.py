@@ -296,6 +296,8 @@ def onnx_metadata(draw: random.Random, base: Path, folder: Path) -> Case:
 @target
 def onnx_graphs(draw: random.Random, base: Path, folder: Path) -> Case:
     """An ONNX file to be pruned: other bytes, or a graph with other nodes, attributes and shapes; read and planned."""
+    import torch._inductor.utils  # as some operators do, which takes seconds and makes a folder
+
     path, source = folder / "model.onnx", base / "model.onnx"
     path.write_bytes(bitten(draw, source.read_bytes()) if draw.random() < 0.1 else altered_graph(draw, source))
 

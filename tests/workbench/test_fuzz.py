@@ -6,7 +6,7 @@ from pathlib import Path
 import fuzz
 import pytest
 
-CASES = {"checkpoints": 25, "plans": 40, "records": 12}  # those that take longer
+CASES = {"checkpoints": 25, "plans": 40, "records": 12, "onnx_graphs": 25}  # those that take longer
 
 
 @pytest.fixture(scope="module", autouse=True)
