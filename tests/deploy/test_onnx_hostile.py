@@ -3,6 +3,7 @@
 import resource
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -26,7 +27,7 @@ def written(path: Path, nodes: Sequence[NodeProto], constants: dict[str, np.ndar
     return path
 
 
-def node(op: str, *inputs: str, makes: str = "y", **attributes: object) -> NodeProto:
+def node(op: str, *inputs: str, makes: str = "y", **attributes: Any) -> NodeProto:
     return helper.make_node(op, list(inputs), [makes], f"{op} here", **attributes)
 
 
