@@ -16,7 +16,7 @@ from torch._ops import OpOverload
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from slim.trace.classes import Ints
-from slim.trace.codes import OPEN, TensorCodes, codes_on, name_of
+from slim.trace.codes import OPEN, Codes, TensorCodes, codes_on, name_of
 from slim.trace.emptied import empty
 from slim.trace.op import tensors_in
 from slim.trace.outputs import output_tensors
@@ -205,34 +205,25 @@ def _branch(graph: Flow, addition: int, operand: int) -> Branch | None:
     modules = _modules_within(graph, steps)
     inside = {place: name for name, made in modules.items() for place in range(made.start, made.stop)}
     products = [place for place in steps if nodes[place].product]
-    if len(products) < LAYERS or not inside.keys() >= {*products}:
+    tensors = _own_tensors(graph, modules, steps)
+    if len(products) < LAYERS or not inside.keys() >= {*products} or tensors is None:
         return None
-    prefixes = tuple(f"{name}." for name in modules)
-    owned = [(name, name_of(tensor)) for name, tensor in graph.traced.tensors if name.startswith(prefixes)]
-    tensors = [name for name, first in owned if name == first]
-    shared = len(tensors) < len(owned) or any({*nodes[p].parameters} & {*tensors} for p in {*range(len(nodes))} - steps)
+    ends = _ends(nodes, end, steps, inside)
+    last = {inside[place]: modules[inside[place]] for place in ends}
+    whole = all(made.node in ends and made.dim in nodes[made.node].codes for made in last.values())
+    if not whole or len(nodes[addition].codes) != 1:
+        return None
     producers = [name for name, made in graph.traced.made.items() if made.tensors.keys() <= {*tensors}]
     masked = {tensor for name in producers for tensor in graph.traced.made[name].tensors}
-    ends = _ends(nodes, end, steps, inside)
-    last = {inside[place] for place in ends}
-    whole = all(modules[name].node in ends and modules[name].dim in nodes[modules[name].node].codes for name in last)
-    dims = nodes[addition].codes
-    if not whole or shared or len(dims) != 1 or any(".parametrizations." in name for name in tensors):
+    layers = {place for place in steps if {*nodes[place].parameters} & masked}
+    results = {made.node for made in last.values()}
+    if not _is_zero(nodes, end, steps, layers) or not _is_zero(nodes, end, steps, results):
         return None
-    if not _is_zero(nodes, end, steps, {place for place in steps if {*nodes[place].parameters} & masked}):
-        return None
-    if not _is_zero(nodes, end, steps, {modules[name].node for name in last}):
-        return None
-    [(dim, stream)] = dims.items()
-    emptied = {}
-    for name, made in modules.items():
-        assert made.dim is not None
-        given = nodes[made.node].codes[made.dim].labels if name in last else stream.labels[:0]
-        emptied[name] = made.dim, given
+    [(dim, stream)] = nodes[addition].codes.items()
     return Branch(
         _common(list(modules)),
         int(graph.traced.classes.fresh(1)[0]),
-        emptied,
+        {name: _emptied(nodes, made, stream, gives=name in last) for name, made in modules.items()},
         tensors,
         producers,
         graph.additions.index(addition),
@@ -241,6 +232,24 @@ def _branch(graph: Flow, addition: int, operand: int) -> Branch | None:
         stream.labels,
         frozenset(steps),
     )
+
+
+def _emptied(nodes: Sequence[Executing], made: ModuleCall, stream: Codes, *, gives: bool) -> tuple[int, Ints]:
+    """Return along which dimension a module is emptied, and the labels of the channels that it still gives: none, but
+    where something outside of the emptied modules reads them."""
+    assert made.dim is not None
+    return made.dim, nodes[made.node].codes[made.dim].labels if gives else stream.labels[:0]
+
+
+def _own_tensors(graph: Flow, modules: Mapping[str, ModuleCall], steps: set[int]) -> list[str] | None:
+    """Return the names of the tensors in these modules; None where others hold one or compute with it, and where one is
+    computed anew in each pass."""
+    prefixes = tuple(f"{name}." for name in modules)
+    owned = [(name, name_of(tensor)) for name, tensor in graph.traced.tensors if name.startswith(prefixes)]
+    tensors = [name for name, first in owned if name == first]
+    outside = (node for place, node in enumerate(graph.nodes) if place not in steps)
+    shared = len(tensors) < len(owned) or any({*node.parameters} & {*tensors} for node in outside)
+    return None if shared or any(".parametrizations." in name for name in tensors) else tensors
 
 
 def _feeding(nodes: Sequence[Executing], end: int, addition: int) -> set[int]:
