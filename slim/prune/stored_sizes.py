@@ -39,9 +39,11 @@ class StoredSizes:
         read follow as well, for other methods may: one that forward is exchanged for, the fusing of a block, a new
         head. The thin network must run with them, and without.
         """
-        if self._fits_with_unread(plan, kept):
+        misfit, unread = self._with_unread(plan, kept)
+        if misfit is None and not self.traced.sizes.read & unread.keys():
             return None
-        misfit = self._misfit(plan, kept)
+        if unread:
+            misfit = self._misfit(plan, kept)
         while misfit is not None:
             stale = self._stale(misfit, kept)
             for tried in _attempts(stale):
@@ -75,8 +77,13 @@ class StoredSizes:
         return find_misfit(self.traced, lambda: thinned(self._modules, self._tensors, plan.change), kept, sizes)
 
     def _fits_with_unread(self, plan: PruningPlan, kept: Bools) -> bool:
-        """Return whether the thin network runs once sizes that forward code doesn't read follow, too. They are noted in
-        `plan.sizes`."""
+        """Return whether the thin network runs once sizes that forward code doesn't read follow, too."""
+        misfit, unread = self._with_unread(plan, kept)
+        return misfit is None and not self.traced.sizes.read & unread.keys()
+
+    def _with_unread(self, plan: PruningPlan, kept: Bools) -> tuple[Misfit | None, dict[str, StoredSize]]:
+        """Return what keeps the thin network from running once sizes that forward code doesn't read follow, too, and
+        what these come to. They are noted in `plan.sizes`."""
         sizes, found = self._note(plan, kept), dict[str, StoredSize]()
 
         @contextmanager
@@ -89,7 +96,7 @@ class StoredSizes:
 
         misfit = find_misfit(self.traced, thin, kept, sizes)
         plan.sizes = found | plan.sizes
-        return misfit is None and not self.traced.sizes.read & found.keys()
+        return misfit, found
 
     def couple(self, misfit: Misfit) -> bool:
         """Couple the same places of layers that one stored size serves, such as the heads of an attention; return
@@ -126,7 +133,8 @@ class StoredSizes:
                 self._united(other, theirs[: len(labels)], theirs[len(labels) :])
 
     def _counterparts(self, labels: Ints, block: str, other: str) -> Ints | None:
-        """Return the labels that lie in another block where these do in this one; None where not all of them do."""
+        """Return the labels that lie in another block where these do in this one: themselves where they lie in none,
+        such as those of positions; None where the blocks have nothing in common."""
         own, theirs = (
             {
                 tensor.removeprefix(prefix): dims
@@ -142,7 +150,7 @@ class StoredSizes:
         here, there = (np.concatenate([held[tensor][d] for tensor, d in places]) for held in (own, theirs))
         order = np.argsort(here, kind="stable")
         found = np.searchsorted(here[order], labels).clip(max=len(here) - 1)
-        return there[order][found] if (here[order][found] == labels).all() else None
+        return np.where(here[order][found] == labels, there[order][found], labels)
 
     def _stale(self, misfit: Misfit, kept: Bools) -> dict[str, Counted]:
         """Return the stored sizes at the misfit that aren't followed yet, and that the plan would change."""
@@ -185,14 +193,22 @@ class Widths:
         for name, size in self._traced.sizes.items():
             if name in others:
                 continue
-            prefix = name[: name.rfind(".") + 1]
-            numbers = [self._after(prefix, number, parts, kept) for number in _numbers(size)]
-            known = [number for number in numbers if number is not None]
-            if len(known) == len(numbers):
-                after = known[0] if isinstance(size, int) else type(size)(known)
-                if after != size:
-                    found[name] = after
+            after = self._size_after(_holder(name), size, parts, kept)
+            if after is not None and after != size:
+                found[name] = after
         return found
+
+    def _size_after(
+        self, prefix: str, size: StoredSize, parts: dict[int, "LabelledDims"], kept: Bools
+    ) -> StoredSize | None:
+        """Return what a size becomes, None where that isn't clear of one of its numbers; a table may hold thousands."""
+        after: dict[int, int] = {}
+        for number in dict.fromkeys(_numbers(size)):
+            became = self._after(prefix, number, parts, kept)
+            if became is None:
+                return None
+            after[number] = became
+        return after[size] if isinstance(size, int) else type(size)(after[number] for number in size)
 
     def _after(self, prefix: str, number: int, parts: dict[int, "LabelledDims"], kept: Bools) -> int | None:
         """Return the one thing that this number becomes where layers as near to the module as can be have such a

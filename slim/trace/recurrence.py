@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from slim.trace.constants import TAKES_VALUES, KeepValues
 from slim.trace.labeller import Labeller
@@ -12,8 +13,9 @@ _RECURRENT = {torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu}
 
 
 class OneStep(KeepValues):
-    """Without data a recurrent layer runs the first step alone, which is repeated: torch would take each of thousands
-    of steps apart into ten operators. With data it runs as those operators, too, not as one of a library's."""
+    """A recurrent layer is traced in its first step alone, which is repeated: torch would take each of thousands of
+    steps apart into ten operators (not one of a library's, which tells nothing). Where there is data, what all steps
+    give is filled in."""
 
     def __init__(self, labeller: Labeller) -> None:
         super().__init__()
@@ -24,13 +26,20 @@ class OneStep(KeepValues):
             return super().__torch_function__(func, types, args, kwargs)
         if func not in _RECURRENT or not isinstance(args[0], Tensor):
             return func(*args, **(kwargs or {}))
-        if not args[0].is_meta:
-            enabled = torch._C._get_mkldnn_enabled()
-            torch._C._set_mkldnn_enabled(False)  # torch.backends.mkldnn.flags sets more, and warns
-            try:
-                return func(*args, **(kwargs or {}))
-            finally:
-                torch._C._set_mkldnn_enabled(enabled)
+        if args[0].is_meta:
+            return self._traced(func, *args)
+        enabled = torch._C._get_mkldnn_enabled()
+        torch._C._set_mkldnn_enabled(False)  # torch.backends.mkldnn.flags sets more, and warns
+        try:
+            outs = self._traced(func, *args)
+        finally:
+            torch._C._set_mkldnn_enabled(enabled)
+        with _disable_current_modes():
+            for out, value in zip(outs, func(*args)):
+                out.copy_(value)
+        return outs
+
+    def _traced(self, func: Any, *args: Any) -> tuple[Tensor, ...]:
         if isinstance(args[1], Tensor) and args[1].dtype == torch.int64:  # the sizes of batches
             return self._packed(func, *args)
         time = 1 if args[8] else 0  # batch_first
@@ -39,13 +48,13 @@ class OneStep(KeepValues):
         shape = [steps if dim == time else size for dim, size in enumerate(out.shape)]
         return out.expand(shape).clone(), *states
 
-    def _packed(self, func: Any, data: Tensor, sizes: Tensor, *others: Any) -> Any:
+    def _packed(self, func: Any, data: Tensor, sizes: Tensor, *others: Any) -> tuple[Tensor, ...]:
         """Sequences end to end: as many steps as the first batch holds, and on from there."""
         first = int(sizes[0])
         out, *states = self._first(len(data) / first, func, data[:first].unsqueeze(0), *others, False)
         return out[0, :1].expand(len(data), -1).clone(), *states
 
-    def _first(self, steps: float, func: Any, *args: Any) -> Any:
+    def _first(self, steps: float, func: Any, *args: Any) -> tuple[Tensor, ...]:
         before = len(self.labeller.products)
         outs = func(*args)
         for state in outs[1:]:  # which the next step reads as the first one read a state of zeros, of the same size

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import pytest
 import timm
@@ -12,7 +13,7 @@ from networks import StoredShared, difference, randomise
 from torch import Tensor, nn
 
 import slim
-from slim.prune.stored_sizes import StoredSizes
+from slim.prune.stored_sizes import StoredSizes, Widths
 
 X = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 
@@ -247,21 +248,41 @@ class Fused(nn.Module):
         return x + self.more(x)
 
 
+class Talking(nn.Module):
+    """Attention whose heads are mixed, so that none can go; their number divides that of the positions, too."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.heads, self.norm = 4, nn.LayerNorm(width)
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mix = nn.ModuleList(nn.Linear(4, 4) for _ in range(2))
+        self.more = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, c = x.shape
+        q, k, v = self.qkv(self.norm(x)).reshape(b, n, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
+        seen = self.mix[0]((q @ k.transpose(2, 3)).permute(0, 2, 3, 1)).permute(0, 3, 1, 2).softmax(3)
+        seen = self.mix[1](seen.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        x = x + self.proj((seen @ v).transpose(1, 2).reshape(b, n, c))
+        return x + self.more(x)
+
+
 class Stack(nn.Module):
     """Blocks alike, over pixels as tokens or over the map."""
 
     def __init__(self, block: Callable[[int], nn.Module], number: int) -> None:
         super().__init__()
-        self.stem, self.tokens = conv_bn(3, 16), block is Fused
+        self.stem, self.tokens = conv_bn(3, 16), block in (Fused, Talking)
+        self.places = nn.Parameter(torch.zeros(1, 144, 16 if self.tokens else 1))
         self.blocks, self.head = nn.Sequential(*[block(16) for _ in range(number)]), nn.Conv2d(16, 4, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
-        y = self.blocks(x.flatten(2).transpose(1, 2) if self.tokens else x)
+        y = self.blocks(x.flatten(2).transpose(1, 2) + self.places if self.tokens else x)
         return self.head(y.transpose(1, 2).reshape(x.shape) if self.tokens else y)
 
 
-@pytest.mark.parametrize("block", [Fused, StoredShared])
+@pytest.mark.parametrize("block", [Fused, Talking, StoredShared])
 def test_what_holds_in_several_blocks_is_not_found_out_in_each(
     block: Callable[[int], nn.Module], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -285,3 +306,28 @@ def test_what_holds_in_several_blocks_is_not_found_out_in_each(
         thin = plan.apply(model)
         assert difference(model, thin, plan.removed, X) < 1e-12
     assert counts[0] == counts[1]
+
+
+def test_a_table_of_numbers_is_read_once_for_each_number() -> None:
+    """And not at all once one of them has no meaning: position tables hold tens of thousands."""
+
+    class Tables(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.head = conv_bn(3, 16), nn.Conv2d(16, 4, 1)
+            self.widths, self.places = [16] * 10_000, [16, 5, *range(10_000)]
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.stem(x))
+
+    model, asked = randomise(Tables()).eval(), []
+    after = Widths._after
+
+    def noted(self: Widths, prefix: str, number: int, *others: Any) -> int | None:
+        asked.append(number)
+        return after(self, prefix, number, *others)
+
+    with mock.patch.object(Widths, "_after", noted):
+        thin = slim.plan(model, X, ratio=0.5, round_to=1).apply(model)
+    assert set(asked) == {16, 5} and len(asked) <= 3 * 2
+    assert thin.widths == [8] * 10_000 and thin.places == model.places

@@ -390,6 +390,32 @@ def test_a_shuffle_whose_groups_shrink_to_one_channel(case: str) -> None:
     assert difference(model, thin, plan.removed, X) < 1e-10
 
 
+class Looking(nn.Module):
+    """A recurrent layer before forward code that looks at values, so that the network is traced with its data."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__()
+        self.before, self.layer = nn.Sequential(nn.Conv1d(3, C, 3), nn.BatchNorm1d(C)), nn.LSTM(C, 6, **settings)
+        self.after = nn.ModuleList([nn.Linear(6, 16), nn.Linear(16, 2)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        out, (state, _) = self.layer(self.before(x).permute(2, 0, 1))
+        y = self.after[0](out).relu()
+        return self.after[1](y * (3 if bool((out[-1] == state[-1]).all()) else 0))
+
+
+@pytest.mark.parametrize("settings", [{}, {"num_layers": 2}])
+def test_a_recurrence_with_data_is_traced_in_its_first_step_and_gives_what_all_steps_do(settings: Any) -> None:
+    from slim.trace.tracer import trace
+
+    model: Any = randomised(lambda: Looking(**settings))
+    short, long = (trace(model, torch.randn(2, 3, steps)) for steps in (4, 200))
+    assert not long.inputs_are_meta and len(long.runs[0].executed) == len(short.runs[0].executed)
+    x = torch.randn(2, 3, 40)
+    plan = slim.plan(model, x, ratio=0.5, round_to=1)
+    assert plan.ratio_achieved > 0.45 and difference(model, plan.apply(model), plan.removed, x) < 1e-10
+
+
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
 def test_a_long_recurrence_is_planned_as_fast_as_a_short_one(kind: type[nn.RNNBase]) -> None:
     """By the number of operators that are traced; its FLOPs still count all steps."""
