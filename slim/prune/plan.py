@@ -92,7 +92,7 @@ class PruningPlan(Shown):
             gone = set(self.removed.get(bn, []))
             chosen[bn] = [i for i in range(self.shapes[f"{bn}.weight"][0]) if i not in gone]
         emptied = {name: made for modules in self.blocks.values() for name, made in modules.items()}
-        return Change(self.cuts, self.sizes, chosen, self.cuts.keys() - self.shapes.keys(), emptied)
+        return Change(self.cuts, self.sizes, chosen, self.cuts.keys() - self.shapes.keys(), self.masks, emptied)
 
     def prune_optimizer(self, optimizer: torch.optim.Optimizer, model: nn.Module, thin: nn.Module) -> None:
         """Hand an optimizer of `model` over to `thin`, in place: its parameters become the thinner ones, and what it

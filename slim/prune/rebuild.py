@@ -20,6 +20,7 @@ from slim.trace.copy import all_tensors, clone, detached, named_modules
 from slim.trace.emptied import empty
 from slim.trace.lengths import PARAMETRIZED, weight_norms
 from slim.trace.on_the_fly import OnTheFly
+from slim.trace.spectral import Normed, singular_value, spectral_norms
 
 Cuts = Mapping[str, Mapping[int, list[int]]]  # tensor name -> dimension -> removed indices
 
@@ -82,14 +83,16 @@ class Change:
 
     `cuts` names what each tensor loses along each dimension; `sizes` are new values of attributes
     ("module.attribute") that modules keep; `selects` gives for BatchNorms that read a shared stream the channels
-    of it that they choose; what is `optional` among the cuts is left out where the model has no such tensor. `emptied`
-    modules compute nothing any more: module -> dimension and number of the channels that they give (see `Emptied`).
+    of it that they choose; what is `optional` among the cuts is left out where the model has no such tensor. `masks`
+    names what is zero in the masked original. `emptied` modules compute nothing any more: module -> dimension and
+    number of the channels that they give (see `Emptied`).
     """
 
     cuts: Cuts
     sizes: Mapping[str, Any] = field(default_factory=dict)
     selects: Mapping[str, list[int]] = field(default_factory=dict)
     optional: Set[str] = frozenset()
+    masks: Cuts = field(default_factory=dict)
     emptied: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
@@ -123,7 +126,7 @@ def rebuild(model: nn.Module, change: Change) -> nn.Module:
     thin = clone(model, thinner, thinner)
     modules = dict(named_modules(thin))
     _adjust(modules, change)
-    state_anew(dict(named_modules(model)), modules, change.cuts)
+    state_anew(dict(named_modules(model)), modules, change.cuts, change.masks)
     return thin
 
 
@@ -190,9 +193,12 @@ def _adjust(modules: Mapping[str, nn.Module], change: Change) -> None:
 
 
 @torch.no_grad()
-def state_anew(whole: Mapping[str, nn.Module], thin: Mapping[str, nn.Module], cuts: Cuts) -> None:
+def state_anew(whole: Mapping[str, nn.Module], thin: Mapping[str, nn.Module], cuts: Cuts, masks: Cuts) -> None:
     """Let weights that torch.nn.utils computes stay what they were, where their norms ran over channels that are gone:
     for those that are left, a weight of the same values has another length."""
+    for normed in spectral_norms(list(whole.items())):
+        if cuts.keys() & {normed.u, normed.v}:
+            _keep_singular_value(normed, whole, thin, masks.get(normed.weight, {}))
     for prefix, module, norm in weight_norms(list(whole.items())):
         cut = cuts.get(f"{prefix}{norm.name}_v", {})
         if cut.keys() - {norm.dim}:
@@ -221,6 +227,31 @@ def state_anew(whole: Mapping[str, nn.Module], thin: Mapping[str, nn.Module], cu
         if not torch.allclose(getattr(module, key), expected, rtol=1e-5, atol=1e-8):
             name = owner[1:]
             raise SlimError(f"{name}.{key} is computed in a way that fewer channels change: expected keep={name!r}")
+
+
+def _keep_singular_value(
+    normed: Normed, whole: Mapping[str, nn.Module], thin: Mapping[str, nn.Module], masked: Mapping[int, list[int]]
+) -> None:
+    """Let the thin network divide a weight by what the masked original does: its v is as much longer, until the next
+    step of training makes that as long as one again."""
+    weight = _held(whole, normed.weight).detach().clone()
+    if weight.is_meta:
+        return
+    for dim, indices in masked.items():
+        weight.index_fill_(dim, torch.tensor(indices, device=weight.device), 0)
+    wanted = singular_value(weight, _held(whole, normed.u), _held(whole, normed.v), normed.dim)
+    v = _held(thin, normed.v)
+    found = singular_value(_held(thin, normed.weight), _held(thin, normed.u), v, normed.dim)
+    if not (wanted / found).isfinite():
+        name = _owner(normed.weight)
+        raise SlimError(f"the spectral norm of {name} is {found:g} with fewer channels: expected keep={name!r}")
+    v.mul_(wanted / found)
+
+
+def _held(modules: Mapping[str, nn.Module], name: str) -> Tensor:
+    prefix, _, key = name.rpartition(".")
+    held: Tensor = getattr(modules[f"{prefix}." if prefix else ""], key)
+    return held
 
 
 def _check_whole(name: str, module: nn.Module) -> None:

@@ -131,7 +131,7 @@ def _same_function(
 ) -> Proof:
     device = next(model.parameters()).device
     masked, thinner = (_converted(network, dtype).eval() for network in (model, thin))
-    state_anew(dict(named_modules(masked)), dict(named_modules(thinner)), plan.cuts)  # to this precision
+    state_anew(dict(named_modules(masked)), dict(named_modules(thinner)), plan.cuts, plan.masks)  # to this precision
     mask(masked, plan)
     with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         inputs, expected = _reference(masked, _candidates(model, example_inputs, device, dtype), plan)
@@ -292,7 +292,7 @@ def _same_weights(model: nn.Module, thin: nn.Module, plan: PruningPlan) -> None:
     ours = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     aliases: dict[int, str] = {id(ours[name]): name for name in plan.cuts if name in ours}
     computed = stated_anew(named_modules(model))
-    rebuilt = dict(plan.apply(model).named_parameters(remove_duplicate=False)) if computed & plan.cuts.keys() else {}
+    rebuilt = dict(named_tensors(plan.apply(model))) if computed & plan.cuts.keys() else {}
     for name, tensor in ours.items():
         if name in computed and name in rebuilt:
             expected = rebuilt[name].detach()

@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn.utils.weight_norm import WeightNorm
 
 from slim.trace.copy import Modules
+from slim.trace.spectral import spectral_norms
 
 PARAMETRIZED = ".parametrizations."  # in the names of what torch.nn.utils.parametrize keeps
 
@@ -20,8 +21,9 @@ def weight_norms(modules: Modules) -> Iterator[tuple[str, nn.Module, WeightNorm]
 
 
 def stated_anew(modules: Modules) -> set[str]:
-    """Return the names of the parameters of which weights are computed, and that `rebuild` may state anew."""
+    """Return the names of the tensors of which weights are computed, and that `rebuild` may state anew."""
     found = {f"{prefix}{norm.name}_{part}" for prefix, _, norm in weight_norms(modules) for part in "gv"}
+    found |= {normed.v for normed in spectral_norms(modules)}
     return found | {
         prefix + name for prefix, module in modules for name in module._parameters if PARAMETRIZED in f".{prefix}"
     }

@@ -49,6 +49,7 @@ from slim.trace.outputs import find_tensors, output_tensors
 from slim.trace.recurrence import OneStep
 from slim.trace.repeat import Known, sources_of
 from slim.trace.rules.builtin import rule_for
+from slim.trace.spectral import run_as_one_operator
 from slim.trace.state import State, restored
 
 COPIES = {"clone"}
@@ -389,6 +390,7 @@ def _ready(copied: nn.Module) -> nn.Module:
     """Prepare the modules of a copy for a trace, and return it. Counters of batches are of no use to it."""
     for prefix, module in named_modules(copied):
         run_headwise(module)
+        run_as_one_operator(module)
         if isinstance(module, Emptied):
             module.register_forward_hook(partial(_mark_emptied, f"{prefix}emptied_channels"))
         if isinstance(module, nn.modules.batchnorm._NormBase):

@@ -1,5 +1,6 @@
 """Layers and operators beside the plain ones: the channels around them go, exactly, as many as were asked for."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -184,6 +185,27 @@ def read_by(layer: nn.Module) -> nn.Module:
     return nn.Sequential(body(), layer, nn.ReLU(), nn.Conv2d(C, *CONV))
 
 
+def bordered(self: Any, x: Tensor) -> Tensor:
+    x = F.pad(x, (1, 1, 1, 1))
+    x[:, :, :1, :] = self.bias.view(1, -1, 1, 1)
+    x[..., -1] = self.bias.view(1, -1, 1)
+    return x
+
+
+class Bordered(nn.Module):
+    """ECBSR: what a padded image would give, from a layer that pads with zeros after its bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, C, 1), nn.Conv2d(C, *CONV)
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias: Any = self.first.bias
+        y = F.pad(F.conv2d(x, self.first.weight, bias), (1, 1, 1, 1))
+        y[:, :, 0:1, :] = bias.view(1, -1, 1, 1)
+        return self.last(y)
+
+
 CONV = (2, 1)
 MODELS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
     "glu": (Conformer, S),
@@ -214,6 +236,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
     ),
     "random slopes": (lambda: Between(lambda s, x: F.rrelu(-x, training=s.training), nn.Conv2d(C, 2, 1)), X),
     "whole steps": (lambda: Between(lambda s, x: quantised(x), nn.Conv2d(C, *CONV)), X),
+    "a layer's own bias over the border": (Bordered, X),
     "max_unpool": (lambda: Between(unpooled, nn.Conv2d(C, *CONV)), X),
     "normalize": (lambda: Between(lambda self, x: F.normalize(x), nn.Conv2d(C, *CONV)), X),
     "a norm over channels": (
@@ -388,6 +411,20 @@ def test_a_shuffle_whose_groups_shrink_to_one_channel(case: str) -> None:
     assert thin.n.num_features == groups
     assert slim.verify(model, thin, plan, X) < 1e-10
     assert difference(model, thin, plan.removed, X) < 1e-10
+
+
+def test_what_is_written_may_be_a_parameter_of_its_own() -> None:
+    made: Any = {"bias": nn.Parameter(torch.ones(C))}
+    model: Any = randomised(lambda: Between(bordered, nn.Conv2d(C, *CONV), **made))
+    plan = slim.plan(model, X, ratio=0.5, round_to=1)
+    assert plan.ratio_achieved > 0.45 and plan.masks["bias"] == {0: plan.removed["bias"]}
+    thin = plan.apply(model).double().eval()
+    zeroed = copy.deepcopy(model).double().eval()
+    with torch.no_grad():
+        for name, tensor in zeroed.named_parameters():
+            for dim, indices in plan.masks.get(name, {}).items():
+                tensor.index_fill_(dim, torch.tensor(indices), 0)
+        torch.testing.assert_close(thin(X.double()), zeroed(X.double()), rtol=1e-12, atol=1e-12)
 
 
 class Looking(nn.Module):

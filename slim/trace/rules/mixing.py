@@ -264,6 +264,20 @@ def weight_norm(op: Op) -> Any:
     return op.label(weight, codes), lengths
 
 
+@rule("slim::spectral_norm")
+def spectral_norm(op: Op) -> Tensor:
+    """A weight over a number of its own: one vector follows what it makes, the other what it reads."""
+    weight, made = op["weight"], op["dim"]
+    read, *window = (d for d in range(weight.dim()) if d != made)
+    codes = op.codes(weight)
+    out = op.run()
+    pass_source(weight, out, {d: d for d in range(weight.dim())})
+    for vector, along in ((op["u"], codes.get(made)), (op["v"], codes.get(read))):
+        times = math.prod(weight.shape[d] for d in window) if vector is op["v"] else 1
+        op.axis(vector, 0, None if along is None else along.repeat(times))
+    return op.label(out, {d: codes[d] for d in (made, read) if d in codes})
+
+
 @rule("renorm")
 def renorm(op: Op) -> Tensor:
     """A weight whose slices along a dimension are no longer than a length."""

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from slim.trace.codes import (
+    BY_PRODUCER,
     Codes,
     TensorCodes,
     codes_on,
@@ -17,6 +18,7 @@ from slim.trace.codes import (
     name_of,
     pass_source,
     set_codes,
+    source_of,
 )
 from slim.trace.op import Op
 from slim.trace.rules.registry import no_rule, rule
@@ -332,6 +334,7 @@ def copy_(op: Op) -> Tensor:
     source: Tensor = op["src"]
     if op.labelled:
         theirs = {d + target.dim() - source.dim(): codes for d, codes in op.codes(source).items()}
+        theirs |= _scales(op, source, theirs, target.dim() - source.dim())
         mine = op.codes(target) or _take_on(target, theirs)
         for d in {*mine, *theirs}:
             a, b = mine.get(d), theirs.get(d)
@@ -345,6 +348,18 @@ def copy_(op: Op) -> Tensor:
     if not target.is_meta:
         op.run()
     return target
+
+
+def _scales(op: Op, source: Tensor, codes: TensorCodes, shift: int) -> TensorCodes:
+    """Return the codes of what is written where that is a parameter, a bias say, which can be set to zero."""
+    origin = source_of(source)
+    if origin is None:
+        return {}
+    masked = any(name_of(origin[0]) in made.tensors for made in op.labeller.producers.values())  # with a layer's weight
+    found = {d: vector for d, vector in codes.items() if d - shift in origin[1]}
+    for d in found if not masked else ():
+        op.scale(source, d - shift)
+    return {d: vector.with_gate(BY_PRODUCER) for d, vector in found.items()}
 
 
 def _take_on(view: Tensor, codes: TensorCodes) -> TensorCodes:
