@@ -27,7 +27,7 @@ from slim.prune.plan import PruningPlan
 from slim.prune.rules import Rules, Scope
 from slim.prune.scores import Score, as_score, name_of_score, ranked, scored
 from slim.prune.stored_sizes import StoredSizes
-from slim.trace.tracer import KEPT, Trace, trace
+from slim.trace.tracer import KEPT, Trace, cannot_run, trace
 
 ATTEMPTS = 100  # plans, after each of which more channels are frozen or coupled
 
@@ -174,7 +174,7 @@ class Planner:
                 without(made, self.traced, [branch for branch in self.branches if not kept[branch.label]], kept)
                 return made, chosen
             reason = misfit.reason
-            if self.traced.add_inference():  # the two modes run different code: both have their say
+            if self._add_inference():
                 continue
             if self.sizes.couple(misfit):
                 continue
@@ -184,6 +184,16 @@ class Planner:
             if settled is not self.traced:
                 self._use(settled)
         raise SlimError(f"no plan found that this model's forward code can run: {reason}")
+
+    def _add_inference(self) -> bool:
+        """Let both modes have their say where they run different code; whether anything is new."""
+        try:
+            return self.traced.add_inference()
+        except Exception as error:
+            if not self.traced.inputs_are_meta:
+                raise cannot_run(error) from error
+        self._use(self.traced.with_data(self.model, self.example_inputs))
+        return True
 
     def _attempt(self, budget: Budget) -> tuple[PruningPlan, Chosen, Bools]:
         """Plan with what is known so far of the channels that are frozen and coupled."""

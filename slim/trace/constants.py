@@ -106,6 +106,11 @@ def _is_constant(tensor: Tensor, meta: bool) -> bool:
     return bool(mark) and name_of(tensor) is None and not codes_on(tensor)
 
 
+def number_in(tensor: Tensor, *, meta: bool) -> complex | None:
+    """Return the number that a constant tensor holds, None where it is none, or holds several."""
+    return tensor.item() if tensor.dim() == 0 and not tensor.is_meta and _is_constant(tensor, meta) else None
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, complex)) and not isinstance(value, bool)
 

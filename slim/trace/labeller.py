@@ -98,6 +98,7 @@ class Labeller:
         self.select = select
         self.whole_groups = whole_groups
         self.stated_anew: Container[str] = ()
+        self.meta = True  # whether the run is one without data
         self.group_counts: dict[str, Ints] = {}
         self.streams: set[str] = set()  # BatchNorms that read what isn't straight out of a layer
         self.producers: dict[str, Producer] = {}

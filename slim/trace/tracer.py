@@ -54,6 +54,7 @@ from slim.trace.state import State, restored
 
 COPIES = {"clone"}
 SEVERAL = 3  # blocks in which the same was found, so that it will be in the others
+PER_CHANNEL = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._NormBase, nn.GroupNorm)
 KEPT = "kept on request"  # the reason for channels that could go
 
 
@@ -131,6 +132,7 @@ class Trace:
                 self.shapes[name] = tuple(tensor.shape)
                 if found := codes_on(tensor):
                     self.labels[name] = {d: codes.labels for d, codes in sorted(found.items())}
+        self._label_unread()
         self.made |= tracer.producers
         self.bare |= tracer.bare
         self.relied += tracer.relied
@@ -141,6 +143,18 @@ class Trace:
         tracer = Tracer(self.classes, self)
         tracer.preferred = {number: choice for (mode, number), choice in self.readings.items() if mode == training}
         return tracer
+
+    def _label_unread(self) -> None:
+        """Let what a layer has for each channel that it makes follow its weight where forward doesn't read it: a bias
+        that a subclass leaves out, statistics of a norm that is applied by a function."""
+        for prefix, module in self.state.modules:
+            if not isinstance(module, PER_CHANNEL):
+                continue
+            made = self.labels.get(f"{prefix}weight", {}).get(1 if getattr(module, "transposed", False) else 0)
+            for key in ("bias", "running_mean", "running_var"):
+                tensor = getattr(module, key, None)
+                if made is not None and isinstance(tensor, Tensor) and tensor.shape == made.shape:
+                    self.labels.setdefault(name_of(tensor) or prefix + key, {0: made})
 
     @property
     def producers(self) -> dict[str, Producer]:
@@ -269,6 +283,16 @@ class Trace:
                 dims = found.setdefault(tensor, {})  # of which several producers may have a part
                 dims[dim] = zero if dims.get(dim, zero) == zero else sorted({*dims[dim], *zero})
         return found
+
+    def with_data(self, model: nn.Module, example_inputs: Any) -> "Trace":
+        """Trace the same runs of `model` for real: its forward code looks at values in a mode that wasn't traced."""
+        empty = Trace(Classes())
+        fresh = {name: getattr(empty, name) for name in (*_TOLD, "readings", "tried", "misfits", "stuck")}
+        run_on: Any = {"meta_copy": data_copy(model), "inputs": example_inputs, "inputs_are_meta": False}
+        other = replace(self, **fresh, **run_on)
+        for run in self.runs:
+            other.add_run(training=run.training)
+        return other.read_best()
 
     def add_inference(self) -> bool:
         """Trace the inference forward too, unless that was done; whether it differs from the training one."""

@@ -36,11 +36,26 @@ FREE: dict[str, Operation] = {
     "zeros like it": lambda x: x + torch.zeros_like(x),
     "dropout that stays on": lambda x: F.dropout(x, 0.0, training=True),
     "dropout drawn by hand": lambda x: x * torch.empty_like(x).bernoulli_(1.0),
+    "zeros of its shape": lambda x: x + torch.zeros(x.shape),
+    "zeros where it is small": lambda x: torch.where(x > 0.1, x, 0.0),
+    "a zero in a tensor": lambda x: torch.where(x > 0.1, x, torch.tensor(0.0)),
+    "a filter of ones": lambda x: F.conv2d(x, torch.ones(x.shape[1], 1, 3, 3, dtype=x.dtype) / 9, groups=x.shape[1]),
+    "a filter for images of one channel": lambda x: F.conv2d(
+        x.reshape(-1, 1, *x.shape[2:]), torch.linspace(0, 1, 9, dtype=x.dtype).view(1, 1, 3, 3), padding=1
+    ).view(x.shape),
+    "out=": lambda x: torch.add(x, x.square(), alpha=2, out=torch.empty_like(x)),
+    "out= memory without a size": lambda x: torch.mul(x, 2, out=x.new_empty(0)),
+    "out= what is added to": lambda x: torch.add(y := x * 2, x, out=y),
+    "two results, out=": lambda x: torch.max(x, 2, out=(x.new_empty(0), torch.empty(0, dtype=torch.long)))[0][
+        :, :, None
+    ],
     "noise of its size, times": lambda x: x * torch.ones_like(x),
 }
 HELD: dict[str, Operation] = {
     "ones added": lambda x: x + torch.ones_like(x),
     "new_ones added": lambda x: x + x.new_ones(x.shape),
+    "ones where it is small": lambda x: torch.where(x > 0.1, x, 1.0),
+    "half of it, out= itself": lambda x: (torch.sigmoid(x, out=x), x)[1],
     "ones written": lambda x: shifted(x).index_fill_(2, torch.tensor([0]), 1.0),
     "noise drawn over it": lambda x: x + x.clone().bernoulli_(1.0),
     "a fixed number of channels": lambda x: x + x.new_zeros(4, 8, 1, 1),

@@ -178,8 +178,16 @@ class InferenceOnly(DroppedPath):
         return 0.0
 
 
+class ExitByValue(DroppedPath):
+    """Inference stops early by what it sees, and training does not."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        return y * 0 if not self.training and y.softmax(1).max() < 0 else y
+
+
 CASES = [Grid, GridsBySize, KeptElsewhere, PositionTable, Membrane, MembraneBuffer, Counter]
-DROPPED = [DroppedPath, DroppedByNumpy, DroppedByTorch, DroppedByItsOwn, InferenceOnly]
+DROPPED = [DroppedPath, DroppedByNumpy, DroppedByTorch, DroppedByItsOwn, InferenceOnly, ExitByValue]
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ def nothing(op: Op) -> Tensor:
     return mark_blank(mark_unset(op.label(op.run(), {d: codes.with_gate() for d, codes in _sized_after(op).items()})))
 
 
-@rule("zeros", "empty", "empty_strided")
+@rule("empty", "empty_strided")
 def new_memory(op: Op) -> Tensor:
     made: Tensor = op.func(*op.args, **op.kwargs)
     return mark_blank(made)
@@ -33,14 +33,14 @@ def something(op: Op) -> Tensor:
     return made if "rand" in op.name else _filled(op, made)
 
 
-@rule("full", "ones")
+@rule("full", "ones", "zeros")
 def full(op: Op) -> Tensor:
     return _filled(op, op.func(*op.args, **op.kwargs))
 
 
 def _filled(op: Op, made: Tensor) -> Tensor:
     mark_alike(made, range(made.dim()))
-    return mark_blank(made) if op.get("fill_value") == 0 else made
+    return mark_blank(made) if op.name == "zeros" or op.get("fill_value") == 0 else made
 
 
 def _sized_after(op: Op) -> TensorCodes:

@@ -38,7 +38,7 @@ def convolution(op: Op) -> Tensor:
     else:
         out = op.run()
     codes = dict(op.codes(x))
-    incoming = codes.pop(1, None)
+    incoming, batch = codes.pop(1, None), codes.pop(0, None)
     for vector in codes.values():
         op.freeze(vector, "a convolution runs along it")
     reading = "dense"
@@ -59,8 +59,11 @@ def convolution(op: Op) -> Tensor:
     own = codes_on(weight)
     dims: list[int | Ints] = [own[d].labels if d < 2 and d in own else n for d, n in enumerate(weight.shape)]
     space = x if conv.transposed else out
-    op.labeller.products.append(Product(conv.name, x.shape[0] * math.prod(space.shape[2:]), dims))
-    return mark_fresh(op.label(out, {} if outgoing is None else {1: outgoing}), producer or "")
+    made = {} if outgoing is None else {1: outgoing}
+    if batch is not None:  # channels of images of one channel each
+        made[0] = batch if bias is None else batch.ungated()
+    op.labeller.products.append(Product(conv.name, math.prod(space.shape[2:]), [_sizes(batch, x.shape[0]), *dims]))
+    return mark_fresh(op.label(out, made), producer or "")
 
 
 @rule("torchvision::deform_conv2d")

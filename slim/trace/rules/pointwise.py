@@ -19,6 +19,7 @@ from slim.trace.codes import (
     alike_along,
     codes_on,
     fresh_from,
+    is_blank,
     mark_alike,
     mark_fresh,
     mark_written,
@@ -29,6 +30,7 @@ from slim.trace.codes import (
     source_of,
     stands_in,
 )
+from slim.trace.constants import number_in
 from slim.trace.labeller import INDEXED
 from slim.trace.meta import META
 from slim.trace.op import Op
@@ -136,6 +138,8 @@ def keeps_zero(op: Op, zeros: tuple[bool, ...]) -> bool:
         return False
     kinds = tuple(_kind(t.dtype) for t in op.tensors)
     scalars = tuple(repr(a) for a in (*op.args, *op.kwargs.values()) if not isinstance(a, Tensor))
+    numbers = tuple(number_in(t, meta=op.labeller.meta) for t in op.tensors)
+    zeros = tuple(zero or number == 0 for zero, number in zip(zeros, numbers))
     key = (id(op.func), kinds, scalars, zeros)
     if key not in _keeps_zero_cache:
         turn = iter(zip(kinds, zeros))
@@ -173,8 +177,10 @@ def pointwise(op: Op) -> Any:
         out = first if op.in_place else torch.empty(shape, dtype=first.dtype, device=META)
     else:
         out = op.run()
-    if not isinstance(out, Tensor) or not op.labelled:
+    if not isinstance(out, Tensor):
         return out
+    if not op.labelled:
+        return out if op.in_place else _mark_common(op, out)
     before = codes_on(out) if out is first and not op.unset[0] else {}
     if len(operands) == 1 and name_of(first) is None:  # the same as below, and most of what networks do
         codes = op.codes(first)
@@ -189,6 +195,17 @@ def pointwise(op: Op) -> Any:
     if op.name in ("add", "add_"):
         _add_bias(op, out)
     return out
+
+
+def _mark_common(op: Op, out: Tensor) -> Tensor:
+    """Mark what follows no channels as one value wherever all that it is made of is."""
+    one = [
+        {d + out.dim() - t.dim() for d in alike_along(t) | {d for d, n in enumerate(t.shape) if n == 1}}
+        for t in op.tensors
+    ]
+    wide = [set(range(out.dim() - t.dim())) for t in op.tensors]
+    alike = set.intersection(*(own | missing for own, missing in zip(one, wide)))
+    return mark_alike(out, alike) if alike else out
 
 
 def _add_bias(op: Op, out: Tensor) -> None:
@@ -257,6 +274,7 @@ def _combined(op: Op, taking: list[Taken | None], size: int, why: str) -> Codes 
             zero[place] = lead.with_gate()
         elif vector is None and own in alike_along(t):
             op.count(size, lead)
+            zero[place] = lead.with_gate() if is_blank(t) else None
         elif vector is None:
             op.freeze(lead, f"combined with a fixed size by {why}")
         else:

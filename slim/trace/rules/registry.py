@@ -10,9 +10,12 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch._ops import OpOverload
 
 from slim.errors import SlimError
+from slim.trace.codes import codes_on
 from slim.trace.op import Op
 
 Rule = Callable[[Op], Any]
@@ -67,6 +70,8 @@ def rule_for(func: OpOverload) -> Rule:
 
 
 def _rule_of(func: OpOverload) -> Rule:
+    if any(argument.is_out for argument in func._schema.arguments):
+        return writes_out
     found = _rules.get(func._schema.name)
     if found is None and not any("Tensor" in str(argument.type) for argument in func._schema.arguments):
         return makes_constants
@@ -76,6 +81,35 @@ def _rule_of(func: OpOverload) -> Rule:
 def makes_constants(op: Op) -> Any:
     """Run an operator that takes no tensors, so that nothing of it follows channels."""
     return op.func(*op.args, **op.kwargs)
+
+
+def writes_out(op: Op) -> Any:
+    """Run an operator whose results are written to tensors that it is given, `out=`: as itself without them, and a
+    copy."""
+    given = [argument.name for argument in op.func._schema.arguments if argument.is_out]
+    plain = _without_out(op.func)
+    if plain is None or not op.labelled:
+        return no_rule(op)
+    run = op.labeller.__torch_dispatch__  # type: ignore[attr-defined]  # a tracer is a mode
+    result = run(plain, (), op.args, {name: value for name, value in op.kwargs.items() if name not in given})
+    made = [result] if isinstance(result, Tensor) else list(result)
+    outs = [op.kwargs[name] for name in given]
+    for tensor, out in zip(made, outs):
+        if out.numel() == 0 and tensor.numel():
+            out.resize_(tensor.shape)
+            op.label(out, codes_on(tensor))
+        run(torch.ops.aten.copy_.default, (), (out, tensor), {})
+    return outs[0] if len(outs) == 1 else tuple(outs)
+
+
+def _without_out(func: OpOverload) -> OpOverload | None:
+    """Return the overload of an operator that gives what this one writes to `out=`."""
+    packet, taken = func.overloadpacket, [(a.name, str(a.type)) for a in func._schema.arguments if not a.is_out]
+    for overload in (getattr(packet, name) for name in packet.overloads()):
+        schema = overload._schema
+        if not schema.is_mutable and [(a.name, str(a.type)) for a in schema.arguments] == taken:
+            return overload
+    return None
 
 
 def no_rule(op: Op) -> Any:
