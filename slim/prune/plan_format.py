@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -183,7 +184,8 @@ def _check_layers(record: Mapping[str, Any]) -> None:
     """Check that what is removed of each layer is what its tensors lose, what masks zero and what is counted."""
     lists, cuts, masks = record["indices"], record["cuts"], record.get("masks")
     for layer, number in record["removed"].items():
-        own = [cut for name, cut in cuts.items() if name == layer or name.startswith(f"{layer}.")]
+        holder = re.sub(r"\[\d+\]$", "", layer)  # a layer whose weight is turned round has the dimension in its name
+        own = [cut for name, cut in cuts.items() if name in (layer, holder) or name.startswith(f"{holder}.")]
         if not any(lists[each] == lists[number] for cut in own for each in cut.values()):
             raise _broken(f"what is removed of {layer} isn't what its tensors lose")
     if masks is not None:

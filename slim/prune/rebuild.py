@@ -21,6 +21,7 @@ from slim.trace.emptied import empty
 from slim.trace.lengths import PARAMETRIZED, weight_norms
 from slim.trace.on_the_fly import OnTheFly
 from slim.trace.spectral import Normed, singular_value, spectral_norms
+from slim.trace.tracer import PER_CHANNEL
 
 Cuts = Mapping[str, Mapping[int, list[int]]]  # tensor name -> dimension -> removed indices
 
@@ -256,7 +257,7 @@ def _held(modules: Mapping[str, nn.Module], name: str) -> Tensor:
 
 def _check_whole(name: str, module: nn.Module) -> None:
     """Raise SlimError where what a layer has for each of its channels isn't as long as its weight."""
-    if not isinstance(module, nn.modules.conv._ConvNd | nn.Linear | nn.modules.batchnorm._NormBase | nn.GroupNorm):
+    if not isinstance(module, PER_CHANNEL):
         return
     sizes = ("out_channels", "out_features", "num_features", "num_channels")
     made = next(getattr(module, size) for size in sizes if hasattr(module, size))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision
 from networks import cbr, difference, masked, net, randomise
 from torch import Tensor, nn
@@ -420,3 +421,55 @@ def test_optimizer_export_and_recovery_go_on(tmp_path: Any) -> None:
     optimizer.step()
     slim.export_onnx(thin.eval(), X, tmp_path / "thin.onnx")
     assert torch.allclose(masked(model, plan.removed)(X), plan.apply(model)(X), atol=1e-5)
+
+
+class Turned(nn.Module):
+    """A decoder that is the encoder, turned round."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.second = nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.Conv2d(16, 24, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.second(self.norm(self.first(x)).relu()).relu()
+        return F.conv_transpose2d(F.conv_transpose2d(y, self.second.weight).relu(), self.first.weight)
+
+
+def test_a_weight_that_is_turned_round_goes_through_files(tmp_path: Any) -> None:
+    torch.manual_seed(0)
+    model = randomise(Turned()).eval()
+    plan = slim.plan(model, X, ratio=0.5, score=slim.Magnitude(), round_to=1)
+    assert "second[1]" in plan.removed  # the same weight makes the channels of the decoder
+    thin = plan.apply(model)
+    zeroed = copy.deepcopy(model).double()
+    for norm in (zeroed.norm,):
+        norm.weight.data[plan.removed["norm"]] = norm.bias.data[plan.removed["norm"]] = 0
+    zeroed.second.weight.data[:, plan.removed["second[1]"]] = 0
+    zeroed.second.weight.data[plan.removed.get("second", [])] = 0
+    zeroed.second.bias.data[plan.removed.get("second", [])] = 0
+    assert torch.allclose(zeroed(X.double()), copy.deepcopy(thin).double()(X.double()), rtol=1e-10, atol=1e-12)
+    loaded = slim.load(slim.save(tmp_path / "thin.safetensors", thin, plan), model)
+    assert torch.equal(loaded(X), thin(X))
+
+
+class WithoutItsBias(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight, None, padding=1)
+
+
+class OfTheBatch(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, None, None, self.weight, self.bias, True)
+
+
+@pytest.mark.parametrize("kind", [WithoutItsBias, OfTheBatch])
+def test_what_forward_does_not_read_of_a_layer_follows_the_rest(kind: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    conv = (WithoutItsBias if kind is WithoutItsBias else nn.Conv2d)(16, 16, 3)
+    norm = (OfTheBatch if kind is OfTheBatch else nn.BatchNorm2d)(16)
+    model = randomise(nn.Sequential(cbr(3, 16), conv, norm, nn.ReLU(), nn.Conv2d(16, 5, 1))).eval()
+    plan = slim.plan(model, X, ratio=0.5, round_to=1)
+    thin: Any = plan.apply(model)
+    assert plan.ratio_achieved == 0.5 and len(thin[2].running_mean) == len(thin[1].bias) == thin[1].out_channels < 16
+    assert difference(model, thin, plan.removed, X) < 1e-12
+    assert slim.verify(model, thin, plan, X) < 1e-10
