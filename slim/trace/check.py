@@ -19,7 +19,7 @@ from torch._ops import OpOverload
 
 from slim.trace.classes import Classes, Ints
 from slim.trace.codes import Bools, codes_on, is_blank, label, mark_step, name_of, set_codes, set_name
-from slim.trace.constants import same
+from slim.trace.constants import constants_among, same
 from slim.trace.copy import clone
 from slim.trace.labeller import Executed, Mismatch, Reading
 from slim.trace.op import Op, Operator, tensors_of
@@ -211,6 +211,9 @@ def _follow(
         outputs = run_once(traced.meta_copy, traced.inputs, follower, traced.state, training=training)
         if shapes_of(outputs) != run.shapes:
             raise Mismatch("an output changes its shape")
+        for name, number in constants_among(outputs).items():
+            if not same([number], [run.constants.get(name)]):
+                raise Mismatch(f"{name} is a constant that follows a size")
         return None
     except Exception as error:
         why = str(error) if isinstance(error, Mismatch) else _described(follower)
@@ -259,7 +262,7 @@ def _masked_run(traced: Trace, kept: Bools, training: bool) -> ForwardPass:
     masked = clone(traced.meta_copy, mask, mask)
     with restored(masked) as state:
         outputs = run_once(masked, traced.inputs, tracer, state, training=training)
-    return ForwardPass(training, tracer.executed, tracer.decisions, shapes_of(outputs))
+    return ForwardPass.of(tracer, outputs, training=training)
 
 
 AHEAD = 2  # operators that one call may have come to, had it not failed: reshape copies, then views

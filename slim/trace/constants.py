@@ -6,7 +6,7 @@ data, so that what is computed from them can be compared, too.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -64,7 +64,21 @@ def constants_of(op: Op, *, meta: bool) -> list[Constant] | None:
             found.append(value)
         elif takes_any[name] and isinstance(value, list) and all(map(_is_number, value)):
             found.append(tuple(value))
-    return found + [tuple(t.reshape(-1).tolist()) if t.numel() <= SMALL else Table(t) for t in map(_once, constant)]
+    return found + [_values(_once(tensor)) for tensor in constant]
+
+
+def _values(tensor: Tensor) -> Constant:
+    return tuple(tensor.reshape(-1).tolist()) if tensor.numel() <= SMALL else Table(tensor)
+
+
+def constants_among(tensors: Mapping[str, Tensor]) -> dict[str, Constant]:
+    """Return by name the numbers in those of a network's outputs that forward code made of numbers, or by what isn't
+    torch."""
+    return {
+        name: _values(tensor.detach())
+        for name, tensor in tensors.items()
+        if not tensor.is_meta and tensor.layout == torch.strided and _is_constant(tensor, True)
+    }
 
 
 def _once(tensor: Tensor) -> Tensor:

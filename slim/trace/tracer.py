@@ -38,7 +38,7 @@ from slim.trace.codes import (
     set_codes,
     set_name,
 )
-from slim.trace.constants import constants_of, mark_result, same
+from slim.trace.constants import Constant, constants_among, constants_of, mark_result, same
 from slim.trace.copy import Modules, Tensors, clone, named_modules, unwrapped
 from slim.trace.emptied import Emptied
 from slim.trace.labeller import INDEXED, Ambiguous, Executed, Labeller, Producer, Product
@@ -122,7 +122,7 @@ class Trace:
         with restored(self.meta_copy, self.state), self.sizes.noting():
             outputs = run_once(self.meta_copy, self.inputs, tracer, self.state, training=training)
         self.ambiguous |= {(training, number): found for number, found in tracer.ambiguous.items()}
-        run = ForwardPass(training, tracer.executed, tracer.decisions, shapes_of(outputs))
+        run = ForwardPass.of(tracer, outputs, training=training)
         self.runs.append(run)
         self.products = tracer.products
         self.group_counts |= tracer.group_counts
@@ -319,6 +319,12 @@ class ForwardPass:
     executed: list[Executed]
     decisions: list[object]  # how ambiguous operators were read, in order
     shapes: dict[str, tuple[int, ...]]  # of the outputs, by their paths
+    constants: dict[str, Constant]  # among the outputs: numbers that may follow a width
+
+    @classmethod
+    def of(cls, tracer: "Tracer", outputs: Mapping[str, Tensor], *, training: bool) -> "ForwardPass":
+        """Return what a run has told, once it is over."""
+        return cls(training, tracer.executed, tracer.decisions, shapes_of(outputs), constants_among(outputs))
 
 
 class Tracer(Labeller, TorchDispatchMode):

@@ -123,6 +123,9 @@ PACKS: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "a distribution": lambda scores, features: (torch.distributions.Normal(features, 1.0, validate_args=False), scores),
     "an ImageList": lambda scores, features: [ImageList(features, [(6, 6)]), scores],
     "a generator": lambda scores, features: (t for t in (scores, features)),
+    "the width, in a tensor": lambda scores, features: (scores, torch.tensor(features.shape)),
+    "a number made of the width": lambda scores, features: {"x": scores, "n": torch.arange(3) * features.shape[1]},
+    "numpy's mean over channels": lambda scores, features: [scores, features.detach().numpy().mean(1)],
     "an array": lambda scores, features: Plain(scores, features.detach().numpy()),
 }
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
