@@ -105,6 +105,7 @@ def _shortfall(
     why = [] if exhausted else [large]
     why += [f"floors keep {floors} channels"] if floors and exhausted else []
     why += [f"{sum(where.values())} channels are frozen ({reason})" for reason, where in frozen.items()]
+    why = why or [f"floors keep {sum(layer.after - layer.frozen for layer in layers)} channels"]
     return f"asked for {budget.name} {budget.asked:g}, reached {achieved:.4g}: {'; '.join(why)}"
 
 

@@ -179,6 +179,8 @@ class Planner:
             if self.sizes.couple(misfit):
                 continue
             if not len(misfit.labels):
+                if self.sizes.forget_trials():
+                    continue
                 break
             settled = self.traced.settle(misfit.labels, misfit.reason)
             if settled is not self.traced:

@@ -25,6 +25,8 @@ class StoredSizes:
     traced: Trace
     followed: dict[str, Counted] = field(default_factory=dict)
     _coupled: dict[str | None, int] = field(default_factory=dict)  # kinds of sizes -> how many were found to be shared
+    _on_trial: set[str] = field(default_factory=set)  # followed although they brought the network no further
+    _refuted: set[str] = field(default_factory=set)  # followed on trial, and wrongly
 
     def __post_init__(self) -> None:
         self.followed |= self.traced.group_counts
@@ -59,7 +61,9 @@ class StoredSizes:
                 misfit = after
                 break
             else:  # one size that serves several layers brings the network no further until these are coupled
-                self.followed |= {name: counted for name, counted in stale.items() if name in misfit.shared}
+                shared = {name: counted for name, counted in stale.items() if name in misfit.shared}
+                self.followed |= shared
+                self._on_trial |= shared.keys()
                 break
         if misfit is not None or not self._fits_with_unread(plan, kept):
             self._note(plan, kept)
@@ -97,6 +101,14 @@ class StoredSizes:
         misfit = find_misfit(self.traced, thin, kept, sizes)
         plan.sizes = found | plan.sizes
         return misfit, found
+
+    def forget_trials(self) -> bool:
+        """Follow no longer what was followed on trial: the network didn't run for it; return whether that is new."""
+        refuted = self._on_trial - self._refuted
+        self._refuted |= refuted
+        for name in refuted:
+            self.followed.pop(name, None)
+        return bool(refuted)
 
     def couple(self, misfit: Misfit) -> bool:
         """Couple the same places of layers that one stored size serves, such as the heads of an attention; return
@@ -158,7 +170,9 @@ class StoredSizes:
         return {
             name: counted
             for name, counted in misfit.stored.items()
-            if name not in self.followed and kept_size(counted, kept) != kept_size(counted, everything)
+            if name not in self.followed
+            and name not in self._refuted
+            and kept_size(counted, kept) != kept_size(counted, everything)
         }
 
 

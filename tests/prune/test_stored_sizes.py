@@ -331,3 +331,37 @@ def test_a_table_of_numbers_is_read_once_for_each_number() -> None:
         thin = slim.plan(model, X, ratio=0.5, round_to=1).apply(model)
     assert set(asked) == {16, 5} and len(asked) <= 3 * 2
     assert thin.widths == [8] * 10_000 and thin.places == model.places
+
+
+class Windows(nn.Module):
+    """Attention in windows: as many heads as a window is wide, by chance, and a head's width is the stream's by them."""
+
+    def __init__(self, c: int = 32, heads: int = 4, window: int = 4) -> None:
+        super().__init__()
+        self.heads, self.window = heads, window
+        self.embed, self.norm = nn.Conv2d(3, c, 2, 2), nn.LayerNorm(c)
+        self.qkv, self.proj = nn.Linear(c, 3 * c), nn.Linear(c, c)
+        self.bias = nn.Parameter(torch.randn(heads, window**2, window**2))
+        self.mlp, self.head = nn.Sequential(nn.Linear(c, 2 * c), nn.GELU(), nn.Linear(2 * c, c)), nn.Linear(c, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.embed(x).permute(0, 2, 3, 1))
+        b, h, w, c = x.shape
+        n = self.window
+        parts = x.view(b, h // n, n, w // n, n, c).permute(0, 1, 3, 2, 4, 5).reshape(-1, n * n, c)
+        q, k, v = self.qkv(parts).reshape(-1, n * n, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
+        scores = q @ k.mT * (c // self.heads) ** -0.5 + self.bias
+        mixed = (scores.softmax(-1) @ v).transpose(1, 2).reshape(-1, n * n, c)
+        mixed = self.proj(mixed).view(b, h // n, w // n, n, n, c).permute(0, 1, 3, 2, 4, 5).reshape(b, h, w, c)
+        x = x + mixed
+        return self.head((x + self.mlp(self.norm(x))).mean((1, 2)))
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_size_that_only_looks_like_that_of_several_layers_is_given_up(seed: int) -> None:
+    torch.manual_seed(0)
+    model, x = Windows().eval(), torch.randn(2, 3, 16, 16)
+
+    plan = slim.plan(model, x, ratio=0.3, score=slim.Random(seed), round_to=1)
+    assert set(plan.removed) == {"mlp.0"} and "qkv" in str(plan.frozen)
+    assert slim.verify(model, plan.apply(model), plan, x) < 1e-10

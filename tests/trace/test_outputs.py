@@ -123,8 +123,6 @@ PACKS: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "a distribution": lambda scores, features: (torch.distributions.Normal(features, 1.0, validate_args=False), scores),
     "an ImageList": lambda scores, features: [ImageList(features, [(6, 6)]), scores],
     "a generator": lambda scores, features: (t for t in (scores, features)),
-    "the width, in a tensor": lambda scores, features: (scores, torch.tensor(features.shape)),
-    "a number made of the width": lambda scores, features: {"x": scores, "n": torch.arange(3) * features.shape[1]},
     "numpy's mean over channels": lambda scores, features: [scores, features.detach().numpy().mean(1)],
     "an array": lambda scores, features: Plain(scores, features.detach().numpy()),
 }
@@ -150,6 +148,19 @@ def test_what_is_returned_in_an_object_stays_and_is_compared(case: str) -> None:
     assert slim.verify(model, thin, plan, X) < 1e-10
     recovered = slim.recover(model, thin, plan, X.repeat(16, 1, 1, 1) + torch.randn(64, 3, 8, 8))
     assert recovered.distance["none"] > 0
+
+
+NUMBERS: dict[str, Callable[[Tensor], Any]] = {
+    "the width, in a tensor": lambda features: torch.tensor(features.shape),
+    "made of the width": lambda features: torch.arange(3) * features.shape[1],
+}
+
+
+@pytest.mark.parametrize("case", NUMBERS)
+def test_a_number_that_is_returned_and_follows_a_width_holds_it(case: str) -> None:
+    model = network(lambda scores, features: {"scores": scores, "number": NUMBERS[case](features)})
+    with pytest.raises(slim.SlimError, match=r"output\['number'\] is a constant that follows a size"):
+        slim.plan(model, X, ratio=0.25)
 
 
 @pytest.mark.parametrize("case", ["a dataclass", "an EasyDict", "an ImageList"])
