@@ -5,7 +5,6 @@ builds the architecture give back the network: build, prune as planned, load the
 tensors tells a whole file from a truncated or altered one (it guards against accidents; it is no signature).
 """
 
-import copy
 import dataclasses
 import hashlib
 import json
@@ -25,6 +24,7 @@ from slim.files import check_regular, replacing
 from slim.images import ImageSpec
 from slim.memory import free_memory
 from slim.prune.plan import PruningPlan
+from slim.trace.copy import clone
 from slim.version import __version__
 
 _STORED = set(_TYPES.values())
@@ -98,7 +98,7 @@ def load(path: str | Path, model: nn.Module | Builder) -> nn.Module:
     about, tensors = _read(path)
     plans = [PruningPlan.from_dict(plan) for plan in about["plans"]]
     if isinstance(model, nn.Module):
-        model = copy.deepcopy(model).cpu()
+        model = clone(model).cpu()
     elif not callable(model):
         raise SlimError(f"model is of type {type(model).__name__}: expected the unpruned network")
     elif about["arch"] is None:

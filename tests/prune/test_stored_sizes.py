@@ -334,7 +334,7 @@ def test_a_table_of_numbers_is_read_once_for_each_number() -> None:
 
 
 class Windows(nn.Module):
-    """Attention in windows: as many heads as a window is wide, by chance, and a head's width is the stream's by them."""
+    """Attention in windows that are as wide as there are heads, by chance."""
 
     def __init__(self, c: int = 32, heads: int = 4, window: int = 4) -> None:
         super().__init__()

@@ -4,6 +4,7 @@ import functools
 import threading
 import types
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -118,6 +119,32 @@ def test_it_is_planned_and_proved(make: Callable[[], nn.Module], trained: bool) 
     assert slim.verify(model, thin, plan, X) < 1e-10
     assert {module for module in thin.modules()}.isdisjoint(model.modules())
     assert difference(model, thin, plan.removed) < 1e-10
+
+
+@pytest.mark.parametrize("make", MODELS)
+def test_it_goes_through_files(make: Callable[[], nn.Module], tmp_path: Path) -> None:
+    model = make()
+    if make is not compiled_in_place:
+        model(X).square().sum().backward()
+    plan = slim.plan(model, X, ratio=0.5)
+    thin = plan.apply(model).eval()
+    loaded = slim.load(slim.save(tmp_path / "thin.safetensors", thin, plan), model)
+    whole = slim.load(slim.save(tmp_path / "whole.safetensors", model), model)
+    wanted = thin(X), model.eval()(X)
+    with torch.no_grad():
+        for parameter in (*model.parameters(), *thin.parameters()):  # what was loaded has weights of its own
+            parameter.zero_()
+    assert torch.equal(loaded(X), wanted[0]) and torch.equal(whole(X), wanted[1])
+
+
+@pytest.mark.parametrize("make", [keeps_features_in_a_list, holds_a_lock, forward_in_a_closure, masked_weights])
+def test_it_is_exported(make: Callable[[], nn.Module], tmp_path: Path) -> None:
+    model = make()
+    model(X).square().sum().backward()
+    plan = slim.plan(model, X, ratio=0.5)
+    thin = plan.apply(model)
+    thin(X).square().sum().backward()
+    assert slim.export_onnx(thin, X, tmp_path / "thin.onnx").max_relative_error < 1e-4
 
 
 @pytest.mark.parametrize("make", [keeps_features])

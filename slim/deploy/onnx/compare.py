@@ -1,6 +1,5 @@
 """An exported graph against its network: in onnxruntime, and before optimisation in float64."""
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,6 +15,7 @@ from slim.deploy.onnx.session import brief
 from slim.deploy.onnx.translate import Graph
 from slim.deploy.target import Executable
 from slim.errors import SlimError
+from slim.trace.copy import clone
 
 CHECKED_BATCHES = (1, 2, 7)
 CHECKED_FLOAT64_BATCHES = (1, 3)
@@ -64,7 +64,7 @@ def check(graph: Graph, opened: Executable, name: str, tolerance: float, runtime
 def check_float64(graph: Graph, name: str) -> tuple[float | None, str]:
     """Return the largest relative difference between the network and its graph before optimisation, both in float64,
     and what ran the graph. None where nothing could; SlimError if it is more than attributes in float32 explain."""
-    net = copy.deepcopy(graph.net).double()
+    net = clone(graph.net).double()
     proto = graph.translated(net, optimize=False).model_proto
     run, engine = _float64_runner(proto)
     generator = torch.Generator().manual_seed(1)
@@ -89,7 +89,7 @@ def check_float64(graph: Graph, name: str) -> tuple[float | None, str]:
 def _is_rounding(net: nn.Module, arguments: Arguments, expected: list[Tensor], actual: Sequence[Any]) -> bool:
     """Say whether the file is as near to the network in float64 as the network in float32 is, to within a factor: then
     rounding alone, which such a network magnifies, explains a difference between the two."""
-    net = copy.deepcopy(net).double()
+    net = clone(net).double()
     try:
         truth = run_forward(net, arguments.in_dtype_of(net))
     except SlimError:  # code that insists on float32

@@ -14,7 +14,6 @@ slim.preprocessing  "in graph" where the file takes raw images (see `export_onnx
 Classes, mean, std and plan are there if they were given.
 """
 
-import copy
 import itertools
 import json
 import math
@@ -36,6 +35,7 @@ from slim.deploy.onnx.translate import OPSETS, Graph
 from slim.deploy.target import Executable
 from slim.errors import SlimError, check_type
 from slim.files import replacing
+from slim.trace.copy import clone
 from slim.version import __version__
 
 TOLERANCE = 1e-4
@@ -218,7 +218,7 @@ def _copy_for_export(model: nn.Module) -> nn.Module:
     """
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         model = model.module
-    net = copy.deepcopy(model).cpu().float().eval()
+    net = clone(model).cpu().float().eval()
     for tensor in itertools.chain(net.parameters(), net.buffers()):
         tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
     return net
