@@ -9,8 +9,8 @@
 - segmentation: the config shapes_segmentation.
 - yolo: the recipe for Ultralytics (docs/recipes), where that is installed.
 
-The result shows what ran, word for word; until 2026-11-26 only `segmentation` was run to its end. The images are
-scikit-learn's digits as files of 32 × 32 pixels; the weights come from a short training that isn't counted.
+The result shows what ran, word for word. The images are scikit-learn's digits as files of 32 × 32 pixels, the weights
+come from a short training that isn't counted; YOLO sees rendered shapes of 64 pixels.
 """
 
 import os
@@ -51,7 +51,7 @@ print(made, slim.quantize_onnx("thin.onnx", "int8.onnx", train, test))
 print(slim.benchmark({"base": "base.onnx", "int8": "int8.onnx"}, threads=1))
 """
 SEGMENTATION = "slim-run shapes_segmentation\n"
-YOLO = "python ultralytics_yolo.py yolov8n.yaml data.yaml\n"
+YOLO = "python ultralytics_yolo.py yolov8n.yaml data.yaml 20 64\n"
 DEMOS = {"shell": SHELL, "python": PYTHON, "segmentation": SEGMENTATION, "yolo": YOLO}
 WHAT = {
     "shell": "A ResNet-18 with weights and a folder of images, from a shell",

@@ -1,6 +1,6 @@
 """A YOLO of Ultralytics, trained on with a penalty, pruned, and trained, validated and exported on as it is used to.
 
-    python docs/recipes/ultralytics_yolo.py yolov8n.pt data.yaml
+    python docs/recipes/ultralytics_yolo.py yolov8n.pt data.yaml 30 640    # epochs, pixels
 
 works for detection, segmentation, pose and classification, YOLO v8 to 26. Ultralytics is AGPL-3.0, and so may be what
 you make with it: this file only imports it, and is no part of slim's package.
@@ -127,4 +127,4 @@ def main(weights: str, data: str, epochs: int = 30, size: int = 640) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:3])
+    main(*sys.argv[1:3], *map(int, sys.argv[3:]))

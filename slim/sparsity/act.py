@@ -60,8 +60,8 @@ def sparsify(
       so reaches exact zeros; it knows SGD, Adam and AdamW (see `slim.sparsity.steps`). "loss" leaves the optimizer
       alone: add `.loss()` of the result to your loss, once per step (with gradient accumulation, divided like the
       rest).
-    - `targets`: a shell pattern for names in `model.named_modules()`, such as "layer1.*"; several in a list; or a
-      mapping from patterns to strengths relative to λ, such as {"layer1.*": 1, "layer2.*": 0.5}, of which the first
+    - `targets`: a shell pattern for names in `model.named_modules()`, such as `"layer1.*"`; several in a list; or a
+      mapping from patterns to strengths relative to λ, such as `{"layer1.*": 1, "layer2.*": 0.5}`, of which the first
       that matches counts. Values of different strengths are penalised apart: groups don't reach across.
     - `types`: which layers: "batchnorm", "conv", "linear", a module class, or several; with "bias" also their biases.
     - `schedule`: of λ, over `steps` steps of the optimizer: see `slim.sparsity.scheduled`.

@@ -19,6 +19,12 @@ EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 PUBLIC = ["sparsify", "plan", "explain", "verify", "recover", "save", "load", "export_onnx", "benchmark", "OnnxModel"]
 
 
+def test_the_reference_holds_every_public_name() -> None:
+    page = (EXAMPLES.parent / "reference" / "api.md").read_text(encoding="utf-8")
+    shown = {line.rpartition(".")[2] for line in page.splitlines() if line.startswith("::: ")}
+    assert set(slim.__all__) - {"__version__"} <= shown
+
+
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An empty working folder, and a cache of times of its own."""
