@@ -198,3 +198,14 @@ def test_names_in_files_reach_the_terminal_as_text(
     with warnings.catch_warnings(action="always"), report_user_errors("slim-prune"):
         warnings.warn(SlimWarning(f"layer {EVIL} is odd"), stacklevel=1)
     assert capsys.readouterr().err == "slim-prune: warning: layer \\x1b[31mred\\x07 is odd\n"
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("digitz", "no settings 'digitz': did you mean digits?"),
+        ("foo", "unexpected argument 'foo': expected slim-train"),
+    ],
+)
+def test_settings_that_there_are_not_name_the_nearest(word: str, said: str, mistake: Command) -> None:
+    assert said in mistake("train", word)

@@ -148,6 +148,10 @@ class SettingsParser(PlainParser):
         """Add the option --resume of a command that trains."""
         self.add_argument("--resume", action="store_true", help="go on where this was interrupted")
 
+    def _unexpected(self, word: str) -> SlimError:
+        near = get_close_matches(word, presets.names(), n=1)
+        return SlimError(f"no settings {word!r}: did you mean {near[0]}?") if near else super()._unexpected(word)
+
     def read(self, argv: Sequence[str] | None = None) -> ParsedCommand:
         """Return the command line, or `argv`, checked. Exits after --help and --version; SlimError for a mistake."""
         words = list(sys.argv[1:] if argv is None else argv)
