@@ -80,8 +80,8 @@ class Detection(Task):
 
     @contextmanager
     def dense(self, model: Any) -> Iterator[None]:
-        """Let torchvision's networks, all those of the same kind, return feature maps and what the head says of every
-        place: which boxes are left of that differs from network to network."""
+        """Let torchvision's networks, all those of the same kind, return what their heads say of every place: which
+        boxes are left of that differs from network to network."""
         kind: Any = type(model)
         owner = next(base for base in kind.__mro__ if "forward" in vars(base))
         if not owner.__module__.startswith("torchvision.models.detection"):
@@ -94,12 +94,26 @@ class Detection(Task):
             owner.forward = forward
 
 
-def _everywhere(model: Any, images: Any) -> tuple[Any, Any]:
-    """Return what one of torchvision's detection networks computes before it selects boxes."""
-    features = model.backbone(model.transform(list(images))[0].tensors)
-    maps = list(features.values()) if isinstance(features, Mapping) else [features]
-    head = model.rpn.head if hasattr(model, "rpn") else model.head
-    return maps, head(maps)
+def _everywhere(model: Any, images: Any) -> Any:
+    """Return what the heads of one of torchvision's detection networks say before boxes are selected: of every place
+    of the feature maps (whose own channels may be pruned), and where there is a second stage, of boxes all over the
+    image."""
+    listed = model.transform(list(images))[0]
+    features = model.backbone(listed.tensors)
+    maps = features if isinstance(features, Mapping) else {"0": features}
+    if not hasattr(model, "rpn"):
+        return model.head(list(maps.values()))
+    boxes = [_windows(*size).to(listed.tensors) for size in listed.image_sizes]
+    roi = model.roi_heads
+    return model.rpn.head(list(maps.values())), roi.box_predictor(
+        roi.box_head(roi.box_roi_pool(maps, boxes, listed.image_sizes))
+    )
+
+
+def _windows(height: int, width: int) -> Tensor:
+    """Return nine boxes [9, 4] half as high and wide as the image, in steps of a quarter."""
+    corners = [(x, y, x + 2, y + 2) for y in range(3) for x in range(3)]
+    return torch.tensor(corners) * torch.tensor([width, height, width, height]) / 4
 
 
 def _dicts(targets: Any) -> list[dict[str, Tensor]]:
