@@ -37,6 +37,11 @@ def milliseconds(number: float) -> str:
     return f"{number:,.{decimals}f} ms"
 
 
+def capitalised(words: str) -> str:
+    """Return words as they begin a line: "Mean iou" of "mean iou"; "mAP" has capitals of its own."""
+    return words if words != words.lower() else words.capitalize()
+
+
 def shape(sizes: Sequence[int]) -> str:
     """Return a shape such as "64×8×8"."""
     return "×".join(map(str, sizes))

@@ -107,7 +107,7 @@ def _cards(run: RunRecords) -> list[dict[str, str]]:
         was, now = (column.text(record, brief=True) for record in (before, after))
         measured = column.key == "latency_ms" and after.get("speedup")
         by = speed(after) if measured else column.change_text(before, after)
-        label = names.get(column.key, column.heading.capitalize())
+        label = names.get(column.key, tables.capitalised(column.heading))
         cards.append({"label": label, "now": now.replace("%", " %"), "was": was if now and run.after else "", "by": by})
     return cards
 

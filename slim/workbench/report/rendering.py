@@ -28,8 +28,8 @@ def _environment(medium: str) -> Environment:
         lstrip_blocks=True,
     )
     made.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":")}
-    formats = (tables.count, tables.milliseconds, tables.change, tables.percent, tables.number, tables.shape)
-    made.filters |= {function.__name__: function for function in (*formats, code)}
+    numbers = (tables.count, tables.milliseconds, tables.change, tables.percent, tables.number, tables.shape)
+    made.filters |= {function.__name__: function for function in (*numbers, tables.capitalised, code)}
     made.globals |= {"stage": stage_name, "headline": headline, "version": __version__}
     return made
 

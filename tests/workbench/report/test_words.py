@@ -15,6 +15,7 @@ from slim.workbench import data
 from slim.workbench.report import card, markdown, page, rendering
 from slim.workbench.report.collect import RunRecords
 from slim.workbench.report.columns import stage_name
+from slim.workbench.report.figures import gamma
 from slim.workbench.report.terminal import stage_table
 
 
@@ -73,3 +74,32 @@ def test_markdown_and_card_say_what_the_files_say(whole: Path, run: RunRecords) 
         truth = slim.load(whole / "finetuned.safetensors")(images).argmax(1)
     assert [int(name) for name in scope["classes"]] == truth.tolist()
     assert card.metadata(whole / "model.onnx")["plan"] == PruningPlan.load(whole / "plan.json").digest
+
+
+def of_detection(strength: float) -> RunRecords:
+    """A run whose metric has capitals of its own, with or without a penalty."""
+    metric = {"name": "mAP", "direction": "max", "share": True, "unit": ""}
+    stages = {"baseline": {"mAP": 0.7, "metric": metric}, "finetuned": {"mAP": 0.71, "metric": metric}}
+    run = RunRecords(Path("x"), {"name": "x"}, stages)
+    for stage in stages:
+        run.epochs.append({"stage": stage, "epoch": 1, "train_loss": 1.0, "val_mAP": 0.7, "strength": strength})
+    return run
+
+
+def test_the_page_speaks_of_what_the_run_had() -> None:
+    """The metric by its name, and a penalty only where there was one."""
+    with_one, without = page.html([of_detection(1e-4)]), page.html([of_detection(0.0)])
+    assert all(">Map<" not in text and ">mAP<" in text for text in (with_one, without))
+    assert "Loss, mAP, λ by epoch" in with_one and "whether the penalty λ pushed" in with_one
+    assert "Loss, mAP by epoch" in without and "whether the penalty λ pushed" not in without
+
+
+def test_the_caption_of_small_scales_is_counted() -> None:
+    """Also where the channels that go are not those of the smallest γ."""
+    run = RunRecords(Path("x"), {"name": "x"})
+    run.evidence["gamma"] = {
+        "layers": {"a": {"removed": [0.001, 0.5], "kept": [0.9]}, "b": {"removed": [0.4, 0.6], "kept": [0.002, 1, 1]}}
+    }
+    shown = gamma.by_layer(run)
+    assert shown is not None
+    assert "|γ| is below 0.01 in 25% of the removed channels, and in 25% of those that stay" in shown.caption

@@ -11,6 +11,7 @@ from slim.workbench.report.columns import Record
 from slim.workbench.report.figures.base import Figure, Series, axes, mark, series
 
 BINS = 48  # of the animated histogram
+SMALL = 0.01  # a γ that hardly does anything
 RIDGES = 60  # layers in the ridge plot, at most
 TICKS = (0, 0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10)
 
@@ -90,9 +91,18 @@ def by_layer(run: RunRecords) -> Figure | None:
     ties = " Coupled channels are judged by their group, so single γ may lie across the line." if coupled else ""
     caption = (
         "Each ridge is one layer's |γ| at the moment of pruning, the first layer on top, every ridge scaled to its own "
-        f"height. Layers with most of their mass at zero have most of their channels removed.{ties}{some}"
+        f"height.{_near_zero(layers)}{ties}{some}"
     )
     return Figure("ridges", "|γ| layer by layer", caption, traces, layout, max(300, 150 + 30 * len(names)))
+
+
+def _near_zero(layers: Mapping[str, Mapping[str, list[float]]]) -> str:
+    """Return how many of the channels that went and of those that stay have a small γ."""
+    removed, kept = (np.concatenate([values[key] for values in layers.values()]) for key in ("removed", "kept"))
+    if not (len(removed) and len(kept)):
+        return ""
+    low, others = (float((values < SMALL).mean()) for values in (removed, kept))
+    return f" |γ| is below {SMALL} in {low:.0%} of the removed channels, and in {others:.0%} of those that stay."
 
 
 def _ridge(name: str, values: Mapping[str, list[float]], base: int, top: float) -> list[Series]:

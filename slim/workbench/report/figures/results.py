@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from slim.tables import capitalised
 from slim.workbench.report.advice import spread
 from slim.workbench.report.collect import RunRecords
 from slim.workbench.report.columns import COLUMNS
@@ -31,7 +32,7 @@ def tradeoff(runs: Sequence[RunRecords]) -> Figure | None:
     if sweep.get("skipped"):
         skipped = ", ".join(f"{share:.0%}" for share in sweep["skipped"])
         caption += f" Not measured for lack of time or of channels: {skipped}."
-    title = f"{metric.title.capitalize()} against the share of channels removed"
+    title = f"{capitalised(metric.title)} against the share of channels removed"
     return Figure("tradeoff", title, caption, traces, layout, 400)
 
 
@@ -95,5 +96,5 @@ def frontier(runs: Sequence[RunRecords], key: str) -> Figure | None:
         f"Each point is a run's result. {'Up' if metric.direction == 'max' else 'Down'} and to the left is better; the "
         f"dashed line joins the runs that no other beats in both {metric.title} and {column.heading}."
     )
-    title = f"{metric.title.capitalize()} against {column.heading}"
+    title = f"{capitalised(metric.title)} against {column.heading}"
     return Figure(f"frontier-{key}", title, caption, traces, layout)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from slim.tables import capitalised
 from slim.workbench.report.collect import RunRecords
 from slim.workbench.report.columns import Record, stage_name
 from slim.workbench.report.figures.base import Figure, Series, axes, axis, nested, note, run_look, series, solid
@@ -28,7 +29,8 @@ def training(run: RunRecords) -> Figure:
         ("share of γ", "zero", "γ = 0", "--before", ".2%"),
         ("channels", "channels", "channels", "--after", ".4g"),
     ]
-    lines = [line for line in lines if _any(records, line[1]) and (shrinks or line[0] != "channels")]
+    drawn = {"channels": shrinks, "λ": _penalised(records)}
+    lines = [line for line in lines if _any(records, line[1]) and drawn.get(line[0], True)]
     panels = list(dict.fromkeys(panel for panel, *_ in lines))
     epochs = nested(
         title_text="epoch, all trainings one after the other", range=[0.5, len(records) + 0.5], showgrid=False
@@ -44,7 +46,7 @@ def training(run: RunRecords) -> Figure:
         shown = several and label not in {trace["name"] for trace in traces}
         place = {"yaxis": axis("y", panels.index(panel)), "showlegend": shown}
         traces.append(_curve(run, key, label, colour, form) | place)
-    title = f"Loss, {metric.title}, learning rate, λ, γ{', channels' if shrinks else ''} by epoch"
+    title = f"{', '.join([capitalised(panels[0]), *panels[1:]])} by epoch"
     return Figure("training", title, _caption(run, shrinks), traces, layout, height=90 + 126 * len(panels))
 
 
@@ -98,12 +100,17 @@ def _caption(run: RunRecords, shrinks: bool) -> str:
     texts = {
         f"Training loss and {name} are means over each epoch's augmented images.": True,
         "Dotted: held-out validation images.": _any(run.course, "val_loss"),
-        f"See whether loss and {name} recover after pruning, and whether the penalty λ pushed γ to zero before it cost "
-        f"{name}.": True,
+        f"See whether loss and {name} recover after pruning.": len(run.parts) > 1,
+        f"See whether the penalty λ pushed γ to zero before it cost {name}.": _penalised(run.course),
         f"At the end of sparse training {(small or [0])[-1]:.0%} of all penalised γ were below 0.01.": small,
         "Where the number of channels falls within a training, it pruned on its way.": shrinks,
     }
     return " ".join(text for text, applies in texts.items() if applies)
+
+
+def _penalised(records: Sequence[Record]) -> bool:
+    """Say whether a penalty was at work."""
+    return any(record.get("strength") for record in records)
 
 
 def progress(runs: Sequence[RunRecords]) -> Figure | None:
@@ -127,7 +134,7 @@ def progress(runs: Sequence[RunRecords]) -> Figure | None:
     which = "validation" if held_out else "training"
     layout = axes("epoch, all trainings of a run one after the other", f"{which} {metric.title}")
     layout["yaxis"]["tickformat"] = ".0%" if metric.share else ""
-    name = metric.title.capitalize()
+    name = capitalised(metric.title)
     caption = f"{name} on the {which} images, epoch by epoch. A step is where a run was pruned or started anew."
     return Figure("progress", f"{name} by epoch", caption, traces, layout)
 
