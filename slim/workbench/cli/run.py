@@ -35,7 +35,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(presets.overview())
             return
         run = given.new_run(["baseline", "sparse", "finetuned"], SECTIONS, words)
-        from slim.workbench.run.whole import run_all
+        from slim.workbench.run.whole import last_stage, run_all
 
         written = run_all(run, command=shlex.join(["slim-run", *(sys.argv[1:] if argv is None else argv)]))
-        given.finish(written, f"slim-predict {run.path('onnx')} IMAGE")
+        exported = run.path("onnx") in written  # some networks no exporter takes
+        result = run.path(last_stage(run.settings))
+        given.finish(
+            written, f"slim-predict {run.path('onnx')} IMAGE" if exported else f"slim.load('{result}') in Python"
+        )
