@@ -57,6 +57,14 @@ class DataConfig:
     image_size: int | None = setting(
         None, "pixels, height = width; null: the data set's own (imagefolder needs one)", "[1, inf)"
     )
+    mean: list[float] | None = field(
+        default=None,
+        metadata=about(
+            "of each channel, black 0 and white 1, as the network's weights were trained; null: as their library says, "
+            "else the training images'"
+        ),
+    )
+    std: list[float] | None = field(default=None, metadata=about("the same of the standard deviation", "(0, inf)"))
     val_fraction: float = setting(0.1, "share of the training images held out to choose models by", "[0, 1)")
     augment: str = setting(
         "auto",
@@ -494,8 +502,9 @@ def _checked(s: Setting, value: Any) -> Any:
     # text, and YAML 1.1 takes 1e-3 for text.
     meant = value
     if isinstance(value, str) and s.type is not str and get_origin(s.type) is not Literal:
+        listed = any(get_origin(kind) is list for kind in (s.type, *get_args(s.type)))
         with contextlib.suppress(Exception):  # whatever the value makes it raise: then it is text
-            meant = yaml.safe_load(value)
+            meant = yaml.safe_load(f"[{value}]" if listed and "," in value and "[" not in value else value)
         with contextlib.suppress(ValueError):
             meant = float(meant) if isinstance(meant, str) else meant
     fitted = _converted(meant, s.type)

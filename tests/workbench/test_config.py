@@ -94,6 +94,8 @@ def test_a_list_of_one_needs_no_brackets() -> None:
         RunConfig(), {"bench": {"batch_sizes": "8"}, "train": {"milestones": 0.9}, "prune": {"keep": "stem.*"}}
     )
     assert (made.bench.batch_sizes, made.train.milestones, made.prune.keep) == ([8], [0.9], ["stem.*"])
+    made = updated(RunConfig(), {"bench": {"threads": "1, 2"}, "data": {"mean": "0.5,0,0.001"}})  # nor do several
+    assert (made.bench.threads, made.data.mean) == ([1, 2], [0.5, 0.0, 0.001])
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,8 @@ from workbench.commands import Command, contents
 import slim
 from slim import checkpoint
 from slim.errors import SlimError
+from slim.workbench import data
+from slim.workbench.config import RunConfig
 from slim.workbench.models import build
 from slim.workbench.models.fitting import fit_weights
 from slim.workbench.models.reading import read_weights
@@ -196,6 +198,24 @@ def test_a_run_begins_with_the_network_as_it_came(
     before = contents(run)
     assert "--model.weights w.safetensors" in mistake("run", "--name", "given", "--resume")
     assert contents(run) == before
+
+
+def test_weights_see_images_as_they_were_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command, mistake: Command
+) -> None:
+    """What the user says of mean and standard deviation is what the network is judged with, and what its file says."""
+    monkeypatch.chdir(tmp_path)
+    save_file(trained().state_dict(), "w.safetensors")
+    argv = ["prune", "--arch", ARCH, "--weights", "w.safetensors", "--data.name", "digits", *EXACT]
+    command(*argv, "--data.mean", "0.2", "--data.std", "0.7", "--name", "told")
+    about = checkpoint.read_metadata(Path("checkpoints/told/baseline.safetensors"))
+    test = data.load(RunConfig().data, 0).test
+    images = (torch.as_tensor(test.images).float() / 255 - 0.2) / 0.7
+    right = (trained().eval()(images).argmax(1) == test.labels).float().mean().item()
+    assert (about["mean"], about["std"]) == ([0.2], [0.7])
+    assert about["metrics"]["accuracy"] == pytest.approx(right, abs=1e-6)
+    for given in (["--data.mean", "0.2"], ["--data.mean", "0,0,0", "--data.std", "1,1,1"]):
+        assert "expected 1 numbers of each, or neither" in mistake(*argv, *given)
 
 
 def test_a_tag_of_timm_names_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mistake: Command) -> None:

@@ -9,7 +9,7 @@ from torch import nn
 from slim.errors import SlimError
 from slim.images import ImageSpec
 from slim.workbench import data, models
-from slim.workbench.config import RunConfig
+from slim.workbench.config import DataConfig, RunConfig
 from slim.workbench.data import Data
 from slim.workbench.models.fitting import classes_of, fit_weights
 from slim.workbench.models.libraries import hub_architecture
@@ -62,7 +62,7 @@ def first_network(run: Run, stage: str, dataset: Data | None) -> Trained:
         for note in fitted.notes:
             run.console.print(note)
         new = fitted.new
-    known = _known_of(model, weights)
+    known = _known_of(model, weights, run.settings.data, arguments.get("in_channels", 3))
     if dataset is not None:
         dataset = normalised_as(known, dataset)
         images = dataset.spec
@@ -82,13 +82,18 @@ def _weights(settings: RunConfig) -> Weights | None:
     return read_weights(arch, source) if source else None
 
 
-def _known_of(model: nn.Module, weights: Weights | None) -> ImageSpec:
-    """Return what weights and network say of the images that it takes."""
-    if hasattr(getattr(model, "transform", None), "image_mean"):  # torchvision's detectors normalise by themselves
-        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    else:
-        mean, std = (weights.mean, weights.std) if weights else (None, None)  # type: ignore[assignment]
-    return ImageSpec(classes=tuple(weights.classes) if weights and weights.classes else None, mean=mean, std=std)
+def _known_of(model: nn.Module, weights: Weights | None, given: DataConfig, channels: int) -> ImageSpec:
+    """Return what the user, weights and network say of the images that it takes."""
+    mean, std = (weights.mean, weights.std) if weights else (None, None)
+    if given.mean is not None or given.std is not None:
+        if not len(given.mean or ()) == len(given.std or ()) == channels:
+            both = f"data.mean is {given.mean} and data.std {given.std}"
+            raise SlimError(f"{both}: expected {channels} numbers of each, or neither")
+        mean, std = tuple(given.mean or ()), tuple(given.std or ())
+    elif hasattr(getattr(model, "transform", None), "image_mean"):  # torchvision's detectors normalise by themselves
+        mean, std = (0.0,) * channels, (1.0,) * channels
+    classes = tuple(weights.classes) if weights and weights.classes else None
+    return ImageSpec(classes=classes, mean=mean, std=std)
 
 
 def _of_data(run: Run, arch: str, dataset: Data) -> dict[str, Any]:
