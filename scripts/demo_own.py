@@ -28,7 +28,8 @@ LOG = RESULTS / "demo_own.jsonl"  # not in git
 
 SHELL = """\
 slim-run --name photos --model.arch torchvision:resnet18 --model.weights photos.pt --data.name imagefolder \\
-    --data.root photos --data.image_size 32 --prune.latency 0.5 --finetune.epochs 3 --export.int8 true
+    --data.root photos --data.image_size 32 --data.mean 0,0,0 --data.std 1,1,1 \\
+    --prune.latency 0.5 --finetune.epochs 3 --export.int8 true
 slim-bench checkpoints/photos/baseline.onnx checkpoints/photos/model.int8.onnx --threads 1
 """
 PYTHON = """\
