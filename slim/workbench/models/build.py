@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from slim.errors import SlimError, unknown
 from slim.workbench.code import Allowed, import_object
 from slim.workbench.models.densenet import densenet
+from slim.workbench.models.fcos import fcos
 from slim.workbench.models.resnet import preresnet, resnet
 from slim.workbench.models.stacks import VGG_WIDTHS, lenet, mlp, vgg
 from slim.workbench.models.unet import unet
@@ -33,6 +34,7 @@ _SLIM: dict[str, Callable[..., nn.Module]] = {
     "mlp": mlp,
     "lenet": lenet,
     "unet": unet,
+    "fcos": fcos,
 }
 _FORMS = "slim:NAME, torchvision:NAME, timm:NAME, package.module:factory or file.py:factory"
 # Arguments that make torchvision or timm fetch or read weights: building a model reads no files.
