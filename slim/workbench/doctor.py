@@ -154,7 +154,7 @@ class _Subject:
         return f"accuracy {self._learned(self.model):.1%}"
 
     def prune(self) -> str:
-        self.plan = slim.plan(self.model, self.images[:2], ratio=0.5)
+        self.plan = slim.plan(self.model, self.images[:2], ratio=0.5, score=slim.Residual(self.images))
         thin = self.plan.apply(self.model)
         self.thin = slim.recover(self.model, thin, self.plan, self.images).model
         before, after = self.plan.totals["params"]

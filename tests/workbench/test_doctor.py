@@ -1,6 +1,7 @@
 """slim-doctor: what it says of an installation that works, and of one that doesn't."""
 
 import json
+import time
 
 import pytest
 import torch
@@ -11,14 +12,16 @@ from slim.workbench import doctor
 from slim.workbench.cli.main import COMMANDS
 
 
-def test_this_installation_can_be_trusted(capsys: pytest.CaptureFixture[str]) -> None:
+def test_this_installation_can_be_trusted(capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder) -> None:
     pytest.importorskip("onnxruntime")
+    start = time.process_time()
     with pytest.raises(SystemExit) as end:
         call("doctor", "--json")
+    assert time.process_time() - start < 60
     said = json.loads(capsys.readouterr().out)
     assert end.value.code == 0 and said["trusted"] and said["verdict"].startswith("this installation can be trusted")
     assert [check["name"] for check in said["checks"]] == ["train", "prune", "verify", "save", "export", "compare"]
-    assert sum(check["seconds"] for check in said["checks"]) < 60
+    assert not [warning for warning in recwarn if "score=" in str(warning.message)]  # it warns of nothing that it does
     assert torch.__version__.partition("+")[0] in said["facts"]["packages"]
     assert slim.__version__ in said["facts"]["slim"] and "doctor" in COMMANDS
 
