@@ -185,6 +185,13 @@ def read_by(layer: nn.Module) -> nn.Module:
     return nn.Sequential(body(), layer, nn.ReLU(), nn.Conv2d(C, *CONV))
 
 
+def aggregated(self: Any, x: Tensor) -> Tensor:
+    """NetVLAD: how far channels are from each centre, summed over the places that belong to it."""
+    share = self.weigh(x).flatten(2).softmax(1)
+    apart = x.flatten(2)[:, None] * self.centres.weight[None, :, :, None]
+    return (apart * share[:, :, None]).sum(-1).flatten(1)
+
+
 def bordered(self: Any, x: Tensor) -> Tensor:
     x = F.pad(x, (1, 1, 1, 1))
     x[:, :, :1, :] = self.bias.view(1, -1, 1, 1)
@@ -237,6 +244,18 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
     "random slopes": (lambda: Between(lambda s, x: F.rrelu(-x, training=s.training), nn.Conv2d(C, 2, 1)), X),
     "whole steps": (lambda: Between(lambda s, x: quantised(x), nn.Conv2d(C, *CONV)), X),
     "a layer's own bias over the border": (Bordered, X),
+    "residuals to centres, end to end": (
+        lambda: Between(aggregated, nn.Linear(4 * C, 2), weigh=nn.Conv2d(C, 4, 1), centres=nn.Embedding(4, C)),
+        X,
+    ),
+    "scores of classes beside channels": (
+        lambda: Between(
+            lambda s, x: (s.score(x).softmax(1)[:, :, None] * x[:, None]).sum((3, 4)).flatten(1),
+            nn.Linear(3 * C, 2),
+            score=nn.Conv2d(C, 3, 1),
+        ),
+        X,
+    ),
     "max_unpool": (lambda: Between(unpooled, nn.Conv2d(C, *CONV)), X),
     "normalize": (lambda: Between(lambda self, x: F.normalize(x), nn.Conv2d(C, *CONV)), X),
     "a norm over channels": (

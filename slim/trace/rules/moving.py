@@ -77,9 +77,14 @@ def view(op: Op) -> Tensor:
         named = [d for d in ins if d in codes]
         if not named:
             continue
-        for d in named[1:]:  # two labelled dimensions in one: keep the first
-            op.freeze(codes[d], f"merged with other channels by {op.where}")
-        grid = codes[named[0]].reshape(*(-1 if d == named[0] else 1 for d in ins))
+        free = [d for d in named if not op.labeller.classes.frozen(codes[d].labels).all()]
+        kept = op.decide(
+            (free or named)[0]
+        )  # of two labelled dimensions in one, and what stays anyway has a fixed size
+        for d in named:
+            if d != kept:
+                op.freeze(codes[d], f"merged with other channels by {op.where}")
+        grid = codes[kept].reshape(*(-1 if d == kept else 1 for d in ins))
         grid = grid.broadcast_to([old[d] for d in ins]).reshape(*(new[d] for d in outs))
         if not outs:  # a dimension of one channel goes
             op.freeze(grid.reshape(-1))
