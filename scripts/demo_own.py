@@ -14,11 +14,12 @@ come from a short training that isn't counted; YOLO sees rendered shapes of 64 p
 """
 
 import os
+import re
 import subprocess
 import sys
 import time
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 
 from shared import RESULTS, add_row, parser_of, ran_on, read_rows, write
@@ -61,6 +62,8 @@ WHAT = {
     "yolo": "A YOLO of Ultralytics",
 }
 SHOWN = 30  # last lines of what is printed
+ESCAPE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+FOLDER = re.compile(re.escape(gettempdir()) + r"/\w+")  # where a demonstration ran
 
 
 def write_photos(folder: Path) -> None:
@@ -123,12 +126,18 @@ def demonstrated(name: str) -> dict[str, Any]:
     return {"name": name, "seconds": seconds, "code": DEMOS[name], "output": done.stdout.splitlines()[-SHOWN:]}
 
 
+def plain(line: str) -> str:
+    """Return a line without colours, and without where it ran."""
+    return FOLDER.sub(".", ESCAPE.sub("", line)).rstrip()
+
+
 def report(rows: list[dict[str, Any]]) -> str:
     text = f"# From what a user has, from an empty folder\n\n{ran_on('torchvision', 'onnxruntime')}\n"
     for row in rows:
         language = "python" if row["name"] == "python" else "sh"
         text += f"\n## {WHAT[row['name']]}: {row['seconds'] / 60:.0f} min\n\n```{language}\n{row['code']}```\n\n"
-        text += "Its last lines:\n\n```\n" + "\n".join(row["output"]) + "\n```\n"
+        lines = [plain(line) for line in row["output"] if "━" not in line]  # bars
+        text += "Its last lines:\n\n```\n" + "\n".join(lines) + "\n```\n"
     return text
 
 
