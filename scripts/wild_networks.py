@@ -7,6 +7,12 @@ of their own, where each can be left out:
 
     uv pip install asteroid dynamic-network-architectures easyocr efficientnet_pytorch encodec facenet-pytorch gdown
     uv pip install lightly pretrainedmodels pytorchvideo spikingjelly torchreid tsai
+    uv pip install basicsr bottleneck-transformer-pytorch deepinv denoiser efficientnet-lite-pytorch enformer-pytorch
+    uv pip install g-mlp-pytorch halonet-pytorch instanseg-torch iTransformer lambda-networks perceiver-pytorch
+    uv pip install pytorch-tabnet pytorch3dunet realesrgan res-mlp-pytorch resnest rfdetr segment-anything
+    uv pip install segmentation-refinement ternausnet torchgeo unet vocos yolov5
+
+basicsr and realesrgan import `torchvision.transforms.functional_tensor`, which torchvision calls `functional` by now.
 """
 
 import importlib
@@ -14,6 +20,7 @@ import importlib.util
 from collections.abc import Callable
 from functools import partial
 from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -568,7 +575,110 @@ OTHERS: Builders = {
           stack_level=1),
 }  # fmt: skip
 
+
+def _after_a_stem(module: str, name: str, key: str, channels: int = 32, **settings: Any) -> Builders:
+    """A layer of a package between a convolution and a classifier."""
+
+    def build() -> Network:
+        layer = attrgetter(name)(Lazy(module))(**settings)
+        stem = nn.Conv2d(3, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU()
+        return nn.Sequential(*stem, layer, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 5)), image(16)
+
+    return {key: build}
+
+
+def _yolov5() -> Network:
+    folder = Path(importlib.import_module("yolov5").__file__ or "").parent
+    return Lazy("yolov5.models.yolo").Model(folder / "models" / "yolov5n.yaml", ch=3, nc=4), image()
+
+
+def _enformer() -> Network:
+    heads = {"human": 7}
+    enformer = Lazy("enformer_pytorch").Enformer
+    model = enformer.from_hparams(dim=384, depth=1, heads=4, target_length=2, num_downsamples=5, output_heads=heads)
+    return model, torch.randn(1, 256, 4).softmax(-1)
+
+
+def _pair() -> Tensor:
+    """Two images of a place."""
+    return torch.randn(1, 2, 3, 64, 64)
+
+
+UNET: dict[str, Any] = {"in_channels": 1, "out_classes": 2, "num_encoding_blocks": 3, "normalization": "batch"}
+MORE: Builders = {
+    **_of("pytorch_tabnet", "pytorch_tabnet.tab_network", "TabNet", lambda: torch.randn(8, 16), 16, 4, n_d=16, n_a=16,
+          n_steps=2, group_attention_matrix=torch.eye(16)),
+    **_of("denoiser", "denoiser.demucs", "Demucs", lambda: torch.randn(1, 1, 4000), hidden=8, depth=3),
+    **_of("basicsr", "basicsr.archs.rrdbnet_arch", "RRDBNet", partial(image, 24), 3, 3, num_feat=16, num_block=1,
+          num_grow_ch=8),
+    **_of("basicsr", "basicsr.archs.rcan_arch", "RCAN", partial(image, 24), 3, 3, num_feat=32, num_group=2,
+          num_block=2),
+    **_of("basicsr", "basicsr.archs.swinir_arch", "SwinIR", partial(image, 16), img_size=16, embed_dim=24,
+          depths=(2, 2), num_heads=(2, 2), window_size=4),
+    **_of("basicsr", "basicsr.archs.srresnet_arch", "MSRResNet", partial(image, 16), 3, 3, 16, 2),
+    **_of("basicsr", "basicsr.archs.edvr_arch", "EDVR", lambda: torch.randn(1, 3, 3, 32, 32), num_feat=16,
+          num_extract_block=1, num_reconstruct_block=1, deformable_groups=2, num_frame=3),
+    **_of("basicsr", "basicsr.archs.ecbsr_arch", "ECBSR", partial(image, 16), 3, 3, 2, 16, True, "prelu", 2),
+    **_of("basicsr", "basicsr.archs.ridnet_arch", "RIDNet", partial(image, 16), 3, 16, 3, num_block=2),
+    **_of("basicsr", "basicsr.archs.discriminator_arch", "VGGStyleDiscriminator", partial(image, 128), 3, 16, 128),
+    **_of("basicsr", "basicsr.archs.discriminator_arch", "UNetDiscriminatorSN", partial(image, 32), 3, 16),
+    **_of("segment_anything", "segment_anything.modeling", "ImageEncoderViT", image, img_size=64, patch_size=16,
+          embed_dim=32, depth=2, num_heads=4, out_chans=16, use_rel_pos=True, window_size=2),
+    **_of("pytorch3dunet", "pytorch3dunet.unet3d.model", "UNet3D", partial(volume, 16), 1, 3, f_maps=[16, 32],
+          layer_order="cbr"),
+    **_of("pytorch3dunet", "pytorch3dunet.unet3d.model", "ResidualUNet3D", partial(volume, 16), 1, 3,
+          f_maps=[16, 32], layer_order="gcr"),
+    **_of("pytorch3dunet", "pytorch3dunet.unet3d.model", "ResidualUNetSE3D", partial(volume, 16), 1, 3,
+          f_maps=[16, 32], layer_order="cbe"),
+    **_of("perceiver_pytorch", "perceiver_pytorch", "Perceiver", lambda: torch.randn(1, 16, 16, 3), num_freq_bands=4,
+          depth=2, max_freq=10.0, num_latents=16, latent_dim=64, num_classes=5),
+    **_after_a_stem("bottleneck_transformer_pytorch", "BottleStack", "bottleneck_transformer:BottleStack", 64, dim=32,
+                    fmap_size=16, dim_out=64, proj_factor=4, heads=4, dim_head=16),
+    **_after_a_stem("lambda_networks", "LambdaLayer", "lambda_networks:LambdaLayer", dim=32, dim_out=32, r=7, dim_k=16,
+                    heads=4, dim_u=1),
+    **_after_a_stem("halonet_pytorch", "HaloAttention", "halonet:HaloAttention", dim=32, block_size=8, halo_size=4,
+                    dim_head=16, heads=4),
+    **_of("res_mlp", "res_mlp_pytorch", "ResMLP", partial(image, 32), image_size=32, patch_size=8, dim=64, depth=2,
+          num_classes=5),
+    **_of("g_mlp", "g_mlp_pytorch", "gMLPVision", partial(image, 32), image_size=32, patch_size=8, num_classes=5,
+          dim=64, depth=2),
+    **_of("resnest", "resnest.torch", "resnest50", image, pretrained=False),
+    **_of("efficientnet_lite", "efficientnet_lite_pytorch", "EfficientNet.from_name", image, "efficientnet-lite0",
+          key="lite0"),
+    **_of("segmentation_refinement", "segmentation_refinement.models.psp.pspnet", "RefinementModule",
+          lambda: (image(), image(64, 1))),
+    **_of("unet", "unet", "UNet2D", partial(image, 32, 1), out_channels_first_layer=16, padding=True, **UNET),
+    **_of("unet", "unet", "UNet3D", partial(volume, 16), out_channels_first_layer=8, padding=1, residual=True, **UNET),
+    **_of("ternausnet", "ternausnet.models", "UNet11", image),
+    "yolov5:yolov5n": _yolov5,
+    **_of("vocos", "vocos.models", "VocosBackbone", lambda: torch.randn(1, 32, 20), 32, 64, 128, 2),
+    **_of("vocos", "vocos.models", "VocosResNetBackbone", lambda: torch.randn(1, 32, 20), 32, 64, 2),
+    **_of("deepinv", "deepinv.models", "DnCNN", lambda: (image(32), 0.1), 3, 3, depth=5, nf=16, pretrained=None),
+    **_of("deepinv", "deepinv.models", "DRUNet", lambda: (image(32), 0.1), 3, 3, nc=[8, 16, 24, 32], nb=1,
+          pretrained=None),
+    **_of("deepinv", "deepinv.models", "UNet", lambda: (image(32), 0.1), 3, 3, scales=2),
+    **_of("deepinv", "deepinv.models", "Restormer", partial(image, 32), 3, 3, dim=16, num_blocks=[1, 1, 1, 1],
+          num_refinement_blocks=1, pretrained=None),
+    **_of("deepinv", "deepinv.models", "SwinIR", lambda: (image(16), 0.1), img_size=16, embed_dim=24, depths=(2, 2),
+          num_heads=(2, 2), pretrained=None),
+    **_of("instanseg", "instanseg.utils.models.InstanSeg_UNet", "InstanSeg_UNet", image, in_channels=3,
+          layers=[16, 32, 64], out_channels=[[2, 2, 1]], norm="BATCH", act="relu6"),
+    **_of("rfdetr", "rfdetr.models.backbone.projector", "MultiScaleProjector",
+          lambda: ([torch.randn(1, 32, 8, 8), torch.randn(1, 32, 8, 8)],), [32, 32], 32, [2.0, 1.0, 0.5]),
+    **_of("itransformer", "iTransformer", "iTransformer", lambda: torch.randn(1, 24, 7), num_variates=7,
+          lookback_len=24, dim=32, depth=2, heads=4, dim_head=8, pred_length=6, num_tokens_per_variate=1),
+    **_of("realesrgan", "realesrgan.archs.srvgg_arch", "SRVGGNetCompact", partial(image, 24), 3, 3, 16, 4),
+    **_of("torchgeo", "torchgeo.models", "FCN", partial(image, 32, 4), 4, 5, 16),
+    **_of("torchgeo", "torchgeo.models", "FarSeg", image, "resnet18", 5, False),
+    **_of("torchgeo", "torchgeo.models", "ChangeStarFarSeg", _pair, "resnet18", 3, False),
+    **_of("torchgeo", "torchgeo.models", "FCSiamConc", _pair, encoder_weights=None),
+    **_of("torchgeo", "torchgeo.models", "FCSiamDiff", _pair, encoder_weights=None),
+    **_of("torchgeo", "torchgeo.models", "ConvLSTM", lambda: torch.randn(1, 3, 3, 16, 16), 3, [8, 16],
+          [(3, 3), (3, 3)], 2, batch_first=True),
+    "enformer:Enformer": _enformer,
+}  # fmt: skip
+
 NETWORKS: Builders = {
     **ULTRALYTICS, **SMP, **TRANSFORMERS, **MONAI, **AUDIO, **BRAINDECODE, **TSAI, **PYTORCHCV, **TORCHREID,
-    **PRETRAINED, **TIMM, **TORCHVISION, **VIT_PYTORCH, **OTHERS,
+    **PRETRAINED, **TIMM, **TORCHVISION, **VIT_PYTORCH, **OTHERS, **MORE,
 }  # fmt: skip
