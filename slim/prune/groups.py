@@ -140,7 +140,7 @@ class Groups:
 
     def _best_first(self, kind: NDArray[np.int64], groups: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return an order of `groups` by kind, and in each kind from the best score to the lowest."""
-        return np.argsort(kind * len(self.place) + self.place[groups], kind="stable")
+        return np.lexsort((self.place[groups], kind))
 
     def add_blocks(self, labels: Sequence[int], score: Floats) -> None:
         """Add groups that are residual branches as a whole, once the others are ranked: each is a pattern of its own,
