@@ -1,8 +1,11 @@
 """The union-find against a plain graph search."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 
+from slim.trace.check import Mismatch, Settled
 from slim.trace.classes import Classes
 
 
@@ -61,3 +64,38 @@ def test_labels_grow_past_the_first_allocation() -> None:
     b = classes.fresh(9000)
     classes.unite(a, b[-3000:], "")
     assert (classes.roots(b[-3000:]) == a).all() and (classes.roots(b[:6000]) == b[:6000]).all()
+
+
+# of six channels, the first two are coupled and the last two stay: may these be coupled later, too?
+LATER = {
+    "coupled before": ([0], [1], True),
+    "the same": ([2], [2], True),
+    "one of several isn't": ([0, 2], [1, 3], False),
+    "never coupled": ([0], [2], False),
+    "never coupled, the other way round": ([2], [0], False),
+    "both stay": ([4], [5], True),
+    "one stays": ([4], [0], False),
+    "more than there are": ([0, 1], [1, 0, 1], False),
+}
+
+
+@pytest.mark.parametrize("case", LATER)
+def test_nothing_is_coupled_once_a_trace_is_over(case: str) -> None:
+    a, b, settled = LATER[case]
+    classes = Classes()
+    labels = classes.fresh(6)
+    classes.unite(labels[:1], labels[1:2], "")
+    classes.freeze(labels[4:], "asked for")
+    before = classes.roots(labels).tolist()
+    with nullcontext() if settled else pytest.raises(Mismatch, match="added"):
+        Settled(classes).unite(labels[a], labels[b], "added")
+    assert classes.roots(labels).tolist() == before
+
+
+def test_nothing_is_frozen_once_a_trace_is_over() -> None:
+    classes = Classes()
+    labels = classes.fresh(2)
+    classes.freeze(labels[:1], "asked for")
+    Settled(classes).freeze(labels[:1], "again")
+    with pytest.raises(Mismatch, match="now"):
+        Settled(classes).freeze(labels, "now")

@@ -10,6 +10,7 @@ from scaled import Operation, Scaled, X, assert_half_goes, difference
 from torch import Tensor
 
 import slim
+from slim.trace.constants import same
 
 
 class LooksAtValues(Scaled):
@@ -89,3 +90,22 @@ def test_a_number_from_data_is_the_same_up_to_rounding() -> None:
 @pytest.mark.parametrize("case", CONSTANT)
 def test_a_number_that_stays_holds_nothing(case: str, kind: type[Scaled]) -> None:
     assert_half_goes(kind(CONSTANT[case]).eval())
+
+
+NAN = math.nan
+PAIRS: list[tuple[object, object, bool]] = [
+    (2, 2, True),
+    (2, 3, False),
+    (NAN, NAN, True),
+    (NAN, 1.0, False),
+    (1.0, NAN, False),
+    (1.0, 1.0 + 1e-6, True),
+    (1.0, 1.0 + 1e-4, False),
+    ((1, NAN), (1, NAN), True),
+    ((1, 2), (1, 2, 3), False),
+]
+
+
+@pytest.mark.parametrize(("a", "b", "expected"), PAIRS)
+def test_numbers_of_two_runs_are_the_same_up_to_rounding(a: object, b: object, expected: bool) -> None:
+    assert same([a], [b]) is expected and same([a, 0], [b, 0]) is expected and not same([a], [b, b])
