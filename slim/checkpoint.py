@@ -64,6 +64,9 @@ def save(
     check_type("plan", plans, "a plan or a list of plans", list, tuple)
     for each in plans:
         check_type("plan", each, "what slim.plan returned", PruningPlan)
+    for name, value in (("arch_kwargs", arch_kwargs), ("metrics", metrics)):
+        check_type(name, value, "values by name", Mapping, type(None))
+    check_type("images", images, "a slim.ImageSpec", ImageSpec, type(None))
     tensors, shared = _tensors(model)
     about = {
         "format": FORMAT,

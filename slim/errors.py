@@ -4,12 +4,20 @@ Every error that a user can cause is a `SlimError` whose text is one line: the v
 there is one, the nearest valid choice. The commands print that line and exit with status 2; Python users catch it.
 """
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+
+LONGEST = 1000  # characters of a message: a value may print as pages
 
 
 class SlimError(Exception):
-    """A mistake in what the user gave: a setting, a file, a model, a data set."""
+    """A mistake in what the user gave: a setting, a file, a model, a data set. Its message is one line."""
+
+    def __init__(self, message: str = "") -> None:
+        line = re.sub(r"\s*[\r\n]+\s*", " ", message)
+        rest = LONGEST // 4  # of the end, which says what was expected
+        super().__init__(line if len(line) <= LONGEST else f"{line[: LONGEST - rest - 3]} … {line[-rest:]}")
 
 
 class NothingToPrune(SlimError):
@@ -24,6 +32,12 @@ def check_type(name: str, value: object, expected: str, *kinds: type) -> None:
     """Raise SlimError, which calls `value` by its `name`, where it is of none of these kinds."""
     if not isinstance(value, kinds):
         raise SlimError(f"{name} is of type {type(value).__name__}: expected {expected}")
+
+
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Raise SlimError, which calls `value` by its `name`, where it is none of these words."""
+    if not isinstance(value, str) or value not in choices:
+        raise SlimError(f"unknown {name} {value!r}: expected one of {', '.join(choices)}")
 
 
 def unknown(kind: str, value: str, choices: Iterable[str]) -> SlimError:

@@ -115,3 +115,55 @@ def test_odd_arguments(
     with pytest.raises(SlimError) as caught:
         misuse(stack(nn.BatchNorm2d).eval())
     assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+PRINTS_AS_PAGES: dict[str, Callable[[], Any]] = {
+    "a network": lambda: nn.Sequential(*(nn.Conv2d(3, 3, 3) for _ in range(100))),
+    "a tensor": lambda: torch.randn(8, 3, 8, 8),
+    "an optimizer": lambda: torch.optim.SGD([nn.Parameter(torch.ones(1))], 0.1),
+}
+
+
+@pytest.mark.parametrize("case", PRINTS_AS_PAGES)
+@pytest.mark.parametrize("take", [slim.Flops, slim.L1, slim.rule], ids=["a budget", "a strength", "a name"])
+def test_a_value_that_prints_as_pages_is_refused_in_one_line(case: str, take: Callable[[Any], object]) -> None:
+    with pytest.raises(SlimError) as caught:
+        take(PRINTS_AS_PAGES[case]())
+    said = str(caught.value)
+    assert "\n" not in said and len(said) <= 1000 and "expected" in said[-250:]
+
+
+SETTINGS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "arguments in a list": (
+        lambda path: slim.save(path, stack(nn.BatchNorm2d), arch_kwargs=[1]),  # type: ignore[arg-type]
+        "arch_kwargs is of type list: expected values by name",
+    ),
+    "one metric": (
+        lambda path: slim.save(path, stack(nn.BatchNorm2d), metrics=0.9),  # type: ignore[arg-type]
+        "metrics is of type float: expected values by name",
+    ),
+    "images themselves": (
+        lambda path: slim.save(path, stack(nn.BatchNorm2d), images=X),  # type: ignore[arg-type]
+        "images is of type Tensor: expected a slim.ImageSpec",
+    ),
+    "a plan of nothing": (
+        lambda path: slim.PruningPlan.load(None),  # type: ignore[arg-type]
+        "path is of type NoneType: expected the plan's file",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SETTINGS)
+def test_what_is_none_of_a_file_s_settings_is_refused(case: str, tmp_path: Path) -> None:
+    call, said = SETTINGS[case]
+    with pytest.raises(SlimError, match=said):
+        call(tmp_path / "x.safetensors")
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("value", [None, 1, X, X.numpy(), ["layer"], {}], ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize("setting", ["scope", "mode", "grouped", "after"])
+def test_a_setting_of_a_plan_that_is_no_word_of_it_is_refused(setting: str, value: Any) -> None:
+    said = "after is of type" if setting == "after" else f"unknown {setting}"
+    with pytest.raises(SlimError, match=said):
+        slim.plan(stack(nn.BatchNorm2d), X, **{setting: value})

@@ -188,6 +188,7 @@ class PruningPlan(Shown):
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "PruningPlan":
         """Read a plan. Raises SlimError where the file is missing or isn't a plan."""
+        check_type("path", path, "the plan's file", str, os.PathLike)
         text = read_text("plan", os.fspath(path))
         try:
             content = json.loads(text)

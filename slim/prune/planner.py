@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from slim.errors import SlimError
+from slim.errors import SlimError, check_choice, check_type
 from slim.prune.auto import Auto, choose_score
 from slim.prune.blocks import ScoresBlocks, add_to, removable, without
 from slim.prune.budgets import BoundBudget, Budget, Chosen, Costs, Ratio
@@ -79,8 +79,11 @@ def plan(
     Warns where γ rank that no penalty has acted on. Raises SlimError for values out of range, or where nothing can go.
     """
     budget = _one_budget(budget, ratio)
-    _check_choice("mode", mode, ("couple", "select"))
-    _check_choice("grouped", grouped, ("within", "whole"))
+    check_choice("mode", mode, ("couple", "select"))
+    check_choice("grouped", grouped, ("within", "whole"))
+    check_type("after", after, "the plans that made the model, in a list", list, tuple)
+    for each in after:
+        check_type("after", each, "what slim.plan returned", PruningPlan)
     rules = Rules.of(floor, scope, round_to, keep, layer_ratios, blocks)
     if after and layer_ratios:
         raise SlimError("layer_ratios can't be planned after other plans: expected a budget alone")
@@ -92,11 +95,6 @@ def plan(
     made = budget.meet(planner)
     made.score, made.reason = name_of_score(chosen), reason
     return made
-
-
-def _check_choice(name: str, choice: str, choices: Sequence[str]) -> None:
-    if choice not in choices:
-        raise SlimError(f"unknown {name} {choice!r}: expected one of {', '.join(choices)}")
 
 
 def _one_budget(budget: Any, ratio: float | None) -> Budget:

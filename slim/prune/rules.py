@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from slim.errors import SlimError, check_type
+from slim.errors import SlimError, check_choice, check_type
 from slim.prune.groups import Groups
 from slim.prune.knapsack import MeasuresCost
 
@@ -36,8 +36,7 @@ class Rules:
         check_type("layer_ratios", self.layer_ratios, "shares by shell pattern", Mapping)
         for pattern in (*self.keep, *self.layer_ratios):
             check_type("a pattern", pattern, "a shell pattern of layers", str)
-        if self.scope not in get_args(Scope):
-            raise SlimError(f"unknown scope {self.scope!r}: expected one of {', '.join(get_args(Scope))}")
+        check_choice("scope", self.scope, get_args(Scope))
         whole = isinstance(self.round_to, int) and not isinstance(self.round_to, bool) and 1 <= self.round_to <= 4096
         if self.round_to is not None and not whole and not hasattr(self.round_to, "cost_model"):
             raise SlimError(f"round_to {self.round_to!r}: expected a whole number from 1 to 4096, or a slim.Runtime")
