@@ -152,8 +152,8 @@ class Trace:
                 continue
             made = self.labels.get(f"{prefix}weight", {}).get(1 if getattr(module, "transposed", False) else 0)
             for key in ("bias", "running_mean", "running_var"):
-                tensor = getattr(module, key, None)
-                if made is not None and isinstance(tensor, Tensor) and tensor.shape == made.shape:
+                tensor = module._parameters.get(key, module._buffers.get(key))  # one that is computed is read
+                if made is not None and tensor is not None and tensor.shape == made.shape:
                     self.labels.setdefault(name_of(tensor) or prefix + key, {0: made})
 
     @property

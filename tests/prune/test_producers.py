@@ -458,6 +458,15 @@ class OfTheBatch(nn.BatchNorm2d):
         return F.batch_norm(x, None, None, self.weight, self.bias, True)
 
 
+def test_a_bias_that_is_computed_is_planned_by_what_it_is_made_of() -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(16, 16, 3)
+    nn.utils.parametrize.register_parametrization(conv, "bias", nn.Tanh())
+    model = randomise(nn.Sequential(cbr(3, 16), conv, nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 5, 1))).eval()
+    plan = slim.plan(model, X, ratio=0.5, round_to=1)
+    assert difference(model, plan.apply(model), plan.removed, X) < 1e-12
+
+
 @pytest.mark.parametrize("kind", [WithoutItsBias, OfTheBatch])
 def test_what_forward_does_not_read_of_a_layer_follows_the_rest(kind: type[nn.Module]) -> None:
     torch.manual_seed(0)
