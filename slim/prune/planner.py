@@ -81,12 +81,8 @@ def plan(
     budget = _one_budget(budget, ratio)
     check_choice("mode", mode, ("couple", "select"))
     check_choice("grouped", grouped, ("within", "whole"))
-    check_type("after", after, "the plans that made the model, in a list", list, tuple)
-    for each in after:
-        check_type("after", each, "what slim.plan returned", PruningPlan)
+    _check_earlier(after, layer_ratios)
     rules = Rules.of(floor, scope, round_to, keep, layer_ratios, blocks)
-    if after and layer_ratios:
-        raise SlimError("layer_ratios can't be planned after other plans: expected a budget alone")
     traced = trace(model, example_inputs, select=mode == "select", whole_groups=grouped == "whole")
     chosen, reason = choose_score(score, model, traced)
     planner = Planner(model, example_inputs, traced, chosen, rules, after)
@@ -95,6 +91,16 @@ def plan(
     made = budget.meet(planner)
     made.score, made.reason = name_of_score(chosen), reason
     return made
+
+
+def _check_earlier(plans: object, layer_ratios: object) -> None:
+    """Raise SlimError where these aren't plans that may come before one with these settings."""
+    check_type("after", plans, "the plans that made the model, in a list", list, tuple)
+    assert isinstance(plans, list | tuple)
+    for each in plans:
+        check_type("after", each, "what slim.plan returned", PruningPlan)
+    if plans and layer_ratios:
+        raise SlimError("layer_ratios can't be planned after other plans: expected a budget alone")
 
 
 def _one_budget(budget: Any, ratio: float | None) -> Budget:
