@@ -25,7 +25,7 @@ from slim.prune.recovery.recover import Recovery, recover
 from slim.prune.verify import verify
 from slim.tables import FittingTable, Shown, change, count, duration, render
 from slim.trace.copy import clone
-from slim.trace.tracer import call
+from slim.trace.inputs import call
 
 RATE = 5e-4  # of AdamW, highest
 WARMUP = 0.05  # share of the steps

@@ -11,7 +11,7 @@ from slim.errors import SlimWarning
 from slim.prune.residual import Residual
 from slim.prune.scores import Gamma, Magnitude, Score, as_score
 from slim.trace.copy import named_tensors
-from slim.trace.tracer import Trace
+from slim.trace.traced import Trace
 
 NEAR_ZERO = 0.02  # of the 95th percentile of |γ|: a channel whose γ is below it was penalised to nothing
 PENALISED = 0.1  # the share of such channels that weight decay alone hardly leaves

@@ -17,7 +17,7 @@ from slim.prune.plan import PlannedLayer, PruningPlan
 from slim.prune.rules import Rules
 from slim.prune.scores import Score, name_of_score
 from slim.trace.branches import Branch, find_branches
-from slim.trace.tracer import Trace
+from slim.trace.traced import Trace
 
 
 @runtime_checkable

@@ -20,7 +20,7 @@ from slim.prune.groups import Bools, Floats, Groups, Vectors
 from slim.prune.knapsack import CostModel
 from slim.prune.plan import PruningPlan
 from slim.prune.rules import Rules, checked_number
-from slim.trace.tracer import Trace
+from slim.trace.traced import Trace
 
 Cost = Callable[[Bools], float]  # of a choice: for every label of the trace, whether it is kept
 Dims = Sequence[int | NDArray[np.int64]]  # of each dimension its fixed size, or the labels along it

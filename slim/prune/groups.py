@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from slim.errors import SlimError
 from slim.trace.copy import named_tensors
-from slim.trace.tracer import Trace
+from slim.trace.traced import Trace
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from slim.prune.groups import Bools, Floats
 from slim.trace.classes import Classes
-from slim.trace.tracer import Trace
+from slim.trace.traced import Trace
 
 Ints = NDArray[np.int64]
 CostSurface = Callable[[ArrayLike, ArrayLike], Floats]  # of the numbers of channels read and made

@@ -27,7 +27,8 @@ from slim.prune.plan import PruningPlan
 from slim.prune.rules import Rules, Scope
 from slim.prune.scores import Score, as_score, name_of_score, ranked, scored
 from slim.prune.stored_sizes import StoredSizes
-from slim.trace.tracer import KEPT, Trace, cannot_run, trace
+from slim.trace.inputs import cannot_run
+from slim.trace.traced import KEPT, Trace, trace
 
 ATTEMPTS = 100  # plans, after each of which more channels are frozen or coupled
 

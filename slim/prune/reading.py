@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from slim.prune.calibration import drawn, part, running
 from slim.trace.classes import Ints
+from slim.trace.inputs import call
 from slim.trace.intercept import TRANSPOSED, Intercept, LayerCall, evaluating
-from slim.trace.tracer import Trace, call
+from slim.trace.traced import Trace
 
 PLACES = 16_384  # pixels of all images that second moments are taken over
 RIDGE = 1e-4  # of the mean variance: what regression may rely on

@@ -21,7 +21,7 @@ from slim.trace.emptied import empty
 from slim.trace.lengths import PARAMETRIZED, weight_norms
 from slim.trace.on_the_fly import OnTheFly
 from slim.trace.spectral import Normed, singular_value, spectral_norms
-from slim.trace.tracer import PER_CHANNEL
+from slim.trace.traced import PER_CHANNEL
 
 Cuts = Mapping[str, Mapping[int, list[int]]]  # tensor name -> dimension -> removed indices
 

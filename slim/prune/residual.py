@@ -23,7 +23,7 @@ from slim.prune.reading import RIDGE, ChannelsRead, labels_read, readings, run_o
 from slim.prune.residual_blocks import missed_without
 from slim.trace.branches import Branch
 from slim.trace.intercept import LayerCall
-from slim.trace.tracer import Trace
+from slim.trace.traced import Trace
 
 GATHERED = 64  # removals that are applied to matrices together: one product of matrices, not many of vectors
 

@@ -21,7 +21,7 @@ from slim.trace.branches import ADDITIONS, Branch
 from slim.trace.copy import all_tensors
 from slim.trace.intercept import LayerCall
 from slim.trace.op import tensors_in
-from slim.trace.tracer import Trace
+from slim.trace.traced import Trace
 
 
 def missed_without(model: nn.Module, traced: Trace, branches: Sequence[Branch], images: Any) -> list[float]:

@@ -21,7 +21,7 @@ from torch import nn
 from slim.errors import SlimError
 from slim.prune.groups import Floats, Groups, Reduce, as_array
 from slim.trace.classes import Ints
-from slim.trace.tracer import KEPT, Trace
+from slim.trace.traced import KEPT, Trace
 
 
 class Score(Protocol):

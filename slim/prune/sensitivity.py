@@ -31,7 +31,7 @@ from slim.prune.scores import ranked
 from slim.tables import FittingTable, Shown, render
 from slim.trace.copy import all_tensors
 from slim.trace.intercept import evaluating
-from slim.trace.tracer import trace
+from slim.trace.traced import trace
 
 FORMAT = "slim-sensitivity"
 

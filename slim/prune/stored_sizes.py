@@ -12,10 +12,11 @@ from slim.prune.groups import Bools
 from slim.prune.plan import PruningPlan
 from slim.prune.rebuild import Cuts, set_sizes, thinned
 from slim.trace.attributes import StoredSize, kind_of, own_sizes
-from slim.trace.check import Counted, Misfit, find_misfit, kept_size
+from slim.trace.check import Misfit, find_misfit
 from slim.trace.classes import Ints
 from slim.trace.copy import Modules
-from slim.trace.tracer import SEVERAL, Trace
+from slim.trace.given import Counted, kept_size
+from slim.trace.traced import SEVERAL, Trace
 
 
 @dataclass

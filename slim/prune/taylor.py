@@ -24,8 +24,8 @@ from slim.progress import progress
 from slim.prune.calibration import part, running
 from slim.prune.groups import Floats, Groups
 from slim.trace.copy import clone, named_tensors
+from slim.trace.inputs import call
 from slim.trace.outputs import output_tensors
-from slim.trace.tracer import call
 
 LossFunction = Callable[[Any, Any], Tensor]  # of outputs and targets
 

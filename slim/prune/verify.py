@@ -21,9 +21,9 @@ from slim.prune.proof.inputs import candidates
 from slim.prune.proof.layers import activations, copy_statistics, fitting, set_statistics, statistics_of
 from slim.prune.rebuild import state_anew, thin_tensor
 from slim.trace.copy import clone, named_modules, named_tensors, unwrapped
+from slim.trace.inputs import cannot_run, check_inputs
 from slim.trace.lengths import stated_anew
 from slim.trace.outputs import find_tensors
-from slim.trace.tracer import cannot_run, check_inputs
 
 DTYPE = ("dtype", "scalar type", "Double", "type (double)")  # what errors say where forward code insists on its own
 LEAST_SHARE = 0.5  # of the places that must be comparable: with fewer, nothing would be proved

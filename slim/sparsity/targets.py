@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from slim.errors import SlimError, check_type, unknown
-from slim.trace.tracer import trace
+from slim.trace.traced import trace
 
 KINDS: dict[str, type[nn.Module]] = {"batchnorm": _BatchNorm, "conv": _ConvNd, "linear": nn.Linear}
 

@@ -18,10 +18,12 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from slim.trace.classes import Ints
 from slim.trace.codes import OPEN, Codes, TensorCodes, codes_on, name_of
 from slim.trace.emptied import empty
+from slim.trace.inputs import call
 from slim.trace.op import tensors_in
 from slim.trace.outputs import output_tensors
 from slim.trace.state import restored
-from slim.trace.tracer import Trace, Tracer, call, run_once, shapes_of, tracing_mode
+from slim.trace.traced import Trace
+from slim.trace.tracer import Tracer, run_once, shapes_of, tracing_mode
 
 OUTSIDE = -1  # in place of a node: an input, a parameter; or what reads an output
 ADDITIONS = {"add", "add_"}
@@ -103,7 +105,7 @@ class Flow(Tracer):
     """A tracer that notes which operators read what others made, and which module called them."""
 
     def __init__(self, traced: Trace) -> None:
-        super().__init__(traced.classes, traced)
+        super().__init__(traced.classes, traced.options)
         self.traced = traced
         self.nodes: list[Executing] = []
         self.calls: dict[str, list[ModuleCall]] = {}

@@ -6,7 +6,6 @@ stored split size, a constant in a view) shows as a union that doesn't hold or a
 met there must stay.
 """
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -21,13 +20,13 @@ from slim.trace.classes import Classes, Ints
 from slim.trace.codes import Bools, codes_on, is_blank, label, mark_step, name_of, set_codes, set_name
 from slim.trace.constants import constants_among, same
 from slim.trace.copy import clone
+from slim.trace.given import AHEAD, Counted, sizes_given
 from slim.trace.labeller import Executed, Mismatch, Reading
 from slim.trace.op import Op, Operator, tensors_of
 from slim.trace.repeat import Known, ThinCodes
 from slim.trace.state import restored
-from slim.trace.tracer import ForwardPass, Trace, Tracer, mark_steps, run_once, shapes_of
-
-Counted = Ints | list[Ints]  # the labels that a stored size counts, or those of each of a list of sizes
+from slim.trace.traced import Trace
+from slim.trace.tracer import ForwardPass, Tracer, mark_steps, run_once, shapes_of
 
 
 @dataclass
@@ -77,7 +76,7 @@ class Follower(Tracer):
     """A tracer that must take the same steps as an earlier run."""
 
     def __init__(self, traced: Trace, run: ForwardPass, thin: ThinCodes) -> None:
-        super().__init__(Settled(traced.classes), traced)
+        super().__init__(Settled(traced.classes), traced.options)
         self.run_before = run
         self.at = 0  # how many operators of that run have been met again
         self.producers = {**traced.made}
@@ -161,10 +160,7 @@ class Follower(Tracer):
 
 
 def find_misfit(
-    traced: Trace,
-    thinned: Callable[[], AbstractContextManager[None]],
-    kept: Bools,
-    followed: Mapping[str, Counted],
+    traced: Trace, thinned: Callable[[], AbstractContextManager[None]], kept: Bools, followed: Mapping[str, Counted]
 ) -> Misfit | None:
     """Return the first place where the thin network's forward code doesn't line up with the original's, or None.
 
@@ -218,7 +214,7 @@ def _follow(
     except Exception as error:
         why = str(error) if isinstance(error, Mismatch) else _described(follower)
         executed = run.executed[: follower.at + AHEAD]
-        stored, shared = _stored_sizes(traced, error, executed, followed)
+        stored, shared = sizes_given(traced, error, executed, followed)
     at = follower.at
     for step in reversed(run.executed[: max(at, 1)]):
         met = [codes.labels for codes in step.codes]
@@ -263,95 +259,3 @@ def _masked_run(traced: Trace, kept: Bools, training: bool) -> ForwardPass:
     with restored(masked) as state:
         outputs = run_once(masked, traced.inputs, tracer, state, training=training)
     return ForwardPass.of(tracer, outputs, training=training)
-
-
-AHEAD = 2  # operators that one call may have come to, had it not failed: reshape copies, then views
-RECENT = 60  # operators back from a failure, among which the one that was given a stored size is looked for
-
-
-def _stored_sizes(
-    traced: Trace, error: Exception, executed: list[Executed], followed: Mapping[str, Counted]
-) -> tuple[dict[str, Counted], dict[str, Ints]]:
-    """Return attributes of the modules that ran when `error` came up, and that hold what an operator was given; and
-    those of `followed` among them that the last operator was given for other labels."""
-    given = [step.sizes for step in reversed(executed[-RECENT:]) if step.sizes]
-    names = {id(module): name for name, module in traced.state.modules}
-    running, trace = [], error.__traceback__
-    while trace is not None:
-        module = trace.tb_frame.f_locals.get("self")
-        own = isinstance(module, nn.GroupNorm) or not type(module).__module__.startswith("torch.nn")
-        if id(module) in names and own:
-            running.append(module)
-        trace = trace.tb_next
-    found: dict[str, Counted] = {}
-    at_hand: list[str] = []
-    for module in reversed(running):  # the innermost first
-        for attribute, value in vars(module).items():
-            counted: Counted | None = None
-            if type(value) is int:
-                counted = next((labels for sizes in given for size, labels in sizes if size == value), None)
-            elif isinstance(value, (list, tuple)) and value and all(type(v) is int for v in value):
-                n = len(value)
-                lists = [[c for _, c in sizes[:n]] for sizes in given if [s for s, _ in sizes[:n]] == list(value)]
-                counted = lists[0] if lists else None
-            at_hand.append(names[id(module)] + attribute)
-            if counted is not None:
-                found.setdefault(at_hand[-1], counted)
-    if not found and not followed.keys() & set(at_hand):
-        multiples = {names[id(module)] + a: _several(given, v) for module in running for a, v in vars(module).items()}
-        known = {name: counted for name, counted in multiples.items() if counted is not None}
-        if known:
-            return {name: own for name, (own, _) in known.items()}, {name: rest for name, (_, rest) in known.items()}
-        # forward code may check a width that it gives to no operator
-        widths = {len(codes): codes.labels for step in executed[-AHEAD - 1 :] for codes in step.codes}
-        held = ((names[id(module)] + a, v) for module in running for a, v in vars(module).items() if type(v) is int)
-        found = {name: widths[value] for name, value in held if value in widths}
-    return found, _shared_sizes(given[: AHEAD + 1], found, followed, at_hand, traced.classes)
-
-
-def _several(given: list[list[tuple[int, Ints]]], value: object) -> tuple[Ints, Ints] | None:
-    """Return the labels that a stored size counts, and the others, where the last operators were given a small multiple
-    of it, such as 2 * self.half."""
-    if type(value) is not int or value < 2:
-        return None
-    for size, labels in itertools.chain(*given[: AHEAD + 1]):
-        if size == len(labels) and size in (2 * value, 3 * value, 4 * value):
-            return labels[:value], labels[value:]
-    return None
-
-
-def _shared_sizes(
-    given: list[list[tuple[int, Ints]]],
-    found: Mapping[str, Counted],
-    followed: Mapping[str, Counted],
-    at_hand: list[str],
-    classes: Classes,
-) -> dict[str, Ints]:
-    """Return for stored sizes at hand the labels of what operators were given beside what they count.
-
-    That may be several parts of the same size, and what forward computes from it: each part of 2 * self.size has it.
-    """
-    shared: dict[str, Ints] = {}
-    counted = {name: followed.get(name, found.get(name)) for name in at_hand}
-    own = {len(known) for known in counted.values() if known is not None and not isinstance(known, list)}
-    for name, known in counted.items():
-        if known is None or isinstance(known, list) or len(known) < 2:
-            continue
-        for sizes in given:
-            parts = [labels for size, labels in sizes if size == len(labels)]
-            whole = sum(len(part) for part in parts) / 2  # which a split is given as well
-            fitting = [part for part in parts if len(part) % len(known) == 0 and len(part) != whole]
-            if name not in followed and len(fitting) < max(2, len(parts) - 1):
-                continue  # it may be that size by chance
-            fitting = [part for part in fitting if len(part) == len(known) or len(part) not in own]
-            pieces = [piece for part in fitting for piece in part.reshape(-1, len(known))]
-            others = [piece for piece in pieces if (classes.roots(piece) != classes.roots(known)).any()]
-            if others:
-                shared[name] = np.concatenate(others)
-                break
-    return shared
-
-
-def kept_size(counted: Counted, kept: Bools) -> int | list[int]:
-    """Return what a stored size comes to when only `kept` labels stay."""
-    return [int(kept[c].sum()) for c in counted] if isinstance(counted, list) else int(kept[counted].sum())

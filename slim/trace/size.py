@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from slim.trace.tracer import as_meta, call, data_copy, meta_copy
+from slim.trace.inputs import as_meta, call
+from slim.trace.meta_copy import data_copy, meta_copy
 
 
 @dataclass(frozen=True)

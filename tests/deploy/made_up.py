@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from slim.deploy.cost.operators import operators
 from slim.deploy.target import BatchUnit, FileInput, InputArrays, Kernel, NodeTime, SizedKernel
-from slim.trace.tracer import trace
+from slim.trace.traced import trace
 
 WHOLE = np.ones(10**6, bool)  # all labels are kept
 

@@ -17,7 +17,7 @@ from slim.deploy import timing
 from slim.deploy.cost import model
 from slim.deploy.onnx.kernel_graph import KernelGraph
 from slim.deploy.target import Kernel, SizedKernel
-from slim.trace.tracer import trace
+from slim.trace.traced import trace
 from slim.workbench.models import build
 
 X = torch.randn(1, 3, 32, 32)

@@ -16,7 +16,7 @@ import slim
 from slim.deploy import guard, timing
 from slim.deploy.cost.operators import operators
 from slim.deploy.target import InputArrays, NodeTime
-from slim.trace.tracer import trace
+from slim.trace.traced import trace
 from slim.workbench.models import build
 
 X = torch.randn(1, 3, 32, 32)

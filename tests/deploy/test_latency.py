@@ -15,7 +15,7 @@ from torch import nn
 import slim
 from slim.deploy.cost import network
 from slim.prune.budgets import Ratio
-from slim.trace.tracer import trace
+from slim.trace.traced import trace
 from slim.workbench.models import build
 
 X = torch.randn(1, 3, 32, 32)

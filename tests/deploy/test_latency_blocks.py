@@ -6,7 +6,7 @@ from deploy.made_up import WHOLE, MadeUp
 from residual import Block, Wanted, around
 
 import slim
-from slim.trace.tracer import trace
+from slim.trace.traced import trace
 
 X = torch.randn(1, 3, 64, 64)
 

@@ -13,7 +13,7 @@ import slim
 from slim.deploy.cost.operators import operators
 from slim.deploy.target import Kernel
 from slim.trace.size import network_size
-from slim.trace.tracer import trace
+from slim.trace.traced import trace
 from slim.workbench.models import build
 
 X = torch.randn(1, 3, 32, 32)

@@ -16,7 +16,7 @@ from slim.deploy.cost.latency import read_latency
 from slim.deploy.onnx import session
 from slim.deploy.onnx.kernel_times import clocked
 from slim.deploy.target import InputArrays, Kernel
-from slim.trace.tracer import trace
+from slim.trace.traced import trace
 from slim.workbench.models import build
 
 X = torch.randn(1, 3, 32, 32)

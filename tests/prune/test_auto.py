@@ -13,7 +13,7 @@ import slim
 from slim.errors import SlimError, SlimWarning
 from slim.prune.choosing import structures
 from slim.prune.groups import Groups
-from slim.trace.tracer import trace
+from slim.trace.traced import trace
 
 X = torch.randn(8, 3, 12, 12)
 

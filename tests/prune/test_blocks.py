@@ -25,7 +25,7 @@ from slim.prune.residual import Residual
 from slim.trace.branches import find_branches
 from slim.trace.emptied import Emptied
 from slim.trace.size import network_size
-from slim.trace.tracer import trace
+from slim.trace.traced import trace
 
 X = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 SMALL = torch.randn(64, 3, 16, 16, generator=torch.Generator().manual_seed(0))

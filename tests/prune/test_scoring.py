@@ -14,7 +14,7 @@ from slim.errors import SlimError
 from slim.prune import residual as scoring
 from slim.prune.budgets import Budget, Costs
 from slim.prune.groups import Groups
-from slim.trace.tracer import trace
+from slim.trace.traced import trace
 
 C = 7
 

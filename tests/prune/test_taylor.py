@@ -13,7 +13,7 @@ import slim
 from slim.errors import SlimError
 from slim.prune.groups import Groups
 from slim.prune.scores import ranked
-from slim.trace.tracer import trace
+from slim.trace.traced import trace
 
 
 class Residual(nn.Module):

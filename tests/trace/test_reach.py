@@ -462,7 +462,7 @@ class Looking(nn.Module):
 
 @pytest.mark.parametrize("settings", [{}, {"num_layers": 2}])
 def test_a_recurrence_with_data_is_traced_in_its_first_step_and_gives_what_all_steps_do(settings: Any) -> None:
-    from slim.trace.tracer import trace
+    from slim.trace.traced import trace
 
     model: Any = randomised(lambda: Looking(**settings))
     short, long = (trace(model, torch.randn(2, 3, steps)) for steps in (4, 200))
@@ -477,7 +477,7 @@ def test_a_long_recurrence_is_planned_as_fast_as_a_short_one(kind: type[nn.RNNBa
     """By the number of operators that are traced; its FLOPs still count all steps."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    from slim.trace.tracer import trace
+    from slim.trace.traced import trace
 
     model = randomised(lambda: recurrent(kind, batch_first=True))
     short, long = (trace(model, torch.randn(1, 3, steps)) for steps in (2, 400))

@@ -27,7 +27,7 @@ from slim.files import read_text, replacing
 from slim.progress import progress
 from slim.prune.groups import Vectors
 from slim.prune.knapsack import CostPart
-from slim.trace.tracer import Trace
+from slim.trace.traced import Trace
 
 # Where steps are looked for: a count of 33 to 97 channels on one side, 64 on the other, on a small image. Kind of
 # operator and side -> kernel, reads, makes; 0 stands for the count that varies

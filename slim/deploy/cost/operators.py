@@ -19,7 +19,8 @@ from slim.deploy.target import Kernel
 from slim.trace.codes import is_blank, name_of, stands_in
 from slim.trace.op import tensors_in
 from slim.trace.state import restored
-from slim.trace.tracer import Trace, Tracer, run_once
+from slim.trace.traced import Trace
+from slim.trace.tracer import Tracer, run_once
 
 Ints = NDArray[np.int64]
 Width = int | Ints  # a fixed size, or one label for each channel
@@ -89,7 +90,7 @@ class Recorder(Tracer):
     """A tracer that notes operators."""
 
     def __init__(self, traced: Trace, batch_size: int) -> None:
-        super().__init__(traced.classes, traced)
+        super().__init__(traced.classes, traced.options)
         example = next(leaf for leaf in tree_leaves(traced.inputs) if isinstance(leaf, Tensor))
         self.switches = traced.switches
         self.images, self.batch_size = max(1, example.shape[0]) if example.dim() else 1, batch_size

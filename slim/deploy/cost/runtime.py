@@ -9,7 +9,7 @@ from slim.deploy.target import Target
 from slim.errors import SlimError
 from slim.extras import named_if_missing
 from slim.prune.rules import checked_number
-from slim.trace.tracer import Trace
+from slim.trace.traced import Trace
 
 Holds = Literal["worst", "mean"]
 

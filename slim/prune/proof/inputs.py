@@ -10,11 +10,14 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from slim.trace.classes import Classes
+from slim.trace.inputs import as_meta
 from slim.trace.labeller import Executed
+from slim.trace.meta_copy import meta_copy
 from slim.trace.op import Op
 from slim.trace.outputs import find_tensors
 from slim.trace.state import restored
-from slim.trace.tracer import Trace, Tracer, as_meta, meta_copy, run_once
+from slim.trace.traced import Trace
+from slim.trace.tracer import Tracer, run_once
 
 ENOUGH = 2**17  # elements of inputs
 SIDES = (64, 128)  # of the part of an image that is enough where the model takes the same steps on it; of a volume less
@@ -71,7 +74,7 @@ class _Recorder(Tracer):
     """Notes the operators of a forward pass."""
 
     def __init__(self, traced: Trace) -> None:
-        super().__init__(traced.classes, traced)
+        super().__init__(traced.classes, traced.options)
         self.steps: Steps = []
 
     def remember(self, executed: Executed, op: Op, sources: Sequence[object], result: Any) -> None:

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from slim.prune.plan import PruningPlan
 from slim.prune.rebuild import kept, thin_tensor
 from slim.trace.copy import all_tensors, named_tensors
+from slim.trace.inputs import call
 from slim.trace.intercept import Intercept, LayerCall
 from slim.trace.outputs import output_tensors
 from slim.trace.state import restored
-from slim.trace.tracer import call
 
 NORMS = nn.modules.batchnorm._BatchNorm
 STATISTICS = ("running_mean", "running_var")

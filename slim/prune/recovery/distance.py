@@ -12,8 +12,8 @@ from torch.utils._pytree import tree_leaves
 
 from slim.errors import SlimError, unknown
 from slim.prune.calibration import part
+from slim.trace.inputs import call
 from slim.trace.outputs import output_tensors
-from slim.trace.tracer import call
 
 BATCH = 256  # images at a time
 

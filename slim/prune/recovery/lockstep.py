@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from slim.trace.copy import named_tensors
+from slim.trace.inputs import call
 from slim.trace.intercept import Intercept, LayerCall
-from slim.trace.tracer import call
 
 
 class Halted:

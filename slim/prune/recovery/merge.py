@@ -17,7 +17,7 @@ from slim.prune.plan import PruningPlan
 from slim.prune.rebuild import thin_tensor
 from slim.trace.classes import Ints
 from slim.trace.copy import clone, named_tensors
-from slim.trace.tracer import Trace, trace
+from slim.trace.traced import Trace, trace
 
 
 def merge(model: nn.Module, thin: nn.Module, plan: PruningPlan, example_inputs: Any) -> nn.Module:

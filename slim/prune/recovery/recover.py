@@ -32,8 +32,8 @@ from slim.prune.recovery.refine import refine
 from slim.prune.recovery.regression import fit_layer, fits
 from slim.tables import Shown
 from slim.trace.copy import clone, named_tensors, unwrapped
+from slim.trace.inputs import call
 from slim.trace.intercept import TRANSPOSED, Intercept, LayerCall, evaluating
-from slim.trace.tracer import call
 
 LEAST_IMAGES = 8
 ENOUGH = 2  # places for each feature of a regression: each half of the images has as many as there are unknowns

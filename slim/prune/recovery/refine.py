@@ -12,9 +12,9 @@ from slim.prune.calibration import part
 from slim.prune.plan import PruningPlan
 from slim.prune.rebuild import kept
 from slim.trace.copy import named_tensors
+from slim.trace.inputs import call
 from slim.trace.intercept import TRANSPOSED, Intercept, LayerCall
 from slim.trace.outputs import output_tensors
-from slim.trace.tracer import call
 
 BATCH = 32
 RATE = 1e-3  # of Adam, highest; falls to 0 as a cosine

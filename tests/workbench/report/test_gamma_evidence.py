@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import slim
-from slim.trace.tracer import trace
+from slim.trace.traced import trace
 from slim.workbench.run.evidence.gamma import gamma
 
 

@@ -12,7 +12,8 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils.flop_counter import FlopCounterMode
 
 from slim.prune.plan import PruningPlan
-from slim.trace.tracer import Trace, call
+from slim.trace.inputs import call
+from slim.trace.traced import Trace
 from slim.workbench.run.evidence.networks import Networks
 
 SIZES = ("shape", "inputs", "params", "flops")

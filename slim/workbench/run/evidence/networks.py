@@ -10,7 +10,7 @@ from torch import nn
 from slim import checkpoint
 from slim.errors import SlimError
 from slim.prune.plan import PruningPlan
-from slim.trace.tracer import Trace, trace
+from slim.trace.traced import Trace, trace
 from slim.workbench import config, models
 from slim.workbench.config import RunConfig
 from slim.workbench.data import Dataset

@@ -1,0 +1,107 @@
+"""Which attributes of modules hold sizes that operators were given: those that must follow their channels."""
+
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from slim.trace.classes import Classes, Ints
+from slim.trace.codes import Bools
+from slim.trace.labeller import Executed
+from slim.trace.traced import Trace
+
+Counted = Ints | list[Ints]  # the labels that a stored size counts, or those of each of a list of sizes
+AHEAD = 2  # operators that one call may have come to, had it not failed: reshape copies, then views
+RECENT = 60  # operators back from a failure, among which the one that was given a stored size is looked for
+
+
+def sizes_given(
+    traced: Trace, error: Exception, executed: list[Executed], followed: Mapping[str, Counted]
+) -> tuple[dict[str, Counted], dict[str, Ints]]:
+    """Return attributes of the modules that ran when `error` came up, and that hold what an operator was given; and
+    those of `followed` among them that the last operator was given for other labels."""
+    given = [step.sizes for step in reversed(executed[-RECENT:]) if step.sizes]
+    held = _at_hand(traced, error)
+    found = {name: counted for name, value in held.items() if (counted := _counted(given, value)) is not None}
+    if not found and not followed.keys() & held.keys():
+        parts = {name: part for name, value in held.items() if (part := _several(given, value)) is not None}
+        if parts:
+            return {name: own for name, (own, _) in parts.items()}, {name: rest for name, (_, rest) in parts.items()}
+        # forward code may check a width that it gives to no operator
+        widths = {len(codes): codes.labels for step in executed[-AHEAD - 1 :] for codes in step.codes}
+        found = {name: widths[value] for name, value in held.items() if type(value) is int and value in widths}
+    return found, _shared_sizes(given[: AHEAD + 1], found, followed, list(held), traced.classes)
+
+
+def _at_hand(traced: Trace, error: Exception) -> dict[str, Any]:
+    """Return the attributes of the modules that ran when `error` came up, by name, those of the innermost first."""
+    names = {id(module): name for name, module in traced.state.modules}
+    running: list[nn.Module] = []
+    trace = error.__traceback__
+    while trace is not None:
+        module: Any = trace.tb_frame.f_locals.get("self")
+        own = isinstance(module, nn.GroupNorm) or not type(module).__module__.startswith("torch.nn")
+        if id(module) in names and own:
+            running.append(module)
+        trace = trace.tb_next
+    return {names[id(m)] + name: value for m in reversed(running) for name, value in vars(m).items()}
+
+
+def _counted(given: list[list[tuple[int, Ints]]], value: Any) -> Counted | None:
+    """Return the labels of what an operator was given this size for, or these sizes; None where none was."""
+    if type(value) is int:
+        return next((labels for sizes in given for size, labels in sizes if size == value), None)
+    if not isinstance(value, (list, tuple)) or not value or any(type(v) is not int for v in value):
+        return None
+    beginnings = (sizes[: len(value)] for sizes in given)
+    return next(([labels for _, labels in some] for some in beginnings if [s for s, _ in some] == list(value)), None)
+
+
+def _several(given: list[list[tuple[int, Ints]]], value: object) -> tuple[Ints, Ints] | None:
+    """Return the labels that a stored size counts, and the others, where the last operators were given a small multiple
+    of it, such as 2 * self.half."""
+    if type(value) is not int or value < 2:
+        return None
+    for size, labels in itertools.chain(*given[: AHEAD + 1]):
+        if size == len(labels) and size in (2 * value, 3 * value, 4 * value):
+            return labels[:value], labels[value:]
+    return None
+
+
+def _shared_sizes(
+    given: list[list[tuple[int, Ints]]],
+    found: Mapping[str, Counted],
+    followed: Mapping[str, Counted],
+    at_hand: list[str],
+    classes: Classes,
+) -> dict[str, Ints]:
+    """Return for stored sizes at hand the labels of what operators were given beside what they count.
+
+    That may be several parts of the same size, and what forward computes from it: each part of 2 * self.size has it.
+    """
+    shared: dict[str, Ints] = {}
+    counted = {name: followed.get(name, found.get(name)) for name in at_hand}
+    own = {len(known) for known in counted.values() if known is not None and not isinstance(known, list)}
+    for name, known in counted.items():
+        if known is None or isinstance(known, list) or len(known) < 2:
+            continue
+        for sizes in given:
+            parts = [labels for size, labels in sizes if size == len(labels)]
+            whole = sum(len(part) for part in parts) / 2  # which a split is given as well
+            fitting = [part for part in parts if len(part) % len(known) == 0 and len(part) != whole]
+            if name not in followed and len(fitting) < max(2, len(parts) - 1):
+                continue  # it may be that size by chance
+            fitting = [part for part in fitting if len(part) == len(known) or len(part) not in own]
+            pieces = [piece for part in fitting for piece in part.reshape(-1, len(known))]
+            others = [piece for piece in pieces if (classes.roots(piece) != classes.roots(known)).any()]
+            if others:
+                shared[name] = np.concatenate(others)
+                break
+    return shared
+
+
+def kept_size(counted: Counted, kept: Bools) -> int | list[int]:
+    """Return what a stored size comes to when only `kept` labels stay."""
+    return [int(kept[c].sum()) for c in counted] if isinstance(counted, list) else int(kept[counted].sum())
