@@ -63,7 +63,8 @@ CASES: dict[str, tuple[Callable[[], Any], list[str]]] = {
     "PruningPlan": (_plan, ["25.0% of all BatchNorm channels go", "of the flops stay"]),
     "Recovery": (_recovery, ["on 32 images"]),
     "Proof": (_proof, ["relative error", "layers"]),
-    "Compressed": (_compressed, ["25.0% of all BatchNorm channels go", "metric 0.5 → 0.5"]),
+    # in steps that suit this machine, of 8 or of 16 channels
+    "Compressed": (_compressed, ["% of all BatchNorm channels go", "metric 0.5 → 0.5"]),
     "Sensitivity": (_sensitivity, ["accuracy of 1 groups of layers"]),
 }
 

@@ -58,11 +58,14 @@ def convolution(op: Op) -> Tensor:
         outgoing = outgoing if producer is None else outgoing.add_gate(BY_PRODUCER)
     own = codes_on(weight)
     dims: list[int | Ints] = [own[d].labels if d < 2 and d in own else n for d, n in enumerate(weight.shape)]
-    space = x if conv.transposed else out
+    positions = math.prod((x if conv.transposed else out).shape[2:])
     made = {} if outgoing is None else {1: outgoing}
-    if batch is not None:  # channels of images of one channel each
+    if batch is None:
+        positions *= x.shape[0]
+    else:  # channels of images of one channel each
         made[0] = batch if bias is None else batch.ungated()
-    op.labeller.products.append(Product(conv.name, math.prod(space.shape[2:]), [_sizes(batch, x.shape[0]), *dims]))
+        dims.append(batch.labels)
+    op.labeller.products.append(Product(conv.name, positions, dims))
     return mark_fresh(op.label(out, made), producer or "")
 
 
