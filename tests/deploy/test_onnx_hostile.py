@@ -18,9 +18,9 @@ from slim.errors import SlimError
 TERABYTE = 10**12 // 4  # numbers in float32
 
 
-def written(path: Path, nodes: Sequence[NodeProto], constants: dict[str, np.ndarray]) -> Path:
+def written(path: Path, nodes: Sequence[NodeProto], constants: dict[str, np.ndarray], width: int | str = 8) -> Path:
     """A file whose network takes x, of four dimensions, and returns y."""
-    entries = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 3, 8, 8]) for name in ("x", "y")]
+    entries = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 3, 8, width]) for name in ("x", "y")]
     weights = [numpy_helper.from_array(array, name) for name, array in constants.items()]
     graph = helper.make_graph(list(nodes), "g", entries[:1], entries[1:], weights)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), path)
@@ -77,3 +77,29 @@ def test_a_constant_beyond_measure_takes_no_memory(case: str, tmp_path: Path) ->
     with pytest.raises(SlimError, match=r"makes a constant of [\d,]{11,} bytes: expected at most 268,435,456"):
         read_onnx(file)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # KiB
+
+
+GROWING = {
+    "by squaring": [node("Mul", f"s{i}", f"s{i}", makes=f"s{i + 1}") for i in range(60)],
+    "by a power": [node("Pow", "s0", "power", makes="s60")],
+}
+
+
+@pytest.mark.parametrize("case", GROWING)
+def test_a_size_that_grows_without_end_is_refused(case: str, tmp_path: Path) -> None:
+    """Whole numbers of Python's know no end: of 2⁶⁰ bits none comes back."""
+    file = written(
+        tmp_path / "growing.onnx",
+        [
+            node("Shape", "x", makes="sizes"),
+            node("Gather", "sizes", "last", makes="s0"),
+            *GROWING[case],
+            node("Unsqueeze", "s60", "first", makes="side"),
+            node("Concat", "side", "side", makes="shape", axis=0),
+            node("Reshape", "x", "shape"),
+        ],
+        {"last": np.array(3), "first": np.array([0]), "power": np.array(10**15)},
+        width="width",
+    )
+    with pytest.raises(SlimError, match=r"size of .* expected at most 63"):
+        slim.plan(read_onnx(file), torch.ones(1, 3, 8, 8), ratio=0.5)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 GraphSize = Any  # int, float, bool, torch.SymInt, UNKNOWN, or a list of such
+BITS = 63  # of a whole number in ONNX, without its sign: Python's would grow until no memory is left
 
 
 class Unknown:
@@ -50,15 +51,29 @@ def choose(condition: Any, a: Any, b: Any) -> Any:
     return UNKNOWN if condition is UNKNOWN else a if condition else b
 
 
+def power(a: Any, b: Any) -> Any:
+    """Return a to the power of b. Raises OverflowError for a whole number that has no place in ONNX."""
+    if isinstance(a, int) and isinstance(b, int) and abs(a) > 1 and b > BITS:
+        raise OverflowError(f"a size of {a} to the power of {b}: expected at most {BITS} bits")
+    return a**b
+
+
 def each(function: Callable[..., Any]) -> Callable[..., GraphSize]:
-    """Return `function` for numbers and lists of them: one stands for as many as the others have."""
+    """Return `function` for numbers and lists of them: one stands for as many as the others have. It raises
+    OverflowError for whole numbers that have no place in ONNX."""
+
+    def one(*values: GraphSize) -> GraphSize:
+        made = function(*values)
+        if isinstance(made, int) and made.bit_length() > BITS:
+            raise OverflowError(f"a size of {made.bit_length()} bits: expected at most {BITS}")
+        return made
 
     def apply(*values: GraphSize) -> GraphSize:
         length = max((len(v) for v in values if isinstance(v, list)), default=0)
         if not any(isinstance(v, list) for v in values):
-            return function(*values)
+            return one(*values)
         rows = [v * length if isinstance(v, list) and len(v) == 1 else v for v in values]
-        return [function(*(v[i] if isinstance(v, list) else v for v in rows)) for i in range(length)]
+        return [one(*(v[i] if isinstance(v, list) else v for v in rows)) for i in range(length)]
 
     return apply
 
@@ -111,7 +126,7 @@ ARITHMETIC: dict[str, Callable[..., GraphSize]] = {
     "Div": each(divide),
     "Mod": each(operator.mod),
     "Neg": each(operator.neg),
-    "Pow": each(operator.pow),
+    "Pow": each(power),
     "Sqrt": each(lambda a: a**0.5),
     "Floor": each(math.floor),
     "Ceil": each(math.ceil),
