@@ -249,8 +249,9 @@ def _own_tensors(graph: Flow, modules: Mapping[str, ModuleCall], steps: set[int]
     prefixes = tuple(f"{name}." for name in modules)
     owned = [(name, name_of(tensor)) for name, tensor in graph.traced.tensors if name.startswith(prefixes)]
     tensors = [name for name, first in owned if name == first]
+    own = {*tensors}
     outside = (node for place, node in enumerate(graph.nodes) if place not in steps)
-    shared = len(tensors) < len(owned) or any({*node.parameters} & {*tensors} for node in outside)
+    shared = len(tensors) < len(owned) or any(not own.isdisjoint(node.parameters) for node in outside)
     return None if shared or any(".parametrizations." in name for name in tensors) else tensors
 
 

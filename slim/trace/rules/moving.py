@@ -78,9 +78,7 @@ def view(op: Op) -> Tensor:
         if not named:
             continue
         free = [d for d in named if not op.labeller.classes.frozen(codes[d].labels).all()]
-        kept = op.decide(
-            (free or named)[0]
-        )  # of two labelled dimensions in one, and what stays anyway has a fixed size
+        kept = op.decide((free or named)[0])  # what stays anyway has a fixed size
         for d in named:
             if d != kept:
                 op.freeze(codes[d], f"merged with other channels by {op.where}")
