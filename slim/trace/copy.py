@@ -85,9 +85,15 @@ def registered_tensors(modules: Modules) -> Tensors:
 
 
 def _stored(modules: Modules, registered: Tensors) -> Tensors:
+    return unregistered(
+        [each for prefix, module in modules for each in attribute_tensors(prefix, module.__dict__)], registered
+    )
+
+
+def unregistered(tensors: Tensors, registered: Tensors) -> Tensors:
+    """List the tensors that aren't among the registered ones."""
     known = {id(tensor) for _, tensor in registered}
-    found = [each for prefix, module in modules for each in attribute_tensors(prefix, module.__dict__)]
-    return [(path, tensor) for path, tensor in found if id(tensor) not in known]
+    return [(path, tensor) for path, tensor in tensors if id(tensor) not in known]
 
 
 def attribute_tensors(prefix: str, attributes: dict[str, Any]) -> Tensors:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from slim.trace.copy import INTERNAL, Tensors, attribute_tensors, named_modules, registered_tensors
+from slim.trace.copy import INTERNAL, Tensors, attribute_tensors, named_modules, registered_tensors, unregistered
 from slim.trace.outputs import find_tensors
 
 _CONTAINERS = {dict, OrderedDict, defaultdict, list, set, deque}
@@ -88,8 +88,7 @@ class State:
     @property
     def all_tensors(self) -> Tensors:
         """Return `copy.all_tensors` of the model."""
-        known = {id(tensor) for _, tensor in self.registered}
-        return self.registered + [(path, tensor) for path, tensor in self.stored if id(tensor) not in known]
+        return self.registered + unregistered(self.stored, self.registered)
 
     def _note(self, value: Any) -> None:
         kind = type(value)
