@@ -29,12 +29,13 @@ def correlated(reader: Sequence[nn.Module], seed: int = 0) -> Any:
     return model
 
 
-def missed(model: Any, images: Tensor, gone: list[int]) -> float:
-    """By least squares: the share of the 1×1 reader's variance that is lost when others stand in for `gone`."""
+def missed(model: Any, images: Tensor, gone: list[int], norm: int = 1) -> float:
+    """By least squares: the share of the variance of the 1×1 reader of a BatchNorm that is lost when others stand in
+    for `gone`."""
     with torch.no_grad():
-        x = model[:3](images).movedim(1, -1).reshape(-1, C)
+        x = model[: norm + 2](images).movedim(1, -1).reshape(-1, C)
         x = x - x.mean(0)
-        y = x @ model[3].weight.flatten(1).T
+        y = x @ model[norm + 2].weight.flatten(1).T
         rest = x[:, [c for c in range(C) if c not in gone]]
         left = y - rest @ torch.linalg.lstsq(rest, y).solution
     return float(left.square().sum() / y.square().sum())
@@ -49,25 +50,33 @@ def by_layer(model: nn.Module, images: Tensor, budget: Budget | None = None) -> 
     return dict(zip(groups.names, np.split(scores[groups.member], np.cumsum(groups.widths)[:-1])))
 
 
+@pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("gathered", [2, 64])
-def test_costs_add_up_to_the_error_of_least_squares(gathered: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_costs_add_up_to_the_error_of_least_squares(
+    gathered: int, layers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(scoring, "GATHERED", gathered)
     monkeypatch.setattr(scoring, "RIDGE", 1e-12)
-    model = correlated([nn.Conv2d(C, 5, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()])
+    more = [nn.Conv2d(C, C, 1), nn.BatchNorm2d(C), nn.ReLU()] * (layers - 1)
+    model = correlated([*more, nn.Conv2d(C, 5, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()])
     images = torch.randn(30, 3, 6, 6, dtype=torch.float64)
-    scores = by_layer(model, images)["1"]
-    order = np.argsort(scores)
+    scores = {int(name): values for name, values in by_layer(model, images).items()}
+    assert len(scores) == layers
+    order = sorted(((n, c) for n in scores for c in range(C)), key=lambda place: scores[place[0]][place[1]])
     # the first is the cheapest of all, and so on; what has been missed so far is the sum of the scores
-    so_far = 0.0
-    for n in range(1, C - 1):
-        before = order[: n - 1].tolist()
-        cheapest = min(missed(model, images, [*before, c]) for c in range(C) if c not in before)
-        now = missed(model, images, order[:n].tolist())
-        assert now == pytest.approx(cheapest, rel=1e-4, abs=1e-9)
-        assert now - so_far <= scores[order[n - 1]] + 1e-6
-        if n == 1 or scores[order[n - 1]] > 1.001 * scores[order[n - 2]]:  # else it was raised to keep the order
-            assert now - so_far == pytest.approx(scores[order[n - 1]], rel=1e-3, abs=1e-7)
-        so_far = now
+    gone: dict[int, list[int]] = {n: [] for n in scores}
+    so_far = dict.fromkeys(scores, 0.0)
+    last = 0.0
+    for norm, channel in order[: layers * C - 2 * layers]:
+        left = [(n, c) for n in scores for c in range(C) if c not in gone[n]]
+        cheapest = min(missed(model, images, [*gone[n], c], n) - so_far[n] for n, c in left)
+        gone[norm].append(channel)
+        now, score = missed(model, images, gone[norm], norm), scores[norm][channel]
+        assert now - so_far[norm] == pytest.approx(cheapest, rel=1e-4, abs=1e-9)
+        assert now - so_far[norm] <= score + 1e-6
+        if score > 1.001 * last:  # else it was raised to keep the order
+            assert now - so_far[norm] == pytest.approx(score, rel=1e-3, abs=1e-7)
+        so_far[norm], last = now, score
 
 
 @pytest.mark.parametrize(

@@ -75,3 +75,29 @@ def test_held(case: str) -> None:
     thin = plan.apply(model)
     assert slim.verify(model, thin, plan, X) < 1e-10
     assert difference(model, thin, plan.removed) < 1e-10
+
+
+def eight(x: Tensor) -> Tensor:
+    if x.shape[1] != 8:
+        raise ValueError("expected eight channels")
+    return x
+
+
+class LooksBack(Scaled):
+    """Forward code that looks at the width of a layer once all operators have run."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        if len(self.second.get_parameter("0.weight")) != 8:
+            raise ValueError("expected eight channels")
+        return y
+
+
+@pytest.mark.parametrize(
+    ("model", "where"),
+    [(Scaled(eight), "convolution after second.1"), (LooksBack(lambda x: x), "forward after head")],
+    ids=["between operators", "after the last"],
+)
+def test_forward_code_that_fails_is_told_by_the_operator_that_comes_next(model: Scaled, where: str) -> None:
+    plan = slim.plan(model.eval(), X, ratio=0.25)
+    assert f"forward code holds a size: {where} fails with fewer channels" in plan.frozen

@@ -137,6 +137,13 @@ class Reordered(nn.Module):
         return x[:, self.order]
 
 
+def in_a_bag(x: Tensor) -> Tensor:
+    """Rows of a table, one for each channel, weighted by what the channels hold."""
+    table, numbers = torch.arange(8.0)[:, None].to(x), torch.arange(x.shape[1], device=x.device).expand(len(x), -1)
+    bag = F.embedding_bag(numbers, table, per_sample_weights=x.mean((2, 3)), mode="sum")
+    return x * (1 + bag[..., None, None])
+
+
 def by_index(self: Any, x: Tensor) -> Tensor:
     chosen = self.shuffle(x)
     return torch.cat([chosen, chosen], 1)
@@ -179,6 +186,10 @@ class Shortened(nn.Module):
 def shortened(layer: nn.Module) -> nn.Module:
     parametrize.register_parametrization(layer, "weight", Shortened())
     return layer
+
+
+def normed() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(C, C, 1), nn.BatchNorm2d(C))
 
 
 def read_by(layer: nn.Module) -> nn.Module:
@@ -246,6 +257,10 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
     "a layer's own bias over the border": (Bordered, X),
     "residuals to centres, end to end": (
         lambda: Between(aggregated, nn.Linear(4 * C, 2), weigh=nn.Conv2d(C, 4, 1), centres=nn.Embedding(4, C)),
+        X,
+    ),
+    "two streams, one below the other": (
+        lambda: Between(lambda s, x: torch.cat([x, s.other(x)], 2), nn.Conv2d(C, *CONV), other=normed()),
         X,
     ),
     "scores of classes beside channels": (
@@ -394,6 +409,7 @@ def test_lengths_that_forward_computes_keep_the_channels_that_they_run_over() ->
 HELD: dict[str, Callable[[Tensor], Tensor]] = {
     "the smallest absolute value": lambda x: x * torch.linalg.vector_norm(x + 1, -torch.inf, 1, keepdim=True),
     "the norm of what isn't zero": lambda x: x / (x + 1).norm(dim=1, keepdim=True),
+    "rows of a table, weighted by channels": in_a_bag,
     "channels by number": lambda x: x[:, [1, 0, 2, 3, 4, 5, 6, 7]],
 }
 
