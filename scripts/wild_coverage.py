@@ -9,8 +9,8 @@ time:
 - slim: plan, apply and `slim.verify`; every output tensor against the masked original in float64, by code that shares
   nothing with slim; one training step of the thin network.
 - onnx: `slim.export_onnx` of the thin network, which compares it with onnxruntime; of the original where that fails.
-- torch-pruning: the same request to torch-pruning (BatchNorm scales, or magnitudes without BatchNorm; global), held to
-  its own masked original in the same way.
+- torch-pruning: the same request to torch-pruning as it comes (BatchNorm scales, or magnitudes without BatchNorm;
+  global; nothing said by hand of heads or groups), held to its own masked original in the same way.
 
 Results are appended to a file as they come, and a run that was stopped goes on where it was. `--again refused` repeats
 what ended so, `--older` what another commit measured. The table of all that the file holds is written beside it.
@@ -19,6 +19,7 @@ what ended so, `--older` what another commit measured. The table of all that the
 import copy
 import importlib
 import random
+import re
 import resource
 import subprocess
 import tempfile
@@ -43,7 +44,9 @@ import slim
 
 Row = dict[str, Any]
 PRODUCERS = (nn.modules.conv._ConvNd, nn.Linear)
+LAYERS = (*PRODUCERS, NORMS, nn.LayerNorm, nn.GroupNorm)
 STATUSES = ("ok", "short", "refused", "differs", "crashed", "timeout", "not built")
+LIMITS = {"slim": 120, "onnx": 90, "torch-pruning": 60}  # seconds of processor time for one network
 
 
 # -- networks ----------------------------------------------------------------------------------------------------------
@@ -160,8 +163,10 @@ def masks_of(model: nn.Module, removed: dict[str, list[int]]) -> Masks:
 def mask(model: nn.Module, masks: Masks) -> None:
     tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     for name, axes in masks.items():
+        sources = (name, f"{name}_orig", re.sub(r"\.(\w+)$", r".parametrizations.\1.original", name))
+        source = next(tensors[name] for name in sources if name in tensors)  # a weight may be computed from another
         for axis, indices in axes.items():
-            tensors[name].index_fill_(axis, torch.tensor(indices), 0)
+            source.index_fill_(axis, torch.tensor(indices), 0)
 
 
 @torch.no_grad()
@@ -281,8 +286,8 @@ def either(action: Callable[[nn.Module], object], thin: nn.Module, original: nn.
     except Exception as error:
         try:
             action(original)
-        except Exception:
-            return "the original can't either"
+        except Exception as own:
+            return f"the original can't either: {type(own).__name__}: {own}"[:300]
         return f"no: {type(error).__name__}: {error}"[:300]
 
 
@@ -362,7 +367,7 @@ def output_layers(model: nn.Module, inputs: Any) -> list[nn.Module]:
         kept.append(output)
         made[output.untyped_storage().data_ptr()] = module
 
-    hooks = [m.register_forward_hook(note) for m in model.modules() if isinstance(m, PRODUCERS)]
+    hooks = [m.register_forward_hook(note) for m in model.modules() if isinstance(m, LAYERS)]
     with torch.no_grad():
         outputs = call(model, inputs)
     for hook in hooks:
@@ -410,12 +415,14 @@ def commit() -> str:
 
 def import_all(name: str) -> None:
     """Import what the network's package and slim need, once for all the processes that are forked after it."""
-    importlib.import_module("torch._dynamo")  # seconds, which the first plan of a process would seem to take
+    # seconds, which the first plan and the first export of a process would seem to take
+    for module in ("torch._dynamo", "onnxruntime"):
+        importlib.import_module(module)
+    small, image = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3)), torch.randn(1, 3, 8, 8)
     try:
+        slim.plan(small, image, ratio=0.5)
+        torch.onnx.export(small.eval(), (image,), dynamo=True, verbose=False)
         build(name)
-        slim.plan(
-            nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3)), torch.randn(1, 3, 8, 8), ratio=0.5
-        )
     except Exception as error:  # the network's own process says it again
         print(f"{name}: {type(error).__name__}: {error}"[:200])
 
@@ -445,7 +452,9 @@ def report(rows: list[Row], ratio: float) -> str:
         f"random weights; asked for ratio {ratio}. γ ~ U(0.01, 1), β ~ N(0, 0.1), statistics fitted. "
         "`ok`: every output tensor equals the masked original's in float64, to 1e-10 (checked by code of its own), and "
         "the ratio is reached to within a point; `short`: equal, but less was removed. Seconds are of one core's "
-        'processor time. "the original can\'t either": what fails on the thin network fails on the original as well.',
+        f"processor time, of which a network gets {LIMITS['slim']} for slim, {LIMITS['onnx']} for its export and "
+        f"{LIMITS['torch-pruning']} for torch-pruning. \"the original can't either\": what fails on the thin network "
+        "fails on the original as well.",
         "",
         "Commits that measured slim's rows: "
         + ", ".join(f"{n} by {code}" for code, n in Counter(r.get("code", "?") for r in mine.values()).most_common())
@@ -526,7 +535,6 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[""], help="networks, or how their names begin: timm: monai:UNet")
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
     parser.add_argument("--ratio", type=float, default=0.5)
-    parser.add_argument("--seconds", type=int, default=120, help="of processor time for one network and part")
     parser.add_argument("--again", nargs="+", default=[], choices=STATUSES, help="repeat what ended so")
     parser.add_argument("--older", action="store_true", help="repeat what another commit measured")
     parser.add_argument("--out", type=Path, default=RESULTS / f"wild_coverage-{date.today()}.jsonl")
@@ -541,7 +549,7 @@ def main() -> None:
             if (package := name.partition(":")[0]) not in packages:
                 packages.add(package)
                 import_all(name)
-            row = result(name, part, options.ratio, options.seconds)
+            row = result(name, part, options.ratio, LIMITS[part])
             add_row(options.out, row)
             rows.append(row)
             print(f"{part:13} {row['status']:9} {name} {row.get('ratio', '')} {row.get('says', '')}", flush=True)
