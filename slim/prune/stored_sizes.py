@@ -42,10 +42,11 @@ class StoredSizes:
         read follow as well, for other methods may: one that forward is exchanged for, the fusing of a block, a new
         head. The thin network must run with them, and without.
         """
-        misfit, unread = self._with_unread(plan, kept)
-        if misfit is None and not self.traced.sizes.read & unread.keys():
-            return None
-        if unread:
+        if not self.followed:  # mostly nothing is to do, and one run tells
+            misfit, unread = self._with_unread(plan, kept)
+            if misfit is None and not self.traced.sizes.read & unread.keys():
+                return None
+        if self.followed or unread:
             misfit = self._misfit(plan, kept)
         while misfit is not None:
             stale = self._stale(misfit, kept)

@@ -6,8 +6,8 @@ stored split size, a constant in a view) shows as a union that doesn't hold or a
 met there must stay.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -18,15 +18,15 @@ from torch._ops import OpOverload
 
 from slim.trace.classes import Classes, Ints
 from slim.trace.codes import Bools, codes_on, is_blank, label, mark_step, name_of, set_codes, set_name
-from slim.trace.constants import constants_among, same
+from slim.trace.constants import constants_among, constants_of, mark_result, same
 from slim.trace.copy import clone
 from slim.trace.given import AHEAD, Counted, sizes_given
 from slim.trace.labeller import Executed, Mismatch, Reading
 from slim.trace.op import Op, Operator, tensors_of
 from slim.trace.repeat import Known, ThinCodes
-from slim.trace.state import restored
+from slim.trace.state import State, restored
 from slim.trace.traced import Trace
-from slim.trace.tracer import ForwardPass, Tracer, mark_steps, run_once, shapes_of
+from slim.trace.tracer import COPIES, ForwardPass, Tracer, mark_steps, run_once, shapes_of
 
 
 @dataclass
@@ -129,7 +129,7 @@ class Follower(Tracer):
         before = None if kwargs else self._next()
         if before is not None and before.func is func and before.known is not None:
             known: Known = before.known
-            if known.is_given(Operator.of(func).name, args, self._thin):
+            if known.is_given(Operator.of(func).name, args, self._thin, meta=self.meta):
                 return self._repeat(before, args)
         return super().__torch_dispatch__(func, types, args, kwargs)
 
@@ -148,7 +148,7 @@ class Follower(Tracer):
         self.executed.append(before)
         self.decisions = self.run_before.decisions[: before.decided]
         self.place = before.place
-        result = before.known.again(args, self._thin)
+        result = before.known.again(before.func, args, self._thin, meta=self.meta)
         for number, tensor in enumerate(result if isinstance(result, tuple) else (result,)):
             mark_step(tensor, (self.at, number))
         return result
@@ -157,6 +157,19 @@ class Follower(Tracer):
         """Return whether a BatchNorm selects its channels by this index, which the original doesn't have."""
         name = name_of(index)
         return name is not None and name not in self.names
+
+
+class SameSteps(Follower):
+    """Runs the original anew, for other values, and raises Mismatch where these lead it another way. No rule is asked:
+    which channels are coupled is known."""
+
+    def __torch_dispatch__(self, func: OpOverload, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        op = Op(func, args, kwargs or {}, self)
+        constants = constants_of(op, meta=self.meta)
+        self.note(Executed(func, constants or (), [], aside=constants is None or op.name in COPIES))
+        result = op.run()
+        mark_result(op, result, constant=constants is None, meta=self.meta)
+        return result
 
 
 def find_misfit(
@@ -169,25 +182,32 @@ def find_misfit(
     """
     # Forward code that looks at values takes the path that the values say: compare with the masked network's.
     runs = traced.runs if traced.inputs_are_meta else _masked_runs(traced, kept)
-    notes = [(tensor, {**tensor.__dict__}) for _, tensor in traced.tensors]
-    codes = [(tensor, codes_on(tensor)) for _, tensor in traced.tensors if codes_on(tensor)]
+    several = len(traced.runs) > 1
     thin = ThinCodes(kept)
-    try:
-        for number, run in enumerate(runs):
-            with restored(traced.meta_copy, traced.state), thinned():
-                for tensor, whole in codes:
+    for number, run in enumerate(runs):
+        with _notes_kept(traced), restored(traced.meta_copy, traced.state), thinned():
+            for _, tensor in traced.tensors:
+                if whole := codes_on(tensor):
                     set_codes(tensor, {d: thin.of(each).ungated() for d, each in whole.items()})
-                _name_new(traced)
-                follower = Follower(traced, run, thin)
-                misfit = _follow(traced, follower, kept, followed, training=run.training and len(runs) > 1)
-            if misfit is not None:
-                misfit.step += 10**6 * number
-                return misfit
+            _name_new(traced)
+            follower = Follower(traced, run, thin)
+            misfit = _follow(traced, follower, kept, followed, training=run.training and several)
+        if misfit is not None:
+            misfit.step += 10**6 * number
+            return misfit
+    return None
+
+
+@contextmanager
+def _notes_kept(traced: Trace) -> Iterator[None]:
+    """Put back what the copy's tensors carry once the thin network has run."""
+    notes = [(tensor, {**tensor.__dict__}) for _, tensor in traced.tensors]
+    try:
+        yield
     finally:
         for tensor, held in notes:
             tensor.__dict__.clear()
             tensor.__dict__.update(held)
-    return None
 
 
 def _name_new(traced: Trace) -> None:
@@ -204,12 +224,7 @@ def _follow(
     """Run the thin copy along a run. Where there is but one, both modes take the same steps, or this finds out."""
     run = follower.run_before
     try:
-        outputs = run_once(traced.meta_copy, traced.inputs, follower, traced.state, training=training)
-        if shapes_of(outputs) != run.shapes:
-            raise Mismatch("an output changes its shape")
-        for name, number in constants_among(outputs).items():
-            if not same([number], [run.constants.get(name)]):
-                raise Mismatch(f"{name} is a constant that follows a size")
+        _hold_against(follower, traced.meta_copy, traced.inputs, traced.state, training=training)
         return None
     except Exception as error:
         why = str(error) if isinstance(error, Mismatch) else _described(follower)
@@ -224,6 +239,17 @@ def _follow(
     return Misfit(np.zeros(0, np.int64), why, at, stored, shared)
 
 
+def _hold_against(follower: Follower, copied: nn.Module, inputs: Any, state: State, *, training: bool) -> None:
+    """Run a copy, and raise where it doesn't take the steps of the run before, or gives something else."""
+    run = follower.run_before
+    outputs = run_once(copied, inputs, follower, state, training=training)
+    if shapes_of(outputs) != run.shapes:
+        raise Mismatch("an output changes its shape")
+    for name, number in constants_among(outputs).items():
+        if not same([number], [run.constants.get(name)]):
+            raise Mismatch(f"{name} is a constant that follows a size")
+
+
 def _described(follower: Follower) -> str:
     """Say where forward code failed: at or before the operator that came next in the original."""
     earlier = follower.run_before.executed
@@ -231,16 +257,21 @@ def _described(follower: Follower) -> str:
     return f"{operator} after {follower.place} fails with fewer channels"
 
 
-def _masked_runs(traced: Trace, kept: Bools) -> list[ForwardPass]:
-    """Return the masked network's runs, which are the same for all sizes that are tried with one choice of channels."""
+def _masked_runs(traced: Trace, kept: Bools) -> Iterator[ForwardPass]:
+    """Yield the masked network's runs, which are the same for all sizes that are tried with one choice of channels."""
     asked = kept.tobytes(), len(traced.runs)
     if traced.masked_runs is None or traced.masked_runs[0] != asked:
-        traced.masked_runs = asked, [_masked_run(traced, kept, run.training) for run in traced.runs]
-    return traced.masked_runs[1]
+        traced.masked_runs = asked, []
+    made = traced.masked_runs[1]
+    for number, run in enumerate(traced.runs):
+        if number == len(made):
+            made.append(_masked_run(traced, kept, run))
+        yield made[number]
 
 
-def _masked_run(traced: Trace, kept: Bools, training: bool) -> ForwardPass:
-    """Trace the original again, its pruned channels masked, under the classes that are known."""
+def _masked_run(traced: Trace, kept: Bools, run: ForwardPass) -> ForwardPass:
+    """Return the original's run with its pruned channels masked, under the classes that are known: the very run where
+    it takes the same steps, else one that is traced again."""
     masks = traced.masks(traced.pruned(kept))
 
     def mask(tensor: Tensor) -> Tensor:
@@ -254,8 +285,15 @@ def _masked_run(traced: Trace, kept: Bools, training: bool) -> ForwardPass:
         parameter.__dict__.update(tensor.__dict__)
         return parameter
 
-    tracer = traced.tracer(training=training)
     masked = clone(traced.meta_copy, mask, mask)
+    with _notes_kept(traced), restored(masked) as state:
+        try:
+            follower = SameSteps(traced, run, ThinCodes(np.ones_like(kept)))
+            _hold_against(follower, masked, traced.inputs, state, training=run.training)
+            return run
+        except Exception:  # forward code may also fail on the way that it began
+            pass
+    tracer = traced.tracer(training=run.training)
     with restored(masked) as state:
-        outputs = run_once(masked, traced.inputs, tracer, state, training=training)
-    return ForwardPass.of(tracer, outputs, training=training)
+        outputs = run_once(masked, traced.inputs, tracer, state, training=run.training)
+    return ForwardPass.of(tracer, outputs, training=run.training)

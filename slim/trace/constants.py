@@ -52,7 +52,7 @@ def constants_of(op: Op, *, meta: bool) -> list[Constant] | None:
     None for an operator on constants alone: what it makes counts where it meets something else. In a run without data
     (`meta`), a tensor that has data is constant; in one with data those are that were made of numbers.
     """
-    constant = [tensor for tensor in op.tensors if not tensor.is_meta and _is_constant(tensor, meta)]
+    constant = [tensor for tensor in op.tensors if not tensor.is_meta and is_constant(tensor, meta)]
     if len(constant) == len(op.tensors):
         return None
     takes_any = op.operator.takes_any
@@ -77,7 +77,7 @@ def constants_among(tensors: Mapping[str, Tensor]) -> dict[str, Constant]:
     return {
         name: _values(tensor.detach())
         for name, tensor in tensors.items()
-        if not tensor.is_meta and tensor.layout == torch.strided and _is_constant(tensor, True)
+        if not tensor.is_meta and tensor.layout == torch.strided and is_constant(tensor, True)
     }
 
 
@@ -97,7 +97,12 @@ def mark_result(op: Op, result: Any, *, constant: bool, meta: bool) -> None:
     constant = constant or op.name == "lift_fresh"
     for tensor in tree_leaves(result):
         if isinstance(tensor, Tensor):
-            tensor.__dict__["_constant"] = constant
+            mark_constant(tensor, constant)
+
+
+def mark_constant(tensor: Tensor, constant: bool) -> None:
+    """Remember whether a tensor was made of numbers alone."""
+    tensor.__dict__["_constant"] = constant
 
 
 def same(a: Sequence[object], b: Sequence[object]) -> bool:
@@ -115,14 +120,15 @@ def _close(a: object, b: object) -> bool:
     return isinstance(a, float) and isinstance(b, float) and math.isclose(a, b, rel_tol=1e-5)
 
 
-def _is_constant(tensor: Tensor, meta: bool) -> bool:
+def is_constant(tensor: Tensor, meta: bool) -> bool:
+    """Return whether a tensor with data was made of numbers alone, in a run without data (`meta`) or in one with."""
     mark = tensor.__dict__.get("_constant", meta)
     return bool(mark) and name_of(tensor) is None and not codes_on(tensor)
 
 
 def number_in(tensor: Tensor, *, meta: bool) -> complex | None:
     """Return the number that a constant tensor holds, None where it is none, or holds several."""
-    return tensor.item() if tensor.dim() == 0 and not tensor.is_meta and _is_constant(tensor, meta) else None
+    return tensor.item() if tensor.dim() == 0 and not tensor.is_meta and is_constant(tensor, meta) else None
 
 
 def _is_number(value: Any) -> bool:

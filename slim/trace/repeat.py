@@ -1,9 +1,10 @@
 """Operators that the thin network repeats: what they do there follows from what they did in the original.
 
 Where an operator is given the same numbers, and the thin counterparts of the tensors that it was given in the original,
-what it gives is the thin counterpart of what it gave: the channels that stay, with the codes that they had. That holds
-for the operators here, none of whose numbers counts channels (but for the groups of a depthwise convolution, which are
-the channels that it reads). All others are worked out by their rules.
+what it gives is the thin counterpart of what it gave: the channels that stay, with the codes that they had. Where there
+is data the operator runs, for the values, and only its rule is spared. That holds for the operators here, none of whose
+numbers counts channels (but for the groups of a depthwise convolution, which are the channels that it reads). All
+others are worked out by their rules.
 """
 
 from collections.abc import Sequence
@@ -12,8 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 
 from slim.trace.codes import Bools, Codes, TensorCodes, codes_on, fresh_from, label, mark_fresh, name_of, step_of
+from slim.trace.constants import is_constant, mark_constant
 from slim.trace.meta import META
 from slim.trace.op import Op, tensors_in
 
@@ -41,37 +44,45 @@ class Known:
     several: bool
 
     @classmethod
-    def of(cls, op: Op, sources: Sequence[object], result: Any) -> "Known | None":
+    def of(cls, op: Op, sources: Sequence[object], result: Any, *, meta: bool) -> "Known | None":
         """Return what is known of an operator that has run; None where the thin network's has to be worked out."""
         if op.name not in _REPEATED or op.kwargs or None in sources:
             return None
         several = isinstance(result, (tuple, list))
         tensors = result if several else (result,)
         for tensor in tensors:
-            if not (isinstance(tensor, Tensor) and tensor.is_meta and _NOTES.isdisjoint(tensor.__dict__)):
+            if not (isinstance(tensor, Tensor) and tensor.is_meta is meta and _NOTES.isdisjoint(tensor.__dict__)):
                 return None
         given = [(t.shape, codes_on(t)) for t in op.tensors]
         made = [(t.shape, codes_on(t), t.dtype, fresh_from(t)) for t in tensors]
         return cls(sources, arguments(op.name, op.args), given, made, op.in_place, several)
 
-    def is_given(self, name: str, args: tuple[Any, ...], thin: "ThinCodes") -> bool:
+    def is_given(self, name: str, args: tuple[Any, ...], thin: "ThinCodes", *, meta: bool) -> bool:
         """Return whether an operator of the thin network is given the counterpart of what this one was."""
         tensors = tensors_in(args)
         return (
-            sources_of(tensors) == self.sources
+            sources_of(tensors, meta=meta) == self.sources
             and arguments(name, args) == self.arguments
             and all(thin.is_left(t, *whole) for t, whole in zip(tensors, self.given))
         )
 
-    def again(self, args: tuple[Any, ...], thin: "ThinCodes") -> Any:
+    def again(self, func: OpOverload, args: tuple[Any, ...], thin: "ThinCodes", *, meta: bool) -> Any:
         """Return what the operator gives in the thin network."""
-        out: list[Tensor] = []
-        for shape, codes, dtype, producer in self.results:
-            in_place = self.in_place and not out
-            tensor = args[0] if in_place else torch.empty(thin.shape(shape, codes), dtype=dtype, device=META)
-            out.append(label(tensor, {d: thin.of(each) for d, each in codes.items()}))
+        out = self._empty(args, thin) if meta else func(*args)
+        for tensor, (_, codes, _, producer) in zip(out if self.several else (out,), self.results):
+            label(tensor, {d: thin.of(each) for d, each in codes.items()})
             if producer is not None:
                 mark_fresh(tensor, producer)
+            if not meta:
+                mark_constant(tensor, False)
+        return out
+
+    def _empty(self, args: tuple[Any, ...], thin: "ThinCodes") -> Any:
+        """Return tensors of the shapes that the operator gives in the thin network."""
+        out = [
+            args[0] if self.in_place and not number else torch.empty(thin.shape(shape, codes), dtype=dtype, device=META)
+            for number, (shape, codes, dtype, _) in enumerate(self.results)
+        ]
         return tuple(out) if self.several else out[0]
 
 
@@ -125,6 +136,7 @@ def arguments(name: str, args: tuple[Any, ...]) -> list[object]:
     return found
 
 
-def sources_of(tensors: Sequence[Tensor]) -> list[object]:
-    """Return where each tensor comes from: a parameter's name, or the step that made it; None where that is unknown."""
-    return [step_of(tensor) if tensor.is_meta else None for tensor in tensors]  # one with data is a constant: compared
+def sources_of(tensors: Sequence[Tensor], *, meta: bool) -> list[object]:
+    """Return where each tensor comes from: a parameter's name, or the step that made it; None where that is unknown, or
+    the tensor is a constant, whose values are compared."""
+    return [step_of(tensor) if tensor.is_meta or not is_constant(tensor, meta) else None for tensor in tensors]

@@ -85,13 +85,13 @@ class Tracer(Labeller, TorchDispatchMode):
         self.note(executed)
         for tensor in op.tensors:
             self.meet(tensor)
-        sources = sources_of(op.tensors)
+        sources = sources_of(op.tensors, meta=self.meta)
         result = rule_for(func)(op)
         mark_result(op, result, constant=constants is None, meta=self.meta)
         self._note_bare(op, result)
         executed.decided, executed.place = len(self.decisions), self.place
         executed.made = [(_lasting_shape(t), codes_on(t)) for t in tensors_of(result)]
-        if self.meta and constants is not None:
+        if constants is not None:
             self.remember(executed, op, sources, result)
         self.compare(executed, op, result)
         return result
@@ -101,7 +101,7 @@ class Tracer(Labeller, TorchDispatchMode):
 
     def remember(self, executed: Executed, op: Op, sources: Sequence[object], result: Any) -> None:
         """Note what the operator was given and gave, for runs that repeat this one."""
-        executed.known = Known.of(op, sources, result)
+        executed.known = Known.of(op, sources, result, meta=self.meta)
         mark_steps(op, sources, result, len(self.executed))
 
     def _note_bare(self, op: Op, out: Any) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from networks import SE, cbr, net
-from torch import nn
+from torch import Tensor, nn
 
 import slim
 from slim.trace import tracer
@@ -21,11 +21,21 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+class Looking(nn.Sequential):
+    """Looks at values, so that it is traced with data."""
+
+    def forward(self, x: Tensor) -> Any:
+        if x.isnan().any():
+            raise ValueError("not a number")
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("around", [nn.Sequential, Looking])
 @pytest.mark.parametrize("case", NETWORKS)
-def test_each_rule_is_asked_once(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_rule_is_asked_once(case: str, around: type[nn.Sequential], monkeypatch: pytest.MonkeyPatch) -> None:
     """By the number of times that the rules of convolutions and norms are asked for, beside the number of layers. The
     first layer reads what no step made, and is worked out again."""
-    model = NETWORKS[case]().eval()
+    model = around(NETWORKS[case]()).eval()
     asked: list[str] = []
     rule_for = tracer.rule_for
 
@@ -38,3 +48,20 @@ def test_each_rule_is_asked_once(case: str, monkeypatch: pytest.MonkeyPatch) -> 
     assert plan.ratio_achieved > 0.4
     for layer, name, again in ((nn.Conv2d, "convolution", 1), (nn.BatchNorm2d, "native_batch_norm", 0)):
         assert asked.count(name) == again + sum(isinstance(m, layer) for m in model.modules()), asked
+
+
+class CountsZeros(nn.Module):
+    """Takes another way where a third of its channels are zero, as they are in the masked network alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.fc = cbr(3, 12, act=nn.Identity), nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Any:
+        channels = self.body(x).mean((2, 3))
+        return self.fc(channels * 2 if channels[0].tolist().count(0) > 4 else channels)
+
+
+def test_the_masked_network_may_take_another_way() -> None:
+    with pytest.raises(slim.SlimError, match="another path"):
+        slim.plan(CountsZeros(), X, ratio=0.5)
