@@ -453,7 +453,7 @@ def report(rows: list[Row], ratio: float) -> str:
         "`ok`: every output tensor equals the masked original's in float64, to 1e-10 (checked by code of its own), and "
         "the ratio is reached to within a point; `short`: equal, but less was removed. Seconds are of one core's "
         f"processor time, of which a network gets {LIMITS['slim']} for slim, {LIMITS['onnx']} for its export and "
-        f"{LIMITS['torch-pruning']} for torch-pruning. \"the original can't either\": what fails on the thin network "
+        f'{LIMITS["torch-pruning"]} for torch-pruning. "the original can\'t either": what fails on the thin network '
         "fails on the original as well.",
         "",
         "Commits that measured slim's rows: "
