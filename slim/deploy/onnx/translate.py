@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils._pytree import tree_map
 
+from slim.deploy.onnx import operator_table
 from slim.deploy.onnx.arguments import Arguments, bottom_of, root_cause
 from slim.deploy.onnx.dimensions import OpenSizes
 from slim.deploy.onnx.idle import drop_idle
@@ -48,7 +49,7 @@ class Graph:
         example = self.arguments.batch(self.open_sizes.batch.example).in_dtype_of(net)
         bound = inspect.signature(net.forward).bind(*example.args, **example.kwargs)  # *args are one argument
         try:
-            with progress("exporting the network", 1), silence(), torch.no_grad():
+            with progress("exporting the network", 1), silence(), operator_table.made_once(), torch.no_grad():
                 program = torch.onnx.export(
                     net,
                     example.args,
