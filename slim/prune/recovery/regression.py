@@ -25,7 +25,7 @@ BLOCK = 1024  # features: products that are symmetric are computed in blocks, ha
 PATCHES_PER_WEIGHT = 40  # rows of a regression per unknown of it: more change nothing
 LEAST_PATCHES = 20_000
 STEPS, PRECISE = 6, 1e-7  # of a refinement, and the share that may be missing after it
-CHUNK = 1 << 23  # values of patches at a time
+CHUNK = 1 << 24  # values of patches at a time
 
 
 def fits(layer: LayerCall) -> bool:
@@ -51,17 +51,20 @@ class Moments:
     @classmethod
     def of(cls, chunks: "Chunks") -> "Moments":
         sums: dict[str, Tensor] = {}
+        gram = _Gram()
         count = 0
         near: tuple[Tensor, Tensor] | None = None  # close to the means, so that sums of squares lose no digits
         for u, t in chunks:
             near = near or (u.mean(2, keepdim=True), t.mean(2, keepdim=True))
             u, t = u - near[0], t - near[1]
-            products = {"u": u.sum(2), "t": t.sum(2), "uu": _gram(u), "tu": t @ u.mT, "tt": (t * t).sum(2)}
+            gram.add(u)
+            products = {"u": u.sum(2), "t": t.sum(2), "tu": t @ u.mT, "tt": (t * t).sum(2)}
             for key, value in products.items():
                 sums[key] = value.cpu().double() if key not in sums else sums[key].add_(value.cpu())
             count += u.shape[2]
         assert near is not None
-        u, t, uu, tu, tt = (sums[key].div_(count) for key in ("u", "t", "uu", "tu", "tt"))
+        u, t, tu, tt = (sums[key].div_(count) for key in ("u", "t", "tu", "tt"))
+        uu = gram.total().div_(count)
         mean_u, mean_t = (value + shift[:, :, 0].cpu().double() for value, shift in zip((u, t), near))
         return cls(count, mean_u, mean_t, _add_outer(uu, u, u, -1), _add_outer(tu, t, u, -1), tt - t**2)
 
@@ -157,18 +160,26 @@ def _add_outer(matrices: Tensor, a: Tensor, b: Tensor, share: float = 1.0) -> Te
     return matrices.baddbmm_(a[:, :, None], b[:, None, :], alpha=share)
 
 
-def _gram(u: Tensor) -> Tensor:
-    """u uᵀ, shape [g, F, F]."""
-    features = u.shape[1]
-    if features <= BLOCK:
-        return u @ u.mT
-    out = u.new_empty(len(u), features, features)
-    for start in range(0, features, BLOCK):
-        block = slice(start, start + BLOCK)
-        rows = u[:, block] @ u[:, : start + BLOCK].mT
-        out[:, block, : start + BLOCK] = rows
-        out[:, : start + BLOCK, block] = rows.mT
-    return out
+class _Gram:
+    """Sum of the products u uᵀ of patches [g, F, rows], shape [g, F, F]: of symmetric blocks one is computed, which the
+    other mirrors at the end."""
+
+    sums: Tensor | None = None
+
+    def add(self, u: Tensor) -> None:
+        features = u.shape[1]
+        if self.sums is None:
+            self.sums = torch.zeros(len(u), features, features, dtype=torch.float64)
+        for start in range(0, features, BLOCK):
+            block = slice(start, start + BLOCK)
+            self.sums[:, block, : start + BLOCK].add_((u[:, block] @ u[:, : start + BLOCK].mT).cpu())
+
+    def total(self) -> Tensor:
+        assert self.sums is not None
+        for start in range(BLOCK, self.sums.shape[1], BLOCK):
+            block = slice(start, start + BLOCK)
+            self.sums[:, :start, block] = self.sums[:, block, :start].mT
+        return self.sums
 
 
 Chunks = Iterator[tuple[Tensor, Tensor]]  # some patches [g, F, rows] and their targets [g, O, rows]
