@@ -151,7 +151,10 @@ class FinetuneConfig(OptimConfig):
         None, "passes over the training images; null: two thirds of train.epochs", "[1, inf)"
     )
     lr: float | None = setting(  # type: ignore[assignment]
-        None, "highest learning rate; null: half of train.lr, if both use the same optimizer", "(0, inf)"
+        None,
+        "highest learning rate; null: half of train.lr, if both use the same optimizer; for weights that came with the "
+        "network, a tenth of a usual one",
+        "(0, inf)",
     )
     distill: float = setting(
         0.0, "weight of learning from the unpruned network's outputs, next to the labels; 0: off", "[0, 1]"
@@ -405,11 +408,27 @@ def _walk(config: Any, prefix: str) -> Iterator[Setting]:
             yield Setting(prefix + f.name, hints[f.name], value, **f.metadata)
 
 
+# What is a number without a point, too: tag, pattern, first characters.
+_POWER = "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+
+
+class _Reader(yaml.SafeLoader):
+    """Reads YAML 1.1 in which 1e-3 is a number; by the letter it is text, for want of a point."""
+
+
+class _Writer(yaml.SafeDumper):
+    """Writes such YAML: text that looks like such a number in quotes."""
+
+
+_Reader.add_implicit_resolver(*_POWER)
+_Writer.add_implicit_resolver(*_POWER)
+
+
 def read(path: str | Path) -> dict[str, Any]:
     """Return the settings that a YAML file holds, unchecked. SlimError where there is no such file or mapping."""
     text = read_text("config", path, MOST_BYTES)
     try:
-        values = yaml.safe_load(text)
+        values = yaml.load(text, _Reader)
         _check_extent(values)
     except yaml.YAMLError as e:
         mark = getattr(e, "problem_mark", None)
@@ -498,15 +517,12 @@ def unknown_key(key: str) -> SlimError:
 
 
 def _checked(s: Setting, value: Any) -> Any:
-    # Where text isn't what is wanted, it stands for the value it spells: on the command line everything is
-    # text, and YAML 1.1 takes 1e-3 for text.
+    # Where text isn't what is wanted, it stands for the value it spells: on the command line everything is text.
     meant = value
     if isinstance(value, str) and s.type is not str and get_origin(s.type) is not Literal:
         listed = any(get_origin(kind) is list for kind in (s.type, *get_args(s.type)))
         with contextlib.suppress(Exception):  # whatever the value makes it raise: then it is text
-            meant = yaml.safe_load(f"[{value}]" if listed and "," in value and "[" not in value else value)
-        with contextlib.suppress(ValueError):
-            meant = float(meant) if isinstance(meant, str) else meant
+            meant = yaml.load(f"[{value}]" if listed and "," in value and "[" not in value else value, _Reader)
     fitted = _converted(meant, s.type)
     if fitted is _MISFIT:
         if get_origin(s.type) is Literal and isinstance(value, str):
@@ -600,4 +616,4 @@ def describe(kind: Any) -> str:
 
 def to_yaml(config: RunConfig) -> str:
     """Return the whole configuration as YAML, which `read` and `updated` turn into the same configuration again."""
-    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
+    return yaml.dump(dataclasses.asdict(config), Dumper=_Writer, sort_keys=False, allow_unicode=True)

@@ -4,6 +4,7 @@ import dataclasses
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -52,6 +53,26 @@ def test_a_budget_takes_the_place_of_another() -> None:
 def test_one_text_stands_for_a_list_of_one() -> None:
     assert updated(RunConfig(), {"prune": {"keep": "*.bn1"}}).prune.keep == ["*.bn1"]
     assert updated(RunConfig(), {"prune": {"keep": "[a.*, b]"}}).prune.keep == ["a.*", "b"]
+
+
+@pytest.mark.parametrize(
+    ("values", "section", "name", "meant"),
+    [
+        ({"data": {"std": "1e-3, .5e+0,2.5E-1"}}, "data", "std", [0.001, 0.5, 0.25]),
+        ({"data": {"std": "[1e-3, 1]"}}, "data", "std", [0.001, 1.0]),
+        ({"sparsity": {"penalty_kwargs": "{p: 5e-1}"}}, "sparsity", "penalty_kwargs", {"p": 0.5}),
+        ({"prune": {"latency": "1e-1"}}, "prune", "latency", 0.1),
+    ],
+)
+def test_a_power_of_ten_needs_no_point(values: dict[str, Any], section: str, name: str, meant: Any) -> None:
+    new = updated(RunConfig(), values)
+    assert getattr(getattr(new, section), name) == meant
+
+
+def test_a_name_that_looks_like_a_power_stays_text(tmp_path: Path) -> None:
+    new = updated(RunConfig(), {"name": "1e-3", "prune": {"keep": ["2e5"]}})
+    (tmp_path / "config.yaml").write_text(config.to_yaml(new))
+    assert updated(RunConfig(), config.read(tmp_path / "config.yaml")) == new
 
 
 @pytest.mark.parametrize(
