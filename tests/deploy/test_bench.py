@@ -282,6 +282,10 @@ def test_a_module_runs_in_pytorch(files: dict[str, Path], monkeypatch: pytest.Mo
     assert [row.model for row in report.rows] == ["eager", "compiled", "thin"]
     assert seen == [(2, 1, 8, 8)] * 6  # once to compile, once to warm up, 4 times
     assert report.torch is not None and torch.__version__.startswith(report.torch)
+    assert report.provider == "PyTorch CPU, CPUExecutionProvider"
+    assert f"onnxruntime {report.onnxruntime}, torch {report.torch} on " in str(report)
+    alone = benchmark({"eager": net}, torch.zeros(1, 1, 8, 8), batch_sizes=[1], runs=1, warmup=0, memory=False)
+    assert "PyTorch CPU, " in str(alone) and "onnxruntime" not in str(alone)
     eager, compiled_row, thin = (row.memory for row in report.rows)
     assert eager and eager > 1e5 and thin and thin > 1e5
     assert compiled_row is None  # the compiler's would count

@@ -35,8 +35,8 @@ class TorchRunner:
         file: str | Path | None = None,
     ) -> None:
         self.shape, self.compiled, self.threads, self.file = tuple(input_shape), compiled, threads, file
-        self.provider = start_provider(provider)
-        self.device = "cuda" if self.provider in ON_GPU else "cpu"
+        self.device = "cuda" if start_provider(provider) in ON_GPU else "cpu"
+        self.provider = f"PyTorch {self.device.upper()}"
         if self.device == "cuda" and not torch.cuda.is_available():
             raise SlimError(f"provider {provider!r} has a GPU, which this PyTorch doesn't see: expected provider cpu")
         if threads:
@@ -45,7 +45,7 @@ class TorchRunner:
         self.model = torch.compile(model, dynamic=False) if compiled else model
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuilt, (self.eager, self.shape, self.provider, self.threads)
+        return _rebuilt, (self.eager, self.shape, self.device, self.threads)
 
     @property
     def name(self) -> str:

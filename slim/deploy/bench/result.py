@@ -79,7 +79,7 @@ class BenchReport(Shown):
         figure.update_xaxes(title_text="ms per batch", rangemode="tozero")
         figure.update_yaxes(autorange="reversed")  # the first file on top
         figure.update_layout(
-            title=f"Latency: {self._conditions()}<br><sub>{self._versions()} on {self.machine}</sub>",
+            title=f"Latency: {self._conditions()}<br><sub>{self._where()}</sub>",
             height=200 + 70 * len(models), template="plotly_white",
         )  # fmt: skip
         return figure
@@ -102,7 +102,7 @@ class BenchReport(Shown):
         table = FittingTable(
             title="Latency in ms per batch",
             drops=("file", "p99", "memory", "p10", "p90", "images/s"),
-            caption=f"{self._conditions()}\n{self._versions()} on {self.machine}\n"
+            caption=f"{self._conditions()}\n{self._where()}\n"
             + "\n".join(
                 [
                     "speed-up with a 95 % interval; ≈ where that holds 1: no difference shown",
@@ -157,8 +157,11 @@ class BenchReport(Shown):
             table.add_section()
         return table
 
-    def _versions(self) -> str:
-        return f"onnxruntime {self.onnxruntime}" + (f", torch {self.torch}" if self.torch else "")
+    def _where(self) -> str:
+        """Return versions of what ran, and the machine."""
+        versions = [f"onnxruntime {self.onnxruntime}"] if "ExecutionProvider" in self.provider else []
+        versions += [f"torch {self.torch}"] if self.torch else []
+        return " on ".join(filter(None, [", ".join(versions), self.machine]))
 
     def _conditions(self) -> str:
         threads = " and ".join(map(threads_in_words, self.threads))

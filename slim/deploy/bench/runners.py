@@ -23,7 +23,7 @@ class Runner(Protocol):
 
     @property
     def provider(self) -> str:
-        """Return what it runs on, by onnxruntime's name."""
+        """Return what it runs on: onnxruntime by its provider's name, others such as "PyTorch CPU"."""
 
     @property
     def batch(self) -> BatchUnit:

@@ -1,5 +1,6 @@
 """How a stage's record is told, column by column and in words: the same in terminal, page, Markdown and card."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -105,11 +106,11 @@ def stage_name(key: str) -> str:
     return STAGES.get(key, key.replace("_", " "))
 
 
-def conditions(bench: dict[str, Any], runtime: str = "onnxruntime") -> str:
+def conditions(bench: dict[str, Any]) -> str:
     """Return what a benchmark's latencies hold for, given `BenchReport.to_dict()`; "" where there are none."""
     if not bench.get("rows"):
         return ""
-    provider = str(bench.get("provider", "")).removesuffix("ExecutionProvider")
+    runtime = re.sub(r"(\w+)ExecutionProvider", r"onnxruntime, \1", str(bench.get("provider", "")))
     first = bench["rows"][0].get("threads", bench.get("threads", 0))
     threads = threads_in_words(first) if first else "all cores"
-    return f"{runtime}, {provider}, {threads}, batch {bench['rows'][0]['batch_size']}, median"
+    return f"{runtime}, {threads}, batch {bench['rows'][0]['batch_size']}, median"

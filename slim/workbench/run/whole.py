@@ -151,10 +151,9 @@ def _export_and_measure(run: Run) -> list[Path]:
     settings = run.settings
     try:
         written, files = _exported(run)
-        runtime = "onnxruntime"
     except SlimError as refused:
         run.console.print(f"{refused}; measured in PyTorch instead")
-        written, runtime = [], "PyTorch"
+        written = []
         made = bench_networks(run, {stage: run.path(stage) for stage in ("baseline", last_stage(settings))})
     else:
         with TemporaryDirectory() as folder:
@@ -163,17 +162,17 @@ def _export_and_measure(run: Run) -> list[Path]:
                 before[stage] = Path(folder, f"{stage}.onnx")
                 write_onnx(run.open(run.path(stage)), before[stage], settings.export)
             made = bench_files(run, before | files)
-    written.append(run.records.enter_latency(made, settings))
-    if runtime == "onnxruntime":
+    summary_path = run.records.enter_latency(made, settings)
+    if written:
         card.write(run.path("onnx"))  # once more, with the latency
     summary = run.records.summary()
     run.console.print(report.stage_table(summary, f"{run.folder.name}, seed {settings.seed}"))
     *_, result = (record for stage, record in summary.items() if stage != "int8")
-    told = report.conditions(made.to_dict(), runtime)
+    told = report.conditions(made.to_dict())
     run.console.print(f"{report.headline(summary['baseline'], result)} (latency: {told})")
     if said := verdict(settings, summary["baseline"], result):
         run.console.print(said)
-    return written
+    return [*written, summary_path]
 
 
 def _exported(run: Run) -> tuple[list[Path], dict[str, Path]]:
