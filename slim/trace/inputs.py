@@ -38,6 +38,17 @@ def check_inputs(example_inputs: Any) -> None:
 
 def cannot_run(error: Exception) -> SlimError:
     """Say in one line that the model can't be run."""
+    return SlimError(f"the model can't be run on example_inputs: {_told(error)}")
+
+
+def cannot_follow(error: Exception) -> SlimError:
+    """Say in one line that the model runs, but not while it is traced."""
+    return SlimError(
+        f"slim can't follow this model, which runs on example_inputs by itself: {_told(error)}; expected to trace any "
+        "forward code, so please report it"
+    )
+
+
+def _told(error: Exception) -> str:
     said = " ".join(str(error).split())
-    said = said if len(said) <= 300 else f"{said[:299]}…"
-    return SlimError(f"the model can't be run on example_inputs: {type(error).__name__}: {said}")
+    return f"{type(error).__name__}: {said if len(said) <= 300 else f'{said[:299]}…'}"

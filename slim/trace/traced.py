@@ -18,7 +18,7 @@ from slim.trace.classes import Classes, Ints
 from slim.trace.codes import Bools, clear, codes_on, is_labelled, name_of, set_codes, set_name
 from slim.trace.constants import same
 from slim.trace.copy import Tensors, named_modules
-from slim.trace.inputs import as_meta, cannot_run, check_inputs
+from slim.trace.inputs import as_meta, call, cannot_follow, cannot_run, check_inputs
 from slim.trace.labeller import INDEXED, Ambiguous, Producer, Product
 from slim.trace.lengths import stated_anew
 from slim.trace.meta_copy import data_copy, meta_copy
@@ -341,4 +341,15 @@ def _trace_somehow(model: nn.Module, example_inputs: Any, select: set[str], whol
                 last = error
     if isinstance(last, SlimError):
         raise last
-    raise cannot_run(last) from last
+    raise (cannot_follow(last) if _runs_alone(model, example_inputs) else cannot_run(last)) from last
+
+
+def _runs_alone(model: nn.Module, example_inputs: Any) -> bool:
+    """Say whether the model runs where nothing watches it: then it is no fault of its own that it can't be traced."""
+    copied = data_copy(model).eval()
+    try:
+        with torch.no_grad(), restored(copied, State(copied)):
+            call(copied, example_inputs)
+        return True
+    except Exception:
+        return False

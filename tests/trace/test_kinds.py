@@ -134,6 +134,17 @@ def test_inputs_that_show_nothing_are_refused_in_one_line(case: str) -> None:
         assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
 
 
+def test_an_error_of_a_rule_is_not_told_as_the_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(op: object) -> object:
+        raise IndexError("no such label")
+
+    monkeypatch.setattr("slim.trace.tracer.rule_for", lambda func: broken)
+    for inputs, said in ((X, "slim can't follow this model, which runs on .* by itself: IndexError: no such label"),
+                         (X[:, :1], "the model can't be run on example_inputs")):  # fmt: skip
+        with pytest.raises(slim.SlimError, match=said):
+            slim.plan(body(), inputs)
+
+
 def test_arguments_in_another_order_are_refused_in_one_line() -> None:
     model = body()
     plan = slim.plan(model, X, ratio=0.5)
