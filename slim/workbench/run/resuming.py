@@ -45,7 +45,7 @@ def check_same(run: Run, stage: str, *, plans: bool) -> None:
     folder = run.records.states(stage)
     before = begun(folder)
     if before is None:
-        run.console.print(f"no state in {folder}: training starts from the beginning")
+        run.console.print(f"no state of an interrupted training in {folder}: this one starts at its first epoch")
         return
     for name in ("seed", "task", "data", "model", "sparsity", *(["prune"] if plans else [])):
         was, now = getattr(before, name), getattr(run.settings, name)

@@ -45,23 +45,22 @@ def finetune_stage(run: Run, source: Path, *, teacher: Path | None = None) -> Pa
         return _train_on(run, "finetuned", source, decided(settings), teacher=teacher)
 
 
-def train_new(run: Run, stage: str, sparsity: SparsityConfig | None, *, fresh: bool = False) -> Path:
-    """Train a new network as a stage, unless a run that resumes has it already."""
-    if run.resume and is_done(run, stage, prunes=0):
-        return run.path(stage)
-    network = first(run, stage)
-    _fit_and_save(run, stage, network, run.settings.train, sparsity, fresh=fresh)
+def train_new(
+    run: Run, stage: str, sparsity: SparsityConfig | None, *, network: Trained | None = None, fresh: bool = False
+) -> Path:
+    """Train a new network as a stage, unless a run that resumes has that already. `network`: where it is built."""
+    if not (run.resume and is_done(run, stage, prunes=0)):
+        _fit_and_save(run, stage, network or first(run, stage), run.settings.train, sparsity, fresh=fresh)
     return run.path(stage)
 
 
-def evaluate_given(run: Run) -> Path:
+def evaluate_given(run: Run, network: Trained) -> Path:
     """Save the network with the weights that it came with as the baseline of a new run, unless a run that resumes has
     it already. With a new last layer it can't be judged as it came, so it is trained first; not for images without
     labels, which can't."""
     path = run.path("baseline")
     if run.resume and is_done(run, "baseline", prunes=0):
         return path
-    network = first(run, "baseline")
     if network.new and network.dataset is not None and network.dataset.task.labelled:
         run.console.print(f"{', '.join(network.new)} knows nothing yet: trained before anything is pruned")
         _fit_and_save(run, "baseline", network, run.settings.train, None, fresh=True)

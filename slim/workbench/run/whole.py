@@ -6,8 +6,6 @@ from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from rich.console import Console
-
 from slim.errors import SlimError
 from slim.prune.planner import check_prunable
 from slim.sparsity.targets import chosen, has_scales
@@ -19,7 +17,7 @@ from slim.workbench.run.beginning import with_size_of_weights
 from slim.workbench.run.exporting import export_stage, int8_stage, show_slower, write_onnx
 from slim.workbench.run.folder import Run
 from slim.workbench.run.measuring import bench_files, bench_networks
-from slim.workbench.run.networks import times_pruned
+from slim.workbench.run.networks import Trained, times_pruned
 from slim.workbench.run.pruning import prune_stage
 from slim.workbench.run.records import Records
 from slim.workbench.run.reporting import report_stage
@@ -50,7 +48,8 @@ def run_all(run: Run, *, command: str | None = None) -> list[Path]:
         floor = max(own if own < 1 else 0.0, FLOOR_OF_A_PASS)
         run = run.replace(settings=replace(run.settings, prune=replace(run.settings.prune, floor=floor)))
     with train.distributed_session(run.settings.compute), run.lock():
-        return _stages(_with_path(run), command)
+        network = first(run, "baseline")
+        return _stages(_with_path(run, network), network, command)
 
 
 def path_of(settings: RunConfig) -> str:
@@ -64,11 +63,10 @@ def path_of(settings: RunConfig) -> str:
     return "direct" if settings.model.trained else "sparse"
 
 
-def _with_path(run: Run) -> Run:
-    """Return the run with a path that its network can take, known before anything is trained: without γ it is direct
+def _with_path(run: Run, network: Trained) -> Run:
+    """Return the run with a path that the network can take, known before anything is trained: without γ it is direct
     where it is left to slim. Raises SlimError where there is nothing to prune, or nothing to penalise on the path that
     was asked for."""
-    network, prune = first(run.replace(console=Console(quiet=True)), "baseline"), run.settings.prune
     if path_of(run.settings) == "sparse":
         if run.settings.run.path == "auto" and not has_scales(network.model):
             run.console.print(
@@ -77,7 +75,7 @@ def _with_path(run: Run) -> Run:
             run = run.replace(settings=replace(run.settings, run=replace(run.settings.run, path="direct")))
         else:
             chosen(network.model, run.settings.sparsity.targets)
-    check_prunable(network.model, network.example, prune.mode, prune.grouped)
+    check_prunable(network.model, network.example, run.settings.prune.mode, run.settings.prune.grouped)
     return run
 
 
@@ -86,7 +84,7 @@ def last_stage(settings: RunConfig) -> str:
     return "pruned" if path_of(settings) == "none" else "finetuned"
 
 
-def _stages(run: Run, command: str | None) -> list[Path]:
+def _stages(run: Run, network: Trained, command: str | None) -> list[Path]:
     first = train.is_rank_zero()
     in_a_pass = {"sparse": 3, "direct": 2, "none": 1}[path_of(run.settings)]
     begin = _counted(run, in_a_pass * run.settings.passes + 2 + run.settings.report.page)
@@ -96,7 +94,7 @@ def _stages(run: Run, command: str | None) -> list[Path]:
     passes = [run.replace(folder=run.folder / f"pass-{number}") for number in range(1, run.settings.passes)] + [run]
     given = run.settings.model.trained
     begin("baseline")
-    baseline = evaluate_given(run) if given else train_new(run, "baseline", None, fresh=True)
+    baseline = evaluate_given(run, network) if given else train_new(run, "baseline", None, network=network, fresh=True)
     wrote: list[Path] = [baseline]
     source = None if path_of(run.settings) == "sparse" and not given else baseline
     for each in passes:
