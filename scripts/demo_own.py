@@ -15,6 +15,7 @@ come from a short training that isn't counted; YOLO sees rendered shapes of 64 p
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -22,7 +23,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 
-from shared import RESULTS, add_row, parser_of, ran_on, read_rows, write
+from shared import RESULTS, add_row, parser_of, photos, ran_on, read_rows, write
 
 ROOT = Path(__file__).resolve().parent.parent
 LOG = RESULTS / "demo_own.jsonl"  # not in git
@@ -66,18 +67,6 @@ ESCAPE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 FOLDER = re.compile(re.escape(gettempdir()) + r"/\w+")  # where a demonstration ran
 
 
-def write_photos(folder: Path) -> None:
-    """The digits as a folder split/class/image."""
-    from PIL import Image
-    from sklearn.datasets import load_digits
-
-    digits: Any = load_digits()
-    for number, (pixels, label) in enumerate(zip(digits.images, digits.target)):
-        path = folder / ("test" if number % 5 == 0 else "train") / str(label)
-        path.mkdir(parents=True, exist_ok=True)
-        Image.fromarray((pixels * 15.9).astype("uint8")).resize((32, 32)).convert("RGB").save(path / f"{number}.png")
-
-
 def write_weights(folder: Path, epochs: int = 2) -> None:
     """Weights of a ResNet-18, trained on these images."""
     import torch
@@ -99,7 +88,7 @@ def write_weights(folder: Path, epochs: int = 2) -> None:
 def given(name: str, folder: Path) -> None:
     """Write what the user has."""
     if name in ("shell", "python"):
-        write_photos(folder / "photos")
+        shutil.copytree(photos(), folder / "photos")
         write_weights(folder)
     if name == "yolo":
         sys.path.insert(0, str(ROOT / "tests"))

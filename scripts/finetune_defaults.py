@@ -4,11 +4,12 @@
     python scripts/finetune_defaults.py --networks vgg7 --seeds 0 1 2    # digits alone: minutes
 
 Each network is trained without a penalty, pruned to --keep of the FLOPs by `slim.Residual` and recovered, as
-`slim-run --run.path direct` does, and then fine-tuned for half as many epochs in each way: from each share of the
-training's highest learning rate, with and without learning from the unpruned network. The way with the lowest mean
-cross entropy on validation images (a tenth of the training images, which no training sees) is the best; what test
-images say stands beside it and chooses nothing. What `slim.workbench.run.finetuning` decides is marked. Runs are
-appended to a JSON-lines file as they end, and those in it aren't repeated.
+`slim-run --run.path direct` does, and then fine-tuned in each way: from each share of the training's highest learning
+rate, with and without learning from the unpruned network. Networks that are "given" come from another training than
+slim's (AdamW, 0.001), as trained weights do, and are fine-tuned from shares of the usual rate of slim's own optimizer.
+The way with the lowest mean cross entropy on validation images (a tenth of the training images, which no training sees)
+is the best; what test images say stands beside it and chooses nothing. What `slim.workbench.run.finetuning` decides is
+marked. Runs are appended to a JSON-lines file as they end, and those in it aren't repeated.
 """
 
 import dataclasses
@@ -19,22 +20,40 @@ from typing import Any
 
 import torch
 from shared import RESULTS, add_row, dataset, mean_and_spread, parser_of, ran_on, read_rows, table, write
-from sparse_training import Bench, Setting
+from sparse_training import Bench, Setting, Trained
 from torch import nn
 
 import slim
-from slim.workbench import train
+from slim.workbench import models, train
 from slim.workbench.config import OptimConfig
-from slim.workbench.run.finetuning import PEAK
+from slim.workbench.run.finetuning import GIVEN, PEAK
 
 NETWORKS = {
     "vgg7": Setting("digits", "slim:vgg7", 0, 8, 10, 5, 64, 1024, 0.0),
     "resnet20": Setting("cifar10-jpeg", "slim:resnet20", 5120, 16, 10, 5, 64, 1024, 0.0),
     "mobilenetv2": Setting("cifar10-jpeg", "torchvision:mobilenet_v2", 5120, 32, 10, 5, 64, 1024, 0.0),
+    "resnet18-given": Setting("photos", "torchvision:resnet18", 0, 32, 2, 3, 64, 1024, 0.0),
+    "mobilenetv3-given": Setting("cifar10-jpeg", "torchvision:mobilenet_v3_small", 5120, 32, 10, 3, 64, 1024, 0.0),
 }
 RATES = (1.0, 0.5, 0.2)  # of the training's highest learning rate
+LOWER = (0.5, 0.2, 0.1, 0.05, 0.02)  # of the usual one, for weights of another training
 WEIGHTS = (0.0, 0.5)  # of distillation
 Way = tuple[float, float]
+
+
+class Given(Bench):
+    """A network whose weights come from a training that slim knows nothing of."""
+
+    @cache  # noqa: B019
+    def dense(self) -> Trained:
+        torch.manual_seed(self.seed)
+        model = models.build(self.setting.arch, num_classes=len(self.loaded.classes), in_channels=self.loaded.channels)
+        self.fit(model, OptimConfig(epochs=self.setting.epochs, optimizer="adamw", lr=1e-3))
+        return Trained(model, 0.0, [])
+
+
+def is_given(name: str) -> bool:
+    return name.endswith("given")
 
 
 @cache
@@ -45,11 +64,18 @@ def recovered(bench: Bench, keep: float) -> nn.Module:
 
 
 def measured(bench: Bench, keep: float, rate: float, weight: float) -> dict[str, Any]:
-    """Fine-tune the recovered network in one way; cross entropy and accuracy on validation and on test images."""
+    """Fine-tune the recovered network in one way, or by rate 0 not at all; cross entropy and accuracy on validation and
+    on test images."""
     whole, thin = bench.dense().model, deepcopy(recovered(bench, keep))
+    if not rate:
+        return evaluated(bench, thin)
     optim = OptimConfig(epochs=bench.setting.finetune, lr=rate * OptimConfig().lr)
     teacher = {"distillation": train.Distillation(deepcopy(whole), weight)} if weight else {}
     bench.fit(thin, optim, **teacher)
+    return evaluated(bench, thin)
+
+
+def evaluated(bench: Bench, thin: nn.Module) -> dict[str, Any]:
     found = {name: train.evaluate(thin, getattr(bench.loaded, name), bench.loaded) for name in ("val", "test")}
     return {f"{name}_{key}": value for name, values in found.items() for key, value in values.items()}
 
@@ -64,7 +90,7 @@ def told(name: str, setting: Setting, rows: list[dict[str, Any]]) -> str:
     lines = []
     for way, runs in by_way.items():
         rate, weight = way
-        marks = ["best"] * (way == best) + ["the default"] * (rate == PEAK and weight == 0)
+        marks = ["best"] * (way == best) + ["the default"] * ((rate, weight) == (GIVEN if is_given(name) else PEAK, 0))
         line = [f"{rate:g}", f"{weight:g}", len(runs), mean_and_spread([row["val_loss"] for row in runs], 3)]
         line += [mean_and_spread([100 * row[f"{split}_accuracy"] for row in runs]) for split in ("val", "test")]
         lines.append([*line, ", ".join(marks)])
@@ -82,12 +108,14 @@ def main() -> None:
     log, parts = RESULTS / "finetune_defaults.jsonl", []
     for name in args.networks:
         own, rows = NETWORKS[name], []
+        kind = Given if is_given(name) else Bench
+        ways = [(0.0, 0.0), *((rate, 0.0) for rate in LOWER)] if kind is Given else [*itertools.product(RATES, WEIGHTS)]
         for seed in args.seeds:
             split = seed if own.data == "digits" else 0
             loaded = dataset(own.data, own.images, seed=split, pixels=own.pixels)
             setting = dataclasses.replace(own, images=len(loaded.train))
-            bench = Bench(setting, dataclasses.replace(loaded, batch_size=setting.batch_size), seed)
-            for rate, weight in itertools.product(RATES, WEIGHTS):
+            bench = kind(setting, dataclasses.replace(loaded, batch_size=setting.batch_size), seed)
+            for rate, weight in ways:
                 key = [dataclasses.asdict(setting), args.keep, seed, rate, weight]
                 row = next((row for row in read_rows(log) if row["key"] == key), None)
                 if row is None:

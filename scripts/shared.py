@@ -134,17 +134,33 @@ def cifar10_jpeg() -> Path | None:
     return folder
 
 
+def photos() -> Path:
+    """scikit-learn's digits as RGB files of 32 × 32 pixels, split/class/image: what a user's own folder looks like."""
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    digits: Any = load_digits()
+    folder = Path(tempfile.gettempdir()) / "slim-data" / "photos"
+    for number, (pixels, label) in enumerate(zip(digits.images, digits.target)):
+        path = folder / ("test" if number % 5 == 0 else "train") / str(label) / f"{number}.png"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray((pixels * 15.9).astype("uint8")).resize((32, 32)).convert("RGB").save(path)
+    return folder
+
+
 def dataset(
     name: str, images: int = 0, *, val_fraction: float = 0.1, seed: int = 0, pixels: int | None = None
 ) -> "Dataset":
-    """Digits (split by the seed), or CIFAR-10 (JPEG), scaled to `pixels`; `images` of its training images, 0: all."""
+    """Digits (split by the seed), or CIFAR-10 (JPEG) or the demonstration's photos, scaled to `pixels`; `images` of the
+    training images, 0: all."""
     from slim.workbench import data
     from slim.workbench.config import DataConfig
 
     if name == "digits":
         loaded = data.load(DataConfig(), seed)
     else:
-        folder = cifar10_jpeg()
+        folder = photos() if name == "photos" else cifar10_jpeg()
         if folder is None:
             raise SystemExit("CIFAR-10 (JPEG) isn't at hand: set SLIM_DATA to the folder that holds cifar10-jpeg")
         loaded = data.load(

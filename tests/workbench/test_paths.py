@@ -115,11 +115,38 @@ def test_auto_is_that_of_the_library() -> None:
         ({"train": {"lr": 0.02}, "finetune": {"epochs": 7, "lr": 0.3}}, 7, 0.3),
         ({"finetune": {"optimizer": "adamw"}}, 20, 0.0005),
         ({"train": {"optimizer": "adam", "lr": 0.004}, "finetune": {"optimizer": "adam"}}, 20, 0.002),
+        ({"model": {"weights": "own.pt"}}, 20, 0.01),  # nothing was trained with train.lr
+        ({"model": {"weights": "own.pt"}, "train": {"lr": 0.04}}, 20, 0.01),
+        ({"model": {"weights": "own.pt"}, "finetune": {"optimizer": "adamw"}}, 20, 1e-4),
+        ({"model": {"weights": "own.pt"}, "run": {"path": "sparse"}}, 20, 0.05),  # this trains before
     ],
 )
 def test_fine_tuning_follows_the_training_before(given: dict[str, Any], epochs: int, lr: float) -> None:
     found = finetuning.decided(config.updated(RunConfig(), given))
     assert found.epochs == epochs and found.lr == pytest.approx(lr)
+
+
+@pytest.mark.parametrize("spoilt", [True, False])
+def test_of_the_network_before_and_after_fine_tuning_the_better_one_is_kept(
+    spoilt: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fit(model: nn.Module, *args: Any, **more: Any) -> list[dict[str, Any]]:
+        records = trained(model, *args, **more)
+        if spoilt:  # it says the same class of every image
+            nn.init.zeros_([m for m in model.modules() if isinstance(m, nn.Linear)][-1].weight)
+        return records
+
+    trained, model = train.fit, models.build("slim:vgg7", num_classes=10, in_channels=1)
+    trained(model, data.load(RunConfig().data, 0), config.OptimConfig(epochs=2), seed=0)
+    save_file(model.state_dict(), "w.safetensors")
+    monkeypatch.setattr(train, "fit", fit)
+    made, told = run(finetune={"distill": 0})
+    summary = made.records.summary()
+    assert (summary["finetuned"].get("kept") == "recovered") == spoilt == ("made it worse on validation images" in told)
+    before, after = (slim.load(made.path(stage)).state_dict() for stage in ("pruned", "finetuned"))
+    assert all(torch.equal(before[name], after[name]) for name in before) == spoilt
+    if spoilt:
+        assert summary["finetuned"]["accuracy"] == summary["recovered"]["accuracy"] > 0.5
 
 
 def test_images_without_labels_are_enough_to_prune(command: Command, mistake: Command) -> None:

@@ -128,10 +128,12 @@ class Run:
         epochs: Sequence[dict[str, Any]] = (),
         made: Sequence[PruningPlan] = (),
         fresh: bool = False,
+        kept: str | None = None,
     ) -> dict[str, Any]:
         """Measure a network, save it as a stage, and enter it in the records.
 
-        made: the plans by which it was pruned while it trained, after its own. fresh: the stage begins a new run.
+        made: the plans by which it was pruned while it trained, after its own. fresh: the stage begins a new run. kept:
+        the stage whose network was better than what this one made of it, and is this one's.
         Returns its summary, which is empty on other processes than the first.
         """
         if not train.is_rank_zero():
@@ -144,6 +146,8 @@ class Run:
             record |= {metric.name: found[metric.name], "metric": metric.to_dict()}
         if epochs:
             record["training"] = totals(epochs)
+        if kept:
+            record["kept"] = kept
         if made:
             record["prunes"] = len(made)
         checkpoint.save(

@@ -12,7 +12,7 @@ from slim import checkpoint
 from slim.images import ImageSpec
 from slim.prune.plan import PruningPlan
 from slim.workbench import models
-from slim.workbench.data import Data, Loaders
+from slim.workbench.data import Data, Loaders, Split
 from slim.workbench.run.records import Records
 from slim.workbench.run.stages import STAGES
 
@@ -77,6 +77,12 @@ def normalised_as(images: ImageSpec, dataset: Data) -> Data:
     spec = dataset.spec
     mean, std, classes = images.mean or spec.mean, images.std or spec.std, spec.classes or images.classes
     return replace(dataset, spec=replace(spec, mean=mean, std=std, classes=classes))
+
+
+def validation_of(dataset: Data | None) -> Any:
+    """Return the validation images of data with labels; None where there are none."""
+    val = dataset.val if dataset is not None and dataset.task.labelled else None
+    return None if isinstance(val, Split) and not len(val) else val
 
 
 def example_images(shape: Sequence[int]) -> Tensor:

@@ -22,11 +22,11 @@ from slim.prune.verify import verify
 from slim.tables import render
 from slim.workbench import data, report, train
 from slim.workbench.config import PruneConfig, RunConfig
-from slim.workbench.data import Data, Split
+from slim.workbench.data import Data
 from slim.workbench.run import asked
 from slim.workbench.run.beginning import first_network, with_size_of_weights
 from slim.workbench.run.folder import Run
-from slim.workbench.run.networks import Trained
+from slim.workbench.run.networks import Trained, validation_of
 from slim.workbench.tasks import Task
 from slim.workbench.train.gradual import Pruning
 
@@ -169,13 +169,13 @@ def _made(
 
 def _what_may_be_lost(run: Run, dataset: Data | None, images: Any) -> Loss:
     """Return the budget of the metric on validation images; the test images stay out of it, as it chooses by them."""
-    settings, val = run.settings, dataset.val if dataset is not None and dataset.task.labelled else None
-    if dataset is None or val is None or (isinstance(val, Split) and not len(val)):
+    settings, val = run.settings, validation_of(dataset)
+    if dataset is None or val is None:
         raise SlimError("prune.max_loss needs validation images: expected data with labels, data.val_fraction above 0")
-    metric, some = dataset.task.metric, val
+    metric = dataset.task.metric
 
     def evaluate(network: nn.Module) -> float:
-        return train.evaluate(network, some, dataset, compute=settings.compute)[metric.name]
+        return train.evaluate(network, val, dataset, compute=settings.compute)[metric.name]
 
     assert settings.prune.max_loss is not None
     by_images = images if settings.prune.recover else None

@@ -13,6 +13,7 @@ from slim.workbench.config import OptimConfig, SparsityConfig
 from slim.workbench.run.beginning import first_network, with_size_of_weights
 from slim.workbench.run.finetuning import decided
 from slim.workbench.run.folder import Run
+from slim.workbench.run.keeping import Keeper
 from slim.workbench.run.networks import Trained, teacher_beside, times_pruned
 from slim.workbench.run.pruning import pruning_within
 from slim.workbench.run.records import effort
@@ -29,7 +30,8 @@ def train_stage(run: Run) -> Path:
 
 
 def finetune_stage(run: Run, source: Path, *, teacher: Path | None = None) -> Path:
-    """Train the network in `source` on, without a penalty, and return its file.
+    """Train the network in `source` on, without a penalty, and return its file. Where validation images say that it
+    was better before, it is kept as it was.
 
     With `finetune.distill` it also learns from `teacher`, by default the best of the networks beside it that were never
     pruned: see `teacher_beside`.
@@ -120,8 +122,10 @@ def _fit_and_save(
     fresh: bool = False,
 ) -> None:
     """Train a network, save it as a stage, and show it below the one that it was."""
+    keeper = Keeper(run, network) if stage == "finetuned" else None
     epochs, made = _fit(run, stage, network, optim, sparsity, teacher=teacher, fresh=fresh)
-    record = run.save(stage, network, epochs=epochs, made=made, fresh=fresh)
+    kept = network.stage if keeper and keeper.restore_if_worse() else None
+    record = run.save(stage, network, epochs=epochs, made=made, fresh=fresh, kept=kept)
     train.wait_for_all()  # for the file
     earlier = {network.stage: network.metrics} if network.metrics else {}
     title = "fine-tuning" if stage == "finetuned" else "training"
