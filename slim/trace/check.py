@@ -47,10 +47,14 @@ class Misfit:
 
 
 class Settled(Classes):
-    """The classes of a trace that is over: what is united or frozen now must have been so before."""
+    """The classes of a trace that is over: what is united or frozen now must have been so before.
+
+    Labels that the thin network alone has are those of zeros, one like another: they join what they first meet.
+    """
 
     def __init__(self, classes: Classes) -> None:
         self.__dict__ = classes.__dict__
+        self._known = len(classes)
 
     def unite(self, a: Ints, b: Ints, reason: str) -> None:
         if a is b or (a.shape == b.shape and bool((a == b).all())):
@@ -59,13 +63,20 @@ class Settled(Classes):
             raise Mismatch(reason)
         apart = self.roots(a) != self.roots(b)
         if apart.any():
-            a, b = np.broadcast_arrays(a, b)
-            if not (self.frozen(a[apart]) & self.frozen(b[apart])).all():
+            a, b = (each[apart] for each in np.broadcast_arrays(a, b))
+            new = self._is_new(a) | self._is_new(b)
+            super().unite(a[new], b[new], reason)
+            if not (self.frozen(a[~new]) & self.frozen(b[~new])).all():
                 raise Mismatch(reason)
 
     def freeze(self, labels: Ints, reason: str) -> None:
-        if not self.frozen(labels).all():
+        new = self._is_new(labels)
+        super().freeze(labels[new], reason)
+        if not self.frozen(labels[~new]).all():
             raise Mismatch(reason)
+
+    def _is_new(self, labels: Ints) -> Bools:
+        return self.roots(labels) >= self._known
 
 
 def _step_of(executed: Executed) -> str:
@@ -232,7 +243,7 @@ def _follow(
         stored, shared = sizes_given(traced, error, executed, followed)
     at = follower.at
     for step in reversed(run.executed[: max(at, 1)]):
-        met = [codes.labels for codes in step.codes]
+        met = [*(codes.labels for codes in step.codes), *(labels for _, labels in step.sizes)]
         loose = np.concatenate([v[~traced.classes.frozen(v)] for v in met]) if met else np.zeros(0, np.int64)
         if len(loose) and not kept[loose].all():
             return Misfit(loose, f"forward code holds a size: {why}", at, stored, shared)

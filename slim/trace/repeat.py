@@ -15,7 +15,18 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from slim.trace.codes import Bools, Codes, TensorCodes, codes_on, fresh_from, label, mark_fresh, name_of, step_of
+from slim.trace.codes import (
+    Bools,
+    Codes,
+    TensorCodes,
+    alike_along,
+    codes_on,
+    fresh_from,
+    label,
+    mark_fresh,
+    name_of,
+    step_of,
+)
 from slim.trace.constants import is_constant, mark_constant
 from slim.trace.meta import META
 from slim.trace.op import Op, tensors_in
@@ -47,6 +58,8 @@ class Known:
     def of(cls, op: Op, sources: Sequence[object], result: Any, *, meta: bool) -> "Known | None":
         """Return what is known of an operator that has run; None where the thin network's has to be worked out."""
         if op.name not in _REPEATED or op.kwargs or None in sources:
+            return None
+        if any(alike_along(t) - codes_on(t).keys() for t in op.tensors):  # of such there may be more or fewer
             return None
         several = isinstance(result, (tuple, list))
         tensors = result if several else (result,)

@@ -18,7 +18,8 @@ def scalar_tensor(op: Op) -> Tensor:
 def nothing(op: Op) -> Tensor:
     """Zero whatever is masked. Memory that isn't set counts as zero, too: what is read of it has been written before,
     and a zero that is written over by something else is noticed there."""
-    return mark_blank(mark_unset(op.label(op.run(), {d: codes.with_gate() for d, codes in _sized_after(op).items()})))
+    made = mark_unset(op.label(op.run(), {d: codes.with_gate() for d, codes in _sized_after(op).items()}))
+    return mark_blank(mark_alike(made, range(made.dim())) if "zeros" in op.name else made)
 
 
 @rule("empty", "empty_strided")

@@ -10,6 +10,7 @@ from slim.trace.codes import (
     BY_PRODUCER,
     Codes,
     TensorCodes,
+    alike_along,
     codes_on,
     fresh_from,
     is_blank,
@@ -235,12 +236,13 @@ def cat(op: Op) -> Tensor:
     out: Tensor = op.run()
     tensors = op["tensors"]
     parts = [t for t in tensors if t.dim() == tensors[-1].dim() and t.numel()]
-    if not any(name_of(t) is not None or codes_on(t) for t in parts):
-        return out
-    why = op.where
     along = op["dim"] % out.dim()
     stacked = op.name == "stack"
-    all_codes = [op.codes(t) for t in parts]
+    zeros = [not stacked and is_blank(t) and along in alike_along(t) for t in parts]
+    if not any(zeros) and not any(name_of(t) is not None or codes_on(t) for t in parts):
+        return out
+    why = op.where
+    all_codes = [_any_number(op, t, along) if zero else op.codes(t) for t, zero in zip(parts, zeros)]
     result: TensorCodes = {}
     for d in range(parts[0].dim()):
         vectors = [c.get(d) for c in all_codes]
@@ -256,6 +258,14 @@ def cat(op: Op) -> Tensor:
             op.freeze(named[0], f"joined with a fixed size by {why}")
         result[d + (stacked and d >= along)] = named[0].gated_where_all(*named[1:])
     return op.label(out, result)
+
+
+def _any_number(op: Op, zeros: Tensor, dim: int) -> TensorCodes:
+    """Return codes of channels of nothing but zeros, such as a first state: there may be as many as their reader has,
+    where what their size is made of can follow."""
+    codes = op.fresh(zeros.shape[dim]).with_gate()
+    op.count(zeros.shape[dim], codes)
+    return op.codes(zeros) | {dim: codes}
 
 
 @rule("repeat")
