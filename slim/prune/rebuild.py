@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from slim.errors import SlimError
 from slim.trace.attention import run_headwise
+from slim.trace.attributes import size_in
 from slim.trace.codes import NUMBERED
 from slim.trace.copy import all_tensors, clone, detached, named_modules
 from slim.trace.emptied import empty
@@ -168,8 +169,7 @@ def set_sizes(modules: Mapping[str, nn.Module], sizes: Mapping[str, Any]) -> Non
         before = getattr(holder, attribute, None)
         if before is None:  # what was set after it was built may be missing in one that is built anew
             continue
-        number = isinstance(before, int) and not isinstance(before, bool)
-        if not (isinstance(before, list | tuple) if isinstance(value, list | tuple) else number):
+        if type(size_in(before)) not in ((list, tuple) if isinstance(value, list | tuple) else (int,)):
             raise SlimError(f"the plan doesn't fit this model: {name} isn't a size such as {value}")
         setattr(holder, attribute, type(before)(value))
 
@@ -294,6 +294,8 @@ def resize(module: nn.Module) -> None:
         vars(module)["in_channels"] = weight.shape[taken] * (1 if module.transposed else module.groups)
     elif isinstance(module, nn.Linear):
         vars(module)["out_features"], vars(module)["in_features"] = weight.shape
+    elif isinstance(module, nn.Bilinear):
+        module.out_features, module.in1_features, module.in2_features = weight.shape
     elif isinstance(module, nn.modules.batchnorm._NormBase):
         vars(module)["num_features"] = weight.shape[0]
     elif isinstance(module, nn.GroupNorm):

@@ -5,6 +5,8 @@ from contextlib import contextmanager
 from types import CodeType
 from typing import Any
 
+import numpy as np
+import torch
 from torch import nn
 
 from slim.trace.copy import INTERNAL, Modules
@@ -83,7 +85,8 @@ class KeptSizes(Mapping[str, StoredSize]):
                 continue
             if kind not in others:
                 others[kind] = INTERNAL | own_sizes(kind) | for_building(kind)
-            mine = {k: v for k, v in vars(module).items() if k not in others[kind] and _is_size(v)}
+            held = {k: size_in(v) for k, v in vars(module).items() if k not in others[kind]}
+            mine = {k: size for k, size in held.items() if size is not None}
             if not mine:
                 continue
             if kind not in kinds:
@@ -118,9 +121,14 @@ class KeptSizes(Mapping[str, StoredSize]):
                 module.__class__ = kind
 
 
-def _is_size(value: Any) -> bool:
-    numbers = value if type(value) in (list, tuple) else (value,)
-    return bool(numbers) and all(type(number) is int for number in numbers)
+def size_in(value: Any) -> StoredSize | None:
+    """Return the whole number that an attribute holds, or the list or tuple of such, numpy's among them; None where it
+    holds anything else."""
+    several = type(value) in (list, tuple, torch.Size)
+    numbers = [int(n) for n in (value if several else (value,)) if type(n) is int or isinstance(n, np.integer)]
+    if not numbers or (several and len(numbers) < len(value)):
+        return None
+    return numbers[0] if not several else numbers if type(value) is list else tuple(numbers)
 
 
 def _noting(kind: type, kept: Mapping[tuple[int, str], str], read: set[str]) -> type | None:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from slim.trace.attributes import StoredSize, size_in
 from slim.trace.classes import Classes, Ints
 from slim.trace.codes import Bools
 from slim.trace.labeller import Executed
@@ -31,12 +32,12 @@ def sizes_given(
             return {name: own for name, (own, _) in parts.items()}, {name: rest for name, (_, rest) in parts.items()}
         # forward code may check a width that it gives to no operator
         widths = {len(codes): codes.labels for step in executed[-AHEAD - 1 :] for codes in step.codes}
-        found = {name: widths[value] for name, value in held.items() if type(value) is int and value in widths}
+        found = {name: widths[value] for name, value in held.items() if isinstance(value, int) and value in widths}
     return found, _shared_sizes(given[: AHEAD + 1], found, followed, list(held), traced.classes)
 
 
-def _at_hand(traced: Trace, error: Exception) -> dict[str, Any]:
-    """Return the attributes of the modules that ran when `error` came up, by name, those of the innermost first."""
+def _at_hand(traced: Trace, error: Exception) -> dict[str, StoredSize]:
+    """Return the sizes that modules hold which ran when `error` came up, by name, those of the innermost first."""
     names = {id(module): name for name, module in traced.state.modules}
     running: list[nn.Module] = []
     trace = error.__traceback__
@@ -46,23 +47,22 @@ def _at_hand(traced: Trace, error: Exception) -> dict[str, Any]:
         if id(module) in names and own:
             running.append(module)
         trace = trace.tb_next
-    return {names[id(m)] + name: value for m in reversed(running) for name, value in vars(m).items()}
+    held = {names[id(m)] + name: size_in(value) for m in reversed(running) for name, value in vars(m).items()}
+    return {name: size for name, size in held.items() if size is not None}
 
 
-def _counted(given: list[list[tuple[int, Ints]]], value: Any) -> Counted | None:
+def _counted(given: list[list[tuple[int, Ints]]], value: StoredSize) -> Counted | None:
     """Return the labels of what an operator was given this size for, or these sizes; None where none was."""
-    if type(value) is int:
+    if isinstance(value, int):
         return next((labels for sizes in given for size, labels in sizes if size == value), None)
-    if not isinstance(value, (list, tuple)) or not value or any(type(v) is not int for v in value):
-        return None
     beginnings = (sizes[: len(value)] for sizes in given)
     return next(([labels for _, labels in some] for some in beginnings if [s for s, _ in some] == list(value)), None)
 
 
-def _several(given: list[list[tuple[int, Ints]]], value: object) -> tuple[Ints, Ints] | None:
+def _several(given: list[list[tuple[int, Ints]]], value: StoredSize) -> tuple[Ints, Ints] | None:
     """Return the labels that a stored size counts, and the others, where the last operators were given a small multiple
     of it, such as 2 * self.half."""
-    if type(value) is not int or value < 2:
+    if not isinstance(value, int) or value < 2:
         return None
     for size, labels in itertools.chain(*given[: AHEAD + 1]):
         if size == len(labels) and size in (2 * value, 3 * value, 4 * value):

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -28,7 +29,7 @@ def body(dims: int = 2, made: int = C) -> nn.Sequential:
 class Between(nn.Module):
     """body -> `between` (with modules of its own) -> head"""
 
-    def __init__(self, between: Callable[..., Tensor], head: nn.Module, dims: int = 2, **parts: nn.Module) -> None:
+    def __init__(self, between: Callable[..., Tensor], head: nn.Module, dims: int = 2, **parts: Any) -> None:
         super().__init__()
         self.body, self.head, self.between = body(dims), head, between
         for name, part in parts.items():
@@ -60,6 +61,11 @@ def recurrent(kind: Callable[..., nn.RNNBase], **settings: Any) -> nn.Module:
         return self.layer(tokens)[0]
 
     return Between(between, nn.Linear(width, 3), 1, layer=layer)
+
+
+def halved(self: Any, x: Tensor) -> Tensor:
+    first, second = x.split(self.sizes, 1)
+    return torch.cat([first.tanh(), second], 1)
 
 
 def given_state(self: Any, x: Tensor) -> Tensor:
@@ -231,6 +237,28 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
     "LSTM, time first, two layers, both ways": (lambda: recurrent(nn.LSTM, num_layers=2, bidirectional=True), S),
     "GRU": (lambda: recurrent(nn.GRU, batch_first=True, bidirectional=True), S),
     "RNN": (lambda: recurrent(nn.RNN, nonlinearity="relu"), S),
+    "numpy's whole number": (
+        lambda: Between(lambda s, x: x.view(-1, s.width, 144).mean(2), nn.Linear(C, 3), width=np.int64(C)),
+        X,
+    ),
+    "whole numbers of numpy's": (lambda: Between(halved, nn.Conv2d(C, 3, 1), sizes=[*np.array([C // 2, C // 2])]), X),
+    "a torch.Size": (lambda: Between(halved, nn.Conv2d(C, 3, 1), sizes=torch.Size([C // 2, C // 2])), X),
+    "products of pairs": (
+        lambda: Between(
+            lambda s, x: s.pairs(x.mean((2, 3)), x.amax((2, 3))), nn.Linear(8, 3), pairs=nn.Bilinear(C, C, 8)
+        ),
+        X,
+    ),
+    "products of pairs without a bias": (
+        lambda: Between(
+            lambda s, x: s.norm(s.pairs(x.mean(2).mT, s.other(x).mean(2).mT).mT),
+            nn.Conv1d(8, 3, 1),
+            pairs=nn.Bilinear(C, 4, 8, bias=False),
+            other=nn.Conv2d(C, 4, 1),
+            norm=nn.BatchNorm1d(8),
+        ),
+        X,
+    ),
     "LSTMCell": (lambda: Between(cell_by_cell, nn.Linear(5, 3), 1, cell=nn.LSTMCell(C, 5)), S),
     "a state as wide as the input": (
         lambda: Between(given_state, nn.Linear(C, 3), 1, layer=nn.LSTM(C, C, batch_first=True)),

@@ -26,7 +26,7 @@ from slim.trace.codes import (
 from slim.trace.labeller import Product
 from slim.trace.meta import META
 from slim.trace.op import Op
-from slim.trace.rules.registry import rule
+from slim.trace.rules.registry import no_rule, rule
 
 
 @rule("convolution", "_convolution", "cudnn_convolution", "mkldnn_convolution")
@@ -227,6 +227,31 @@ def product(op: Op) -> Tensor:
         rows, dims = rows // a.shape[last - 1], [of_a[last - 1].labels, *dims]
     op.labeller.products.append(Product(name, rows, dims))
     return mark_fresh(op.label(out, codes), producer or "")
+
+
+@rule("_trilinear")
+def bilinear(op: Op) -> Tensor:
+    """nn.Bilinear: for each output a matrix between both inputs, [out, in1, in2]. A channel of either can go."""
+    weight, inputs = op["i2"], {1: op["i1"], 2: op["i3"]}
+    if [op[name] for name in ("expand1", "expand2", "expand3", "sumdim")] != [[1, 3], [0], [1, 2], [2, 3]]:
+        return no_rule(op)
+    out: Tensor = op.run()
+    sizes: list[int | Ints] = []
+    for dim, x in inputs.items():
+        codes = dict(op.codes(x))
+        inner = codes.pop(1, None)
+        own = op.axis(weight, dim, inner)
+        if inner is not None:
+            op.mix(inner, f"not zero where {op.labeller.place} reads it")
+        sizes.append(_sizes(own, x.shape[1]))
+        for vector in codes.values():
+            op.freeze(vector)
+    made = op.made(weight, 0)
+    if made is None:
+        return out
+    op.labeller.products.append(Product(op.labeller.place, len(out), [*sizes, made.labels]))
+    producer = op.produce("Linear", (weight, 0))
+    return mark_fresh(op.label(out, {1: made.with_gate(BY_PRODUCER if producer else OPEN)}), producer or "")
 
 
 def _gate_products(op: Op, codes: TensorCodes, operands: dict[int, Tensor], bias: Tensor | None) -> str | None:

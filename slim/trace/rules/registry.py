@@ -15,7 +15,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from slim.errors import SlimError
-from slim.trace.codes import codes_on
+from slim.trace.codes import codes_on, mark_written
 from slim.trace.op import Op
 
 Rule = Callable[[Op], Any]
@@ -116,4 +116,6 @@ def no_rule(op: Op) -> Any:
     """Run an operator that has no rule: nothing that it touches may change."""
     for tensor in op.tensors:
         op.freeze_tensor(tensor, f"no rule for {op.where}")
+        if op.func._schema.is_mutable:
+            mark_written(tensor)
     return op.run()
