@@ -20,11 +20,19 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Replacement:
-    """The tensor of the thin network in the place of one of the original, and what it lacks: dimension -> indices."""
+    """The tensor of the thin network in the place of one of the original, and what it lacks: dimension -> indices.
+
+    `bias` is one that its layer has in the thin network alone: it takes up constants of removed channels.
+    """
 
     name: str
     tensor: Tensor
     cuts: Mapping[int, list[int]]
+    bias: Tensor | None = None
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return [self.tensor] if self.bias is None else [self.tensor, self.bias]
 
     def stays(self, original: Tensor) -> Tensor:
         """Return which values of the original are left: bool, in its shape."""
@@ -39,13 +47,15 @@ def replacements(cuts: Cuts, model: nn.Module, thin: nn.Module) -> dict[int, Rep
 
     Raises SlimError where `thin` lacks one of them.
     """
-    thinner = dict(named_tensors(thin))
+    thinner, original = dict(named_tensors(thin)), named_tensors(model)
+    new = {name.removesuffix("bias"): thinner[name] for name in thinner.keys() - dict(original).keys()}
     found: dict[int, Replacement] = {}
-    for name, tensor in named_tensors(model):
+    for name, tensor in original:
         if id(tensor) not in found or name in cuts:
             if name not in thinner:
                 raise SlimError(f"the thin network doesn't come from this model: it has no {name}")
-            found[id(tensor)] = Replacement(name, thinner[name], cuts.get(name, {}))
+            bias = new.get(name.removesuffix("parametrizations.weight.original").removesuffix("weight"))
+            found[id(tensor)] = Replacement(name, thinner[name], cuts.get(name, {}), bias)
     return found
 
 
@@ -90,7 +100,7 @@ def _wrapped(optimizer: Optimizer) -> Iterator[Optimizer]:
 
 
 def _replace(tensors: list[Any], found: Mapping[int, Replacement]) -> None:
-    tensors[:] = [found[id(t)].tensor if id(t) in found else t for t in tensors]
+    tensors[:] = [new for t in tensors for new in (found[id(t)].tensors if id(t) in found else [t])]
 
 
 def _migrate_state(optimizer: Optimizer, found: Mapping[int, Replacement]) -> list[str]:

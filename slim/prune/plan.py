@@ -42,6 +42,9 @@ class PruningPlan(Shown):
     as tensor name -> dimension -> indices. (`cuts` names tensors in plain attributes of modules, too; `shapes` doesn't,
     for a model that never ran may lack them.) `selects` are the BatchNorms that choose their own channels of a shared
     stream (mode "select"). `sizes` are the new values of sizes that modules keep: "module.attribute" -> number or list.
+    `constants` are what removed channels leave behind where they are read, which goes into the bias of what reads them:
+    layer -> a number for each channel that it reads, 0 for those that stay. They are of the model as it was planned:
+    the proof tells where a learned number in them has changed since.
     `blocks` are the residual branches that go as a whole: name -> module that is emptied -> the dimension of its
     channels, and how many it still gives, all zero, to forward code around it.
     `kinds` says by what kinds of layers the channels that count are made: kind -> number.
@@ -63,6 +66,7 @@ class PruningPlan(Shown):
     selects: list[str] = field(default_factory=list)
     blocks: dict[str, dict[str, list[int]]] = field(default_factory=dict)
     sizes: dict[str, Any] = field(default_factory=dict)
+    constants: dict[str, list[float]] = field(default_factory=dict)
     totals: dict[str, tuple[int, int]] = field(default_factory=dict)
     layers: list[PlannedLayer] = field(default_factory=list)
     frozen: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -92,7 +96,9 @@ class PruningPlan(Shown):
             gone = set(self.removed.get(bn, []))
             chosen[bn] = [i for i in range(self.shapes[f"{bn}.weight"][0]) if i not in gone]
         emptied = {name: made for modules in self.blocks.values() for name, made in modules.items()}
-        return Change(self.cuts, self.sizes, chosen, self.cuts.keys() - self.shapes.keys(), self.masks, emptied)
+        return Change(
+            self.cuts, self.sizes, chosen, self.cuts.keys() - self.shapes.keys(), self.masks, emptied, self.constants
+        )
 
     def prune_optimizer(self, optimizer: torch.optim.Optimizer, model: nn.Module, thin: nn.Module) -> None:
         """Hand an optimizer of `model` over to `thin`, in place: its parameters become the thinner ones, and what it
@@ -141,6 +147,7 @@ class PruningPlan(Shown):
             "shapes": self.shapes,
             "selects": self.selects,
             "sizes": self.sizes,
+            **({"constants": self.constants} if self.constants else {}),
             **({"blocks": self.blocks} if self.blocks else {}),
             "layers": [asdict(layer) for layer in self.layers],
             "frozen": self.frozen,
@@ -170,6 +177,7 @@ class PruningPlan(Shown):
             selects=list(d["selects"]),
             blocks={name: dict(modules) for name, modules in d.get("blocks", {}).items()},
             sizes=dict(d["sizes"]),
+            constants={name: list(numbers) for name, numbers in d.get("constants", {}).items()},
             totals={k: (int(v[0]), int(v[1])) for k, v in d["totals"].items()},
             layers=[PlannedLayer(**layer) for layer in d["layers"]],
             frozen={reason: dict(where) for reason, where in d["frozen"].items()},
@@ -201,7 +209,8 @@ class PruningPlan(Shown):
     @property
     def digest(self) -> str:
         """Return SHA-256 of what the plan removes, as hex: equal for equal prunings."""
-        content = [self.removed, {n: {str(d): v for d, v in c.items()} for n, c in self.cuts.items()}, self.sizes]
+        cuts = {n: {str(d): v for d, v in c.items()} for n, c in self.cuts.items()}
+        content = [self.removed, cuts, self.sizes, *([self.constants] if self.constants else [])]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     # -- words ---------------------------------------------------------------------------------------------------------
@@ -235,6 +244,8 @@ class PruningPlan(Shown):
             said.append(f"{kind} {before:,} → {after:,} ({1 - after / max(before, 1):.1%} fewer)")
         if self.blocks:
             said.append(f"{len(self.blocks)} whole block{'s' * (len(self.blocks) > 1)} go: {', '.join(self.blocks)}")
+        if self.constants:
+            said.append(f"constants that are left of channels go into the bias of {', '.join(self.constants)}")
         if self.rounding:
             said.append(self.rounding)
         for each in self.timing.get("settings", [self.timing] if self.timing else []):

@@ -138,6 +138,7 @@ _SCHEMA: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "shapes": ("shapes by tensor", _to(_list_of(_is_count))),
     "selects": ("names of layers", _list_of(_is_text)),
     "sizes": ("numbers by the name of what keeps them", _to(_is_size)),
+    "constants": ("numbers by layer", _to(_list_of(_is_number))),
     "blocks": ("blocks with modules, each with a dimension and a number of channels", _are_blocks),
     "layers": ("layers with name, before, after, floor and frozen", _list_of(_is_layer)),
     "frozen": ("numbers of channels by reason and layer", _to(_to(_is_count))),
@@ -147,7 +148,7 @@ _SCHEMA: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "rounding": ("text", _is_text),
     "timing": ("runtime, original_ms, ms and share, and other numbers by name", _is_timing),
 }
-_OPTIONAL = {"blocks", "masks", "kinds", "reason", "rounding", "score", "timing"}  # older plans have none
+_OPTIONAL = {"blocks", "constants", "masks", "kinds", "reason", "rounding", "score", "timing"}  # older plans have none
 
 
 def _check_indices(lists: list[list[int]]) -> None:

@@ -20,6 +20,7 @@ from slim.prune.auto import Auto, choose_score
 from slim.prune.blocks import ScoresBlocks, add_to, removable, without
 from slim.prune.budgets import BoundBudget, Budget, Chosen, Costs, Ratio
 from slim.prune.choosing import Candidates, Orders, by_cost, by_threshold, fixed_sizes, matching
+from slim.prune.constants import take_up
 from slim.prune.draft import draft, nothing_to_prune
 from slim.prune.groups import Bools, Floats, Groups
 from slim.prune.knapsack import CostModel, MeasuresCost
@@ -174,7 +175,7 @@ class Planner:
         reason = ""
         for _ in range(ATTEMPTS):
             made, chosen, kept = self._attempt(budget)
-            misfit = self.sizes.follow(made, kept)
+            misfit = self.sizes.follow(made, kept) or take_up(made, self.traced, kept, self.model, self.example_inputs)
             if misfit is None:
                 without(made, self.traced, [branch for branch in self.branches if not kept[branch.label]], kept)
                 return made, chosen

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from slim.errors import SlimError
+from slim.prune.folds import Constants, fold
 from slim.trace.attention import run_headwise
 from slim.trace.attributes import size_in
 from slim.trace.codes import NUMBERED
@@ -87,7 +88,7 @@ class Change:
     ("module.attribute") that modules keep; `selects` gives for BatchNorms that read a shared stream the channels
     of it that they choose; what is `optional` among the cuts is left out where the model has no such tensor. `masks`
     names what is zero in the masked original. `emptied` modules compute nothing any more: module -> dimension and
-    number of the channels that they give (see `Emptied`).
+    number of the channels that they give (see `Emptied`). `constants` go into the biases of layers (see `folds`).
     """
 
     cuts: Cuts
@@ -96,6 +97,7 @@ class Change:
     optional: Set[str] = frozenset()
     masks: Cuts = field(default_factory=dict)
     emptied: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    constants: Constants = field(default_factory=dict)
 
 
 def rebuild(model: nn.Module, change: Change) -> nn.Module:
@@ -128,7 +130,7 @@ def rebuild(model: nn.Module, change: Change) -> nn.Module:
     thin = clone(model, thinner, thinner)
     modules = dict(named_modules(thin))
     _adjust(modules, change)
-    state_anew(dict(named_modules(model)), modules, change.cuts, change.masks)
+    state_anew(dict(named_modules(model)), modules, change)
     return thin
 
 
@@ -194,9 +196,12 @@ def _adjust(modules: Mapping[str, nn.Module], change: Change) -> None:
 
 
 @torch.no_grad()
-def state_anew(whole: Mapping[str, nn.Module], thin: Mapping[str, nn.Module], cuts: Cuts, masks: Cuts) -> None:
-    """Let weights that torch.nn.utils computes stay what they were, where their norms ran over channels that are gone:
-    for those that are left, a weight of the same values has another length."""
+def state_anew(whole: Mapping[str, nn.Module], thin: Mapping[str, nn.Module], change: Change) -> None:
+    """Let biases take up what removed channels leave behind, and weights that torch.nn.utils computes stay what they
+    were, where their norms ran over channels that are gone: for those that are left, a weight of the same values has
+    another length."""
+    cuts, masks = change.cuts, change.masks
+    fold(whole, thin, change.constants, cuts)
     for normed in spectral_norms(list(whole.items())):
         if cuts.keys() & {normed.u, normed.v}:
             _keep_singular_value(normed, whole, thin, masks.get(normed.weight, {}))

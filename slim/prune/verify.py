@@ -117,8 +117,8 @@ def _same_function(
     model: nn.Module, thin: nn.Module, plan: PruningPlan, example_inputs: Any, dtype: torch.dtype | None, limit: float
 ) -> Proof:
     device = next(model.parameters()).device
-    masked, thinner = (_converted(network, dtype).eval() for network in (model, thin))
-    state_anew(dict(named_modules(masked)), dict(named_modules(thinner)), plan.cuts, plan.masks)  # to this precision
+    masked, thinner = (converted(network, dtype).eval() for network in (model, thin))
+    state_anew(dict(named_modules(masked)), dict(named_modules(thinner)), plan.change)  # to this precision
     mask(masked, plan)
     with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         inputs, expected = _reference(masked, candidates(model, example_inputs, device, dtype), plan)
@@ -165,7 +165,7 @@ def _reference(masked: nn.Module, candidates: list[Any], plan: PruningPlan) -> t
     raise AssertionError("the last candidate returns or raises")
 
 
-def _converted(network: nn.Module, dtype: torch.dtype | None) -> nn.Module:
+def converted(network: nn.Module, dtype: torch.dtype | None) -> nn.Module:
     """Return a copy of the network in another dtype of floats, its complex numbers as precise. What is shared stays
     shared."""
 
@@ -201,13 +201,14 @@ def _same_weights(model: nn.Module, thin: nn.Module, plan: PruningPlan) -> None:
     theirs = dict(thin.named_parameters(remove_duplicate=False)) | dict(thin.named_buffers(remove_duplicate=False))
     ours = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     aliases: dict[int, str] = {id(ours[name]): name for name in plan.cuts if name in ours}
-    computed = stated_anew(named_modules(model))
-    rebuilt = dict(named_tensors(plan.apply(model))) if computed & plan.cuts.keys() else {}
-    for name, tensor in ours.items():
+    folded = {f"{name}.bias" for name in plan.constants}
+    computed = stated_anew(named_modules(model)) | folded
+    rebuilt = dict(named_tensors(plan.apply(model))) if computed & (plan.cuts.keys() | folded) else {}
+    for name in {**ours, **dict.fromkeys(folded)}:
         if name in computed and name in rebuilt:
             expected = rebuilt[name].detach()
         else:
-            expected = thin_tensor(tensor, plan.cuts.get(aliases.get(id(tensor), name), {}))
+            expected = thin_tensor(ours[name], plan.cuts.get(aliases.get(id(ours[name]), name), {}))
         if name not in theirs:
             raise SlimError(f"the thin network differs from the plan: it has no {name}")
         found = theirs[name]

@@ -24,21 +24,22 @@ class Codes:
 
     The gate is `BY_NORM` where the channel is zero once the norms of its class are masked (γ = β = 0), `BY_PRODUCER`
     where it takes the convolutions and linear layers that make channels of its class, too, and `OPEN` where it isn't
-    sure to be zero. An immutable array, of one dimension or, while channels are moved about, several. Label 0 is a
-    fixed size.
+    sure to be zero. A second gate says what makes the channel *constant*, one number whatever the network is given:
+    zero is one, and what log(x + ε) makes of it another. An immutable array, of one dimension or, while channels are
+    moved about, several. Label 0 is a fixed size.
     """
 
-    __slots__ = ("_bits", "_gate", "_labels")  # 4 * label + gate: moving both as one array halves the work
+    __slots__ = ("_bits", "_gate", "_labels")  # 16 * label + 4 * constant + gate: one array to move about
 
     def __init__(self, bits: Ints, gate: int | None = None) -> None:
         self._bits = bits
-        self._gate = gate  # of all channels, where that is known to be one
+        self._gate = gate  # both gates (4 * constant + gate) of all channels, where these are known to be alike
         self._labels: Ints | None = None
 
     @classmethod
     def of(cls, labels: Ints) -> "Codes":
         """Return ungated codes of these labels."""
-        made = cls(4 * labels, OPEN)
+        made = cls(16 * labels, OPEN)
         made._labels = labels
         return made
 
@@ -57,7 +58,7 @@ class Codes:
     @property
     def labels(self) -> Ints:
         if self._labels is None:
-            self._labels = self._bits >> 2
+            self._labels = self._bits >> 4
         return self._labels
 
     @property
@@ -65,34 +66,58 @@ class Codes:
         return self._bits & 3
 
     @property
+    def constant(self) -> Ints:
+        """Return what makes each channel one number, zero or another: a gate."""
+        return self._bits >> 2 & 3
+
+    @property
+    def common_constant(self) -> Ints | int:
+        """Return the same, as one number where all channels are known to be alike."""
+        return self.constant if self._gate is None else self._gate >> 2
+
+    @property
     def common_gate(self) -> int | None:
         """Return the gate of all channels; None where they differ, or aren't known to be alike."""
+        return None if self._gate is None else self._gate & 3
+
+    @property
+    def common_gates(self) -> int | None:
+        """Return both gates of all channels, as one number; None where they differ, or aren't known to be alike."""
         return self._gate
 
     def ungated(self) -> "Codes":
         """Return the same labels, none of them gated."""
         return self.with_gate(OPEN)
 
-    def with_gate(self, gate: Ints | int = BY_NORM) -> "Codes":
-        """Return the same labels with this gate (default: zero whatever makes them)."""
-        if not isinstance(gate, int):
-            return self._regated(self._bits & ~3 | gate, None)
-        return self if gate == self._gate else self._regated(self._bits & ~3 | gate, gate)
+    def with_gate(self, gate: Ints | int = BY_NORM, constant: Ints | int = OPEN) -> "Codes":
+        """Return the same labels with this gate (default: zero whatever makes them), `constant` where it isn't zero."""
+        gates = gate | (gate | constant) << 2
+        if not isinstance(gates, int):
+            return self._regated(self._bits & ~15 | gates, None)
+        return self if gates == self._gate else self._regated(self._bits & ~15 | gates, gates)
 
     def add_gate(self, gate: int) -> "Codes":
         """Return the same labels, each with this gate, too."""
-        return self._regated(self._bits | gate, None if self._gate is None else self._gate | gate)
+        return self._regated(self._bits | 5 * gate, None if self._gate is None else self._gate | 5 * gate)
 
     def gated_where_all(self, *others: "Codes") -> "Codes":
         """Return the same labels, gated where this and all the others are."""
         bits = self._bits
         for other in others:
-            bits = bits & (other._bits | ~3)
+            bits = bits & (other._bits | ~15)
         return Codes(bits)
 
     def gated_where_any(self, other: "Codes") -> "Codes":
-        """Return the same labels, gated where this or the other is."""
-        return self._regated(self._bits | other.gate, None)
+        """Return the same labels, zero where this or the other is, and constant where this is."""
+        return self._regated(self._bits | 5 * other.gate, None)
+
+    def no_longer_zero(self) -> "Codes":
+        """Return the same labels: what was zero is constant."""
+        return self._regated(self._bits & ~3, None if self._gate is None else self._gate & ~3)
+
+    def zero_or_open(self) -> "Codes":
+        """Return the same labels: a constant other than zero isn't known to be one any more."""
+        return self.with_gate(self.gate if self._gate is None else self._gate & 3)
 
     def _regated(self, bits: Ints, gate: int | None) -> "Codes":
         made = Codes(bits, gate)
@@ -142,7 +167,7 @@ class Codes:
         """Return the first row of a grid, gated where its whole column is."""
         if self._gate is not None:
             return self[0]
-        return Codes(self._bits[0] & ~3 | np.bitwise_and.reduce(self._bits & 3, axis=0))
+        return Codes(self._bits[0] & ~15 | np.bitwise_and.reduce(self._bits & 15, axis=0))
 
     def varies_along(self, dim: int) -> bool:
         return self._bits.shape[dim] > 1 and bool((np.diff(self._bits, axis=dim) != 0).any())
@@ -251,6 +276,23 @@ def alike_along(tensor: Tensor) -> set[int]:
 def mark_written(tensor: Tensor) -> None:
     """Mark what was written to, which the version of one without data doesn't always tell."""
     tensor.__dict__.pop("_blank", None)
+
+
+def mark_fixed(tensor: Tensor) -> None:
+    """Mark what is made of parameters, buffers and numbers alone: it is the same whatever the network is given."""
+    tensor.__dict__["_fixed"] = True
+
+
+def mark_varying(tensor: Tensor) -> None:
+    """Mark what the input has been written to, and the memory of which it is a view."""
+    for written in (tensor, tensor._base):
+        if written is not None:
+            written.__dict__.pop("_fixed", None)
+
+
+def is_fixed(tensor: Tensor) -> bool:
+    notes = tensor.__dict__
+    return "_slim_name" in notes or "_fixed" in notes
 
 
 def mark_stand_in(tensor: Tensor, attribute: str) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+import numpy as np
 from torch import Tensor
 from torch._ops import OpOverload
 
@@ -12,6 +13,7 @@ from slim.trace.codes import (
     BY_NORM,
     BY_PRODUCER,
     OPEN,
+    Bools,
     Codes,
     Source,
     TensorCodes,
@@ -54,6 +56,20 @@ class Producer:
     @property
     def is_norm(self) -> bool:
         return self.kind.endswith("Norm")
+
+
+@dataclass
+class Fold:
+    """A layer that reads channels which are constant, if not zero, once they are masked: its bias can take them up."""
+
+    layer: str
+    codes: Codes  # of all channels that it reads
+    why: str  # they stay if they aren't constant after all
+
+    @property
+    def constant(self) -> Bools:
+        """Return which of the channels are constant, and not zero."""
+        return (self.codes.gate == OPEN) & (self.codes.constant != OPEN)
 
 
 @dataclass(slots=True)
@@ -103,7 +119,9 @@ class Labeller:
         self.streams: set[str] = set()  # BatchNorms that read what isn't straight out of a layer
         self.producers: dict[str, Producer] = {}
         self.bare: set[str] = set()  # producers whose output is read by something else than a norm
-        self.relied: list[Ints] = []  # labels that are read as zero although no norm makes them so
+        self.relied: list[Ints] = []  # labels that are read as zero, or constant, although no norm makes them so
+        self.reader: str | None = None  # the layer at work, where its bias can take up what is constant
+        self.folds: list[Fold] = []
         self.products: list[Product] = []
         self.executed: list[Executed] = []
         self.decisions: list[object] = []
@@ -223,21 +241,27 @@ class Labeller:
                 self.freeze(codes, why)
 
     def mix(self, codes: Codes, why: str) -> None:
-        """Note that a layer mixes these channels: one that isn't zero when its class is masked can't go."""
+        """Note that a layer mixes these channels: one that isn't zero when its class is masked can't go, but for a
+        constant that the layer's bias can take up."""
         if codes.common_gate == BY_NORM:
             return
         gate = codes.gate
+        if self.reader is not None and (codes.constant != gate).any():
+            self.folds.append(Fold(self.reader, codes, why))
+            gate = np.where(gate == OPEN, codes.constant, gate)
         if (gate != BY_NORM).any():
             self.freeze(codes[gate == OPEN], why)
             self.relied.append(codes.labels[gate == BY_PRODUCER])
 
     def lose_gate(self, before: Codes, after: Codes | None, why: str) -> None:
         """Note that a tensor was written over: a view of it may still pass for gated as `before`."""
-        if after is before or (after is not None and before.common_gate == after.common_gate is not None):
+        if after is before or (after is not None and before.common_gates == after.common_gates is not None):
             return
-        gate = before.gate if after is None else before.gate & after.gate
-        self.freeze(before[(before.gate != OPEN) & (gate == OPEN)], why)
-        self.relied.append(before.labels[(before.gate == BY_NORM) & (gate == BY_PRODUCER)])
+        after = before.ungated() if after is None else after
+        for was, now in ((before.gate, after.gate), (before.constant, after.constant)):
+            gate = was & now
+            self.freeze(before[(was != OPEN) & (gate == OPEN)], why)
+            self.relied.append(before.labels[(was == BY_NORM) & (gate == BY_PRODUCER)])
 
     def produce(self, kind: str, parts: Iterable[tuple[Source, int]]) -> str | None:
         """Note what makes the channels at hand: parameters, each with the dimension of it that holds them.

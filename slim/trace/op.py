@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils._pytree import tree_map_only
@@ -84,6 +85,10 @@ class Op:
     @property
     def in_place(self) -> bool:
         return self.operator.in_place
+
+    @property
+    def is_random(self) -> bool:
+        return torch.Tag.nondeterministic_seeded in self.func.tags
 
     @property
     def where(self) -> str:

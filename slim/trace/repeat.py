@@ -38,7 +38,7 @@ _REPEATED = {
     *("hardswish", "hardswish_", "add", "add_", "mul", "mul_", "sigmoid", "sigmoid_", "hardsigmoid", "hardsigmoid_"),
     *("leaky_relu", "leaky_relu_", "sub", "sub_", "relu6", "tanh", "elu", "elu_", "mish", "softplus"),
 }
-_NOTES = frozenset({"_deferred", "_unset", "_source"})  # what a result may carry that isn't repeated here
+_NOTES = frozenset({"_deferred", "_unset", "_source", "_fixed"})  # what a result may carry that isn't repeated here
 
 
 @dataclass(slots=True)

@@ -19,7 +19,7 @@ from slim.trace.codes import Bools, clear, codes_on, is_labelled, name_of, set_c
 from slim.trace.constants import same
 from slim.trace.copy import Tensors, named_modules
 from slim.trace.inputs import as_meta, call, cannot_follow, cannot_run, check_inputs
-from slim.trace.labeller import INDEXED, Ambiguous, Producer, Product
+from slim.trace.labeller import INDEXED, Ambiguous, Fold, Producer, Product
 from slim.trace.lengths import stated_anew
 from slim.trace.meta_copy import data_copy, meta_copy
 from slim.trace.state import State, restored
@@ -36,9 +36,10 @@ class Trace:
 
     `labels[name][dim]` are the labels along one dimension of a parameter or buffer; `made` holds everything that makes
     channels, `bare` the names of what something else than a norm reads, `relied` the labels that are read as zero
-    although no norm makes them so; `selecting` names the BatchNorms that choose their own channels of a shared stream,
-    and `streams` those that read one. `group_counts` has, with `whole_groups`, one label for each group of grouped
-    convolutions: "layer.groups" -> labels; and the channels of the zeros that stand for branches that are gone.
+    although no norm makes them so, `folds` the layers that read constants of channels that can go; `selecting` names
+    the BatchNorms that choose their own channels of a shared stream, and `streams` those that read one. `group_counts`
+    has, with `whole_groups`, one label for each group of grouped convolutions: "layer.groups" -> labels; and the
+    channels of the zeros that stand for branches that are gone.
     `switches` has, where residual branches may go as a whole, the label that stands for the branch, for each of its
     tensors and layers (by name) and operators (by their place in an inference run): what isn't kept of these labels
     isn't there at all.
@@ -50,6 +51,7 @@ class Trace:
     made: dict[str, Producer] = field(default_factory=dict)
     bare: set[str] = field(default_factory=set)
     relied: list[Ints] = field(default_factory=list)
+    folds: list[Fold] = field(default_factory=list)
     readings: dict[tuple[bool, int], object] = field(
         default_factory=dict
     )  # (training, decision) -> not the first choice
@@ -112,6 +114,7 @@ class Trace:
         self.made |= tracer.producers
         self.bare |= tracer.bare
         self.relied += tracer.relied
+        self.folds += tracer.folds
         return run
 
     def tracer(self, *, training: bool) -> "Tracer":
@@ -282,7 +285,7 @@ class Trace:
 
 # what a run tells a Trace, as opposed to what it was run on
 _TOLD = (
-    *("classes", "labels", "shapes", "made", "bare", "relied", "group_counts", "streams", "products", "runs"),
+    *("classes", "labels", "shapes", "made", "bare", "relied", "folds", "group_counts", "streams", "products", "runs"),
     *("ambiguous", "masked_runs"),
 )
 

@@ -19,13 +19,14 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from slim.trace.classes import Classes
-from slim.trace.codes import alike_along, codes_on, fresh_from, mark_step
+from slim.trace.codes import alike_along, codes_on, fresh_from, is_fixed, mark_fixed, mark_step, mark_varying
 from slim.trace.constants import Constant, constants_among, constants_of, mark_result
 from slim.trace.copy import Modules
 from slim.trace.inputs import call
 from slim.trace.labeller import Executed, Labeller
 from slim.trace.op import Op, tensors_of
 from slim.trace.outputs import output_tensors
+from slim.trace.readers import noting_readers
 from slim.trace.recurrence import OneStep
 from slim.trace.repeat import Known, sources_of
 from slim.trace.rules.builtin import rule_for
@@ -88,6 +89,11 @@ class Tracer(Labeller, TorchDispatchMode):
         sources = sources_of(op.tensors, meta=self.meta)
         result = rule_for(func)(op)
         mark_result(op, result, constant=constants is None, meta=self.meta)
+        if (constants is None or all(map(is_fixed, op.tensors))) and not op.is_random:
+            for tensor in tensors_of(result):
+                mark_fixed(tensor)
+        elif op.in_place:
+            mark_varying(op.input)
         self._note_bare(op, result)
         executed.decided, executed.place = len(self.decisions), self.place
         executed.made = [(_lasting_shape(t), codes_on(t)) for t in tensors_of(result)]
@@ -157,7 +163,8 @@ def run_once(
 
     `state` is what the copy held before: the caller puts it back.
     """
-    with tracing_mode(state.modules, training=training), OneStep(tracer), tracer:
+    noting = noting_readers(tracer, state.modules)
+    with tracing_mode(state.modules, training=training), noting, OneStep(tracer), tracer:
         outputs = output_tensors(call(copied, example_inputs))
     for name, written in state.written().items():
         _carry_over(tracer, name, state.tensors[name], written)

@@ -38,6 +38,7 @@ FREE: dict[str, Operation] = {
     "dropout drawn by hand": lambda x: x * torch.empty_like(x).bernoulli_(1.0),
     "zeros of its shape": lambda x: x + torch.zeros(x.shape),
     "zeros where it is small": lambda x: torch.where(x > 0.1, x, 0.0),
+    "ones where it is small": lambda x: torch.where(x > 0.1, x, 1.0),
     "a zero in a tensor": lambda x: torch.where(x > 0.1, x, torch.tensor(0.0)),
     "a filter of ones": lambda x: F.conv2d(x, torch.ones(x.shape[1], 1, 3, 3, dtype=x.dtype) / 9, groups=x.shape[1]),
     "a filter for images of one channel": lambda x: F.conv2d(
@@ -54,7 +55,6 @@ FREE: dict[str, Operation] = {
 HELD: dict[str, Operation] = {
     "ones added": lambda x: x + torch.ones_like(x),
     "new_ones added": lambda x: x + x.new_ones(x.shape),
-    "ones where it is small": lambda x: torch.where(x > 0.1, x, 1.0),
     "half of it, out= itself": lambda x: (torch.sigmoid(x, out=x), x)[1],
     "ones written": lambda x: shifted(x).index_fill_(2, torch.tensor([0]), 1.0),
     "noise drawn over it": lambda x: x + x.clone().bernoulli_(1.0),

@@ -19,9 +19,9 @@ from slim.prune.plan import PruningPlan
 
 
 def cut(content: bytes, plan: PruningPlan, thin: nn.Module) -> bytes | None:
-    """Return the file of `thin`, which `plan` made, given the original's; None where the plan adds operators. Whether
-    it is right is left to a comparison: sizes that modules keep may be in its constants, or read by nothing."""
-    if plan.selects:
+    """Return the file of `thin`, which `plan` made, given the original's; None where the plan adds operators or biases.
+    Whether it is right is left to a comparison: sizes that modules keep may be in its constants, or read by nothing."""
+    if plan.selects or plan.constants:
         return None
     model = onnx.load_from_string(content)
     initializers = {each.name: each for each in model.graph.initializer}

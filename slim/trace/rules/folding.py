@@ -17,6 +17,8 @@ KEEPS_GATE = {  # 0 of zeros
     *("std_mean", "median", "nansum", "any", "all", "count_nonzero", "argmax", "argmin"),
 }
 
+COUNTS = {*("sum", "nansum", "prod", "linalg_vector_norm", "norm", "count_nonzero")}  # what hangs on how many there are
+
 
 def _is_norm(op: Op) -> bool:
     """Whether zeros add nothing: not so for the smallest absolute value, and what is akin to it."""
@@ -53,7 +55,8 @@ def reduce(op: Op) -> Any:
     for d, vector in codes.items():
         if d not in dims:
             at = d if op.get("keepdim") else d - sum(g < d for g in dims)
-            result[at] = vector if op.name in KEEPS_GATE else vector.ungated()
+            gated = vector.zero_or_open() if op.name in COUNTS else vector
+            result[at] = gated if op.name in KEEPS_GATE else vector.ungated()
         elif op.name == "sum" or _is_norm(op):
             op.mix(vector, f"summed over by {op.where}")
         else:
@@ -84,7 +87,7 @@ def normalise(op: Op) -> Any:
     for place, t in enumerate(tree_leaves(out)):
         if isinstance(t, Tensor) and t.dim() == x.dim():  # not statistics, whose dimensions are others
             zero = place == 0 and op.name in ZERO_OF_ZEROS  # second are indices
-            op.label(t, codes if zero else {d: v.ungated() for d, v in codes.items()})
+            op.label(t, {d: v.zero_or_open() if zero else v.ungated() for d, v in codes.items()})
     return out
 
 

@@ -133,6 +133,7 @@ def _written(op: Op, places: list[Tensor], sources: list[Tensor]) -> Tensor:
     codes = {d: v.gated_where_all(*(c[d] for s in sources if d in (c := op.codes(s)))) for d, v in codes.items()}
     if not sources:  # a number, which need not be zero
         codes = {d: v.ungated() for d, v in codes.items()}
+    codes = {d: v.zero_or_open() for d, v in codes.items()}  # at some places, which ones is a matter of values
     for d, was in before.items():
         op.lose_gate(was, codes.get(d))
     return op.label(op.run(), codes)

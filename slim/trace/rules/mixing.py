@@ -17,6 +17,7 @@ from slim.trace.codes import (
     TensorCodes,
     alike_along,
     codes_on,
+    is_fixed,
     layer_of,
     mark_fresh,
     name_of,
@@ -63,7 +64,8 @@ def convolution(op: Op) -> Tensor:
     if batch is None:
         positions *= x.shape[0]
     else:  # channels of images of one channel each
-        made[0] = batch if bias is None else batch.ungated()
+        kept = batch if conv.keeps_constants else batch.zero_or_open()
+        made[0] = kept if bias is None else batch.ungated()
         dims.append(batch.labels)
     op.labeller.products.append(Product(conv.name, positions, dims))
     return mark_fresh(op.label(out, made), producer or "")
@@ -121,6 +123,11 @@ class Convolution:
     def why(self) -> str:
         return f"not zero where {self.name} reads it"
 
+    @cached_property
+    def keeps_constants(self) -> bool:
+        """Say whether what it makes of a channel that is the same at all places is the same at all places."""
+        return is_fixed(self.weight) and not self.transposed and not any(self.op.get("padding", (1,)))
+
     def axis(self, dim: int, codes: Codes | None) -> Codes | None:
         return self.op.axis(self.weight, dim, codes, self.why)
 
@@ -143,7 +150,9 @@ class Convolution:
             outgoing = expanded
         else:
             outgoing = self.axis(0, expanded)
-        return None if outgoing is None else outgoing.with_gate(OPEN if expanded is None else expanded.gate)
+        if outgoing is None or expanded is None:
+            return None if outgoing is None else outgoing.ungated()
+        return outgoing.with_gate(expanded.gate, expanded.constant if self.keeps_constants else OPEN)
 
     def within_groups(self, incoming: Codes | None) -> Codes | None:
         """Each group of channels reads a group of its own: the same places of all groups are coupled."""
@@ -210,11 +219,11 @@ def product(op: Op) -> Tensor:
         one, other = of_a.get(0), of_b.get(0)
         if one is not None and other is not None:
             op.couple(one, other, why)
-            codes[0] = one.gated_where_any(other)
+            codes[0] = one.gated_where_any(other).zero_or_open()
         for only in (one, other):
             if only is not None and 0 not in codes:
                 op.freeze(only, f"batch of a product in {name}")
-    codes |= {d: c[d] for d, c in ((last - 1, of_a), (last, of_b)) if d in c}
+    codes |= {d: c[d].zero_or_open() for d, c in ((last - 1, of_a), (last, of_b)) if d in c}
     if bias is not None:
         codes = {d: vector.ungated() for d, vector in codes.items()}
         own = op.axis(bias, bias.dim() - 1, codes.get(last), why)
@@ -355,5 +364,5 @@ def attention(op: Op) -> Any:
     for t in op.tensors[3:]:
         op.freeze_tensor(t)
     first = out[0] if isinstance(out, (tuple, list)) else out
-    op.label(first, {d: codes for d, codes in v.items() if d != n - 2})
+    op.label(first, {d: codes.zero_or_open() for d, codes in v.items() if d != n - 2})
     return out

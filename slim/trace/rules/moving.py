@@ -283,8 +283,8 @@ def pad(op: Op) -> Tensor:
     added = {n - 1 - i: tuple(widths[2 * i : 2 * i + 2]) for i in range(len(widths) // 2)}
     result = {}
     for d, vector in op.codes().items():
-        if op["value"] != 0 and any(any(w) for k, w in added.items() if k != d):
-            vector = vector.ungated()
+        if any(any(w) for k, w in added.items() if k != d):
+            vector = vector.zero_or_open() if op["value"] == 0 else vector.ungated()
         before, after = added.get(d, (0, 0))
         if before or after:  # channels of zeros that no layer makes: their number is fixed
             vector = Codes.join([Codes.fixed(max(before, 0)), vector, Codes.fixed(max(after, 0))])
@@ -420,7 +420,8 @@ def unpack(op: Op) -> Any:
     else:
         outs = op.run()
     keep = {d + 1: vector for d, vector in codes.items() if d > 0}
-    op.label(outs[0], keep if op["padding_value"] == 0 else {d: vector.ungated() for d, vector in keep.items()})
+    zero = op["padding_value"] == 0
+    op.label(outs[0], {d: vector.zero_or_open() if zero else vector.ungated() for d, vector in keep.items()})
     return outs
 
 
@@ -442,5 +443,5 @@ def glu(op: Op) -> Tensor:
         half = len(codes[d]) // 2
         first, second = codes[d][:half], codes[d][half:]
         op.couple(first, second)
-        codes[d] = first
+        codes[d] = first.zero_or_open()
     return op.label(out, codes)

@@ -20,6 +20,7 @@ from slim.trace.codes import (
     codes_on,
     fresh_from,
     is_blank,
+    is_fixed,
     mark_alike,
     mark_fresh,
     mark_written,
@@ -134,7 +135,7 @@ def keeps_zero(op: Op, zeros: tuple[bool, ...]) -> bool:
 
     Found out by trying, once for each operator and its numbers.
     """
-    if torch.Tag.nondeterministic_seeded in op.func.tags:
+    if op.is_random:
         return False
     kinds = tuple(_kind(t.dtype) for t in op.tensors)
     scalars = tuple(repr(a) for a in (*op.args, *op.kwargs.values()) if not isinstance(a, Tensor))
@@ -184,7 +185,7 @@ def pointwise(op: Op) -> Any:
     before = codes_on(out) if out is first and not op.unset[0] else {}
     if len(operands) == 1 and name_of(first) is None:  # the same as below, and most of what networks do
         codes = op.codes(first)
-        codes = codes if keeps_zero(op, (True,)) else {d: v.ungated() for d, v in codes.items()}
+        codes = codes if keeps_zero(op, (True,)) else {d: _no_longer_zero(op, v) for d, v in codes.items()}
     else:
         codes = combine(op, out)
     for d, was in before.items():  # a view of this tensor may still pass for gated
@@ -195,6 +196,10 @@ def pointwise(op: Op) -> Any:
     if op.name in ("add", "add_"):
         _add_bias(op, out)
     return out
+
+
+def _no_longer_zero(op: Op, codes: Codes) -> Codes:
+    return codes.ungated() if op.is_random else codes.no_longer_zero()
 
 
 def _mark_common(op: Op, out: Tensor) -> Tensor:
@@ -287,7 +292,19 @@ def _combined(op: Op, taking: list[Taken | None], size: int, why: str) -> Codes 
             gate = BY_PRODUCER
             for tensor, dim in scales.values():
                 op.scale(tensor, dim)
-    return lead.with_gate(gate)
+    constant = OPEN if isinstance(gate, int) and gate == BY_NORM else _constant_of(op, taking)
+    return lead.with_gate(gate, constant)
+
+
+def _constant_of(op: Op, taking: list[Taken | None]) -> Ints | int:
+    """Return what makes each channel of the result one number: where all operands are one, or hang on no input."""
+    varying = [taken and taken[2] for t, taken in zip(op.tensors, taking) if not is_fixed(t)]
+    if op.is_random or not varying:
+        return OPEN
+    gate: Ints | int = BY_NORM
+    for codes in varying:
+        gate = gate & (OPEN if codes is None else codes.common_constant)
+    return gate
 
 
 def _gate_of(op: Op, operands: list[Codes | None], size: int) -> Ints | int:
@@ -372,6 +389,8 @@ def per_channel(op: Op) -> Any:
     channel = 1 if _is_roi_pooling(op.func) else op.input.dim() - 1 - _space(op.func)
     codes = dict(op.codes())
     keep = {d: codes.pop(d) for d in list(codes) if d <= channel}
+    if op.others:  # places, outside of which there may be zeros
+        keep = {d: vector.zero_or_open() for d, vector in keep.items()}
     for vector in codes.values():
         op.freeze(vector, f"{op.where} runs along it")
     for t in op.others:
@@ -401,4 +420,4 @@ def unpool(op: Op) -> Tensor:
             op.couple(vector, theirs[d])
         else:
             op.freeze(vector, f"combined with a fixed size by {op.where}")
-    return op.label(op.run(), {d: vector for d, vector in codes.items() if d <= channel})
+    return op.label(op.run(), {d: vector.zero_or_open() for d, vector in codes.items() if d <= channel})
