@@ -16,7 +16,7 @@ from torchvision.ops import DeformConv2d
 
 import slim
 
-C = 16
+C, H = 16, 8
 X = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 S = torch.randn(2, 3, 24, generator=torch.Generator().manual_seed(0))
 
@@ -194,8 +194,13 @@ def shortened(layer: nn.Module) -> nn.Module:
     return layer
 
 
-def normed() -> nn.Module:
-    return nn.Sequential(nn.Conv2d(C, C, 1), nn.BatchNorm2d(C))
+def ghost(self: Any, x: Tensor) -> Tensor:
+    first = self.first(x)
+    return torch.cat([first, self.rest(first)], 1)[:, : self.width]
+
+
+def normed(read: int = C, made: int = C, groups: int = 1) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(read, made, 1, groups=groups), nn.BatchNorm2d(made))
 
 
 def read_by(layer: nn.Module) -> nn.Module:
@@ -243,6 +248,10 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
     ),
     "whole numbers of numpy's": (lambda: Between(halved, nn.Conv2d(C, 3, 1), sizes=[*np.array([C // 2, C // 2])]), X),
     "a torch.Size": (lambda: Between(halved, nn.Conv2d(C, 3, 1), sizes=torch.Size([C // 2, C // 2])), X),
+    "a GhostNet's module of odd width": (
+        lambda: Between(ghost, nn.Conv2d(C - 1, 3, 1), first=normed(C, H), rest=normed(H, H, H), width=C - 1),
+        X,
+    ),
     "products of pairs": (
         lambda: Between(
             lambda s, x: s.pairs(x.mean((2, 3)), x.amax((2, 3))), nn.Linear(8, 3), pairs=nn.Bilinear(C, C, 8)
