@@ -91,7 +91,12 @@ def told(name: str, setting: Setting, rows: list[dict[str, Any]]) -> str:
     for way, runs in by_way.items():
         rate, weight = way
         marks = ["best"] * (way == best) + ["the default"] * ((rate, weight) == (GIVEN if is_given(name) else PEAK, 0))
-        line = [f"{rate:g}", f"{weight:g}", len(runs), mean_and_spread([row["val_loss"] for row in runs], 3)]
+        line = [
+            f"{rate:g}" if rate else "not fine-tuned",
+            f"{weight:g}",
+            len(runs),
+            mean_and_spread([row["val_loss"] for row in runs], 3),
+        ]
         line += [mean_and_spread([100 * row[f"{split}_accuracy"] for row in runs]) for split in ("val", "test")]
         lines.append([*line, ", ".join(marks)])
     header = ["of the highest rate", "distillation", "seeds", "validation cross entropy", "validation %", "test %", ""]
@@ -107,24 +112,22 @@ def main() -> None:
     args = parser.parse_args()
     log, parts = RESULTS / "finetune_defaults.jsonl", []
     for name in args.networks:
-        own, rows = NETWORKS[name], []
-        kind = Given if is_given(name) else Bench
+        own, kind = NETWORKS[name], Given if is_given(name) else Bench
         ways = [(0.0, 0.0), *((rate, 0.0) for rate in LOWER)] if kind is Given else [*itertools.product(RATES, WEIGHTS)]
         for seed in args.seeds:
             split = seed if own.data == "digits" else 0
             loaded = dataset(own.data, own.images, seed=split, pixels=own.pixels)
             setting = dataclasses.replace(own, images=len(loaded.train))
             bench = kind(setting, dataclasses.replace(loaded, batch_size=setting.batch_size), seed)
+            about = [dataclasses.asdict(setting), args.keep]
             for rate, weight in ways:
-                key = [dataclasses.asdict(setting), args.keep, seed, rate, weight]
-                row = next((row for row in read_rows(log) if row["key"] == key), None)
-                if row is None:
+                key = [*about, seed, rate, weight]
+                if all(row["key"] != key for row in read_rows(log)):
                     torch.manual_seed(seed)
                     row = {"key": key, "rate": rate, "weight": weight} | measured(bench, args.keep, rate, weight)
                     add_row(log, row)
                     print({"network": name, "seed": seed, **{k: row[k] for k in row if k != "key"}}, flush=True)
-                rows.append(row)
-        parts.append(told(name, own, rows))
+        parts.append(told(name, own, [row for row in read_rows(log) if row["key"][:2] == about]))
     intro = (
         f"# Fine-tuning a pruned network\n\n{ran_on()}\n\nAt {args.keep:.0%} of the FLOPs, pruned by residual and "
         "recovered; short trainings. Mean ± standard deviation over seeds. The best way is that of the lowest "

@@ -1,4 +1,5 @@
-"""Train a pruned network on, without a penalty, until its accuracy is back.
+"""Train a pruned network on, without a penalty, until its accuracy is back. Where
+validation images say that it was better before, it is kept as it was.
 
 reads   FILE, or the newest pruned.safetensors under checkpoints/; the data set
 writes  beside it: finetuned.safetensors, metrics.jsonl, summary.json,

@@ -207,6 +207,7 @@ def _metavar(kind: Any) -> str:
     if get_origin(kind) is Literal:
         choices = "|".join(get_args(kind))
         return choices if len(choices) < 40 else "NAME"  # a longer one would break 80 columns
-    words = {str: "TEXT", bool: SWITCH, list[int]: "[N, ...]", list[str]: "[TEXT, ...]", dict[str, Any]: "{...}"}
     kind = next(iter(get_args(kind)), kind) if type(None) in get_args(kind) else kind  # what it is, if not null
-    return words.get(kind, "N" if kind is int else "X")
+    if get_origin(kind) is list:  # which needs no brackets, and a shell may take them for a pattern
+        return f"{_metavar(get_args(kind)[0])},…"
+    return {str: "TEXT", bool: SWITCH, int: "N", dict[str, Any]: "{...}"}.get(kind, "X")
