@@ -16,6 +16,7 @@ import dataclasses
 import itertools
 from copy import deepcopy
 from functools import cache
+from math import isclose
 from typing import Any
 
 import torch
@@ -86,11 +87,13 @@ def told(name: str, setting: Setting, rows: list[dict[str, Any]]) -> str:
     for row in rows:
         by_way.setdefault((row["rate"], row["weight"]), []).append(row)
     losses = {way: sum(row["val_loss"] for row in runs) / len(runs) for way, runs in by_way.items()}
+    chosen = GIVEN["sgd"] if is_given(name) else PEAK * OptimConfig().lr
     best = min(losses, key=lambda way: losses[way])
     lines = []
     for way, runs in by_way.items():
         rate, weight = way
-        marks = ["best"] * (way == best) + ["the default"] * ((rate, weight) == (GIVEN if is_given(name) else PEAK, 0))
+        default = weight == 0 and isclose(rate * OptimConfig().lr, chosen)
+        marks = ["best"] * (way == best) + ["the default"] * default
         line = [
             f"{rate:g}" if rate else "not fine-tuned",
             f"{weight:g}",
