@@ -34,7 +34,7 @@ NETWORKS = {
     "resnet20": Setting("cifar10-jpeg", "slim:resnet20", 5120, 16, 10, 5, 64, 1024, 0.0),
     "mobilenetv2": Setting("cifar10-jpeg", "torchvision:mobilenet_v2", 5120, 32, 10, 5, 64, 1024, 0.0),
     "resnet18-given": Setting("photos", "torchvision:resnet18", 0, 32, 2, 3, 64, 1024, 0.0),
-    "mobilenetv3-given": Setting("cifar10-jpeg", "torchvision:mobilenet_v3_small", 5120, 32, 10, 3, 64, 1024, 0.0),
+    "mobilenetv3-given": Setting("cifar10-jpeg", "torchvision:mobilenet_v3_small", 2560, 32, 10, 3, 64, 1024, 0.0),
 }
 RATES = (1.0, 0.5, 0.2)  # of the training's highest learning rate
 LOWER = (0.5, 0.2, 0.1, 0.05, 0.02)  # of the usual one, for weights of another training

@@ -129,8 +129,10 @@ def cifar10_jpeg() -> Path | None:
     if folder is None and archive is not None:
         folder = Path(tempfile.gettempdir()) / "slim-data" / "cifar10-jpeg"
         if not folder.exists():
-            with tarfile.open(archive) as tar:
-                tar.extractall(folder.parent, filter="data")
+            folder.parent.mkdir(exist_ok=True)
+            with tarfile.open(archive) as tar, tempfile.TemporaryDirectory(dir=folder.parent) as partial:
+                tar.extractall(partial, filter="data")
+                Path(partial, folder.name).rename(folder)  # whole, or not there
     return folder
 
 
