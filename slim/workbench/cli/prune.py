@@ -1,7 +1,7 @@
-"""Remove the least important channels of the whole network (--score says what
-that means), rebuild thinner layers, and check that the result equals the network
-with those channels zeroed. Then win accuracy back from training images, without
-training (--recover false leaves that out).
+"""Remove the least important channels of the whole network (see --score), rebuild
+thinner layers, and check that the result equals the network with those channels
+zeroed. Then win accuracy back from training images, without training (--recover
+false leaves that out).
 
 reads   FILE, or the newest sparse.safetensors under checkpoints/; or with
         --arch any network, and images where --data.name and --data.root say;
