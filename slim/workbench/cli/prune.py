@@ -1,4 +1,4 @@
-"""Remove the least important channels of the whole network (see --score), rebuild
+"""Remove the least important channels of the whole network (see --score), build
 thinner layers, and check that the result equals the network with those channels
 zeroed. Then win accuracy back from training images, without training (--recover
 false leaves that out).
