@@ -10,6 +10,16 @@ from slim.workbench.data import Dataset, load
 
 torch.set_num_threads(1)
 
+MADE_ONCE = ("chained", "whole_run")  # fixtures of half a minute and more, of several files
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give tests that share such a fixture, or a file, to one of the two processes: what they share is made once."""
+    for item in items:
+        used = getattr(item, "fixturenames", [])
+        item.add_marker(pytest.mark.xdist_group(next((name for name in MADE_ONCE if name in used), item.path.stem)))
+
 
 @pytest.fixture(scope="session")
 def all_digits() -> Dataset:
