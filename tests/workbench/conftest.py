@@ -1,19 +1,18 @@
-"""What the tests of the workbench share: commands called in this process, and a run that the chain left."""
+"""What the tests of the workbench share: commands called in this process, and what the chain and slim-run left."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from deploy.made_up import MadeUp
-from rich.console import Console
-from workbench.commands import Command, call
+from workbench.commands import Command, Shown, call, shown_by
+from workbench.report.short_run import SHORT
 
 from slim.deploy import guard
 from slim.deploy.guard import Guarded
 from slim.deploy.onnx.target import OnnxRuntime
-from slim.workbench.cli.command import ParsedCommand
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -60,7 +59,7 @@ def mistake(capsys: pytest.CaptureFixture[str]) -> Command:
 
 
 @pytest.fixture(scope="session")
-def chained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+def chained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Shown]]:
     """A folder in which the chain has run, shortly, and what each command printed. Tests leave it as it is."""
     folder = tmp_path_factory.mktemp("chain")
     printed = {}
@@ -73,15 +72,29 @@ def chained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, s
             ("export", []),
             ("bench", ["--runs", "3", "--warmup", "1"]),
         ]:
-            console = Console(record=True, width=80, file=open(os.devnull, "w"))  # noqa: SIM115
-            patch.setattr(ParsedCommand, "console", console)
-            call(name, *argv)
-            printed[name] = console.export_text()
+            printed[name] = shown_by(name, *argv)
     return folder, printed
 
 
 @pytest.fixture
-def folder(chained: tuple[Path, dict[str, str]], monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(chained: tuple[Path, dict[str, Shown]], monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder in which the chain has run, as the working folder."""
     monkeypatch.chdir(chained[0])
     return chained[0]
+
+
+@pytest.fixture(scope="session")
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Shown]:
+    """The folder that a short slim-run left, with all its files, and what it showed. Tests leave it as it is."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "short.yaml").write_text(yaml.safe_dump(SHORT | {"name": "whole"}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        shown = shown_by("run", "short.yaml")
+    return folder / "checkpoints" / "whole", shown
+
+
+@pytest.fixture(scope="session")
+def whole(whole_run: tuple[Path, Shown]) -> Path:
+    """The folder of a short run with all its files."""
+    return whole_run[0]

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from workbench.commands import Command, call, contents
+from workbench.commands import Command, Shown, call, contents
 
 import slim
 from slim import checkpoint
@@ -73,22 +73,20 @@ def test_settings_pass_down_the_chain(folder: Path) -> None:
     assert (about["stage"], about["input_shape"], about["classes"][3]) == ("finetuned", [1, 8, 8], "3")
 
 
-def test_tables_fit_into_80_columns(chained: tuple[Path, dict[str, str]]) -> None:
-    for name, text in chained[1].items():
-        assert text.strip(), name
-        assert all(len(line) <= 80 and "…" not in line for line in text.splitlines()), text
+def test_tables_fit_into_80_columns(chained: tuple[Path, dict[str, Shown]]) -> None:
+    for name, shown in chained[1].items():
+        assert shown.tables.strip(), name
+        assert all(len(line) <= 80 and "…" not in line for line in shown.tables.splitlines()), shown.tables
 
 
-def test_each_command_names_what_it_wrote_and_the_next(folder: Path, command: Command) -> None:
+def test_each_command_names_what_it_wrote_and_the_next(chained: tuple[Path, dict[str, Shown]]) -> None:
     run = "checkpoints/digits-vgg7"
-    last = command("prune", "--ratio", "0.5").splitlines()[-1]
-    assert last == f"wrote {run}/pruned.safetensors and {run}/plan.json; next: slim-finetune"
-    last = command("finetune", "--epochs", "2").splitlines()[-1]
-    assert last == f"wrote {run}/finetuned.safetensors; next: slim-export"
-    last = command("export").splitlines()[-1]
-    assert last == f"wrote {run}/model.onnx, {run}/baseline.onnx and {run}/model_card.md; next: slim-bench"
-    last = command("bench", "--runs", "3").splitlines()[-1]
-    assert last == f"wrote {run}/summary.json and {run}/model_card.md; next: slim-predict {run}/model.onnx IMAGE"
+    assert {name: shown.last for name, shown in chained[1].items() if name != "train"} == {
+        "prune": f"wrote {run}/pruned.safetensors and {run}/plan.json; next: slim-finetune",
+        "finetune": f"wrote {run}/finetuned.safetensors; next: slim-export",
+        "export": f"wrote {run}/model.onnx, {run}/baseline.onnx and {run}/model_card.md; next: slim-bench",
+        "bench": f"wrote {run}/summary.json and {run}/model_card.md; next: slim-predict {run}/model.onnx IMAGE",
+    }
 
 
 def test_predict_agrees_with_the_network(folder: Path, tmp_path: Path, command: Command) -> None:
@@ -159,27 +157,24 @@ def test_bench_of_named_files(folder: Path, tmp_path: Path, command: Command, mi
     assert "--output a.txt: expected a name that ends in .json" in mistake("bench", *files, "--output", "a.txt")
 
 
-def test_run_does_it_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command) -> None:
-    monkeypatch.chdir(tmp_path)
-    short = {"name": "short", "train": {"epochs": 3}, "finetune": {"epochs": 2}, "bench": {"runs": 3, "warmup": 1}}
-    (tmp_path / "short.yaml").write_text(yaml.safe_dump(short))
-    text = command("run", "short.yaml", "--prune.ratio", "0.4")
-    summary = json.loads((tmp_path / "checkpoints/short/summary.json").read_text())
+def test_run_does_it_all(whole_run: tuple[Path, Shown]) -> None:
+    folder, shown = whole_run
+    summary = json.loads((folder / "summary.json").read_text())
     assert list(summary) == ["baseline", "sparse", "pruned", "recovered", "finetuned", "onnx"]
     needed = {"accuracy", "params", "flops", "channels", "file_size", "latency_ms", "speedup"}
     assert all(needed <= set(stage) for stage in summary.values())
     assert summary["baseline"]["speedup"] == 1
     assert summary["baseline"]["flops"] > summary["onnx"]["flops"]
-    closing_table = text[text.rindex("short, seed 0") :]
+    closing_table = shown.tables[shown.tables.rindex("whole, seed 0") :]
     for label in ("baseline", "sparse", "pruned", "recovered", "fine-tuned", "ONNX", "latency"):
         assert label in closing_table
     settings = summary["onnx"]["settings"]
     assert [each["setting"].rpartition(", ")[2] for each in settings] == ["batch 1", "batch 32"] * 2
     assert all(each["low"] <= each["speedup"] <= each["high"] for each in settings)
-    assert "the unpruned network in" in closing_table  # faster or not, it says so at the end
-    assert text.splitlines()[-1].endswith("slim-predict checkpoints/short/model.onnx IMAGE")
+    assert "the unpruned network" in " ".join(closing_table.split())  # faster or not, it says so at the end
+    assert shown.last.endswith("slim-predict checkpoints/whole/model.onnx IMAGE")
     strengths = {}
-    for line in (tmp_path / "checkpoints/short/metrics.jsonl").read_text().splitlines():
+    for line in (folder / "metrics.jsonl").read_text().splitlines():
         record = json.loads(line)
         strengths[record["stage"]] = record["strength"]
     assert strengths == {"baseline": 0, "sparse": RunConfig().sparsity.strength, "finetuned": 0}

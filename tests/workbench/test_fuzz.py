@@ -5,6 +5,7 @@ from pathlib import Path
 
 import fuzz
 import pytest
+from workbench.commands import Shown
 
 CASES = {"checkpoints": 25, "plans": 40, "records": 12, "onnx_graphs": 25}  # those that take longer
 
@@ -15,7 +16,7 @@ def looked_at() -> None:
 
 
 @pytest.mark.parametrize("name", fuzz.TARGETS)
-def test_what_comes_in_is_taken_or_refused_in_one_line(name: str, chained: tuple[Path, dict[str, str]]) -> None:
+def test_what_comes_in_is_taken_or_refused_in_one_line(name: str, chained: tuple[Path, dict[str, Shown]]) -> None:
     base = next((chained[0] / "checkpoints").iterdir()).resolve()
     fuzz.warm_up(name, base)
     cases = CASES.get(name, 80)
