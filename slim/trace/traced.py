@@ -39,7 +39,7 @@ class Trace:
     although no norm makes them so, `folds` the layers that read constants of channels that can go; `selecting` names
     the BatchNorms that choose their own channels of a shared stream, and `streams` those that read one. `group_counts`
     has, with `whole_groups`, one label for each group of grouped convolutions: "layer.groups" -> labels; and the
-    channels of the zeros that stand for branches that are gone.
+    channels of norms without parameters, and of the zeros that stand for branches that are gone.
     `switches` has, where residual branches may go as a whole, the label that stands for the branch, for each of its
     tensors and layers (by name) and operators (by their place in an inference run): what isn't kept of these labels
     isn't there at all.

@@ -31,6 +31,7 @@ from slim.trace.recurrence import OneStep
 from slim.trace.repeat import Known, sources_of
 from slim.trace.rules.builtin import rule_for
 from slim.trace.state import State
+from slim.trace.widths import noting_widths
 
 COPIES = {"clone"}
 
@@ -163,8 +164,8 @@ def run_once(
 
     `state` is what the copy held before: the caller puts it back.
     """
-    noting = noting_readers(tracer, state.modules)
-    with tracing_mode(state.modules, training=training), noting, OneStep(tracer), tracer:
+    noting = noting_readers(tracer, state.modules), noting_widths(tracer, state.modules)
+    with tracing_mode(state.modules, training=training), noting[0], noting[1], OneStep(tracer), tracer:
         outputs = output_tensors(call(copied, example_inputs))
     for name, written in state.written().items():
         _carry_over(tracer, name, state.tensors[name], written)

@@ -1,6 +1,7 @@
 """Sizes that modules keep and forward doesn't read: they follow the layer whose width they are, where only one is."""
 
 import copy
+import warnings
 from collections.abc import Callable
 from typing import Any
 from unittest import mock
@@ -365,3 +366,22 @@ def test_a_size_that_only_looks_like_that_of_several_layers_is_given_up(seed: in
     plan = slim.plan(model, x, ratio=0.3, score=slim.Random(seed), round_to=1)
     assert set(plan.removed) == {"mlp.0"} and "qkv" in str(plan.frozen)
     assert slim.verify(model, plan.apply(model), plan, x) < 1e-10
+
+
+@pytest.mark.parametrize(
+    ("conv", "norm", "x"),
+    [
+        (nn.Conv1d, nn.InstanceNorm1d, X[:, :, 0]),
+        (nn.Conv2d, nn.InstanceNorm2d, X),
+        (nn.Conv2d, nn.InstanceNorm2d, X[0]),
+        (nn.Conv3d, nn.InstanceNorm3d, X[:, :, None].repeat(1, 1, 4, 1, 1)),
+    ],
+)
+def test_norms_without_parameters_know_their_channels(conv: Any, norm: Any, x: Tensor) -> None:
+    net: Any = nn.Sequential(conv(3, 8, 1), norm(8), nn.ReLU(), conv(8, 2, 1))
+    plan = slim.plan(net, x, ratio=0.5, score=slim.Magnitude())
+    thin: Any = plan.apply(net)
+    assert thin[1].num_features == thin[0].out_channels == 4 and net[1].num_features == 8
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert difference(net, thin, plan.removed, x) < 1e-12
