@@ -28,8 +28,13 @@ def test_onnxruntime_agrees_with_pytorch(net: nn.Module, exported: tuple[Path, f
     assert 0 < exported[1] < 1e-5
 
 
+def without_shapes(path: Path) -> list[str]:
+    """Return the kinds of a file's nodes, without those that torch 2.8 exports to compute the sizes of Flatten."""
+    return [kind for kind in ops(path) if kind not in ("Shape", "Concat")]
+
+
 def test_batchnorm_is_folded_and_no_other_node_is_added(exported: tuple[Path, float]) -> None:
-    found = ops(exported[0])
+    found = without_shapes(exported[0])
     assert "BatchNormalization" not in found
     assert sorted(found) == sorted(
         ["Conv"] * 4 + ["ConvTranspose", "Add"] + ["Relu"] * 3 + ["AveragePool", "Reshape"] + ["Gemm"] * 2
@@ -76,7 +81,7 @@ def test_opset_is_kept(opset: int, tmp_path: Path) -> None:
     export_onnx(net, torch.zeros(2, 1, 4, 4), tmp_path / "model.onnx", opset=opset)
     imports = onnx.load(tmp_path / "model.onnx").opset_import
     assert [(entry.domain, entry.version) for entry in imports] == [("", opset)]
-    assert ops(tmp_path / "model.onnx") == ["Conv", "Reshape"]
+    assert without_shapes(tmp_path / "model.onnx") == ["Conv", "Reshape"]
 
 
 def test_model_is_untouched(net: nn.Module, example: torch.Tensor, tmp_path: Path) -> None:
