@@ -153,7 +153,7 @@ class FinetuneConfig(OptimConfig):
     lr: float | None = setting(  # type: ignore[assignment]
         None,
         "highest learning rate; null: half of train.lr, if both use the same optimizer; for weights that came with the "
-        "network 0.01 of SGD, 5e-4 of Adam",
+        "network 0.02 of SGD, 5e-4 of Adam",
         "(0, inf)",
     )
     distill: float = setting(

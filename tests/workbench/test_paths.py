@@ -115,8 +115,8 @@ def test_auto_is_that_of_the_library() -> None:
         ({"train": {"lr": 0.02}, "finetune": {"epochs": 7, "lr": 0.3}}, 7, 0.3),
         ({"finetune": {"optimizer": "adamw"}}, 20, 0.0005),
         ({"train": {"optimizer": "adam", "lr": 0.004}, "finetune": {"optimizer": "adam"}}, 20, 0.002),
-        ({"model": {"weights": "own.pt"}}, 20, 0.01),  # nothing was trained with train.lr
-        ({"model": {"weights": "own.pt"}, "train": {"lr": 0.04}}, 20, 0.01),
+        ({"model": {"weights": "own.pt"}}, 20, 0.02),  # nothing was trained with train.lr
+        ({"model": {"weights": "own.pt"}, "train": {"lr": 0.04}}, 20, 0.02),
         ({"model": {"weights": "own.pt"}, "finetune": {"optimizer": "adamw"}}, 20, 5e-4),
         ({"model": {"weights": "own.pt"}, "run": {"path": "sparse"}}, 20, 0.05),  # this trains before
     ],

@@ -10,7 +10,7 @@ PEAK = 1 / 2  # of its highest learning rate: the schedule is rewound (Renda et 
 # Highest learning rates: of a usual training, and for weights that came with the network, of whose training nothing is
 # known (scripts/finetune_defaults.py; of AdamW as `slim.compress` has it).
 USUAL = {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3}
-GIVEN = {"sgd": 0.01, "adam": 5e-4, "adamw": 5e-4}
+GIVEN = {"sgd": 0.02, "adam": 5e-4, "adamw": 5e-4}
 
 
 def decided(settings: RunConfig) -> FinetuneConfig:
