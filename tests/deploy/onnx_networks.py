@@ -37,6 +37,22 @@ class ConvNet(nn.Module):
         return self.head(self.pre(torch.relu(x)))
 
 
+class Words(nn.Module):
+    """Lines of text as others read them: convolutions, a recurrent layer in both directions, a class for each place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 12, 3, stride=2, padding=1), nn.BatchNorm2d(12), nn.ReLU(),
+            nn.Conv2d(12, 16, 3, stride=(2, 1), padding=1), nn.BatchNorm2d(16), nn.ReLU(),
+        )  # fmt: skip
+        self.sequence = nn.LSTM(32, 10, bidirectional=True, batch_first=True)
+        self.head = nn.Linear(20, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.sequence(self.features(x).flatten(1, 2).transpose(1, 2))[0])
+
+
 class Weighted(nn.Module):
     def forward(self, left: torch.Tensor, right: torch.Tensor) -> dict[str, torch.Tensor]:
         return {"sum": left + 2 * right, "product": left.flatten(1) * right.flatten(1)}

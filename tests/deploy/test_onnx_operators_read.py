@@ -114,6 +114,8 @@ LAYERS: list[Case] = [
     ("Gemm", [(3, 6), const(normal(6, 4)), const(normal(3, 4))], {"beta": 0.3}, 13),
     ("Gemm", [(6, 3), (4, 6), (4,)], {"transA": 1, "transB": 1, "alpha": 0.5}, 13),
     ("Gemm", [(3, 6), const(normal(4, 6))], {"transB": 1}, 13),
+    ("Einsum", [(2, 5, 6), (2, 4, 6)], {"equation": "bik,bjk->bij"}, 13),
+    ("Einsum", [(2, 5, 6), const(normal(6, 4))], {"equation": "...k,kj->...j"}, 13),
     ("MatMul", [(2, 5, 6), const(normal(6, 4))], {}, 13),
     ("MatMul", [(2, 5, 6), (2, 6, 3)], {}, 13),
     ("MatMul", [const(normal(3, 5)), (2, 5, 6)], {}, 13),
@@ -163,7 +165,12 @@ MOVING: list[Case] = [
     ("Pad", [X, const(ints(0, 1, 1, 2, 0, 0, 3, 0)), const(number(1.5))], {}, 13),
     ("Pad", [X, const(ints(0, 0, 1, 2, 0, 0, 3, 0))], {"mode": "reflect"}, 13),
     ("Pad", [X, const(ints(0, 0, 1, 2, 0, 0, 3, 0))], {"mode": "edge"}, 13),
+    ("Pad", [X, const(ints(0, 2, 1, 0, 0, 1, 0, 2))], {"mode": "reflect"}, 13),
+    ("Pad", [(2, 9, 1), const(ints(0, 3, 0, 0, 4, 0))], {"mode": "reflect"}, 13),
+    ("Pad", [(3, 4), const(ints(1, 0, 1, 2))], {"mode": "edge"}, 13),
     ("Pad", [X], {"pads": [0, 0, 1, 2, 0, 0, 3, 0], "value": 0.5}, 10),
+    ("Trilu", [(2, 4, 5)], {}, 14),
+    ("Trilu", [(4, 5), const(np.array(-1, np.int64))], {"upper": 0}, 14),
     ("Pad", [X, const(ints(1, 2)), "", const(ints(-1))], {}, 18),
     ("DepthToSpace", [(2, 8, 3, 4)], {"blocksize": 2}, 13),
     ("DepthToSpace", [(2, 8, 3, 4)], {"blocksize": 2, "mode": "CRD"}, 13),
@@ -183,6 +190,9 @@ FOLDING: list[Case] = [
     *((op, [X], {"axes": [1, -1]}, 13) for op in ("ReduceMean", "ReduceMax", "ReduceMin", "ReduceL1", "ReduceL2")),
     *((op, [X, const(ints(2, 3))], {"keepdims": 0}, 18) for op in ("ReduceMean", "ReduceSum", "ReduceMax")),
     *((op, [X], {}, 13) for op in ("ReduceMean", "ReduceSum", "ReduceLogSumExp", "ReduceSumSquare")),
+    *(("ReduceProd", [X], more, 13) for more in ({"axes": [1, -1]}, {"axes": [2], "keepdims": 0}, {})),
+    *(("LpNormalization", [X], more, 13) for more in ({"axis": 1}, {"p": 1})),
+    ("CumSum", [X, const(np.array(1, np.int64))], {}, 14),
     ("ArgMax", [X], {"axis": 1}, 13),
     ("ArgMin", [X], {"axis": -1, "keepdims": 0}, 13),
     ("TopK", [X, const(ints(3))], {"axis": 1}, 11),
@@ -206,8 +216,28 @@ FOLDING: list[Case] = [
     ("Resize", [(2, 3, 5), "", "", const(ints(2, 3, 8))], {"mode": "linear"}, 13),
     ("Upsample", [X, const(np.array([1, 1, 2, 3], np.float32))], {"mode": "nearest"}, 9),
 ]
-CASES = POINTWISE + LAYERS + MOVING + FOLDING
-OUTPUTS = {"Split": 2, "TopK": 2}
+SEQUENCE = (5, 2, 3)  # time, batch, features; 4 hidden ones below
+RECURRENT: list[Case] = [
+    *(
+        (op, [SEQUENCE, *(const(normal(d, g * 4, n)) for n in (3, 4)), *bias(d, g), *start], {**by, **more}, 14)
+        for op, g, more in (("LSTM", 4, {}), ("GRU", 3, {"linear_before_reset": 1}), ("RNN", 1, {}))
+        for d, by, bias, start in (
+            (1, {"hidden_size": 4}, lambda d, g: [const(normal(d, 8 * g))], []),
+            (1, {"hidden_size": 4, "direction": "reverse"}, lambda d, g: [], []),
+            (2, {"hidden_size": 4, "direction": "bidirectional"}, lambda d, g: [const(normal(d, 8 * g))], []),
+            (1, {"hidden_size": 4}, lambda d, g: [""], ["", *[(1, 2, 4)] * (1 + (op == "LSTM"))]),
+            (1, {"hidden_size": 4}, lambda d, g: [""], ["", const(np.zeros((1, 2, 4), np.float32))]),
+        )
+    ),
+    (
+        "RNN",
+        [SEQUENCE, const(normal(1, 4, 3)), const(normal(1, 4, 4))],
+        {"hidden_size": 4, "activations": ["Relu"]},
+        14,
+    ),
+]
+CASES = POINTWISE + LAYERS + MOVING + FOLDING + RECURRENT
+OUTPUTS = {"Split": 2, "TopK": 2, "LSTM": 3, "GRU": 2, "RNN": 2}
 ELSEWHERE = {"ConstantOfShape", "Range", "Swish"}  # in the chains below; Swish is newer than onnxruntime's kernels
 
 
@@ -270,9 +300,14 @@ REFUSED: list[tuple[Case, str]] = [
     (("Resize", [X, "", const(np.array([1, 1, 2, 2], np.float32))], {"mode": "linear",
       "coordinate_transformation_mode": "asymmetric"}, 13), "Resize .* linear with asymmetric"),
     (("Conv", [X, (4, 6, 3, 3)], {}, 13), "Conv .* is computed by the network"),
-    (("LSTM", [X], {}, 13), "can't read operator LSTM"),
+    (("NonZero", [X], {}, 13), "can't read operator NonZero"),
+    (("GRU", [SEQUENCE, const(normal(1, 12, 3)), const(normal(1, 12, 4))], {"hidden_size": 4}, 14), "resets the state"),
+    (("LSTM", [SEQUENCE, const(normal(1, 16, 3)), const(normal(1, 16, 4)), "", (2,)], {"hidden_size": 4}, 14),
+     "it is given lengths of sequences"),
+    (("RNN", [SEQUENCE, const(normal(1, 4, 3)), const(normal(1, 4, 4))],
+      {"hidden_size": 4, "activations": ["Sigmoid"]}, 14), "activations are Sigmoid: expected Tanh"),
     (("QuantizeLinear", [X, const(number(0.1))], {}, 13), "QuantizeLinear: expected the float network"),
-    (("Pad", [X, const(ints(0, 1, 0, 0, 0, 0, 0, 0))], {"mode": "reflect"}, 13), "reflect padding of batch"),
+    (("CumSum", [X, const(np.array(1, np.int64))], {"reverse": 1}, 14), "expected sums from the first on"),
     (("ConvTranspose", [X, const(normal(6, 4, 2, 2))], {"pads": [0, 0, 1, 1]}, 13), "the same padding on both sides"),
 ]  # fmt: skip
 
@@ -287,9 +322,6 @@ def test_what_cannot_be_read_is_named(case: Case, message: str, tmp_path: Path) 
     ]
     output = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
     graph = helper.make_graph([helper.make_node(op, names, ["y"], **attributes)], "one", entries, [output], constants)
-    if op == "LSTM":
-        graph.node[0].input.extend(["w", "r"])
-        graph.initializer.extend(numpy_helper.from_array(normal(1, 8, 2), name) for name in ("w", "r"))
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
     onnx.save(model, tmp_path / "one.onnx")
     with pytest.raises(SlimError, match=message) as error:

@@ -10,7 +10,8 @@ import pytest
 import torch
 from deploy.detector import Detector
 from deploy.made_up import MadeUp
-from deploy.onnx_networks import ConvNet, shake
+from deploy.onnx_networks import ConvNet, Words, shake
+from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 import slim
@@ -30,7 +31,12 @@ EXPORTS: dict[str, dict[str, Any]] = {
     },
     "dynamo 20": {"dynamo": True, "opset_version": 20, "external_data": False, "verbose": False},
 }
-NETWORKS = {"classifier": (ConvNet, (3, 8, 8)), "detector": (Detector, (3, 32, 32))}
+QUICK = {"batch_sizes": [1], "runs": 2, "warmup": 1}
+NETWORKS: dict[str, Any] = {
+    "classifier": (ConvNet, (3, 8, 8)),
+    "detector": (Detector, (3, 32, 32)),
+    "words": (Words, (3, 8, 20)),
+}
 
 
 def exported(net: nn.Module, shape: tuple[int, ...], path: Path, how: str, *, batch: int | None = None) -> Path:
@@ -116,12 +122,36 @@ def test_a_thin_file_keeps_names_batch_and_metadata_and_comes_close(batch: int |
 
 def test_without_images_the_size_of_filters_decides(tmp_path: Path) -> None:
     path = exported(shake(ConvNet()), (3, 8, 8), tmp_path / "net.onnx", "torchscript 11, folded")
-    bench = {"batch_sizes": [1], "runs": 2, "warmup": 1}
-    done = slim.prune_onnx(path, None, slim.Flops(0.6), out=tmp_path / "thin.onnx", bench=bench, round_to=None)
+    done = slim.prune_onnx(path, None, slim.Flops(0.6), out=tmp_path / "thin.onnx", bench=QUICK, round_to=None)
     read = slim.read_onnx(path)
     expected = slim.plan(read, torch.zeros(2, 3, 8, 8), slim.Flops(0.6), score=slim.Magnitude())
     assert done.plan.digest == expected.digest and done.recovery is None and done.squared_error is None
     assert "nothing was recovered" in str(done)
+
+
+def test_a_network_that_takes_places_in_a_table(tmp_path: Path) -> None:
+    """Whole numbers of 32 bits go in as they are: from calibration data of another type, and without any."""
+    random = np.random.default_rng(0)
+    shapes = {"table": (20, 6), "first": (16, 6, 3), "second": (4, 16, 3)}
+    weights = {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    nodes = [
+        helper.make_node("Gather", ["table", "text"], ["rows"]),
+        helper.make_node("Transpose", ["rows"], ["channels"], perm=[0, 2, 1]),
+        helper.make_node("Conv", ["channels", "first"], ["a"]),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("Conv", ["b", "second"], ["found"]),
+    ]
+    text = helper.make_tensor_value_info("text", TensorProto.INT32, ["n", 9])
+    found = helper.make_tensor_value_info("found", TensorProto.FLOAT, ["n", 4, 5])
+    held = [numpy_helper.from_array(array, name) for name, array in weights.items()]
+    graph = helper.make_graph(nodes, "text", [text], [found], held)
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), tmp_path / "net.onnx"
+    )
+    for batches in ([torch.randint(0, 20, (16, 9))], None):
+        done = slim.prune_onnx(tmp_path / "net.onnx", batches, slim.Flops(0.5), out=tmp_path / "thin.onnx", bench=QUICK)
+        assert done.plan.totals["flops"][1] <= 0.5 * done.plan.totals["flops"][0] and done.read_error < 1e-5
+        assert onnx.load(tmp_path / "thin.onnx").graph.input[0].type.tensor_type.elem_type == TensorProto.INT32
 
 
 @pytest.mark.parametrize("batch", [None, 1])

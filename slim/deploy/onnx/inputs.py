@@ -3,16 +3,16 @@
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from slim.deploy.target import Executable
+from slim.deploy.target import Executable, FileInput
 from slim.errors import SlimError
 from slim.prune.recovery.recover import LEAST_IMAGES
 
 HELD_OUT = 0.2  # of the images: those on which files are compared
 FEWEST = LEAST_IMAGES + 4
-TYPES = {"float32": torch.float32, "float64": torch.float64, "uint8": torch.uint8, "int64": torch.int64}
 Inputs = tuple[Tensor, ...]  # one for each input of the file, images first
 
 
@@ -46,7 +46,7 @@ def _row(original: Executable, batch: Any) -> list[Tensor]:
         raise SlimError(f"{len(batch)} arrays in a batch: the file takes {len(names)}, {', '.join(names)}")
     row = []
     for entry, given in zip(original.inputs, batch):
-        tensor = torch.as_tensor(given).detach().cpu().to(TYPES.get(entry.dtype, torch.float32))
+        tensor = torch.as_tensor(given).detach().cpu().to(_type_of(entry))
         wanted = [None, *(size if isinstance(size, int) else None for size in entry.shape[1:])]
         if tensor.dim() != len(wanted) or any(w not in (None, size) for w, size in zip(wanted, tensor.shape)):
             shown = ", ".join("N" if i == 0 else "any" if size is None else str(size) for i, size in enumerate(wanted))
@@ -65,5 +65,16 @@ def _random_inputs(original: Executable) -> Inputs:
                 f"input {entry.name!r} has shape {list(entry.shape)}: expected images, which tell its sizes"
             )
         made = torch.randn(original.batch.example, *sizes, generator=generator)
-        found.append(made.to(TYPES.get(entry.dtype, torch.float32)))
+        kind = _type_of(entry)
+        found.append(made.to(kind) if kind.is_floating_point else made.abs().to(kind))  # places in a table, perhaps
     return tuple(found)
+
+
+def _type_of(entry: FileInput) -> torch.dtype:
+    """Return the type of numbers that an input holds. SlimError where it holds none that torch knows."""
+    try:
+        return torch.from_numpy(np.empty(0, entry.dtype)).dtype
+    except TypeError as error:
+        raise SlimError(
+            f"input {entry.name!r} takes {entry.dtype}: expected numbers of a type that torch has"
+        ) from error

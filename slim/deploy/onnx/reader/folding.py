@@ -70,13 +70,19 @@ REDUCE: dict[str, Callable[..., Any]] = {
 }
 
 
-@reads(*REDUCE, "ReduceSumSquare")
+def _product(x: Tensor, dim: tuple[int, ...], keepdim: bool) -> Tensor:
+    for each in sorted((each % x.dim() for each in dim), reverse=True):  # torch's own takes one dimension
+        x = x.prod(each, keepdim=keepdim)
+    return x
+
+
+@reads(*REDUCE, "ReduceProd", "ReduceSumSquare")
 def reduce(node: Node) -> Operation:
     """Read a reduction, whose axes were an attribute in older operator sets."""
     axes, keep = node.integers("axes", 1), bool(node.attribute("keepdims", 1))
     if axes is None and node.attribute("noop_with_empty_axes", 0):
         raise node.refused("it has no axes and does nothing")
-    function = _sum_of_squares if node.op == "ReduceSumSquare" else REDUCE[node.op]
+    function = {"ReduceSumSquare": _sum_of_squares, "ReduceProd": _product, **REDUCE}[node.op]
     call = partial(_reduced, function=function, axes=None if axes is None else tuple(axes), keepdim=keep)
     return Operation(call, [node.tensor(0)])
 
@@ -87,6 +93,21 @@ def _sum_of_squares(x: Tensor, dim: tuple[int, ...], keepdim: bool) -> Tensor:
 
 def _reduced(x: Tensor, function: Callable[..., Any], axes: tuple[int, ...] | None, keepdim: bool) -> Any:
     return function(x, dim=tuple(range(x.dim())) if axes is None else axes, keepdim=keepdim)
+
+
+@reads("LpNormalization")
+def lp_normalization(node: Node) -> Operation:
+    """Read a division by the norm along a dimension."""
+    power, axis = node.attribute("p", 2), node.attribute("axis", -1)
+    return Operation(partial(F.normalize, p=power, dim=axis), [node.tensor(0)])
+
+
+@reads("CumSum")
+def cumulative_sum(node: Node) -> Operation:
+    """Read sums of all that comes before, along a dimension."""
+    if node.attribute("exclusive", 0) or node.attribute("reverse", 0):
+        raise node.refused("expected sums from the first on, with each number itself")
+    return Operation(partial(torch.cumsum, dim=node.number(1)), [node.tensor(0)])
 
 
 @reads("ArgMax", "ArgMin")

@@ -1,6 +1,7 @@
 """Readers of the operators that have weights: torch.nn's own layers, which the rest of slim knows."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -159,6 +160,13 @@ def matmul(node: Node) -> Operation:
     if node.is_constant(1) and node.array(1).ndim == 2:
         return Operation(_linear(weight(node.array(1).T), None), [node.tensor(0)])
     return Operation(torch.matmul, [node.tensor(0), node.tensor(1)])
+
+
+@reads("Einsum")
+def einsum(node: Node) -> Operation:
+    """Read a sum of products by its equation."""
+    names = [node.tensor(i) for i in range(len(node.inputs))]
+    return Operation(partial(torch.einsum, node.attribute("equation")), names)
 
 
 class BatchNorm(nn.modules.batchnorm._BatchNorm):

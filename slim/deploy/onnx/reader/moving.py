@@ -256,16 +256,34 @@ def pad(node: Node) -> Operation:
     rank = count if axes is None else len(shape or [])
     places = range(rank) if axes is None else [axis % rank for axis in axes]
     around = {place: (widths[i], widths[i + count]) for i, place in enumerate(places)}
+    if mode != "constant":
+        return Operation(partial(_mirrored, around=tuple(sorted(around.items())), mode=PADDING[mode]), [node.tensor(0)])
     first = next((place for place in range(rank) if any(around.get(place, (0, 0)))), rank)
-    if mode != "constant" and first < 2:
-        raise node.refused(f"{mode} padding of batch or channels: expected that of the space")
-    first = first if mode == "constant" else 2
     flat = tuple(width for place in reversed(range(first, rank)) for width in around.get(place, (0, 0)))
-    return Operation(partial(_padded, widths=flat, mode=PADDING[mode], value=float(value)), [node.tensor(0)])
+    return Operation(partial(F.pad, pad=flat, value=float(value)), [node.tensor(0)])
 
 
-def _padded(x: Tensor, widths: tuple[int, ...], mode: str, value: float) -> Tensor:
-    return F.pad(x, widths, mode, value if mode == "constant" else None)
+def _mirrored(x: Tensor, around: tuple[tuple[int, tuple[int, int]], ...], mode: str) -> Tensor:
+    """Pad with what is there: the space at once, as torch does it, any other dimension as if it were one of space."""
+    widths = dict(around)
+    space = [width for place in reversed(range(2, x.dim())) for width in widths.get(place, (0, 0))]
+    x = F.pad(x, space, mode) if any(space) else x
+    for place in (0, 1):
+        if any(widths.get(place, (0, 0))):
+            rows = x.movedim(place, -1)
+            x = (
+                F.pad(rows.flatten(0, -2)[None], widths[place], mode)[0]
+                .unflatten(0, rows.shape[:-1])
+                .movedim(-1, place)
+            )
+    return x
+
+
+@reads("Trilu")
+def triangle(node: Node) -> Operation:
+    """Read the upper or lower triangle of a matrix."""
+    call = torch.triu if node.attribute("upper", 1) else torch.tril
+    return Operation(partial(call, diagonal=node.number(1) or 0), [node.tensor(0)])
 
 
 @reads("DepthToSpace", "SpaceToDepth")

@@ -13,7 +13,7 @@ import torch
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, numpy_helper
 from torch import Tensor, nn
 
-from slim.deploy.onnx.reader import folding, layers, moving, pointwise  # noqa: F401 (they register their readers)
+from slim.deploy.onnx.reader import folding, layers, moving, pointwise, recurrent  # noqa: F401 (they register readers)
 from slim.deploy.onnx.reader.network import NodeStep, OnnxNetwork
 from slim.deploy.onnx.reader.node import READERS, GraphValues, Node, Operation, Plain, reads
 from slim.deploy.onnx.reader.pointwise import Cast
@@ -23,7 +23,7 @@ from slim.errors import SlimError
 OPSETS = range(9, 27)
 ONNX_DOMAINS = ("", "ai.onnx")
 READ_HERE = ("Constant", "Shape", "Size")
-WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization", "PRelu")
+WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization", "PRelu", "LSTM", "GRU", "RNN")
 MOST_FOLDED = 2**28  # bytes of a constant that is computed: a few in a file can ask for any number
 RESERVED = {*dir(nn.Module()), "inputs", "outputs", "steps", "numbers", "held", "constants"}
 TYPES = {
@@ -174,10 +174,13 @@ class _Graph:
     def _free(self, path: str) -> str:
         """Return the path, or one like it where another module has it or lies on its way."""
         parts = [part + "_" * (part in RESERVED) for part in path.split(".") if part] or ["layer"]
-        path, number = ".".join(parts), 1
-        while any(path == each or path.startswith(f"{each}.") or each.startswith(f"{path}.") for each in self.modules):
+        wanted, number = ".".join(parts), 1
+        while above := next((each for each in self.modules if wanted.startswith(f"{each}.")), ""):
+            wanted = f"{above}_{wanted.removeprefix(above)[1:]}"  # beside it: a layer holds no others
+        path = wanted
+        while any(path == each or each.startswith(f"{path}.") for each in self.modules):
             number += 1
-            path = f"{'.'.join(parts)}_{number}"
+            path = f"{wanted}_{number}"
         return path
 
 
