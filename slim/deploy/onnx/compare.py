@@ -87,14 +87,19 @@ def check_float64(graph: Graph, name: str) -> tuple[float | None, str]:
 
 
 def _is_rounding(net: nn.Module, arguments: Arguments, expected: list[Tensor], actual: Sequence[Any]) -> bool:
-    """Say whether the file is as near to the network in float64 as the network in float32 is, to within a factor: then
-    rounding alone, which such a network magnifies, explains a difference between the two."""
+    """Say whether rounding alone, which such a network magnifies, explains how far a file is from it."""
     net = clone(net).double()
     try:
         truth = run_forward(net, arguments.in_dtype_of(net))
     except SlimError:  # code that insists on float32
         return False
-    own = max(relative_difference(a, b) for a, b in zip(truth, expected, strict=True))
+    return explained_by_rounding(truth, expected, actual)
+
+
+def explained_by_rounding(truth: Sequence[Tensor], expected: Sequence[Tensor], actual: Sequence[Any]) -> bool:
+    """Say whether what one engine gives is as near to the `truth`, in float64, as what another gives in float32, to
+    within a factor."""
+    own = _largest_difference(truth, expected)
     return _largest_difference(truth, actual) <= ROUNDING_FACTOR * own < 1
 
 
@@ -110,7 +115,7 @@ def _float64_runner(proto: onnx.ModelProto) -> tuple[Callable[..., Any], str]:
     return session.run, "onnxruntime"
 
 
-def _largest_difference(expected: list[Tensor], actual: Sequence[Any]) -> float:
+def _largest_difference(expected: Sequence[Tensor], actual: Sequence[Any]) -> float:
     return max(relative_difference(a, torch.as_tensor(b)) for a, b in zip(expected, actual, strict=True))
 
 
