@@ -187,10 +187,20 @@ class SameSteps(Follower):
     def __torch_dispatch__(self, func: OpOverload, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         op = Op(func, args, kwargs or {}, self)
         constants = constants_of(op, meta=self.meta)
-        self.note(Executed(func, constants or (), [], aside=constants is None or op.name in COPIES))
+        executed = Executed(func, constants or (), [], aside=constants is None or op.name in COPIES)
+        self.note(executed)
         result = op.run()
         mark_result(op, result, constant=constants is None, meta=self.meta)
+        if not executed.aside:
+            before = [shape for shape, _ in self.run_before.executed[self.at - 1].made]
+            if not all(map(_fills, before, tensors_of(result))):
+                raise Mismatch(f"{op.where} gives other sizes")  # which follow from values
         return result
+
+
+def _fills(shape: Sequence[int], tensor: Tensor) -> bool:
+    """Return whether a tensor has a shape, in which 1 may stand for any number of the same value."""
+    return tensor.dim() == len(shape) and all(size in (1, now) for size, now in zip(shape, tensor.shape))
 
 
 def find_misfit(
@@ -204,8 +214,9 @@ def find_misfit(
     # Forward code that looks at values takes the path that the values say: compare with the masked network's.
     runs = traced.runs if traced.inputs_are_meta else _masked_runs(traced, kept)
     several = len(traced.runs) > 1
-    thin = ThinCodes(kept)
     for number, run in enumerate(runs):
+        kept = _of_all(traced, kept)
+        thin = ThinCodes(kept)
         with _notes_kept(traced), restored(traced.meta_copy, traced.state), thinned():
             for _, tensor in traced.tensors:
                 if whole := codes_on(tensor):
@@ -217,6 +228,13 @@ def find_misfit(
             misfit.step += 10**6 * number
             return misfit
     return None
+
+
+def _of_all(traced: Trace, kept: Bools) -> Bools:
+    """Return for every label whether it stays: those of zeros that a masked run added go with what they have joined."""
+    roots = traced.classes.roots(np.arange(len(traced.classes)))
+    known, new = np.split(roots, [len(kept)])
+    return np.concatenate([kept, ~np.isin(new, known[~kept])]) if len(new) else kept
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from slim.trace.codes import (
     codes_on,
     fresh_from,
     is_blank,
+    is_fixed,
     mark_alike,
     mark_fresh,
     name_of,
@@ -239,7 +240,8 @@ def cat(op: Op) -> Tensor:
     along = op["dim"] % out.dim()
     stacked = op.name == "stack"
     zeros = [not stacked and is_blank(t) and along in alike_along(t) for t in parts]
-    if not any(zeros) and not any(name_of(t) is not None or codes_on(t) for t in parts):
+    numbers = all(zero or is_fixed(t) for t, zero in zip(parts, zeros))  # zeros beside numbers are numbers
+    if (numbers or not any(zeros)) and not any(name_of(t) is not None or codes_on(t) for t in parts):
         return out
     why = op.where
     all_codes = [_any_number(op, t, along) if zero else op.codes(t) for t, zero in zip(parts, zeros)]
