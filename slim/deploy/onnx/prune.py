@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from slim.deploy.bench.benchmark import benchmark
 from slim.deploy.bench.result import BenchReport
@@ -143,7 +143,7 @@ def _check_reading(net: OnnxNetwork, original: OnnxFile, name: str, inputs: Inpu
 
 
 @torch.no_grad()
-def _outputs(net: OnnxNetwork, inputs: Inputs) -> list[Tensor]:
+def _outputs(net: nn.Module, inputs: Inputs) -> list[Tensor]:
     """Return what the network gives, in the numbers that its weights have."""
     kind = next((weight.dtype for weight in net.parameters()), torch.float32)
     made = net(*(tensor.to(kind) if tensor.is_floating_point() else tensor for tensor in inputs))
