@@ -1,6 +1,7 @@
 """What the tests of the workbench share: commands called in this process, and what the chain and slim-run left."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from slim.deploy.guard import Guarded
 from slim.deploy.onnx.target import OnnxRuntime
 
 
-@pytest.fixture(scope="session", autouse=True)
-def made_up_times(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+@contextmanager
+def made_up_times(cache: Path) -> Iterator[None]:
     """Plans by cost take no measuring: operators take what a formula says, and the first plan is taken as fast enough.
     tests/deploy has the rest."""
 
@@ -24,9 +25,22 @@ def made_up_times(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         return Guarded(next(iter(plans)), [])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SLIM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("SLIM_CACHE", str(cache))
         patch.setattr(OnnxRuntime, "time", lambda _, kernels: MadeUp().time(kernels))
         patch.setattr(guard, "never_slower", first)
+        yield
+
+
+@pytest.fixture(scope="session")
+def made_up_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that holds these times."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def times_here(made_up_cache: Path) -> Iterator[None]:
+    """Made-up times in all tests of the workbench, and in none that the same process runs in between."""
+    with made_up_times(made_up_cache):
         yield
 
 
@@ -59,11 +73,11 @@ def mistake(capsys: pytest.CaptureFixture[str]) -> Command:
 
 
 @pytest.fixture(scope="session")
-def chained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Shown]]:
+def chained(tmp_path_factory: pytest.TempPathFactory, made_up_cache: Path) -> tuple[Path, dict[str, Shown]]:
     """A folder in which the chain has run, shortly, and what each command printed. Tests leave it as it is."""
     folder = tmp_path_factory.mktemp("chain")
     printed = {}
-    with pytest.MonkeyPatch.context() as patch:
+    with made_up_times(made_up_cache), pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for name, argv in [
             ("train", ["--epochs", "3", "--sparsity.strength", "1e-3", "--data.batch_size", "32"]),
@@ -84,11 +98,11 @@ def folder(chained: tuple[Path, dict[str, Shown]], monkeypatch: pytest.MonkeyPat
 
 
 @pytest.fixture(scope="session")
-def whole_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Shown]:
+def whole_run(tmp_path_factory: pytest.TempPathFactory, made_up_cache: Path) -> tuple[Path, Shown]:
     """The folder that a short slim-run left, with all its files, and what it showed. Tests leave it as it is."""
     folder = tmp_path_factory.mktemp("whole")
     (folder / "short.yaml").write_text(yaml.safe_dump(SHORT | {"name": "whole"}))
-    with pytest.MonkeyPatch.context() as patch:
+    with made_up_times(made_up_cache), pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         shown = shown_by("run", "short.yaml")
     return folder / "checkpoints" / "whole", shown
