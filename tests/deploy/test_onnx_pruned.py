@@ -97,9 +97,8 @@ def test_a_thin_file_keeps_names_batch_and_metadata_and_comes_close(batch: int |
     how = "torchscript 11, folded"
     path = exported(shake(Detector()), (3, 32, 32), tmp_path / "net.onnx", how, batch=batch)
     images = torch.rand(48, 3, 32, 32)
-    bench = {"batch_sizes": [1], "runs": 2, "warmup": 1}
     done = slim.prune_onnx(
-        path, images.split(16), slim.Flops(0.6), out=tmp_path / "thin.onnx", bench=bench, round_to=None
+        path, images.split(16), slim.Flops(0.6), out=tmp_path / "thin.onnx", bench=QUICK, round_to=None
     )
     before, after = onnx.load(path), onnx.load(tmp_path / "thin.onnx")
     assert [entry.name for entry in (*after.graph.input, *after.graph.output)] == ["picture", "found"]

@@ -59,15 +59,8 @@ def _largest_of_space(x: Tensor) -> Tensor:
     return x.amax(tuple(range(2, x.dim())), keepdim=True)
 
 
-REDUCE: dict[str, Callable[..., Any]] = {
-    "ReduceMean": torch.mean,
-    "ReduceSum": torch.sum,
-    "ReduceMax": torch.amax,
-    "ReduceMin": torch.amin,
-    "ReduceL1": partial(torch.linalg.vector_norm, ord=1),
-    "ReduceL2": torch.linalg.vector_norm,
-    "ReduceLogSumExp": torch.logsumexp,
-}
+def _sum_of_squares(x: Tensor, dim: tuple[int, ...], keepdim: bool) -> Tensor:
+    return (x * x).sum(dim, keepdim=keepdim)
 
 
 def _product(x: Tensor, dim: tuple[int, ...], keepdim: bool) -> Tensor:
@@ -76,19 +69,27 @@ def _product(x: Tensor, dim: tuple[int, ...], keepdim: bool) -> Tensor:
     return x
 
 
-@reads(*REDUCE, "ReduceProd", "ReduceSumSquare")
+REDUCE: dict[str, Callable[..., Any]] = {
+    "ReduceMean": torch.mean,
+    "ReduceSum": torch.sum,
+    "ReduceMax": torch.amax,
+    "ReduceMin": torch.amin,
+    "ReduceL1": partial(torch.linalg.vector_norm, ord=1),
+    "ReduceL2": torch.linalg.vector_norm,
+    "ReduceLogSumExp": torch.logsumexp,
+    "ReduceProd": _product,
+    "ReduceSumSquare": _sum_of_squares,
+}
+
+
+@reads(*REDUCE)
 def reduce(node: Node) -> Operation:
     """Read a reduction, whose axes were an attribute in older operator sets."""
     axes, keep = node.integers("axes", 1), bool(node.attribute("keepdims", 1))
     if axes is None and node.attribute("noop_with_empty_axes", 0):
         raise node.refused("it has no axes and does nothing")
-    function = {"ReduceSumSquare": _sum_of_squares, "ReduceProd": _product, **REDUCE}[node.op]
-    call = partial(_reduced, function=function, axes=None if axes is None else tuple(axes), keepdim=keep)
+    call = partial(_reduced, function=REDUCE[node.op], axes=None if axes is None else tuple(axes), keepdim=keep)
     return Operation(call, [node.tensor(0)])
-
-
-def _sum_of_squares(x: Tensor, dim: tuple[int, ...], keepdim: bool) -> Tensor:
-    return (x * x).sum(dim, keepdim=keepdim)
 
 
 def _reduced(x: Tensor, function: Callable[..., Any], axes: tuple[int, ...] | None, keepdim: bool) -> Any:
