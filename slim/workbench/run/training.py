@@ -30,8 +30,8 @@ def train_stage(run: Run) -> Path:
 
 
 def finetune_stage(run: Run, source: Path, *, teacher: Path | None = None) -> Path:
-    """Train the network in `source` on, without a penalty, and return its file. Where validation images say that it
-    was better before, it is kept as it was.
+    """Train the network in `source` on, without a penalty, and return its file. Where validation images show
+    that it was better before, it is kept as it was.
 
     With `finetune.distill` it also learns from `teacher`, by default the best of the networks beside it that were never
     pruned: see `teacher_beside`.

@@ -16,7 +16,7 @@ from slim.workbench.train.devices import (
     resolve_precision,
     wait_for_all,
 )
-from slim.workbench.train.evaluation import evaluate
+from slim.workbench.train.evaluation import evaluate, tallies
 from slim.workbench.train.loop import fit
 from slim.workbench.train.recipe import Distillation, learning_rate
 from slim.workbench.train.snapshots import Snapshots
@@ -40,5 +40,6 @@ __all__ = [
     "rank_zero_first",
     "resolve_device",
     "resolve_precision",
+    "tallies",
     "wait_for_all",
 ]

@@ -2,7 +2,7 @@
 
 import math
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import reduce
 from typing import Any
 
@@ -17,6 +17,7 @@ from slim.workbench.config import ComputeConfig
 from slim.workbench.data import Dataset, Loaders, Split, ordered
 from slim.workbench.data.loaders import Batches
 from slim.workbench.nested import arranged, length, moved, shapes
+from slim.workbench.nested import split as cut
 from slim.workbench.tasks import Task
 from slim.workbench.train.devices import layout_of, moved_to, resolve_device
 
@@ -47,7 +48,28 @@ def evaluate(
         )
 
 
-@torch.no_grad()
+def tallies(
+    model: nn.Module,
+    split: Split | Batches,
+    data: Dataset | Loaders,
+    parts: int,
+    *,
+    compute: ComputeConfig | None = None,
+) -> list[Any]:
+    """Return what counts for the metric in each of about so many parts of `split`, in its order: `data.task.value` of
+    their sum is the metric. There are fewer parts than that where there are fewer images, and more where batches that
+    are handed over are. The rest is as of `evaluate`."""
+    compute = compute or ComputeConfig()
+    device, layout = resolve_device(compute.device), layout_of(compute)
+    size = max(1, min(256, math.ceil(len(split) / parts))) if isinstance(split, Split) else 0
+    pieces = 1 if size else math.ceil(parts / max(1, operator.length_hint(split, parts)))
+    with moved_to(model, device, layout):
+        batches = (
+            piece for batch in ordered(data, split, size, device) for piece in cut(batch, min(pieces, length(batch)))
+        )
+        return [moved(sums, "cpu") for _, _, sums in _each_judged(model, batches, data.task, data.name, layout)]
+
+
 def evaluate_batches(
     model: nn.Module,
     batches: Iterable[tuple[Any, Any]],
@@ -58,21 +80,13 @@ def evaluate_batches(
 ) -> dict[str, float]:
     """Return what `evaluate` returns, where model and batches are in place already. Of several processes each looks at
     its own batches, and all get the same result. `name` is that of the data."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
     found: list[tuple[Any, int, Any]] = []  # loss, if there is one, samples, what counts for the metric
-    try:
-        for inputs, targets in batches:
-            loss, sums = _judged(model, arranged(inputs, layout), targets, task, name)
-            count = length(inputs)
-            if found:
-                before = found.pop()
-                loss = None if loss is None else before[0] + loss
-                count, sums = before[1] + count, before[2] + sums
-            found.append((loss, count, sums))
-    finally:
-        for module in training:
-            module.training = True
+    for loss, count, sums in _each_judged(model, batches, task, name, layout):
+        if found:
+            before = found.pop()
+            loss = None if loss is None else before[0] + loss
+            count, sums = before[1] + count, before[2] + sums
+        found.append((loss, count, sums))
     found = [(None if loss is None else float(loss), count, moved(sums, "cpu")) for loss, count, sums in found]
     if processes > 1:
         everywhere: list[Any] = [None] * processes
@@ -83,6 +97,22 @@ def evaluate_batches(
     losses, counts, tallies = zip(*found)
     value = {task.metric.name: task.value(reduce(operator.add, tallies))}
     return value if None in losses else value | {"loss": math.fsum(losses) / sum(counts)}
+
+
+@torch.no_grad()
+def _each_judged(
+    model: nn.Module, batches: Iterable[tuple[Any, Any]], task: Task, name: str, layout: torch.memory_format
+) -> Iterator[tuple[Tensor | None, int, Any]]:
+    """Yield for each batch its loss, if there is one, its samples, and what counts for the metric."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        for inputs, targets in batches:
+            loss, sums = _judged(model, arranged(inputs, layout), targets, task, name)
+            yield loss, length(inputs), sums
+    finally:
+        for module in training:
+            module.training = True
 
 
 def _judged(model: nn.Module, inputs: Any, targets: Any, task: Task, name: str) -> tuple[Tensor | None, Any]:
