@@ -1,6 +1,7 @@
 """How fast slim trains, against the loops that people start from: images per second of whole epochs, data included.
 
     python scripts/bench_train.py [--images 5120] [--rounds 3] [--threads 2] [--device cpu] [--compile]
+    python scripts/bench_train.py --device cuda [--rounds 3] [--minutes 5] [--archs slim:vgg19 …] [--compile]
     python scripts/bench_train.py --accuracy [--images 8192] [--epochs 8] [--seeds 3]
 
 CIFAR-10 (JPEG) of $SLIM_DATA, ResNet-20, batch 64, SGD with momentum, the L1 penalty on γ. In each round every way
@@ -16,6 +17,8 @@ trains one epoch on the same images, in a process of its own; the order turns wi
 - paper, arrays: the same on images that are decoded already, as torchvision keeps the original CIFAR-10;
 - lightning: the paper's data and penalty in Lightning's Trainer as it comes (no checkpoints, no logger, no bar);
 - slim, pruned / pruned to multiples of 8 or 16: slim on what `slim.plan` leaves of ResNet-20 at half its FLOPs.
+
+On a GPU other networks, batch sizes and ways are measured: see gpu_training.py.
 
 --accuracy trains slim and paper from the same weights with the same recipe and compares accuracies on the test images
 over the seeds; epochs are a multiple of 4, so that both divide the learning rate at the same steps. It goes on where it
@@ -38,6 +41,7 @@ from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
+from gpu_training import speed_on_gpu
 from PIL import Image
 from shared import RESULTS, Device, cifar10_jpeg, mean_and_spread, parser_of, ran_on, table, write
 from torch import nn
@@ -102,8 +106,8 @@ class Material:
         self.files = Subset(files, chosen.tolist())  # both list the files in the same order
         self.arrays = Arrays(self.dataset.train, self.transform)
 
-    def loader(self, source: Dataset) -> DataLoader:
-        return DataLoader(source, BATCH, shuffle=True, num_workers=1, pin_memory=torch.cuda.is_available())
+    def loader(self, source: Dataset, batch: int = BATCH) -> DataLoader:
+        return DataLoader(source, batch, shuffle=True, num_workers=1, pin_memory=torch.cuda.is_available())
 
 
 def with_slim(
@@ -312,6 +316,20 @@ def speed(args: argparse.Namespace) -> None:
     write("bench_train", text)
 
 
+def on_gpu(args: argparse.Namespace) -> None:
+    torch.set_num_threads(args.threads)
+    material = Material(50_000)
+    some = Subset(material.files, range(args.images))
+
+    def loop(model: nn.Module, batch: int) -> float:
+        with_papers_loop(model, material.loader(Subset(some, range(2 * batch)), batch), args.device)
+        started = time.perf_counter()
+        with_papers_loop(model, material.loader(some, batch), args.device)
+        return args.images / (time.perf_counter() - started)
+
+    speed_on_gpu(args, material.dataset, RECIPE, LAMBDA, loop)
+
+
 def _ratio(a: list[float], b: list[float]) -> float:
     """The median of a/b, round by round."""
     return statistics.median(x / y for x, y in zip(a, b))
@@ -362,6 +380,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu", choices=get_args(Device))
+    parser.add_argument("--minutes", type=float, default=5.0, help="limit on a GPU")
+    parser.add_argument("--archs", nargs="*", help="on a GPU only these networks, of slim:resnet20 and slim:vgg19")
     parser.add_argument("--compile", action="store_true", help="also slim with torch.compile")
     parser.add_argument("--ways", help="only these, separated by ;")
     parser.add_argument("--accuracy", action="store_true")
@@ -375,7 +395,7 @@ def main() -> None:
         process.start()
         process.join()
         raise SystemExit(process.exitcode)
-    speed(args)
+    (on_gpu if args.device == "cuda" else speed)(args)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,8 @@ def ran_on(*packages: str) -> str:
     versions = ", ".join(
         [f"slim {__version__}", *(f"{package} {version(package)}" for package in ("torch", "numpy", *packages))]
     )
-    machine = f"{name or platform.processor()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}"
+    gpu = f"{torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""
+    machine = f"{gpu}{name or platform.processor()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}"
     return f"{date.today()}, `{command()}`, on {machine}; python {platform.python_version()}, {versions}."
 
 

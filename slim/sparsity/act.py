@@ -15,7 +15,8 @@ as Adam rescale a subgradient with the rest of the gradient, and not a proximal 
 
 import copy
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -159,8 +160,33 @@ class _Part:
         self.parameters = list(parameters.values())
         self.sizes = [parameter.numel() for parameter in self.parameters]
         self.penalty.bind(parameters)
+        self.strength = 0.0  # λ at present
         self.steps: StepSizes | None = None
         self.pushed: Tensor | None = None  # which values feel a proximal step; None: all
+
+    def press(self, strength: float) -> None:
+        """Go on with this λ."""
+        self.strength = strength
+        if isinstance(self.penalty.strength, Tensor):
+            self.penalty.strength.fill_(strength)
+        else:
+            self.penalty.strength = strength
+
+    def hold(self) -> None:
+        """Keep what changes from step to step in tensors from now on, which a recorded step reads anew each time."""
+        if not isinstance(self.penalty.strength, Tensor):
+            held: Any = torch.tensor(float(self.strength), device=self.parameters[0].device)
+            self.penalty.strength = held
+        if self.steps is not None:
+            self.steps.hold()
+
+    def push(self, optimizer: Any) -> None:
+        """Apply the proximal operator, with the step size that the optimizer took."""
+        assert self.steps is not None
+        step = self.steps.size(optimizer)
+        if self.pushed is not None:
+            step = self.pushed * step
+        torch._foreach_copy_([*self.parameters], self.pieces(self.penalty.prox(self.flat(), step)))
 
     def flat(self) -> Tensor:
         return torch.cat([parameter.detach().reshape(-1) for parameter in self.parameters])
@@ -198,6 +224,7 @@ class Sparsity(Shown):
     ) -> None:
         self.method, self.schedule, self.steps = method, schedule, steps
         self.step = 0  # of the optimizer since this began
+        self.recording = False
         numbers = {id(p): i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
         self._parts = [
             _Part(penalty, relative, {name: p for name, (p, own) in found.items() if own == relative})
@@ -216,6 +243,10 @@ class Sparsity(Shown):
             self._target = TargetShare(target, floor, steps, self._layers)
         elif target is not None:
             self._target = TargetPlan(target, steps, self._layers, self.parameters)
+        self._aimed = False  # whether a target has chosen what is pushed; until then nothing is
+        if self._target is not None:
+            for part in self._parts:
+                part.pushed = torch.zeros(sum(part.sizes), dtype=torch.bool, device=part.parameters[0].device)
         self.strength = penalty.strength  # checks it
         self._hooks = [
             optimizer.register_step_pre_hook(self._before_step),
@@ -338,7 +369,10 @@ class Sparsity(Shown):
         """Return what resuming needs, as plain numbers: the step, λ, the weights of the momentum so far, and with a
         target the numbers of the values that are pushed until it looks again."""
         sums = [list(part.steps.sums) if part.steps else [] for part in self._parts]
-        pushed = [None if part.pushed is None else part.pushed.nonzero()[:, 0].tolist() for part in self._parts]
+        pushed = [
+            part.pushed.nonzero()[:, 0].tolist() if self._aimed and part.pushed is not None else None
+            for part in self._parts
+        ]
         return {"step": self.step, "strength": self._now, "peak": self._peak, "sums": sums, "pushed": pushed}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -348,32 +382,61 @@ class Sparsity(Shown):
         for part, sums, pushed in zip(self._parts, state["sums"], state["pushed"]):
             if part.steps:
                 part.steps.sums = list(sums)
-            part.pushed = None
-            if pushed is not None:
-                part.pushed = torch.zeros(sum(part.sizes), dtype=torch.bool, device=part.parameters[0].device)
-                part.pushed[pushed] = True
-        if self._target is not None and self._parts[0].pushed is not None:
+            if pushed is not None and part.pushed is not None:
+                part.pushed.zero_()[pushed] = True
+        self._aimed = any(pushed is not None for pushed in state["pushed"])
+        if self._target is not None and self._aimed:
             self._target.resume(torch.cat([part.pushed for part in self._parts if part.pushed is not None]))
 
     def _flat(self) -> Tensor:
         return torch.cat([part.flat() for part in self._parts])
 
+    def hold(self) -> None:
+        """Let a step be recorded and replayed, as a CUDA graph is: what changes from step to step goes into tensors."""
+        for part in self._parts:
+            part.hold()
+
+    @contextmanager
+    def recorded(self) -> Iterator[None]:
+        """While a step is recorded, which does nothing yet: count none."""
+        self.recording = True
+        try:
+            yield
+        finally:
+            self.recording = False
+
+    @contextmanager
+    def replayed(self, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+        """While a recorded step is replayed, which calls no hook: do what they do beside it."""
+        self._prepare(optimizer)
+        for part in self._parts:
+            if part.steps is not None:
+                part.steps.count(optimizer)
+        yield
+        self._count()
+
     def _set(self, strength: float) -> None:
         self._now = strength
+        waiting = self._target is not None and not self._target.acts(self.step)
         for part in self._parts:
-            part.penalty.strength = strength * part.relative
+            part.press(0.0 if waiting else strength * part.relative)
 
     def _schedule(self) -> None:
-        if self.schedule != "constant":
-            self._set(scheduled(self.schedule, self._peak, self.step, self.steps))
+        constant = self.schedule == "constant"
+        self._set(self._now if constant else scheduled(self.schedule, self._peak, self.step, self.steps))
 
-    @torch.no_grad()
-    def _before_step(self, optimizer: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-        self._unseen = -(10**9)  # LBFGS changes the parameters many times in one step
+    def _prepare(self, optimizer: Any) -> None:
+        """Make the numbers of the next step."""
         self._schedule()
         for part in self._parts:
             if part.steps is not None:
                 part.steps.before_step(optimizer)
+
+    @torch.no_grad()
+    def _before_step(self, optimizer: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        self._unseen = -(10**9)  # LBFGS changes the parameters many times in one step
+        if not self.recording:
+            self._prepare(optimizer)
         if self.method != "subgradient":
             return None
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)  # args[0] is the optimizer
@@ -392,7 +455,7 @@ class Sparsity(Shown):
     def _add_subgradient(self, optimizer: Any) -> None:
         scale = getattr(optimizer, "grad_scale", None)  # from GradScaler, where the step itself unscales
         for part in self._parts:
-            if part.penalty.strength == 0:
+            if not part.strength and not self.recording:
                 continue
             # One flat tensor: a few calls instead of two for each layer, and a penalty may look at all values.
             added = part.penalty.subgradient(part.flat())
@@ -405,34 +468,35 @@ class Sparsity(Shown):
     @torch.no_grad()
     def _after_step(self, optimizer: Any, args: tuple, kwargs: dict) -> None:
         self._unseen = 0
-        if self.method == "proximal":
-            waiting = self._target is not None and not self._target.acts(self.step)
-            for part in self._parts:
-                step = part.steps.after_step(optimizer) if part.steps else 0.0  # it counts even while λ is 0
-                if waiting or part.penalty.strength == 0:
-                    continue
-                if part.pushed is not None:
-                    step = part.pushed * step
-                torch._foreach_copy_([*part.parameters], part.pieces(part.penalty.prox(part.flat(), step)))
+        for part in self._parts:
+            if part.steps is None:
+                continue
+            part.steps.look()
+            if not self.recording:
+                part.steps.count(optimizer)  # even while λ is 0
+            if part.strength or self.recording:
+                part.push(optimizer)
+        if not self.recording:
+            self._count()
+
+    @torch.no_grad()
+    def _count(self) -> None:
+        """Go on by a step; a target looks where it stands in each few."""
         self.step += 1
         target = self._target
-        if (
-            target is not None
-            and target.acts(self.step)
-            and (self.step % target.every == 0 or self._parts[0].pushed is None)
-        ):
-            self._aim()
+        if target is not None and target.acts(self.step) and (self.step % target.every == 0 or not self._aimed):
+            self._aim(target)
             zeros = int((self._flat() == 0).sum())
             self._set(target.next(self._now, self.step, target.share_of(zeros)))
 
-    def _aim(self) -> None:
+    def _aim(self, target: TargetShare) -> None:
         """Choose the values to push."""
-        if self._target is None:
-            return
         magnitude = torch.cat([part.penalty.magnitude(part.flat()) for part in self._parts])
-        pushed = self._target.pushed(magnitude).split([sum(part.sizes) for part in self._parts])
-        for part, mask in zip(self._parts, pushed):
-            part.pushed = mask
+        chosen = target.pushed(magnitude).split([sum(part.sizes) for part in self._parts])
+        for part, mask in zip(self._parts, chosen):
+            assert part.pushed is not None
+            part.pushed.copy_(mask)  # in place: a recorded step reads it
+        self._aimed = True
 
 
 def _share(flags: Tensor) -> float:

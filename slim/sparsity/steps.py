@@ -25,6 +25,7 @@ lr is that of the parameter's group in that very step, so schedules and per-grou
 parameter keeps its own c; one that was trained before it was watched has reached its limit.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -43,15 +44,27 @@ class StepSizes:
                 f"method 'proximal' can't tell the step size of {type(optimizer).__name__}: expected SGD, Adam or "
                 "AdamW of torch.optim, or method 'subgradient'"
             )
-        self.parameters = parameters
         self.groups = groups  # the number of each parameter's group
         self.sums = [0.0] * len(parameters)  # c, for SGD
-        self._counts = [parameter.numel() for parameter in parameters]
+        self.weights: list[float] | Tensor = [0.0] * len(parameters)  # of a steady gradient in SGD's step, α/lr
+        self._told: list[float] = []  # the same, where that is a tensor
+        self.follow(parameters)
 
     def follow(self, parameters: list[nn.Parameter]) -> None:
         """Go on with thinner parameters in the place of the ones so far."""
         self.parameters = parameters
-        self._counts = [parameter.numel() for parameter in parameters]
+        self.moved = [True] * len(parameters)  # whether a parameter had a gradient in the last step
+        self._sizes = [parameter.numel() for parameter in parameters]
+        self._counts = torch.tensor(self._sizes, device=parameters[0].device)
+
+    def hold(self) -> None:
+        """Keep the weights in a tensor from now on, which a recorded step reads anew each time."""
+        if not isinstance(self.weights, Tensor):
+            self.weights = torch.tensor(self.weights, device=self.parameters[0].device)
+
+    @property
+    def held(self) -> bool:
+        return isinstance(self.weights, Tensor)
 
     def before_step(self, optimizer: Any) -> None:
         if self.adam or all(self.sums):
@@ -64,22 +77,43 @@ class StepSizes:
     def after_step(self, optimizer: Any) -> Tensor | float:
         """Return α of the step just taken: one number where it is the same for all values, else a flat tensor [P]. It
         is 0 where a parameter had no gradient."""
-        size = self._adam(optimizer) if self.adam else self._flat(self._sgd(optimizer))
+        self.look()
+        self.count(optimizer)
+        return self.size(optimizer)
+
+    def look(self) -> None:
+        """Take note of which parameters have a gradient."""
+        self.moved = [parameter.grad is not None for parameter in self.parameters]
+
+    def count(self, optimizer: Any) -> None:
+        """Go on by a step of SGD: its momentum holds one gradient more."""
+        if self.adam:
+            return
+        weights = [self._weight(i, optimizer.param_groups[group]) for i, group in enumerate(self.groups)]
+        if not isinstance(self.weights, Tensor):
+            self.weights = weights
+        elif weights != self._told:
+            self.weights.copy_(torch.tensor(weights), non_blocking=True)
+        self._told = weights
+
+    def _weight(self, i: int, group: dict[str, Any]) -> float:
+        momentum = group["momentum"]
+        if not self.moved[i] or not momentum:
+            return float(self.moved[i])
+        self.sums[i] = momentum * self.sums[i] + (1 - group["dampening"]) if self.sums[i] else 1.0
+        return 1 + momentum * self.sums[i] if group["nesterov"] else self.sums[i]
+
+    def size(self, optimizer: Any) -> Tensor | float:
+        """Return α as `after_step` does, of a step that was counted."""
+        size = self._adam(optimizer) if self.adam else self._sgd(optimizer)
         skipped = getattr(optimizer, "found_inf", None)  # from GradScaler, where the step itself skips
         return size if skipped is None else torch.where(skipped.to(self.parameters[0].device) > 0, 0.0, size)
 
-    def _sgd(self, optimizer: Any) -> list[float]:
-        sizes = []
-        for i, parameter in enumerate(self.parameters):
-            group = optimizer.param_groups[self.groups[i]]
-            momentum, weight = group["momentum"], 1.0
-            if parameter.grad is None:
-                weight = 0.0
-            elif momentum:
-                self.sums[i] = momentum * self.sums[i] + (1 - group["dampening"]) if self.sums[i] else 1.0
-                weight = 1 + momentum * self.sums[i] if group["nesterov"] else self.sums[i]
-            sizes.append(float(group["lr"]) * weight)
-        return sizes
+    def _sgd(self, optimizer: Any) -> Tensor | float:
+        rates = [optimizer.param_groups[number]["lr"] for number in self.groups]
+        if isinstance(self.weights, Tensor):
+            return self._flat(_stacked(rates) * self.weights)
+        return self._flat([float(rate) * weight for rate, weight in zip(rates, self.weights)])
 
     def _adam(self, optimizer: Any) -> Tensor:
         groups = [optimizer.param_groups[number] for number in self.groups]
@@ -89,20 +123,33 @@ class StepSizes:
             for parameter, state, group in zip(self.parameters, states, groups)
         ]
         steps = torch.stack([state["step"] if state else torch.ones(()) for state in states])
-        if steps.is_cpu:  # else, with fused or capturable optimizers, reading them would make the device wait
+        readable = steps.is_cpu and not self.held  # else, with fused or capturable ones, the device would wait
+        if readable:
             steps = steps.double()
-        beta2 = torch.tensor([float(group["betas"][1]) for group in groups], device=steps.device, dtype=steps.dtype)
+        beta2 = _stacked([float(group["betas"][1]) for group in groups])
+        if isinstance(beta2, Tensor):
+            beta2 = beta2.to(steps)
         correction = (1 - beta2**steps).sqrt()
-        lr = [float(group["lr"]) * (p.grad is not None) for group, p in zip(groups, self.parameters)]
+        lr = _stacked([group["lr"] if moved else 0.0 for group, moved in zip(groups, self.moved)])
         v = torch.cat([second.reshape(-1) for second in seconds])
-        eps = self._flat([float(group["eps"]) for group in groups])
-        return self._flat(lr) / (v.sqrt() / self._flat(correction.tolist() if steps.is_cpu else correction) + eps)
+        eps = self._flat(_stacked([float(group["eps"]) for group in groups]))
+        return self._flat(lr) / (v.sqrt() / self._flat(correction.tolist() if readable else correction) + eps)
 
-    def _flat(self, each: list[float] | Tensor) -> Tensor | float:
-        """Turn a number for each parameter into one for each value, or a plain number where all are alike."""
-        if isinstance(each, list) and each.count(each[0]) == len(each):
-            return each[0]
+    def _flat(self, each: list[float] | Tensor | float) -> Tensor | float:
+        """Turn a number for each parameter into one for each value, or leave one number where all are alike."""
+        each = _stacked(each) if isinstance(each, list) else each
+        if not isinstance(each, Tensor) or each.ndim == 0:
+            return each
         parameter = self.parameters[0]
-        each = torch.as_tensor(each).to(device=parameter.device, dtype=parameter.dtype)
-        counts = torch.tensor(self._counts, device=parameter.device)
-        return each.repeat_interleave(counts, output_size=sum(self._counts))
+        each = each.to(device=parameter.device, dtype=parameter.dtype)
+        return each.repeat_interleave(self._counts, output_size=sum(self._sizes))
+
+
+def _stacked(each: Sequence[float | Tensor]) -> float | Tensor:
+    """Return numbers, or tensors of one, as one tensor; or as they are where all are the same."""
+    if all(number is each[0] for number in each):
+        return each[0]
+    if any(isinstance(number, Tensor) for number in each):
+        device = next(number.device for number in each if isinstance(number, Tensor))
+        return torch.stack([torch.as_tensor(number, device=device) for number in each])
+    return each[0] if each.count(each[0]) == len(each) else torch.tensor(each)

@@ -316,7 +316,8 @@ class ComputeConfig:
     channels_last: bool = setting(True, "memory layout of images and weights in training")
     compile: bool = setting(False, "torch.compile the network for training: slow to start, then faster")
     graph: bool | Literal["auto"] = setting(
-        "auto", "on a GPU, replay a step's passes as a CUDA graph; auto: where the training allows it"
+        "auto",
+        "on a GPU, record whole training steps and replay them as a CUDA graph; auto: where the training allows it",
     )
     deterministic: bool = setting(False, "on a GPU: the same bits in each run, more slowly; on CPUs they always are")
     devices: int = setting(1, "processes on this machine, each with a device of its own", "[1, inf)")

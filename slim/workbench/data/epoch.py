@@ -1,5 +1,6 @@
 """One pass over a split, as batches on the device that trains."""
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -7,6 +8,8 @@ from torch import Tensor
 
 from slim.workbench.data.augment import Augmentation
 from slim.workbench.data.splits import Dataset, Split
+
+AT_ONCE = 2**26  # bytes of float32 images that a GPU changes at once: a few batches of small images, one of large ones
 
 
 def batches(
@@ -46,6 +49,7 @@ def batches(
             raise ValueError(f"a batch has {whole} images: expected at least one for each of {shard[1]} processes")
         bounds = [(step * whole, (step + 1) * whole) for step in range(steps_per_epoch(size, batch_size))]
     parts = [slice(first + shard[0], end, shard[1]) for first, end in bounds[start:] if first + shard[0] < end]
+    device = torch.device(device)
 
     std = torch.tensor(dataset.spec.std)
     scale, shift = (
@@ -59,10 +63,26 @@ def batches(
     generator = torch.Generator().manual_seed(shuffle_seed)  # on the CPU: the same draws whatever the device
     order = torch.randperm(size, generator=generator).to(split.home)  # at once: a copy a batch would make a GPU wait
     changes = Augmentation(dataset.augment if augment else "none", size, dataset.image_size, generator, device)
-    taken = split.take([order[part] for part in parts], device)
-    for here, (images, labels) in zip(parts, taken):
+    together = _joined(parts, _at_once(split, whole, device) if shard[1] == 1 else 1)
+    taken = split.take([order[part] for part in together], device)
+    for here, (images, labels) in zip(together, taken):
         images = changes.pixels(images, here).float().mul_(scale).add_(shift)
-        yield changes.normalised(images, here), changes.targets(labels, here)
+        images, labels = changes.normalised(images, here), changes.targets(labels, here)
+        yield from zip(images.split(whole), labels.split(whole), strict=True)
+
+
+def _at_once(split: Split, batch_size: int, device: torch.device) -> int:
+    """Return how many batches are changed together: on a GPU, where a call costs as much for few images as for many, as
+    many as memory is no matter for."""
+    if device.type != "cuda" or split.home.type != "cuda":
+        return 1
+    return max(1, AT_ONCE // (4 * batch_size * math.prod(split.images.shape[1:])))
+
+
+def _joined(parts: list[slice], count: int) -> list[slice]:
+    """Join each `count` batches that follow one another."""
+    some = [parts[first : first + count] for first in range(0, len(parts), count)]
+    return [slice(each[0].start, each[-1].stop, each[0].step) for each in some]
 
 
 def steps_per_epoch(size: int, batch_size: int) -> int:

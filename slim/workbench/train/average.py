@@ -16,6 +16,7 @@ class Average:
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
+        self.weight: float | Tensor = 1.0  # of the state in the next average
         self._current = _floats(model)
         self.tensors = [t.clone() for t in self._current]
 
@@ -23,10 +24,24 @@ class Average:
         """Go on with a thinner network, of which `averaged` holds the average so far."""
         self._current, self.tensors = _floats(model), _floats(averaged)
 
+    def hold(self, device: torch.device) -> None:
+        """Keep the weight in a tensor from now on, which a recorded step reads anew each time."""
+        self.weight = torch.ones((), device=device)
+
+    def weigh(self, step: int) -> None:
+        """Say which step comes next."""
+        weight = 1 - min(self.decay, (1 + step) / (10 + step))
+        if isinstance(self.weight, Tensor):
+            self.weight.fill_(weight)
+        else:
+            self.weight = weight
+
     @torch.no_grad()
-    def update(self, step: int) -> None:
-        decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self.tensors, self._current, 1 - decay)
+    def update(self) -> None:
+        """Take in the network's state after a step."""
+        change = torch._foreach_sub(self._current, self.tensors)
+        torch._foreach_mul_(change, self.weight)
+        torch._foreach_add_(self.tensors, change)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:

@@ -56,6 +56,12 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     return "bf16-mixed" if in_hardware[device.type]() else "32-true"
 
 
+def fuses(fabric: "Fabric") -> bool:
+    """Say whether optimizers take their step in one kernel: on GPUs, but for float16, where Lightning then can't clip.
+    On CPUs it saves nothing, and the bits would be others."""
+    return fabric.device.type == "cuda" and fabric._precision.precision != "16-mixed"
+
+
 def layout_of(compute: ComputeConfig) -> torch.memory_format:
     """Return the memory layout of images and weights."""
     return torch.channels_last if compute.channels_last else torch.contiguous_format

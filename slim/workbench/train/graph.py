@@ -1,21 +1,22 @@
-"""A step's passes as a CUDA graph: one launch from Python in the place of hundreds.
+"""A whole training step as a CUDA graph: one launch from Python in the place of hundreds.
 
-A small network on a GPU waits for Python: ResNet-20 takes 12 ms for 64 images, whatever the GPU. What the GPU is told
-to do in a forward and a backward pass is the same in each step but for the numbers in its tensors, so it is recorded
-once for each shape of batch and replayed. Batches are copied into the tensors that were there when it was recorded,
-and the gradients come out in those. What needs Python in each step (learning rates, λ, a target share of zeros) stays
-outside: it is a few kernels, and the GPU has work meanwhile.
+A small network on a GPU waits for Python: a step of ResNet-20 took 12 ms, whatever the GPU and the batch. What the GPU
+is told to do in a step is the same each time but for the numbers in its tensors, so the step (forward, loss, backward,
+clipping, penalty, optimizer, average) is recorded once for each shape of batch and replayed. Batches are copied into
+the tensors that were there when it was recorded; learning rate, λ and the other numbers that change from step to step
+are tensors, too, which are written to between two replays.
 
 Random draws follow from the seed of each step as they do without: a replay reads the generator's seed anew.
 """
 
 import warnings
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+from torch import Tensor
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
 
 from slim.errors import SlimError
 from slim.sparsity import Sparsity
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 Result = TypeVar("Result")
-Passes = Callable[[Any, Any], tuple[Tensor, Tensor]]
 
 WARM_UP = 3  # steps of a shape without a graph: libraries allocate and choose their algorithms in the first
 MOST = 4  # shapes; each graph holds the memory of its activations
@@ -38,7 +38,7 @@ class GraphRecorder(Protocol):
 
     def record(self, function: Callable[[], Result]) -> tuple[Result, Callable[[], None]]:
         """Record a function without executing it; return what it returned, and what executes it. That writes its
-        results, and the gradients that it left, into the same tensors."""
+        results into the same tensors."""
 
 
 class CudaGraphRecorder:
@@ -65,7 +65,7 @@ class CudaGraphRecorder:
 def graph_recorder_for(
     wanted: bool | Literal["auto"], fabric: "Fabric", sparsity: Sparsity | None = None
 ) -> GraphRecorder | None:
-    """Return what records a training's passes, where that is wanted and can be.
+    """Return what records a training's steps, where that is wanted and can be.
 
     Raises `SlimError` where it is wanted by `True` and can't be.
     """
@@ -85,69 +85,72 @@ def graph_recorder_for(
     return None if reason else CudaGraphRecorder(fabric.device)
 
 
-class GraphedPasses:
-    """The same as `passes(inputs, targets)`, which computes a loss and a metric's sums and leaves gradients; replayed
-    where the shapes have been seen before.
+class Recorded:
+    """The same as a function of nested tensors and numbers, replayed where the shapes and numbers have been seen
+    before.
 
-    Where a network can't be recorded (its code looks at values, say, or computes on the CPU), it warns once, and
-    computes as without.
+    `recording()` and `replaying()` are entered around that, as Python between two steps wants to know. Where a function
+    can't be recorded (its code looks at values, say, or computes on the CPU), it warns once, and calls it as it is.
     """
 
-    def __init__(self, passes: Passes, parameters: Sequence[nn.Parameter], recorder: GraphRecorder) -> None:
-        self.passes, self.parameters, self.recorder = passes, parameters, recorder
+    def __init__(
+        self,
+        function: Callable[..., Result],
+        recorder: GraphRecorder,
+        recording: Callable[[], AbstractContextManager[Any]],
+        replaying: Callable[[], AbstractContextManager[Any]],
+    ) -> None:
+        self.function, self.recorder = function, recorder
+        self.recording, self.replaying = recording, replaying
         self.seen: dict[Hashable, int] = {}
         self.replays: dict[Hashable, _Replay] = {}
         self.works = True
 
-    def __call__(self, inputs: Any, targets: Any) -> tuple[Tensor, Tensor]:
-        leaves, structure = tree_flatten((inputs, targets))
+    def __call__(self, *arguments: Any) -> Any:
+        leaves, structure = tree_flatten(arguments)
+        if not self.works or not all(isinstance(leaf, Tensor | int | float) for leaf in leaves):
+            return self.recorder.warm_up(lambda: self.function(*arguments))
         shapes = _shapes(leaves, structure)
-        if shapes in self.replays:
-            return self.replays[shapes](leaves)
         self.seen[shapes] = self.seen.get(shapes, 0) + 1
-        if self.works and self.seen[shapes] > WARM_UP and len(self.replays) < MOST:
-            try:
-                self.replays[shapes] = _Replay(self.passes, leaves, structure, self.parameters, self.recorder)
-                return self.replays[shapes](leaves)
-            except (RuntimeError, NotImplementedError) as error:
-                self._give_up(error)
-        return self.recorder.warm_up(lambda: self.passes(inputs, targets))
+        if shapes not in self.replays and self.seen[shapes] > WARM_UP and len(self.replays) < MOST:
+            self._record(shapes, leaves, structure)
+        if shapes not in self.replays:
+            return self.recorder.warm_up(lambda: self.function(*arguments))
+        with self.replaying():
+            return self.replays[shapes](leaves)
 
-    def _give_up(self, error: Exception) -> None:
-        self.works = False
-        for parameter in self.parameters:
-            parameter.grad = None
-        reason = str(error).strip().partition("\n")[0]
-        warnings.warn(f"trains without a CUDA graph, as this network can't be recorded: {reason}", stacklevel=2)
+    def _record(self, shapes: Hashable, leaves: list[Any], structure: TreeSpec) -> None:
+        try:
+            with self.recording():
+                self.replays[shapes] = _Replay(self.function, leaves, structure, self.recorder)
+        except (RuntimeError, NotImplementedError) as error:
+            self.works = False
+            reason = str(error).strip().partition("\n")[0]
+            warnings.warn(f"trains without a CUDA graph, as this network can't be recorded: {reason}", stacklevel=2)
 
 
 class _Replay:
-    """What was recorded for batches of one shape."""
+    """What was recorded for arguments of one shape."""
 
     def __init__(
-        self,
-        passes: Passes,
-        leaves: list[Any],
-        structure: TreeSpec,
-        parameters: Sequence[nn.Parameter],
-        recorder: GraphRecorder,
+        self, function: Callable[..., Any], leaves: list[Any], structure: TreeSpec, recorder: GraphRecorder
     ) -> None:
         self.inputs = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        self.results, self.replay = recorder.record(lambda: passes(*tree_unflatten(self.inputs, structure)))
-        self.gradients = [(parameter, parameter.grad) for parameter in parameters if parameter.grad is not None]
+        self.results, self.replay = recorder.record(lambda: function(*tree_unflatten(self.inputs, structure)))
 
-    def __call__(self, leaves: list[Any]) -> tuple[Tensor, Tensor]:
+    def __call__(self, leaves: list[Any]) -> Any:
         for static, leaf in zip(self.inputs, leaves):
             if isinstance(leaf, Tensor):
                 static.copy_(leaf, non_blocking=True)
         self.replay()
-        for parameter, gradient in self.gradients:
-            parameter.grad = gradient
-        loss, sums = self.results
-        return loss.clone(), sums.clone()  # the next replay writes over them
+        return tree_map(_cloned, self.results)  # the next replay writes over them
+
+
+def _cloned(leaf: Any) -> Any:
+    return leaf.clone() if isinstance(leaf, Tensor) else leaf
 
 
 def _shapes(leaves: list[Any], structure: TreeSpec) -> Hashable:
     return str(structure), *(
-        (leaf.shape, leaf.stride(), leaf.dtype) if isinstance(leaf, Tensor) else repr(leaf) for leaf in leaves
+        (leaf.shape, leaf.stride(), leaf.dtype) if isinstance(leaf, Tensor) else leaf for leaf in leaves
     )

@@ -20,6 +20,7 @@ from slim.workbench.data import Dataset, Feed, Loaders, feed
 from slim.workbench.data.loaders import Batches
 from slim.workbench.malloc import keep_freed_memory
 from slim.workbench.nested import part
+from slim.workbench.train import devices
 from slim.workbench.train.average import Average
 from slim.workbench.train.callbacks import Callbacks, Progress
 from slim.workbench.train.devices import connect, cudnn_algorithms, layout_of, moved_to
@@ -141,7 +142,7 @@ def _begin(
     planned: Callable[[], PruningPlan],
 ) -> TrainingState:
     """Return a training before its first step."""
-    optimizer = optimizer_of(model, optim)
+    optimizer = optimizer_of(model, optim, devices.fuses(fabric))
     return TrainingState(
         model,
         optimizer,
@@ -292,7 +293,7 @@ class Loop:
     def _end_epoch(self, started: float) -> None:
         """Close an epoch: validate, enter the epoch's record, save."""
         state, lr = self.state, self.lr(self.state.step - 1)
-        state.meter.read()
+        state.meter.close()
         if self.processes > 1:
             state.meter.unite(self.device)
         self._report(lr)

@@ -55,6 +55,12 @@ class Meter:
         self._recent.clear()
         self._where.clear()
 
+    def close(self) -> None:
+        """Take in the last losses of an epoch; a GPU may still have steps of it to do."""
+        started = time.perf_counter()
+        self.read()
+        self.training += time.perf_counter() - started
+
     def means(self) -> tuple[float, float | None]:
         """Return loss and metric so far, of this process."""
         self.read()

@@ -14,18 +14,35 @@ from slim.workbench.nested import call
 from slim.workbench.tasks import Task
 
 
-def optimizer_of(model: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
-    """Return the optimizer that `optim` describes, over all trainable parameters: see `slim.parameter_groups`."""
-    groups = parameter_groups(model, optim.weight_decay, optim.decay_norm)
+def optimizer_of(model: nn.Module, optim: OptimConfig, fused: bool = False) -> torch.optim.Optimizer:
+    """Return the optimizer that `optim` describes, over all trainable parameters: see `slim.parameter_groups`.
+
+    fused: one kernel for all parameters, which also reads a learning rate off the device
+    """
+    groups: Any = parameter_groups(model, optim.weight_decay, optim.decay_norm)
+    how: dict[str, Any] = {"lr": optim.lr, "fused": fused or None}
     match optim.optimizer:
         case "sgd":
             nesterov = optim.nesterov and optim.momentum > 0
-            return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum, nesterov=nesterov)
+            return torch.optim.SGD(groups, momentum=optim.momentum, nesterov=nesterov, **how)
         case "adam":
-            return torch.optim.Adam(groups, lr=optim.lr, betas=(optim.momentum, 0.999))
+            return torch.optim.Adam(groups, betas=(optim.momentum, 0.999), **how)
         case "adamw":
-            return torch.optim.AdamW(groups, lr=optim.lr, betas=(optim.momentum, 0.999))
+            return torch.optim.AdamW(groups, betas=(optim.momentum, 0.999), **how)
     raise unknown("optimizer", optim.optimizer, ["sgd", "adam", "adamw"])
+
+
+@torch.no_grad()
+def complete_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Give parameters that take part for the first time a momentum of 0, where others have one: a fused SGD wants it of
+    all or none. The next step is the same."""
+    if not isinstance(optimizer, torch.optim.SGD) or not optimizer.defaults["fused"]:
+        return
+    groups = [group["params"] for group in optimizer.param_groups if group["momentum"]]
+    moving = [parameter for group in groups for parameter in group if parameter.grad is not None]
+    new = [parameter for parameter in moving if not optimizer.state.get(parameter)]
+    for parameter in new if len(new) < len(moving) else []:
+        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def learning_rate(optim: OptimConfig, step: int, steps: int) -> float:

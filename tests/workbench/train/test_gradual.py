@@ -126,7 +126,7 @@ def test_fit_is_a_plain_loop_that_prunes(optimizer: str, digits: Dataset) -> Non
             decay = min(0.7, (1 + step) / (10 + step))
             for name, tensor in plain.state_dict().items():
                 if name in average:
-                    average[name].lerp_(tensor, 1 - decay)
+                    average[name] += (tensor - average[name]) * (1 - decay)
             if step in due:
                 share = (1 - due[step]) ** 3
                 plan = slim.plan(plain.eval(), IMAGE, slim.Flops(share + 0.3 * (1 - share)), after=plans)

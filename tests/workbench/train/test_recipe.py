@@ -74,7 +74,8 @@ def test_the_average_is_the_weighted_sum_of_all_states() -> None:
         with torch.no_grad():
             layer.weight.fill_(value)
             layer.running_mean.fill_(10 * value)  # type: ignore[union-attr]
-        average.update(step)
+        average.weigh(step)
+        average.update()
     decays = [min(0.3, (1 + step) / (10 + step)) for step in range(1, 5)]
     assert decays[0] < decays[1] < decays[2] == decays[3] == 0.3
     expected = sum(
