@@ -1,6 +1,7 @@
 """The whole chain of commands in an empty folder: the files that it leaves, and what they say."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ import slim
 from slim import checkpoint
 from slim.workbench import data
 from slim.workbench.config import DataConfig, RunConfig
+from slim.workbench.run import exporting
 from slim.workbench.run.records import Records
 
 
@@ -155,6 +157,23 @@ def test_bench_of_named_files(folder: Path, tmp_path: Path, command: Command, mi
     assert list(written["profiles"]) == names[:2] and "Plotly.newPlot" in Path(plot).read_text()
     assert contents(folder) == before
     assert "--output a.txt: expected a name that ends in .json" in mistake("bench", *files, "--output", "a.txt")
+
+
+def test_export_to_another_runtime_writes_its_file_beside_the_others(
+    folder: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its file was timed in onnxruntime in place of the unpruned network's, which refused it."""
+
+    def export(model: torch.nn.Module, example: torch.Tensor, path: Path) -> float:  # without that runtime
+        model(example)
+        path.write_text("<net/>")
+        return 0.0
+
+    monkeypatch.setattr(exporting, "export", export)
+    run = Path(shutil.copytree(folder / "checkpoints" / "digits-vgg7", tmp_path / "digits-vgg7"))
+    told = command("export", str(run / "finetuned.safetensors"), "--to", "openvino")
+    assert "model.xml is within 0e+00" in told and (run / "model.xml").read_text() == "<net/>"
+    assert len(json.loads((run / "summary.json").read_text())["onnx"]["settings"]) == 4  # timed with baseline.onnx
 
 
 def test_run_does_it_all(whole_run: tuple[Path, Shown]) -> None:

@@ -35,18 +35,18 @@ def export_stage(run: Run, source: Path, *, unpruned: Path | None = None) -> lis
         run.records.check()
         before, unpruned = run.open(source), unpruned or unpruned_beside(source)
         whole = run.open(unpruned) if unpruned else None  # both are sound before one is written
-        path, int8 = run.path("onnx"), run.path("int8")
+        path, int8, baseline = run.path("onnx"), run.path("int8"), run.folder / "baseline.onnx"
         others = _for_another_runtime(run, before)  # first, for it may refuse
         made, written = write_onnx(before, path, run.settings.export), [path, *others]
         outdated = int8.exists()
         int8.unlink(missing_ok=True)
         if whole is not None:
-            written.append(run.folder / "baseline.onnx")
-            write_onnx(whole, written[-1], run.settings.export)
+            write_onnx(whole, baseline, run.settings.export)
+            written.append(baseline)
         record = before.metrics | {"file_size": made.file_size, "max_relative_error": made.max_relative_error}
         if before.dataset and before.dataset.task.labelled:
             record[before.dataset.task.metric.name] = _metric(OnnxModel(path), before.dataset)
-        compared = compare_files(written[1], path, asked.runtime(run.settings)) if whole is not None else []
+        compared = compare_files(baseline, path, asked.runtime(run.settings)) if whole is not None else []
         record["settings"] = [each.to_dict() for each in compared]
         run.records.enter("onnx", record, run.settings)
         run.console.print(report.stage_table({before.stage: before.metrics, "onnx": record}, "export"))
