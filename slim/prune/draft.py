@@ -1,6 +1,6 @@
 """The plan written out: what a choice of groups means for every tensor, and what the plan says of itself."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -82,11 +82,20 @@ def _frozen(groups: Groups) -> dict[str, dict[str, int]]:
             where = found.setdefault(reason, {})
             where[name] = where.get(name, 0) + int((members == group).sum())
     if groups.names != list(groups.traced.norms):  # what makes channels that can't go doesn't count: named all the same
-        for name in groups.traced.bare - groups.labels.keys():
-            for label in groups.traced.made[name].labels.tolist():
+        for name, labels in _uncounted(groups):
+            for label in labels:
                 where = found.setdefault(groups.traced.classes.reason(label) or "fixed size", {})
                 where[name] = where.get(name, 0) + 1
     return found
+
+
+def _uncounted(groups: Groups) -> Iterator[tuple[str, list[int]]]:
+    """Yield what makes channels of which none can go and none counts, with the labels of these."""
+    traced = groups.traced
+    for name in (traced.bare | traced.norms.keys()) - groups.labels.keys():
+        labels = traced.made[name].labels
+        if traced.classes.frozen(labels).all():
+            yield name, labels.tolist()
 
 
 def _shortfall(

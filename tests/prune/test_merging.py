@@ -46,3 +46,22 @@ def test_a_network_that_learnt_keeps_more_of_it() -> None:
     plan = slim.plan(model, x, slim.Flops(0.7), score=slim.Magnitude())
     thin = plan.apply(model)
     assert accuracy(slim.merge(model, thin, plan, x)) > accuracy(thin) + 0.05
+
+
+class ReadsOneMinus(nn.Module):
+    """What reads the removed channels reads 1 of each, and not 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.front, self.reader = twins()[:3], nn.Conv2d(8, 5, 1).double()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.reader(1 - self.front(x))
+
+
+def test_what_reads_a_constant_of_a_channel_reads_no_other_in_its_place() -> None:
+    model, x = ReadsOneMinus().eval(), torch.randn(4, 3, 8, 8, dtype=torch.float64)
+    plan = slim.plan(model, x, ratio=0.5, score={"front.1": torch.arange(8.0)}, round_to=1)
+    assert plan.removed == {"front.1": [0, 1, 2, 3]} and set(plan.constants) == {"reader"}
+    thin = plan.apply(model)
+    assert torch.equal(slim.merge(model, thin, plan, x)(x), thin(x))

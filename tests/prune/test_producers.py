@@ -395,6 +395,27 @@ def test_batchnorm_networks_count_and_remove_batchnorms_alone() -> None:
     assert difference(model, rest.apply(model), rest.removed, x) < 1e-12
 
 
+class GivesItsFirstFeatures(nn.Module):
+    """All channels of its one BatchNorm are part of the output, so that others are ranked in its place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.second, self.head = (
+            *(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.Conv2d(16, 24, 3)),
+            nn.Linear(24, 5),
+        )
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.norm(self.first(x)).relu()
+        return self.head(self.second(features).relu().mean((2, 3))), features
+
+
+def test_what_is_not_ranked_as_none_of_its_channels_can_go_is_named() -> None:
+    plan = slim.plan(GivesItsFirstFeatures().eval(), X, ratio=0.5, score=slim.Magnitude())
+    assert [layer.name for layer in plan.layers] == ["second"]
+    assert plan.frozen == {"the model's output": {"norm": 16}}
+
+
 def test_a_class_with_a_norm_and_a_bare_convolution_is_masked_at_both() -> None:
     torch.manual_seed(0)
     model = randomise(net(lambda s, x: s.a(x + s.bare(x)), bare=nn.Conv2d(16, 16, 1), a=cbr(16, 16))).eval()

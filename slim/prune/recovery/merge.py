@@ -37,11 +37,14 @@ def merge(model: nn.Module, thin: nn.Module, plan: PruningPlan, example_inputs: 
     roots = traced.classes.roots(np.arange(len(traced.classes)))
     with torch.no_grad():
         for name, dim in reads.items():
+            left_behind = np.array(plan.constants.get(name.rpartition(".")[0], np.zeros(tensors[name].shape[dim])))
             whole, changed = tensors[name].movedim(dim, 0).clone(), False
             along = roots[traced.labels[name][dim]]
             places = {root: np.flatnonzero(along == root) for root in np.unique(along).tolist()}
             for root, mine in places.items():
                 other, scale = nearest.get(root, (root, 0.0))
+                if left_behind[mine].any():  # a constant, which isn't a multiple of the other's channel
+                    continue
                 if other in places and other != root and len(places[other]) == len(mine):
                     whole[places[other]] += scale * whole[mine]
                     changed = True
