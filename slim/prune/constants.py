@@ -13,6 +13,7 @@ from slim.prune.proof.inputs import candidates
 from slim.prune.verify import converted, mask
 from slim.trace.check import Misfit
 from slim.trace.copy import unwrapped
+from slim.trace.hooks import hooked
 from slim.trace.inputs import call
 from slim.trace.readers import readers, weight_of
 from slim.trace.traced import Trace
@@ -62,16 +63,13 @@ def read_by(layers: Collection[str], plan: PruningPlan, model: nn.Module, exampl
             continue
         for inputs in given:
             seen: dict[str, list[Tensor]] = {}
-            handles = [_watch(masked.get_submodule(name), seen.setdefault(name, [])) for name in layers]
+            watched = [_watch(masked.get_submodule(name), seen.setdefault(name, [])) for name in layers]
             try:
-                with torch.random.fork_rng(devices=[]):
+                with hooked(watched), torch.random.fork_rng(devices=[]):
                     call(masked, inputs)
                 return {name: _constants(torch.cat(parts, 1)) for name, parts in seen.items() if parts}
             except Exception:  # another number of samples, or another dtype than forward code takes
                 continue
-            finally:
-                for handle in handles:
-                    handle.remove()
     return {}
 
 

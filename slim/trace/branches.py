@@ -18,6 +18,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from slim.trace.classes import Ints
 from slim.trace.codes import OPEN, Codes, TensorCodes, codes_on, name_of
 from slim.trace.emptied import empty
+from slim.trace.hooks import hooked
 from slim.trace.inputs import call
 from slim.trace.op import tensors_in
 from slim.trace.outputs import output_tensors
@@ -167,12 +168,8 @@ class Flow(Tracer):
                 made = ModuleCall(start, len(self.nodes), self.node_of(out), _channel_dim(args, out))
                 self.calls.setdefault(name, []).append(made)
 
-        handles = [register_module_forward_pre_hook(before), register_module_forward_hook(after)]
-        try:
+        with hooked([register_module_forward_pre_hook(before), register_module_forward_hook(after)]):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
 
 def _channel_dim(args: Any, out: Any) -> int | None:

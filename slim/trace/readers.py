@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from slim.trace.copy import Modules
+from slim.trace.hooks import hooked
 from slim.trace.labeller import Labeller
 
 _FORWARDS = {nn.Linear.forward, nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward}
@@ -53,13 +54,11 @@ def noting_readers(labeller: Labeller, modules: Modules) -> Iterator[None]:
     def note(name: str | None, *_: object) -> None:
         labeller.reader = name
 
-    handles = []
-    for name, module in readers(modules).items():
-        handles.append(module.register_forward_pre_hook(partial(note, name)))
-        handles.append(module.register_forward_hook(partial(note, None)))
+    found = readers(modules)
+    before = [module.register_forward_pre_hook(partial(note, name)) for name, module in found.items()]
+    after = [module.register_forward_hook(partial(note, None)) for module in found.values()]
     try:
-        yield
+        with hooked([*before, *after]):
+            yield
     finally:
         labeller.reader = None
-        for handle in handles:
-            handle.remove()

@@ -9,6 +9,7 @@ from torch import nn
 
 from slim.trace.codes import codes_on
 from slim.trace.copy import Modules
+from slim.trace.hooks import hooked
 from slim.trace.labeller import Labeller
 
 _INSTANCE_NORMS = nn.modules.instancenorm._InstanceNorm
@@ -24,9 +25,5 @@ def noting_widths(labeller: Labeller, modules: Modules) -> Iterator[None]:
             labeller.group_counts[name] = codes.labels
 
     norms = [(prefix, norm) for prefix, norm in modules if isinstance(norm, _INSTANCE_NORMS) and norm.weight is None]
-    handles = [norm.register_forward_pre_hook(partial(note, f"{prefix}num_features")) for prefix, norm in norms]
-    try:
+    with hooked(norm.register_forward_pre_hook(partial(note, f"{prefix}num_features")) for prefix, norm in norms):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
