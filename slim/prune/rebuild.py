@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from slim.errors import SlimError
 from slim.prune.folds import Constants, fold
 from slim.trace.attention import run_headwise
-from slim.trace.attributes import size_in
+from slim.trace.attributes import fields_of, size_in, with_size
 from slim.trace.codes import NUMBERED
 from slim.trace.copy import all_tensors, clone, detached, named_modules
 from slim.trace.emptied import empty
@@ -162,18 +162,27 @@ def thinned(modules: Mapping[str, nn.Module], named: Mapping[str, Tensor], chang
 
 
 def set_sizes(modules: Mapping[str, nn.Module], sizes: Mapping[str, Any]) -> None:
-    """Set sizes that modules keep."""
+    """Set sizes that modules keep, in attributes or within what these hold."""
     for name, value in sizes.items():
-        owner, _, attribute = name.rpartition(".")
-        holder = modules.get(owner and owner + ".")
-        if holder is None:
-            raise SlimError(f"the plan doesn't fit this model: it has no module {owner!r}")
-        before = getattr(holder, attribute, None)
+        holder, (attribute, *path) = _holder_of(modules, name)
+        held = before = getattr(holder, attribute, None)
+        for key in path:
+            before = fields_of(before).get(key)
         if before is None:  # what was set after it was built may be missing in one that is built anew
             continue
         if type(size_in(before)) not in ((list, tuple) if isinstance(value, list | tuple) else (int,)):
             raise SlimError(f"the plan doesn't fit this model: {name} isn't a size such as {value}")
-        setattr(holder, attribute, type(before)(value))
+        setattr(holder, attribute, with_size(held, path, value))
+
+
+def _holder_of(modules: Mapping[str, nn.Module], name: str) -> tuple[nn.Module, list[str]]:
+    """Return the module that keeps a size of this name, and the rest: an attribute, and what lies within it."""
+    parts = name.split(".")
+    for count in range(len(parts) - 1, -1, -1):
+        holder, rest = modules.get("".join(f"{part}." for part in parts[:count])), parts[count:]
+        if holder is not None and (len(rest) == 1 or rest[0] in vars(holder)):
+            return holder, rest
+    raise SlimError(f"the plan doesn't fit this model: it has no module {name.rpartition('.')[0]!r}")
 
 
 def _adjust(modules: Mapping[str, nn.Module], change: Change) -> None:

@@ -1,6 +1,7 @@
 """Whole numbers that modules keep in plain attributes, and which of them forward code reads."""
 
-from collections.abc import Iterator, Mapping
+import copy
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import CodeType
 from typing import Any
@@ -129,6 +130,55 @@ def size_in(value: Any) -> StoredSize | None:
     if not numbers or (several and len(numbers) < len(value)):
         return None
     return numbers[0] if not several else numbers if type(value) is list else tuple(numbers)
+
+
+DEPTH = 3  # of dicts, lists and objects in each other in which sizes are looked for, as config.stages["stem"][0]
+FEW = 16  # numbers of a list, each of which may be a size by itself; of longer ones, none is
+
+
+def sizes_within(module: nn.Module) -> Iterator[tuple[str, StoredSize]]:
+    """Yield the sizes that a module keeps, with their names: in attributes, and in the dicts, lists and plain objects
+    that these hold, such as "config.widths.0"."""
+    yield from _sizes_among({key: held for key, held in vars(module).items() if key not in INTERNAL}, DEPTH)
+
+
+def _sizes_among(items: Mapping[Any, Any], depth: int) -> Iterator[tuple[str, StoredSize]]:
+    for name, value in items.items():
+        if not isinstance(name, str):
+            continue
+        size = size_in(value)
+        if size is not None:
+            yield name, size
+        if depth and not isinstance(size, int):
+            yield from ((f"{name}.{key}", each) for key, each in _sizes_among(fields_of(value), depth - 1))
+
+
+def fields_of(value: Any) -> Mapping[Any, Any]:
+    """Return what a dict, a short list or a plain object holds by name; nothing of modules, tensors, classes and
+    functions."""
+    if isinstance(value, dict):
+        return value
+    if type(value) in (list, tuple):
+        return {str(i): each for i, each in enumerate(value)} if len(value) <= FEW else {}
+    held = getattr(value, "__dict__", None)
+    plain = isinstance(held, dict) and not (isinstance(value, nn.Module | torch.Tensor | type) or callable(value))
+    return held if plain and held is not None else {}
+
+
+def with_size(value: Any, path: Sequence[str], size: Any) -> Any:
+    """Return a copy of what an attribute holds with another size at a place within; others may hold the same object."""
+    if not path:
+        return type(value)(size)
+    held, key = fields_of(value), path[0]
+    inner = with_size(held[key], path[1:], size)
+    if type(value) in (list, tuple):
+        return type(value)({**held, key: inner}.values())
+    made = copy.copy(value)
+    if isinstance(made, dict):
+        made[key] = inner
+    else:
+        object.__setattr__(made, key, inner)  # a dataclass may be frozen
+    return made
 
 
 def _noting(kind: type, kept: Mapping[tuple[int, str], str], read: set[str]) -> type | None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from slim.trace.attributes import StoredSize, size_in
+from slim.trace.attributes import StoredSize, sizes_within
 from slim.trace.classes import Classes, Ints
 from slim.trace.codes import Bools
 from slim.trace.labeller import Executed
@@ -47,8 +47,7 @@ def _at_hand(traced: Trace, error: Exception) -> dict[str, StoredSize]:
         if id(module) in names and own:
             running.append(module)
         trace = trace.tb_next
-    held = {names[id(m)] + name: size_in(value) for m in reversed(running) for name, value in vars(m).items()}
-    return {name: size for name, size in held.items() if size is not None}
+    return {names[id(m)] + name: size for m in reversed(running) for name, size in sizes_within(m)}
 
 
 def _counted(given: list[list[tuple[int, Ints]]], value: StoredSize) -> Counted | None:

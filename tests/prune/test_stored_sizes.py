@@ -3,6 +3,9 @@
 import copy
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -385,3 +388,69 @@ def test_norms_without_parameters_know_their_channels(conv: Any, norm: Any, x: T
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert difference(net, thin, plan.removed, x) < 1e-12
+
+
+@dataclass(frozen=True)
+class Config:
+    width: int
+    more: dict[str, Any] = field(default_factory=dict)
+
+
+class Configured(nn.Module):
+    """Forward code reads the width of both layers in what an attribute holds, as `of` finds it there."""
+
+    def __init__(self, config: Any, of: Callable[[Any], int], width: int = 16) -> None:
+        super().__init__()
+        self.config, self.of = config, of
+        self.first, self.second, self.head = conv_bn(3, width), conv_bn(width, width, 3), nn.Linear(width, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).relu()
+        x = x.reshape(len(x), self.of(self.config), -1).view(len(x), -1, 12, 12)
+        return self.head(self.second(x).relu().mean((2, 3)))
+
+
+class Both(nn.Module):
+    """Two modules that hold one and the same configuration, for layers of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        config = SimpleNamespace(width=16)
+        self.one, self.other = (Configured(config, lambda held: held.width) for _ in range(2))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.one(x), self.other(x)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Configured({"width": 16, "depth": 2}, lambda held: held["width"]),
+        lambda: Configured(SimpleNamespace(width=16, name="b0"), lambda held: held.width),
+        lambda: Configured(Config(16), lambda held: held.width),
+        lambda: Configured(Config(3, {"stages": [16, 8]}), lambda held: held.more["stages"][0]),
+        lambda: Configured(
+            {"backbone": {"stem": SimpleNamespace(width=16)}}, lambda held: held["backbone"]["stem"].width
+        ),
+        Both,
+    ],
+)
+def test_sizes_within_what_an_attribute_holds_follow(make: Callable[[], nn.Module], tmp_path: Path) -> None:
+    model = randomise(make()).eval()
+    before = copy.deepcopy([vars(module).get("config") for module in model.modules()])
+    plan = slim.plan(model, X, ratio=0.5, score=slim.Random(seed=1), round_to=1)
+    thin = plan.apply(model)
+    assert not plan.frozen and plan.sizes and difference(model, thin, plan.removed, X) < 1e-10
+    assert [vars(module).get("config") for module in model.modules()] == before
+    plan.save(tmp_path / "plan.json")
+    anew = slim.PruningPlan.load(tmp_path / "plan.json").apply(model)
+    assert all(torch.equal(a, b) for a, b in zip(anew(X), thin(X)))
+
+
+def test_a_plan_of_another_network_does_not_reach_into_its_configuration() -> None:
+    model = randomise(Configured({"width": 16}, lambda held: held["width"])).eval()
+    plan = slim.plan(model, X, ratio=0.5, score=slim.Random(seed=1), round_to=1)
+    for name, told in (("settings.width", "has no module 'settings'"), ("config", "config isn't a size")):
+        plan.sizes = {name: 3}
+        with pytest.raises(slim.SlimError, match=f"doesn't fit this model: .*{told}"):
+            plan.apply(model)
