@@ -32,7 +32,7 @@ import slim
 from slim.errors import SlimWarning
 from slim.sparsity.control import TargetPlan
 from slim.workbench import data, models, train
-from slim.workbench.config import OptimConfig, RunConfig, SparsityConfig
+from slim.workbench.config import OptimConfig, RunConfig, SparsityConfig, TrainConfig
 from slim.workbench.run.finetuning import decided
 from slim.workbench.train.gradual import Pruning
 
@@ -164,7 +164,7 @@ def run(bench: Bench, way: str, keep: float) -> dict[str, Any]:
     row["pruned"] = bench.accuracy(thin)
     recovered = slim.recover(model, thin, plan, bench.images()).model if plan.removed else thin
     row["recovered"] = bench.accuracy(recovered)
-    settings = RunConfig(train=OptimConfig(epochs=bench.setting.epochs))
+    settings = RunConfig(train=TrainConfig(epochs=bench.setting.epochs))
     bench.fit(recovered, dataclasses.replace(decided(settings), epochs=bench.setting.finetune))
     return row | {"finetuned": bench.accuracy(recovered)}
 

@@ -144,6 +144,15 @@ class OptimConfig:
 
 
 @dataclass
+class TrainConfig(OptimConfig):
+    """What is null follows from the optimizer, as `slim.workbench.run.finetuning` decides."""
+
+    lr: float | None = setting(  # type: ignore[assignment]
+        None, "highest learning rate; null: 0.1 of SGD, 1e-3 of Adam and AdamW", "(0, inf)"
+    )
+
+
+@dataclass
 class FinetuneConfig(OptimConfig):
     """What is null follows from the training before, as `slim.workbench.run.finetuning` decides."""
 
@@ -372,7 +381,7 @@ class RunConfig:
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
-    train: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
     sparsity: SparsityConfig = field(default_factory=lambda: SparsityConfig(strength=0.01))
     prune: PruneConfig = field(default_factory=lambda: PruneConfig(ratio=0.6))
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)

@@ -16,7 +16,7 @@ from slim.prune.plan import PruningPlan
 from slim.trace.size import network_size
 from slim.workbench import config, data, models, train
 from slim.workbench.config import RunConfig
-from slim.workbench.run import ROOT, Run, run_all, whole
+from slim.workbench.run import ROOT, Run, finetuning, run_all, whole
 
 SETTINGS = config.updated(
     RunConfig(),
@@ -91,7 +91,12 @@ def test_each_pass_goes_on_from_the_network_of_the_one_before() -> None:
     # the second pass's first stage, by hand
     dataset = data.load(SETTINGS.data, SETTINGS.seed)
     train.fit(
-        networks[0], dataset, SETTINGS.train, compute=SETTINGS.compute, seed=SETTINGS.seed, sparsity=SETTINGS.sparsity
+        networks[0],
+        dataset,
+        finetuning.training(SETTINGS),
+        compute=SETTINGS.compute,
+        seed=SETTINGS.seed,
+        sparsity=SETTINGS.sparsity,
     )
     assert same(networks[0].state_dict(), weights(FOLDERS[1] / "sparse.safetensors"))
 
@@ -117,7 +122,8 @@ def test_an_interrupted_run_ends_like_one_that_was_not(monkeypatch: pytest.Monke
     assert fits.count == 4 + 2
     for folder in folders:
         assert same(whole[folder], weights(folder / "finetuned.safetensors"))
-    run(TWO, resume=True)
+    for train_lr in (None, 0.1):  # which the former means
+        run(replace(TWO, train=replace(TWO.train, lr=train_lr)), resume=True)
     assert fits.count == 4 + 2
 
     # with another setting, all that follows from it is done again

@@ -114,6 +114,7 @@ def test_auto_is_that_of_the_library() -> None:
         ({"train": {"epochs": 90, "lr": 0.02}}, 60, 0.01),
         ({"train": {"lr": 0.02}, "finetune": {"epochs": 7, "lr": 0.3}}, 7, 0.3),
         ({"finetune": {"optimizer": "adamw"}}, 20, 0.0005),
+        ({"train": {"optimizer": "adamw"}, "finetune": {"optimizer": "adamw"}}, 20, 0.0005),  # of 1e-3
         ({"train": {"optimizer": "adam", "lr": 0.004}, "finetune": {"optimizer": "adam"}}, 20, 0.002),
         ({"model": {"weights": "own.pt"}}, 20, 0.02),  # nothing was trained with train.lr
         ({"model": {"weights": "own.pt"}, "train": {"lr": 0.04}}, 20, 0.02),
@@ -124,6 +125,16 @@ def test_auto_is_that_of_the_library() -> None:
 def test_fine_tuning_follows_the_training_before(given: dict[str, Any], epochs: int, lr: float) -> None:
     found = finetuning.decided(config.updated(RunConfig(), given))
     assert found.epochs == epochs and found.lr == pytest.approx(lr)
+
+
+@pytest.mark.parametrize(
+    ("given", "lr"),
+    [({}, 0.1), ({"optimizer": "adamw"}, 1e-3), ({"optimizer": "adam"}, 1e-3), ({"optimizer": "adam", "lr": 0.1}, 0.1)],
+)
+def test_training_begins_from_a_usual_rate_of_its_optimizer(given: dict[str, Any], lr: float) -> None:
+    """AdamW began from that of SGD, and learned nothing."""
+    found = finetuning.training(config.updated(RunConfig(), {"train": given}))
+    assert found.lr == lr and found.epochs == RunConfig().train.epochs
 
 
 @pytest.mark.parametrize("spoilt", [True, False])

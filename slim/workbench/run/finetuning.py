@@ -1,8 +1,8 @@
-"""How a pruned network is trained on where the user doesn't say: the one place that decides it."""
+"""How networks are trained, and pruned ones trained on, where the user doesn't say: the one place that decides it."""
 
 from dataclasses import replace
 
-from slim.workbench.config import FinetuneConfig, RunConfig
+from slim.workbench.config import FinetuneConfig, RunConfig, TrainConfig
 
 LENGTH = 2 / 3  # of the training before
 PEAK = 1 / 2  # of its highest learning rate: the schedule is rewound (Renda et al., https://arxiv.org/abs/2003.02389)
@@ -13,11 +13,17 @@ USUAL = {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3}
 GIVEN = {"sgd": 0.02, "adam": 5e-4, "adamw": 5e-4}
 
 
+def training(settings: RunConfig) -> TrainConfig:
+    """Return the settings of training, with a usual learning rate of its optimizer where they leave it open."""
+    given = settings.train
+    return replace(given, lr=USUAL[given.optimizer] if given.lr is None else given.lr)
+
+
 def decided(settings: RunConfig) -> FinetuneConfig:
     """Return the settings of fine-tuning, with what they leave open taken from the training before it: its length, and
     its learning rate where both use the same optimizer, else a usual one of its own. Where there was no training, as
     the weights came with the network, the rate is that for given weights."""
-    tuned, trained = settings.finetune, settings.train
+    tuned, trained = settings.finetune, training(settings)
     if settings.model.trained and settings.run.path != "sparse":
         rate = GIVEN[tuned.optimizer]
     else:

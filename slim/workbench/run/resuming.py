@@ -9,7 +9,7 @@ from slim import checkpoint
 from slim.errors import SlimError
 from slim.workbench import config
 from slim.workbench.config import DataConfig, RunConfig
-from slim.workbench.run.finetuning import decided
+from slim.workbench.run.finetuning import decided, training
 from slim.workbench.run.folder import ROOT, Run
 from slim.workbench.train import snapshots
 
@@ -65,6 +65,7 @@ def is_done(run: Run, stage: str, *, prunes: int) -> bool:
     if len(about["plans"]) - about["metrics"].get("prunes", 0) != prunes:  # it was another pass
         return False
     used = config.updated(RunConfig(), about["config"])
+    used, settings = (replace(each, train=training(each)) for each in (used, settings))
     sections = {
         "baseline": ["train"],
         "sparse": ["train", "sparsity"],

@@ -11,7 +11,7 @@ from slim.prune.plan import PruningPlan
 from slim.workbench import report, train
 from slim.workbench.config import OptimConfig, SparsityConfig
 from slim.workbench.run.beginning import first_network, with_size_of_weights
-from slim.workbench.run.finetuning import decided
+from slim.workbench.run.finetuning import decided, training
 from slim.workbench.run.folder import Run
 from slim.workbench.run.keeping import Keeper
 from slim.workbench.run.networks import Trained, teacher_beside, times_pruned
@@ -52,7 +52,7 @@ def train_new(
 ) -> Path:
     """Train a new network as a stage, unless a run that resumes has that already. `network`: where it is built."""
     if not (run.resume and is_done(run, stage, prunes=0)):
-        _fit_and_save(run, stage, network or first(run, stage), run.settings.train, sparsity, fresh=fresh)
+        _fit_and_save(run, stage, network or first(run, stage), training(run.settings), sparsity, fresh=fresh)
     return run.path(stage)
 
 
@@ -65,7 +65,7 @@ def evaluate_given(run: Run, network: Trained) -> Path:
         return path
     if network.new and network.dataset is not None and network.dataset.task.labelled:
         run.console.print(f"{', '.join(network.new)} knows nothing yet: trained before anything is pruned")
-        _fit_and_save(run, "baseline", network, run.settings.train, None, fresh=True)
+        _fit_and_save(run, "baseline", network, training(run.settings), None, fresh=True)
         return path
     record = run.save("baseline", network, fresh=True)
     train.wait_for_all()  # for the file
@@ -86,7 +86,7 @@ def train_sparse(run: Run, source: Path | None) -> Path:
     """Train with the penalty, as the first stage of a pass: the network in `source`, or a new one without."""
     if source is None:
         return train_new(run, "sparse", run.settings.sparsity)
-    return _train_on(run, "sparse", source, run.settings.train, run.settings.sparsity)
+    return _train_on(run, "sparse", source, training(run.settings), run.settings.sparsity)
 
 
 def _train_on(
