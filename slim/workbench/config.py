@@ -148,7 +148,10 @@ class TrainConfig(OptimConfig):
     """What is null follows from the optimizer, as `slim.workbench.run.finetuning` decides."""
 
     lr: float | None = setting(  # type: ignore[assignment]
-        None, "highest learning rate; null: 0.1 of SGD, 1e-3 of Adam and AdamW", "(0, inf)"
+        None,
+        "highest learning rate; null: 0.1 of SGD, 1e-3 of Adam; for weights that came with the network 0.02 and 5e-4, "
+        "with a new last layer as usual",
+        "(0, inf)",
     )
 
 

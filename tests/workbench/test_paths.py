@@ -119,7 +119,8 @@ def test_auto_is_that_of_the_library() -> None:
         ({"model": {"weights": "own.pt"}}, 20, 0.02),  # nothing was trained with train.lr
         ({"model": {"weights": "own.pt"}, "train": {"lr": 0.04}}, 20, 0.02),
         ({"model": {"weights": "own.pt"}, "finetune": {"optimizer": "adamw"}}, 20, 5e-4),
-        ({"model": {"weights": "own.pt"}, "run": {"path": "sparse"}}, 20, 0.05),  # this trains before
+        ({"model": {"weights": "own.pt"}, "run": {"path": "sparse"}}, 20, 0.01),  # this trains before, with 0.02
+        ({"model": {"weights": "own.pt"}, "run": {"path": "sparse"}, "train": {"lr": 0.1}}, 20, 0.05),
     ],
 )
 def test_fine_tuning_follows_the_training_before(given: dict[str, Any], epochs: int, lr: float) -> None:
@@ -128,13 +129,26 @@ def test_fine_tuning_follows_the_training_before(given: dict[str, Any], epochs: 
 
 
 @pytest.mark.parametrize(
-    ("given", "lr"),
-    [({}, 0.1), ({"optimizer": "adamw"}, 1e-3), ({"optimizer": "adam"}, 1e-3), ({"optimizer": "adam", "lr": 0.1}, 0.1)],
+    ("given", "weights", "lr"),
+    [
+        ({}, None, 0.1),
+        ({"optimizer": "adamw"}, None, 1e-3),
+        ({"optimizer": "adam"}, None, 1e-3),
+        ({"optimizer": "adam", "lr": 0.1}, None, 0.1),
+        ({}, "own.pt", 0.02),
+        ({"optimizer": "adamw"}, "own.pt", 5e-4),
+        ({"lr": 0.1}, "own.pt", 0.1),
+    ],
 )
-def test_training_begins_from_a_usual_rate_of_its_optimizer(given: dict[str, Any], lr: float) -> None:
+def test_training_begins_from_a_usual_rate_of_its_optimizer(
+    given: dict[str, Any], weights: str | None, lr: float
+) -> None:
     """AdamW began from that of SGD, and learned nothing."""
-    found = finetuning.training(config.updated(RunConfig(), {"train": given}))
+    settings = config.updated(RunConfig(), {"train": given, "model": {"weights": weights}})
+    found = finetuning.training(settings)
     assert found.lr == lr and found.epochs == RunConfig().train.epochs
+    new = finetuning.training(config.updated(settings, {"model": {"weights": None}}))
+    assert finetuning.training(settings, new_layer=True) == new  # it has nothing to lose
 
 
 @pytest.mark.parametrize("spoilt", [True, False])

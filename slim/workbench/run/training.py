@@ -65,7 +65,7 @@ def evaluate_given(run: Run, network: Trained) -> Path:
         return path
     if network.new and network.dataset is not None and network.dataset.task.labelled:
         run.console.print(f"{', '.join(network.new)} knows nothing yet: trained before anything is pruned")
-        _fit_and_save(run, "baseline", network, training(run.settings), None, fresh=True)
+        _fit_and_save(run, "baseline", network, training(run.settings, new_layer=True), None, fresh=True)
         return path
     record = run.save("baseline", network, fresh=True)
     train.wait_for_all()  # for the file
