@@ -46,7 +46,7 @@ from slim.errors import SlimError
 from slim.files import LEFTOVER, LOCK
 
 SECONDS = 60  # of processor time that a command may take; ten times that by the clock, as machines are busy
-RANDOM_KILLS = 30
+RANDOM_KILLS = 60
 RUN = Path("checkpoints/x")
 TINY = """
 from torch import nn
