@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from slim.trace.classes import Classes
@@ -151,7 +152,7 @@ def tracing_mode(modules: Modules, *, training: bool) -> Iterator[None]:
     fast_attention = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # one operator for a whole layer, in inference only
     try:
-        with torch.no_grad():
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # which of the fused kernels runs hangs on sizes
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_attention)

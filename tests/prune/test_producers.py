@@ -214,13 +214,15 @@ class Looking(nn.Module):
 
 
 @pytest.mark.parametrize("stated", [False, True], ids=["by the width", "stated"])
-def test_channels_of_a_head_stay_where_its_scale_follows_from_their_number(stated: bool) -> None:
-    model = Looking(Tokens(Heads(24, 4, True) if stated else Fused(24, 4, True))).eval()
-    randomise(model)
+def test_fused_attention_on_numbers_loses_what_it_loses_without(stated: bool) -> None:
+    """Whole heads; the channels of one stay where its scale follows from their number."""
+    inner = randomise(Tokens(Heads(24, 4, True) if stated else Fused(24, 4, True))).eval()
+    without = slim.plan(inner, X, ratio=0.5, keep=["mlp.0"], round_to=1)
+    model = Looking(inner)
     plan = slim.plan(model, X, ratio=0.5, keep=["inner.mlp.0"], round_to=1)
     thin: Any = plan.apply(model)
-    rows = plan.removed["inner.attention.q" if stated else "inner.attention.qkv"]
-    assert (thin.inner.attention.size == 6) is not stated and rows
+    assert plan.removed == {f"inner.{name}": gone for name, gone in without.removed.items()}
+    assert thin.inner.attention.size == 6 and plan.removed["inner.attention.q" if stated else "inner.attention.qkv"]
     assert difference(model, thin, plan.removed, X) < 1e-12
 
 

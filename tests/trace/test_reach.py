@@ -448,6 +448,9 @@ HELD: dict[str, Callable[[Tensor], Tensor]] = {
     "the norm of what isn't zero": lambda x: x / (x + 1).norm(dim=1, keepdim=True),
     "rows of a table, weighted by channels": in_a_bag,
     "channels by number": lambda x: x[:, [1, 0, 2, 3, 4, 5, 6, 7]],
+    "channels one further": lambda x: x.roll(1, 1),
+    "all values one further": lambda x: x.roll(1),
+    "the mean of neighbouring channels": lambda x: F.avg_pool2d(x.transpose(1, 2), 3, 1, 1).transpose(1, 2),
 }
 
 
@@ -600,3 +603,29 @@ def test_sizes_computed_from_a_stored_one_follow(case: str) -> None:
     assert thin[1].key < 8 and thin[2].key < 8
     assert slim.verify(model, thin, plan, x) < 1e-10
     assert difference(model, thin, plan.removed, x) < 1e-10
+
+
+class Fused(nn.Module):
+    """Fused attention of heads whose values are as wide as their queries, and needn't be. On numbers a kernel of its
+    own runs."""
+
+    def __init__(self, heads: int, looks: bool) -> None:
+        super().__init__()
+        self.heads, self.looks = heads, looks
+        self.q, self.k, self.v, self.out = (nn.Linear(16, 16) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert not self.looks or float(x.abs().max()) > 0
+        q, k, v = (layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        return self.out(F.scaled_dot_product_attention(q, k, v, scale=0.3).transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("looks", [False, True])
+@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("thinner", [{"v"}, {"q", "k"}])
+def test_values_of_attention_are_thinner_without_its_queries(thinner: set[str], heads: int, looks: bool) -> None:
+    model: Any = randomised(lambda: Fused(heads, looks))
+    x = torch.randn(2, 12, 16)
+    plan = slim.plan(model, x, ratio=0.2, layer_ratios={name: 0.5 * (name in thinner) for name in "qkv"}, round_to=1)
+    assert plan.removed.keys() == thinner and {len(gone) for gone in plan.removed.values()} == {8}
+    assert difference(model, plan.apply(model), plan.removed, x) < 1e-10

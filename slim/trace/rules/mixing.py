@@ -336,33 +336,3 @@ def _along_lengths(op: Op, weight: Tensor) -> TensorCodes:
             if d != op["dim"]:
                 op.freeze(vector, f"{op.where} runs over it")
     return codes
-
-
-@rule(
-    *("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention"),
-    *("_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention"),
-    *("_scaled_dot_product_fused_attention_overrideable", "scaled_dot_product_attention"),
-)
-def attention(op: Op) -> Any:
-    """softmax(q kᵀ) v over the last two dimensions: what comes before them, heads say, is coupled."""
-    out = op.run()
-    tensors = [op["query"], op["key"], op["value"]]
-    q, k, v = (op.codes(t) for t in tensors)
-    n = op["query"].dim()
-    for d in range(n - 2):
-        along = [codes[d] for codes in (q, k, v) if d in codes]
-        for codes in along[1:]:
-            op.couple(along[0], codes)
-        if len(along) < 3:
-            for codes in along:
-                op.freeze(codes, f"combined with a fixed size by {op.where}")
-    for codes in (c[n - 2] for c in (q, k, v) if n - 2 in c):
-        op.freeze(codes, f"{op.where} runs along it")
-    _contract(op, q.get(n - 1), k.get(n - 1), op.where)
-    if op.get("scale") is None and n - 1 in q:  # it follows the number of channels
-        op.freeze(q[n - 1])
-    for t in op.tensors[3:]:
-        op.freeze_tensor(t)
-    first = out[0] if isinstance(out, (tuple, list)) else out
-    op.label(first, {d: codes.zero_or_open() for d, codes in v.items() if d != n - 2})
-    return out
