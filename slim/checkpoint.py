@@ -24,6 +24,7 @@ from slim.files import check_regular, replacing
 from slim.images import ImageSpec
 from slim.memory import free_memory
 from slim.prune.plan import PruningPlan
+from slim.prune.plan_format import LARGEST_NUMBER
 from slim.trace.copy import clone
 from slim.version import __version__
 
@@ -263,7 +264,7 @@ def _is_text(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST_NUMBER
 
 
 def _is_size(value: Any) -> bool:

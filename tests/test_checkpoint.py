@@ -299,7 +299,7 @@ ODD: dict[str, tuple[Any, ...]] = {
     "plans": (None, {}, [3], [{}], [{"format": "slim-plan"}]),
     "config": ("x", 3, [1]),
     "classes": ("ab", [1], {"a": 1}),
-    "mean": ("0", [None], ["0.5"], [True]),
+    "mean": ("0", [None], ["0.5"], [True], [10**400]),
     "std": ([0], [-1.0], [[1]]),
     "input_shape": ([], [0], [1.5], [-3, 8, 8], [True], "3", [3, 10**9, 10**9]),
 }
