@@ -372,10 +372,10 @@ def each_once(trial: Trial, kind: str, most: int, only: str = "") -> Iterator[Ro
 
 def at_random(trial: Trial, most: int) -> Iterator[Row]:
     """Kill runs at random times, each one until it is done."""
-    draw, killed = random.Random(0), 0
+    draw, killed, seconds = random.Random(0), 0, trial.seconds / 2
     trial.clear()
     while killed < most:
-        running, after = trial.start("--resume"), draw.uniform(0, trial.seconds / 2)
+        running, after, started = trial.start("--resume"), draw.uniform(0, seconds), time.monotonic()
         running.process.join(after)
         running.process.kill()
         done = running.ended()
@@ -383,6 +383,7 @@ def at_random(trial: Trial, most: int) -> Iterator[Row]:
             killed += 1
             yield "killed at a random time", f"after {after:.1f} s", trial.damage()
         else:
+            seconds = min(seconds, time.monotonic() - started)  # where a whole run takes less, few are killed
             yield "killed at random times", FINISHED, wrong_with(done, done.status == 0) or trial.difference()
             trial.clear()
     yield "killed at random times", FINISHED, trial.finish()

@@ -77,6 +77,11 @@ class Mutant:
     operator: str
     occurrence: int
 
+    @property
+    def module(self) -> str:
+        """Return the name of the module."""
+        return ".".join(Path(self.file).with_suffix("").parts).removesuffix(".__init__")
+
     @cached_property
     def source(self) -> str:
         """Return the whole file, changed."""
@@ -182,9 +187,7 @@ class Finder(MetaPathFinder):
     """Finds the module of a mutant before all others do."""
 
     def __init__(self, mutant: Mutant) -> None:
-        self.file = ROOT / mutant.file
-        self.module = ".".join(Path(mutant.file).with_suffix("").parts).removesuffix(".__init__")
-        self.source = mutant.source
+        self.file, self.module, self.source = ROOT / mutant.file, mutant.module, mutant.source
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
         if name != self.module:
@@ -295,6 +298,7 @@ def swapped(mutant: Mutant, items: Sequence[pytest.Item], tells: Connection) -> 
 
 def put_in_place(mutant: Mutant) -> None:
     """Give the functions that a mutant changes their code, wherever they are known by now."""
+    import_module(mutant.module)  # not by now, where slim looks its name up on first use
     path, function = str(ROOT / mutant.file), function_of(mutant)
     assert function is not None
     first = min([function.lineno, *(decorator.lineno for decorator in function.decorator_list)])
