@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import slim
 from slim.errors import SlimError
+from slim.prune.budgets import BoundBudget, Costs
 from slim.prune.groups import Groups
 from slim.prune.plan import PruningPlan
 from slim.prune.plan_format import hash_of
@@ -143,6 +144,21 @@ def thinned(keep: float = 0.3) -> tuple[nn.Module, nn.Module, PruningPlan]:
     plan = slim.plan(net, SMALL[:2], slim.Flops(keep), score=Wanted(["2", "4"]), blocks=True, round_to=1)
     assert list(plan.blocks) == ["2", "4"] and plan.removed["1.bn1"]
     return net, plan.apply(net), plan
+
+
+@pytest.mark.parametrize("width", [13, 14, 15])
+def test_a_block_is_as_large_as_the_channels_of_its_own(width: int) -> None:
+    """The weights of its convolutions are those of the channels between them, but for the norm of the last."""
+    sizes = []
+
+    class Watched(slim.Params):
+        def bind(self, costs: Costs) -> BoundBudget:
+            sizes.append(costs.groups.size[costs.groups.blocks].tolist())
+            return super().bind(costs)
+
+    net = around(*(Block(width) for _ in range(4)), width=width)
+    slim.plan(net, SMALL[:2], Watched(0.5), score=Wanted(["2", "4"]), blocks=True, round_to=1)
+    assert sizes[0] == [width] * 4
 
 
 def test_the_plan_says_which_blocks_go() -> None:

@@ -126,6 +126,18 @@ def test_a_step_too_large_makes_way_for_others() -> None:
     assert found.keep.tolist() == [8, 128] and found.cost == 8 and found.next_step == 40
 
 
+def test_a_step_too_large_makes_way_with_all_that_follow_it() -> None:
+    """As above, and the item of the large step has many more that save a little each: all of them need that one."""
+    worth = [np.arange(33, dtype=np.float64) * 0.1, np.arange(129, dtype=np.float64) * 0.012]
+    one, other, none = knapsack.Extent(0, {0: 1.0}), knapsack.Extent(0, {1: 1.0}), knapsack.Extent(1, {})
+    large = knapsack.Term(lambda r, m: np.where(np.asarray(m) > 24, 64.0, np.asarray(m)), none, one)
+    small = knapsack.Term(lambda r, m: blocks(np.asarray(m)) * 1.0, none, other)
+    order = knapsack.by_value_for_cost(worth, [32, 128], [1, 1], [2, 16], [large, small])
+    assert order[:6] == [(0, 30), (0, 28), (0, 26), (0, 24), (0, 22), (0, 20)]
+    found = knapsack.within(70.0, order, np.array([32, 128]), worth, partial(cost_of, terms=[large, small]))
+    assert found.keep.tolist() == [32, 96] and found.cost == 70
+
+
 def test_steps_that_save_nothing_are_seen_through() -> None:
     """An item whose cost is flat for two steps and then falls steeply goes before one that falls a little each step."""
     worth = [np.arange(65, dtype=np.float64), np.arange(65, dtype=np.float64)]

@@ -144,6 +144,19 @@ def test_state_is_that_of_the_channels_that_stay(name: str) -> None:
         assert torch.equal(now["Q"][1], was["Q"][1][columns][:, columns])
 
 
+def test_state_of_an_optimizer_inside_another_goes_on() -> None:
+    model = network()
+    optimizer: Any = OPTIMIZERS["timm:lookahead_adam"](model)
+    step(model, optimizer)
+    states = optimizer._base_optimizer.state
+    was = states[model.get_parameter("8.weight")]["exp_avg"]
+    plan = slim.plan(model, X, ratio=0.4)
+    thin = plan.apply(model)
+    plan.prune_optimizer(optimizer, model, thin)
+    rows, columns = ([i for i in range(40) if i not in plan.removed[bn]] for bn in ("9", "4"))
+    assert torch.equal(states[thin.get_parameter("8.weight")]["exp_avg"], was[rows][:, columns])
+
+
 def test_a_matrix_of_muon() -> None:
     model = network()
     optimizer = torch.optim.Muon([model.get_parameter("8.weight")], lr=1e-3)  # 40 × 40

@@ -161,7 +161,7 @@ def test_keep_layer_ratios_and_scope() -> None:
     model = vgg()
     names = list(gammas(model))
     plan = slim.plan(model, X, ratio=0.5, keep=[names[0]])
-    assert names[0] not in plan.removed and "kept on request" in plan.frozen
+    assert names[0] not in plan.removed and plan.frozen == {"kept on request": {names[0]: 64}}
     plan = slim.plan(model, X, ratio=0.5, layer_ratios={names[2]: 0.25})
     layer = plan.layers[2]
     assert layer.after == layer.before * 0.75
@@ -422,6 +422,7 @@ def test_a_changed_bit_of_a_plans_file_is_noticed(tmp_path: Path) -> None:
         ("requested", [], "expected numbers by name"),
         ("totals/channels", [0, 0], "of channels at least one"),
         ("totals/channels", [-999_999, 1], "of channels at least one"),
+        ("totals/channels", [2, 3], "numbers before and after by name"),
         ("totals", {}, "of channels at least one"),
         ("masks/bn1.weight/0", 1, r"its masks zero other|doesn't fit its shape"),
         ("masks", {}, "its masks zero other channels"),

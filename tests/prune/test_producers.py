@@ -380,7 +380,14 @@ def test_torchvision_without_batchnorm(name: str) -> None:
     plan = slim.plan(model.eval(), x, ratio=0.5)
     thin = plan.apply(model)
     assert plan.ratio_achieved > 0.4
-    assert any("native_layer_norm" in reason for reason in plan.frozen)  # a stream that LayerNorm reads stays, by name
+    stays = {
+        n: count
+        for reason, counts in plan.frozen.items()
+        if "native_layer_norm" in reason
+        for n, count in counts.items()
+    }
+    assert stays  # a stream that LayerNorm reads stays, by name
+    assert stays == {name: len(model.get_parameter(f"{name}.weight")) for name in stays}
     assert difference(model, thin, plan.removed, x) < 1e-12
     assert slim.verify(model, thin, plan, x) < 1e-10
 

@@ -148,6 +148,20 @@ def test_whole_groups_go(name: str) -> None:
     assert torch.equal(again(x), thin(x))
 
 
+class Averaged(nn.Module):
+    """The mean over each group of four channels, twice: a grouped convolution whose weight is no parameter."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.conv2d(x, x.new_full((8, 4, 1, 1), 0.25), groups=4)
+
+
+@pytest.mark.parametrize("how", ["within", "whole"])
+def test_groups_of_a_weight_that_is_no_parameter_stay(how: str) -> None:
+    model = randomise(nn.Sequential(*cbr(3, 16), Averaged(), *cbr(8, 16), nn.Conv2d(16, 5, 1))).eval()
+    plan, thin = prune(model, ratio=0.3, grouped=how)
+    assert plan.removed.keys() == {"5"} and difference(model, thin, plan.removed, X) < 1e-12
+
+
 @pytest.mark.parametrize("groups", [4, 8])
 @pytest.mark.parametrize("how", ["within", "whole"])
 def test_transposed_groups(groups: int, how: str) -> None:

@@ -61,6 +61,7 @@ def test_coupled_layers_are_one_group() -> None:
     found = slim.sensitivity(model, torch.randn(1, 3, 16, 16), lambda m: 1.0, shares=(0.5,))
     names = [name for group in found.groups for name in group.layers]
     assert len(names) == len(set(names)) and len(found.groups) < len(names)
+    assert {group.name for group in found.groups} == {"stem.1 + 1", "a.0.1"}
 
 
 def test_distance_shows_what_the_output_needs_and_what_recovery_gives_back() -> None:

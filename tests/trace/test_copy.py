@@ -177,9 +177,9 @@ def test_what_can_not_be_copied_at_all_is_named() -> None:
         def __deepcopy__(self, memo: object) -> nn.Module:
             raise TypeError("one of a kind")
 
-    with pytest.raises(slim.SlimError, match=r"module '2' can't be copied: TypeError: one of a kind"):
-        model = body()
-        model[2] = Stubborn()
+    model = body()
+    model[2] = nn.Sequential(Stubborn())
+    with pytest.raises(slim.SlimError, match=r"module '2\.0' can't be copied: TypeError: one of a kind"):
         slim.plan(model, X)
 
 

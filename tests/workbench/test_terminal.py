@@ -34,7 +34,7 @@ def stages() -> dict[str, dict[str, Any]]:
 
 
 def plan() -> PruningPlan:
-    layers = [PlannedLayer(f"layer{i}.0.downsample.1", 1024, 512, floor=i, frozen=0) for i in range(4)]
+    layers = [PlannedLayer(f"layer{i}.0.downsample.1", 1_234_567, 512, floor=i, frozen=0) for i in range(4)]
     return PruningPlan({"ratio": 0.5}, {"ratio": 0.5}, {}, {}, {}, layers=layers, totals={"channels": (4096, 2048)})
 
 
