@@ -31,13 +31,16 @@ def test_a_missing_stage_names_its_command(tmp_path: Path) -> None:
 
 def test_states_of_a_training_that_is_done_go_and_others_stay(tmp_path: Path) -> None:
     run, settings = Run(tmp_path, RunConfig()), RunConfig()
-    run.records.enter("sparse", {"params": 1}, settings)
-    for stage in ("sparse", "finetuned"):
+    for stage in ("baseline", "sparse"):
+        run.records.enter(stage, {"params": 1}, settings)
+    for stage in ("baseline", "sparse", "finetuned"):
         Snapshots(run.records.states(stage), {}).save(1, {})
-    run.path("sparse").touch()  # saved after its last state, and the process was killed before that went
+    for stage in ("baseline", "sparse"):
+        run.path(stage).touch()  # saved after its last state, and the process was killed before that went
+    next(run.records.states("baseline").iterdir()).unlink()  # or after, and its folder is still there
     with run.lock():
         pass
-    assert not run.records.states("sparse").exists() and run.records.states("finetuned").exists()
+    assert [run.records.states(stage).exists() for stage in ("baseline", "sparse", "finetuned")] == [False, False, True]
     Snapshots(run.records.states("sparse"), {}).save(1, {})  # of the same training, begun anew
     with run.lock():
         pass

@@ -110,8 +110,8 @@ class Records:
         done = self.summary()
         for stage in STAGES:
             file, states = self.folder / STAGES[stage].file, list(self.states(stage).glob("step-*"))
-            if stage in done and states and file.exists():
-                newest = max(path.stat().st_mtime_ns for path in states)
+            if stage in done and file.exists():
+                newest = max((path.stat().st_mtime_ns for path in states), default=0)
                 if newest <= file.stat().st_mtime_ns:
                     self._clear_states([stage])
 
