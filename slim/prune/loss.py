@@ -93,7 +93,7 @@ class Loss(Budget):
         value = self.evaluate(network)
         try:
             found = float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):  # the last of whole numbers without end
             found = math.nan
         if not math.isfinite(found):
             raise SlimError(f"evaluate returned {value!r}: expected a number")

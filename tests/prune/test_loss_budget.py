@@ -101,6 +101,7 @@ def constant(value: Any) -> Callable[[nn.Module], Any]:
         (lambda: slim.Loss(0.1, constant(1), evaluations=1), "evaluations 1: expected"),
         (lambda: slim.Loss(0.1, constant(None)), "evaluate returned None: expected a number"),
         (lambda: slim.Loss(0.1, constant(float("nan"))), "evaluate returned nan: expected a number"),
+        (lambda: slim.Loss(0.1, constant(10**400)), "evaluate returned 1000"),
     ],
 )
 def test_mistakes(make: Any, said: str) -> None:

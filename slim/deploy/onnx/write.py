@@ -16,7 +16,7 @@ Classes, mean, std and plan are there if they were given.
 
 import itertools
 import json
-import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -256,7 +256,7 @@ def _metadata(example: Tensor, outputs: list[Tensor], given: Metadata) -> dict[s
                 raise SlimError(
                     f"{name} has {len(values)} numbers for {example.shape[1]} channels: expected one for each"
                 )
-            if not all(math.isfinite(value) and (value > 0 or name == "mean") for value in values):
+            if not all(abs(value) <= sys.float_info.max and (value > 0 or name == "mean") for value in values):
                 raise SlimError(f"{name} is {list(values)}: expected numbers{' above 0' if name == 'std' else ''}")
             metadata[f"slim.{name}"] = json.dumps([float(value) for value in values])
     if (digest := given.get("plan_digest")) is not None:
