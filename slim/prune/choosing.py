@@ -217,12 +217,26 @@ def fixed_sizes(groups: Groups, layer_ratios: Mapping[str, float]) -> Ints:
     """Return for each pattern the number of groups to keep that `layer_ratios` sets, or -1."""
     fixed = np.full(len(groups.pattern_size), -1, np.int64)
     for pattern, share in layer_ratios.items():
+        _check_counted(groups, pattern)
         layers = [groups.names.index(name) for name in matching(groups.names, pattern, "layer_ratios")]
         if not 0 <= checked_number(f"layer_ratios {pattern!r}", share) < 1:
             raise SlimError(f"layer_ratios {pattern!r}: {share!r} is out of range: expected 0 <= ratio < 1")
         touched = np.unique(groups.pattern[groups.member[np.isin(groups.layer, layers)]])
         fixed[touched] = groups.pattern_size[touched] - np.floor(share * groups.pattern_size[touched] + 1e-9)
     return fixed
+
+
+def _check_counted(groups: Groups, pattern: str) -> None:
+    """Raise SlimError for a pattern of layers that are there, and of which no channel can go."""
+    traced = groups.traced
+    found = [name for name in traced.made if fnmatch(name, pattern)]
+    if found and not groups.labels.keys() & set(found):
+        reason = traced.classes.reason(int(traced.made[found[0]].labels[0]))
+        raise SlimError(
+            f"layer_ratios {pattern!r}: {found[0]} isn't ranked by itself"
+            + (f", as its channels are frozen ({reason})" if reason else "")
+            + f": expected one such as {groups.names[0]!r}"
+        )
 
 
 def matching(names: Sequence[str], pattern: str, setting: str) -> list[str]:

@@ -423,6 +423,9 @@ def test_what_is_not_ranked_as_none_of_its_channels_can_go_is_named() -> None:
     plan = slim.plan(GivesItsFirstFeatures().eval(), X, ratio=0.5, score=slim.Magnitude())
     assert [layer.name for layer in plan.layers] == ["second"]
     assert plan.frozen == {"the model's output": {"norm": 16}}
+    frozen = r"layer_ratios 'norm': norm isn't ranked by itself, as its channels are frozen \(the model's output\)"
+    with pytest.raises(slim.SlimError, match=frozen):
+        slim.plan(GivesItsFirstFeatures().eval(), X, ratio=0.0, layer_ratios={"norm": 0.5}, score=slim.Magnitude())
 
 
 def test_a_class_with_a_norm_and_a_bare_convolution_is_masked_at_both() -> None:
