@@ -70,10 +70,17 @@ def moved(batch: Any, device: torch.device | str) -> Any:
 def arranged(batch: Any, layout: torch.memory_format) -> Any:
     """Return the batch with its images [N, C, H, W] in a memory layout."""
     if isinstance(batch, Tensor):
-        return batch.contiguous(memory_format=layout) if batch.ndim == 4 else batch
+        return _arranged(batch, layout) if batch.ndim == 4 else batch
     leaves, structure = tree_flatten(batch)
     leaves = [arranged(leaf, layout) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
     return tree_unflatten(leaves, structure)
+
+
+def _arranged(images: Tensor, layout: torch.memory_format) -> Tensor:
+    images = images.contiguous(memory_format=layout)
+    if layout is torch.contiguous_format:  # with one channel its stride means nothing, but convolutions go by it
+        return images.view(-1).view(images.shape)
+    return images
 
 
 def call(model: Any, inputs: Any) -> Any:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from slim.workbench.data.augment import Augmentation
 from slim.workbench.data.splits import Dataset, Split
+from slim.workbench.nested import arranged
 
 AT_ONCE = 2**26  # bytes of float32 images that a GPU changes at once: a few batches of small images, one of large ones
 
@@ -57,7 +58,7 @@ def batches(
     )
     if shuffle_seed is None:
         for images, labels in split.take(parts, device):
-            yield images.float().mul_(scale).add_(shift), labels
+            yield arranged(images.float().mul_(scale).add_(shift), torch.contiguous_format), labels
         return
 
     generator = torch.Generator().manual_seed(shuffle_seed)  # on the CPU: the same draws whatever the device
@@ -68,6 +69,7 @@ def batches(
     for here, (images, labels) in zip(together, taken):
         images = changes.pixels(images, here).float().mul_(scale).add_(shift)
         images, labels = changes.normalised(images, here), changes.targets(labels, here)
+        images = arranged(images, torch.contiguous_format)
         yield from zip(images.split(whole), labels.split(whole), strict=True)
 
 

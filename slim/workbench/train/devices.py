@@ -6,6 +6,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +18,8 @@ from slim.workbench.config import ComputeConfig
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+
+ONEDNN_BLOCK = 16  # channels, with AVX-512; 8 without
 
 
 def resolve_device(device: str) -> torch.device:
@@ -65,6 +68,21 @@ def fuses(fabric: "Fabric") -> bool:
 def layout_of(compute: ComputeConfig) -> torch.memory_format:
     """Return the memory layout of images and weights."""
     return torch.channels_last if compute.channels_last else torch.contiguous_format
+
+
+def with_sound_layout(compute: ComputeConfig, model: nn.Module, device: torch.device, prunes: bool) -> ComputeConfig:
+    """Return the settings, without channels_last where a CPU would compute wrong gradients in it, or crash: of 1×1
+    convolutions with strides that read fewer channels than a block of oneDNN's, which then writes past its buffer
+    (https://github.com/uxlfoundation/oneDNN/issues/6035). Where training `prunes`, any may come to that."""
+    if device.type != "cpu" or not compute.channels_last:
+        return compute
+    strided = [
+        module
+        for module in model.modules()
+        if isinstance(module, nn.Conv2d) and module.groups == 1 and module.kernel_size == (1, 1) != module.stride
+    ]
+    sound = all(module.in_channels >= ONEDNN_BLOCK and not prunes for module in strided)
+    return compute if sound else replace(compute, channels_last=False)
 
 
 def connect(compute: ComputeConfig) -> "Fabric":

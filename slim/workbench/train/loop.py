@@ -94,6 +94,8 @@ def fit(
     if compute.precision == "auto" and task is not None and not task.in_bfloat16:
         compute = replace(compute, precision="32-true")
     fabric = connect(compute)
+    prunes = sparsity is not None and sparsity.gradual > 0
+    compute = devices.with_sound_layout(compute, model, fabric.device, prunes)
     torch.manual_seed(seed)
     if fabric.device.type == "cpu":
         keep_freed_memory()

@@ -1,5 +1,6 @@
 """The training loop, against a plain loop in PyTorch and closed forms."""
 
+import copy
 import functools
 import math
 import time
@@ -18,6 +19,7 @@ from slim.sparsity import parameter_groups
 from slim.workbench.config import ComputeConfig, DataConfig, OptimConfig, SparsityConfig
 from slim.workbench.data import Dataset, Split, batches, load
 from slim.workbench.train import Callbacks, Progress, evaluate, fit, learning_rate, resolve_device, resolve_precision
+from slim.workbench.train.devices import with_sound_layout
 from slim.workbench.train.state import mixed
 
 
@@ -420,3 +422,45 @@ def test_devices_and_precisions(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_device("auto") == cpu
     with pytest.raises(SlimError, match="'cuda' isn't available: expected auto or cpu"):
         resolve_device("cuda")
+
+
+def strided(reads: int, kernel: int = 1, stride: int = 2, groups: int = 1) -> nn.Sequential:
+    """What ends in a strided convolution, which shortcuts of residual networks have, and a head."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        *(nn.Conv2d(1, reads, 3, padding=1), nn.BatchNorm2d(reads), nn.ReLU()),
+        *(nn.Conv2d(reads, 12, kernel, stride, groups=groups), nn.Flatten(), nn.LazyLinear(10)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("layers", "prunes", "device", "expected"),
+    [
+        ({"reads": 4}, False, "cpu", False),
+        ({"reads": 15, "stride": 3}, False, "cpu", False),
+        ({"reads": 16}, False, "cpu", True),
+        ({"reads": 16}, True, "cpu", False),
+        ({"reads": 4}, False, "cuda", True),
+        ({"reads": 4, "stride": 1}, True, "cpu", True),
+        ({"reads": 4, "kernel": 3}, True, "cpu", True),
+        ({"reads": 4, "groups": 4}, True, "cpu", True),
+    ],
+)
+def test_channels_last_is_left_where_its_gradients_would_be_wrong(
+    layers: dict[str, int], prunes: bool, device: str, expected: bool
+) -> None:
+    compute = with_sound_layout(ComputeConfig(), strided(**layers), torch.device(device), prunes)
+    assert compute.channels_last == expected
+
+
+def test_few_channels_through_a_strided_shortcut_train_as_in_a_plain_loop(digits: Dataset) -> None:
+    few = replace(digits, train=digits.train[:64], val=digits.val[:0], augment="none")
+    ours = strided(5)
+    images, labels = next(batches(few.train, few, 64, shuffle_seed=mixed(0, 1)))
+    ours(images)
+    plain = copy.deepcopy(ours).double()
+    fit(ours, few, OptimConfig(epochs=1, lr=0.1, momentum=0.0, warmup=0.0, weight_decay=0.0), seed=0)
+    F.cross_entropy(plain.train()(images.double()), labels).backward()
+    for trained, before in zip(ours.parameters(), plain.parameters()):
+        assert before.grad is not None
+        torch.testing.assert_close(trained.double(), before - 0.1 * before.grad, rtol=1e-4, atol=1e-5)
