@@ -12,7 +12,7 @@ import pytest
 import shared
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
-LIBRARIES = {"pages", "shared", "wild_networks"}
+LIBRARIES = {"gpu_training", "pages", "shared", "wild_networks"}
 
 
 @pytest.mark.parametrize("script", sorted({path.stem for path in SCRIPTS.glob("*.py")} - LIBRARIES))
