@@ -25,7 +25,7 @@ def draft(
     return PruningPlan(
         requested=budget.requested,
         achieved={budget.name: achieved},
-        removed=removed,
+        removed=groups.traced.with_tied(removed),
         masks=groups.traced.masks(removed),
         cuts=cuts,
         shapes={name: list(groups.traced.shapes[name]) for name in cuts if name not in groups.traced.stored},

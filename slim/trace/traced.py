@@ -263,6 +263,20 @@ class Trace:
                 dims[dim] = zero if dims.get(dim, zero) == zero else sorted({*dims[dim], *zero})
         return found
 
+    def with_tied(self, pruned: Mapping[str, list[int]]) -> dict[str, list[int]]:
+        """Return what producers lose, and what layers lose that share a producer's weight but have a bias of their
+        own."""
+        names: dict[int, list[str]] = {}
+        for name, tensor in self.state.registered:
+            names.setdefault(id(tensor), []).append(name.removesuffix(".weight"))
+        tied = {same[0]: same for same in names.values()}
+        return {
+            layer: indices
+            for name, indices in pruned.items()
+            for layer in tied.get(name, [name])
+            if layer == name or f"{layer}.bias" in self.made[name].tensors
+        }
+
     def with_data(self, model: nn.Module, example_inputs: Any) -> "Trace":
         """Trace the same runs of `model` for real: its forward code looks at values in a mode that wasn't traced."""
         empty = Trace(Classes())

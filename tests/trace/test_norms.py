@@ -163,6 +163,7 @@ def test_it_is_pruned_exactly(case: str) -> None:
     thin = plan.apply(model)
     assert slim.verify(model, thin, plan, X) < 1e-10
     gone = plan.cuts["conv.weight"][0]
+    assert {name.rpartition(".")[0] for name in zeroed if name.endswith(".bias")} <= plan.removed.keys()
     assert len(gone) == C // 2 and all(channels == gone for channels in plan.removed.values())
     with torch.no_grad():
         named = dict(model.named_parameters()) | dict(model.named_buffers())
