@@ -4,6 +4,9 @@ torch computes the width of a head from the width of the stream, which stays whe
 and a thin network that has lost heads, run the same arithmetic from the number of heads and the width of one.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,10 +27,13 @@ class HeadwiseAttention(nn.MultiheadAttention):
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """Return what nn.MultiheadAttention returns: the attended values, and the weights where they are asked for."""
+        if query.is_nested:
+            return self._nested(query), None
         single = query.dim() == 2
         swap = not single and not self.batch_first
         projected = self._project(query, key, value)
         heads = [x.unsqueeze(0) if single else x.transpose(0, 1) if swap else x for x in projected]
+        heads[1:] = (self._appended(x, bias) for x, bias in zip(heads[1:], (self.bias_k, self.bias_v)))
         q, k, v = (x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2) for x in heads)  # [B, H, N, D]
         mask = self._mask(q, k, key_padding_mask, attn_mask)
         dropout = self.dropout if self.training else 0.0
@@ -52,13 +58,29 @@ class HeadwiseAttention(nn.MultiheadAttention):
         biases = [None] * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
         return tuple(F.linear(x, weight, bias) for x, weight, bias in zip((query, key, value), each, biases))
 
+    def _nested(self, x: Tensor) -> Tensor:
+        """Attend within each sequence of a nested tensor, as nn.TransformerEncoder makes them of padded ones."""
+        lengths = torch.tensor([len(sequence) for sequence in x.unbind()], device=x.device)
+        padded = x.to_padded_tensor(0.0)
+        padding = torch.arange(padded.shape[1], device=x.device) >= lengths[:, None]
+        out, _ = self.forward(padded, padded, padded, padding, need_weights=False)
+        return torch._nested_tensor_from_mask(out, ~padding)
+
+    def _appended(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """Return keys or values with those that every sequence gets at its end: learned ones, zeros, or none."""
+        if bias is not None:
+            x = torch.cat([x, bias.expand(len(x), 1, -1)], 1)
+        return torch.cat([x, x.new_zeros(len(x), 1, x.shape[2])], 1) if self.add_zero_attn else x
+
     def _mask(self, q: Tensor, k: Tensor, padding: Tensor | None, mask: Tensor | None) -> Tensor | None:
         """Return what is added to the scores, [B or 1, H or 1, N, S]; None where nothing is."""
         if mask is not None:
             mask = _additive(mask, q.dtype)
             mask = mask.unflatten(0, (-1, self.num_heads)) if mask.dim() == 3 else mask[None, None]
+            mask = F.pad(mask, (0, k.shape[2] - mask.shape[-1]))
         if padding is not None:
-            padded = _additive(padding, q.dtype).reshape(-1, 1, 1, k.shape[2])
+            padded = _additive(padding, q.dtype)
+            padded = F.pad(padded, (0, k.shape[2] - padded.shape[-1])).reshape(-1, 1, 1, k.shape[2])
             mask = padded if mask is None else mask + padded
         return mask
 
@@ -71,7 +93,19 @@ def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def run_headwise(module: nn.Module) -> None:
-    """Let an nn.MultiheadAttention run from the width of its heads, where nothing is appended to the keys."""
-    if type(module) is nn.MultiheadAttention and module.bias_k is None and not module.add_zero_attn:
+    """Let an nn.MultiheadAttention run from the width of its heads."""
+    if type(module) is nn.MultiheadAttention:
         module.__class__ = HeadwiseAttention
         module._qkv_same_embed_dim = False  # keeps nn.TransformerEncoderLayer from computing it all by itself
+
+
+@contextmanager
+def layer_by_layer() -> Iterator[None]:
+    """Let transformers run their layers one after the other: in inference torch runs one operator for all of a layer,
+    on nested tensors where sequences are padded, so that nobody sees what their parts give."""
+    was = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(was)

@@ -19,6 +19,7 @@ from torch._ops import OpOverload
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from slim.trace.attention import layer_by_layer
 from slim.trace.classes import Classes
 from slim.trace.codes import alike_along, codes_on, fresh_from, is_fixed, mark_fixed, mark_step, mark_varying
 from slim.trace.constants import Constant, constants_among, constants_of, mark_result
@@ -149,13 +150,9 @@ def tracing_mode(modules: Modules, *, training: bool) -> Iterator[None]:
     for _, module in modules:
         leaf = not (module._modules or module._parameters or module._buffers)  # dropout, drop path: noise, no channels
         module.__dict__["training"] = training and not leaf and not isinstance(module, nn.SyncBatchNorm)
-    fast_attention = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # one operator for a whole layer, in inference only
-    try:
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # which of the fused kernels runs hangs on sizes
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast_attention)
+    # which of the fused kernels of attention runs hangs on sizes
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), layer_by_layer():
+        yield
 
 
 def run_once(

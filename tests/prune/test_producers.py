@@ -106,6 +106,19 @@ class Across(nn.Module):
         return self.head(self.attention(queries, keys, keys)[0])
 
 
+class Padded(nn.Module):
+    """Sequences of different lengths through an encoder, which torch makes nested tensors of in inference."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines, self.head = nn.Linear(16, 24), nn.Linear(24, 5)
+        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(24, 4, 32, batch_first=True), 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        padding = torch.arange(16) >= torch.arange(16 - len(x), 16)[:, None]
+        return self.head(self.encoder(self.lines(x.mean(1)), src_key_padding_mask=padding))
+
+
 class Placed(nn.Module):
     """A row of a table added to each pixel of a line."""
 
@@ -170,6 +183,11 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
         lambda: nn.Sequential(
             nn.Flatten(2), nn.Linear(256, 24), nn.TransformerEncoderLayer(24, 4, 48, batch_first=True), nn.Linear(24, 5)
         ),
+        {"Linear"},
+    ),
+    "TransformerEncoder, sequences padded": (Padded, {"Linear"}),
+    "MultiheadAttention with learned keys": (
+        lambda: Tokens(nn.MultiheadAttention(**MHA, add_bias_kv=True), need_weights=False),
         {"Linear"},
     ),
 }
@@ -345,11 +363,14 @@ def test_whole_heads_go(attention: Callable[[], nn.Module]) -> None:
 @pytest.mark.parametrize("cross", [True, False])
 @pytest.mark.parametrize("masks", ["none", "boolean", "numbers"])
 @pytest.mark.parametrize("weights", [True, False])
-def test_headwise_attention_is_torchs(batch_first: bool, cross: bool, masks: str, weights: bool) -> None:
+@pytest.mark.parametrize("appended", [{}, {"add_bias_kv": True}, {"add_zero_attn": True}])
+def test_headwise_attention_is_torchs(
+    batch_first: bool, cross: bool, masks: str, weights: bool, appended: dict[str, bool]
+) -> None:
     torch.manual_seed(0)
-    theirs = nn.MultiheadAttention(12, 3, batch_first=batch_first).double().eval()
+    theirs = nn.MultiheadAttention(12, 3, batch_first=batch_first, **appended).double().eval()
     nn.init.normal_(theirs.in_proj_bias)
-    ours = HeadwiseAttention(12, 3, batch_first=batch_first).double().eval()
+    ours = HeadwiseAttention(12, 3, batch_first=batch_first, **appended).double().eval()
     ours.load_state_dict(theirs.state_dict())
     query = torch.randn(2, 5, 12, dtype=torch.float64)
     key = torch.randn(2, 7, 12, dtype=torch.float64) if cross else query

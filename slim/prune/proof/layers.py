@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from slim.prune.plan import PruningPlan
 from slim.prune.rebuild import kept, thin_tensor
+from slim.trace.attention import layer_by_layer
 from slim.trace.copy import all_tensors, named_tensors
 from slim.trace.inputs import call
 from slim.trace.intercept import Intercept, LayerCall
@@ -89,7 +90,7 @@ def activations(
 
         return hook
 
-    with restored(model):
+    with restored(model), layer_by_layer():
         hooks = [module.register_forward_hook(record(name, keep)) for name, module, keep in _watched(model, plan)]
         try:
             outputs = output_tensors(call(model, inputs))
