@@ -291,9 +291,12 @@ class Trace:
         """Trace the inference forward too, unless that was done; whether it differs from the training one."""
         if len(self.runs) > 1 or not self.runs[0].training:
             return False
-        run, other = self.add_run(training=False).executed, self.runs[0].executed
-        return [e.func for e in run] != [e.func for e in other] or not all(
-            same(a.constants, b.constants) for a, b in zip(run, other)
+        run, other = self.add_run(training=False), self.runs[0]
+        if not same([*run.constants.values()], [*other.constants.values()]):  # what isn't torch has computed from data
+            return True
+        steps, others = run.executed, other.executed
+        return [e.func for e in steps] != [e.func for e in others] or not all(
+            same(a.constants, b.constants) for a, b in zip(steps, others)
         )
 
 

@@ -164,7 +164,7 @@ def run_once(
     """
     noting = noting_readers(tracer, state.modules), noting_widths(tracer, state.modules)
     with tracing_mode(state.modules, training=training), noting[0], noting[1], OneStep(tracer), tracer:
-        outputs = output_tensors(call(copied, example_inputs))
+        outputs = output_tensors(call(copied, example_inputs), numbers=True)
     for name, written in state.written().items():
         _carry_over(tracer, name, state.tensors[name], written)
     for out in outputs.values():

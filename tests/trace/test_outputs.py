@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -90,7 +91,11 @@ FOUND: dict[str, tuple[Callable[[], Any], list[str]]] = {
     "an array": (lambda: {"x": np.ones(3)}, ["output['x']"]),
     "one tensor twice": (lambda: [A, A], ["output[0]"]),
     "a circle": (circle, ["output.logits", "output.more[1]"]),
-    "modules and functions": (lambda: [nn.Linear(2, 2), lambda x=A: x], []),
+    "an iterator": (lambda: {"x": iter([A, B])}, ["output['x'][0]", "output['x'][1]"]),
+    "what functions hold": (
+        lambda: [nn.Linear(2, 2), lambda x=A: x, (lambda y: lambda: y)(B), functools.partial(torch.add, other=2 * A)],
+        ["output[1].0", "output[2].y", "output[3].keywords['other']"],
+    ),
     "nothing": (lambda: Plain("logits", 3), []),
 }
 
@@ -98,7 +103,7 @@ FOUND: dict[str, tuple[Callable[[], Any], list[str]]] = {
 @pytest.mark.parametrize("case", FOUND)
 def test_tensors_are_found_wherever_they_are(case: str) -> None:
     made, paths = FOUND[case]
-    assert list(find_tensors(made())) == paths
+    assert list(find_tensors(made(), result=True)) == paths
 
 
 class Returning(nn.Module):
@@ -125,6 +130,9 @@ PACKS: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "a generator": lambda scores, features: (t for t in (scores, features)),
     "numpy's mean over channels": lambda scores, features: [scores, features.detach().numpy().mean(1)],
     "an array": lambda scores, features: Plain(scores, features.detach().numpy()),
+    "a function": lambda scores, features: [scores, lambda: features],
+    "lists of numbers": lambda scores, features: [scores, features.mean((2, 3)).tolist()],
+    "numpy's mean over everything": lambda scores, features: [scores, features.mean().detach().numpy()],
 }
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -143,7 +151,7 @@ def test_what_is_returned_in_an_object_stays_and_is_compared(case: str) -> None:
     plan = slim.plan(model, X, ratio=0.25)
     assert set(plan.removed) == {"neck.1"}, "the features are returned"
     thin = plan.apply(model)
-    before, after = find_tensors(model(X)), find_tensors(thin(X))
+    before, after = (find_tensors(net(X), result=True) for net in (model, thin))
     assert [(path, t.shape) for path, t in before.items()] == [(path, t.shape) for path, t in after.items()]
     assert slim.verify(model, thin, plan, X) < 1e-10
     recovered = slim.recover(model, thin, plan, X.repeat(16, 1, 1, 1) + torch.randn(64, 3, 8, 8))
@@ -152,6 +160,7 @@ def test_what_is_returned_in_an_object_stays_and_is_compared(case: str) -> None:
 
 NUMBERS: dict[str, Callable[[Tensor], Any]] = {
     "the width, in a tensor": lambda features: torch.tensor(features.shape),
+    "the width itself": lambda features: features.shape[1],
     "made of the width": lambda features: torch.arange(3) * features.shape[1],
 }
 

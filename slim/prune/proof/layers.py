@@ -93,13 +93,19 @@ def activations(
     with restored(model), layer_by_layer():
         hooks = [module.register_forward_hook(record(name, keep)) for name, module, keep in _watched(model, plan)]
         try:
-            outputs = output_tensors(call(model, inputs))
+            outputs = output_tensors(call(model, inputs), numbers=True)
         finally:
             for hook in hooks:
                 hook.remove()
         statistics = statistics_of(model) if keep_statistics else {}
     set_statistics(model, statistics)
-    return seen + list(outputs.items())
+    return seen + [(name, _as_reals(tensor)) for name, tensor in outputs.items()]
+
+
+def _as_reals(tensor: Tensor) -> Tensor:
+    """Return what a tensor holds, whatever its layout, as real numbers or integers."""
+    dense = tensor if tensor.layout == torch.strided else tensor.to_dense()
+    return torch.view_as_real(dense.resolve_conj()) if dense.is_complex() else dense
 
 
 def _watched(model: nn.Module, plan: PruningPlan | None) -> Iterator[tuple[str, nn.Module, Tensor | None]]:
