@@ -20,10 +20,9 @@ from slim.workbench.data import Dataset, Feed, Loaders, feed
 from slim.workbench.data.loaders import Batches
 from slim.workbench.malloc import keep_freed_memory
 from slim.workbench.nested import part
-from slim.workbench.train import devices
 from slim.workbench.train.average import Average
 from slim.workbench.train.callbacks import Callbacks, Progress
-from slim.workbench.train.devices import connect, cudnn_algorithms, layout_of, moved_to
+from slim.workbench.train.devices import connect, cudnn_algorithms, fuses, layout_of, moved_to, with_sound_layout
 from slim.workbench.train.evaluation import evaluate_batches
 from slim.workbench.train.gradual import Gradual, Pruning
 from slim.workbench.train.guard import Stop, check_finite, diverged, stoppable
@@ -95,7 +94,7 @@ def fit(
         compute = replace(compute, precision="32-true")
     fabric = connect(compute)
     prunes = sparsity is not None and sparsity.gradual > 0
-    compute = devices.with_sound_layout(compute, model, fabric.device, prunes)
+    compute = with_sound_layout(compute, model, fabric.device, prunes)
     torch.manual_seed(seed)
     if fabric.device.type == "cpu":
         keep_freed_memory()
@@ -144,7 +143,7 @@ def _begin(
     planned: Callable[[], PruningPlan],
 ) -> TrainingState:
     """Return a training before its first step."""
-    optimizer = optimizer_of(model, optim, devices.fuses(fabric))
+    optimizer = optimizer_of(model, optim, fuses(fabric))
     return TrainingState(
         model,
         optimizer,

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from slim.errors import SlimError
 from slim.workbench.config import ComputeConfig, OptimConfig, SparsityConfig
 from slim.workbench.data import Dataset, batches, epoch
-from slim.workbench.train import devices, fit, step
+from slim.workbench.train import fit, loop, step
 from slim.workbench.train.graph import MOST, WARM_UP, Recorded, graph_recorder_for
 from slim.workbench.train.snapshots import Snapshots
 
@@ -110,7 +110,7 @@ def recorders(monkeypatch: pytest.MonkeyPatch) -> list[CpuRecorder]:
         return made[-1]
 
     monkeypatch.setattr(step, "graph_recorder_for", recorder)
-    monkeypatch.setattr(devices, "fuses", lambda fabric: True)
+    monkeypatch.setattr(loop, "fuses", lambda fabric: True)
     return made
 
 
