@@ -315,6 +315,8 @@ class _Building(TorchFunctionMode):
         kwargs = kwargs or {}
         if getattr(func, "__module__", None) == "torch.nn.init":
             return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        if func in _DRAWN and args[0].is_meta:
+            return args[0]  # without data, drawing does nothing but import the compiler, for seconds
         if func in _MAKERS:
             size = kwargs.get("size", args[0] if args and isinstance(args[0], tuple | list) else args)
             self.left -= 4 * math.prod(n for n in size if isinstance(n, int))
@@ -323,4 +325,5 @@ class _Building(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+_DRAWN = {torch.Tensor.normal_, torch.Tensor.uniform_}
 _MAKERS = {torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.eye, torch.arange}

@@ -3,14 +3,12 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from slim.deploy.guard import Compared, compare_files, in_words
-from slim.deploy.onnx.predict import OnnxModel
-from slim.deploy.onnx.quantize import quantize_onnx
-from slim.deploy.onnx.write import ExportReport, export_onnx
 from slim.deploy.targets import SUFFIXES, export
 from slim.errors import SlimError
 from slim.workbench import data, report
@@ -23,6 +21,10 @@ from slim.workbench.run.measuring import benchmark_rules
 from slim.workbench.run.networks import Trained, normalised_as, unpruned_beside
 from slim.workbench.tasks import Classification
 
+if TYPE_CHECKING:
+    from slim.deploy.onnx.predict import OnnxModel
+    from slim.deploy.onnx.write import ExportReport
+
 
 def export_stage(run: Run, source: Path, *, unpruned: Path | None = None) -> list[Path]:
     """Write the network in `source` as model.onnx and, if it exists, `unpruned` as baseline.onnx; by default that is
@@ -31,6 +33,8 @@ def export_stage(run: Run, source: Path, *, unpruned: Path | None = None) -> lis
     An earlier model.int8.onnx goes, for it was made from another network. Where INT8 is asked for and refused
     (SlimError), all other files are there.
     """
+    from slim.deploy.onnx.predict import OnnxModel  # imports onnxruntime
+
     with run.lock():
         run.records.check()
         before, unpruned = run.open(source), unpruned or unpruned_beside(source)
@@ -76,7 +80,9 @@ def _for_another_runtime(run: Run, network: Trained) -> list[Path]:
 def int8_stage(run: Run, source: Path) -> Path:
     """Quantise the model.onnx beside `source`, the network that it was exported from, as model.int8.onnx: on training
     images, and only if the test images say that it is as good. SlimError where it isn't."""
-    from slim.deploy.bench.benchmark import benchmark  # imports onnxruntime
+    from slim.deploy.bench.benchmark import benchmark  # these import onnxruntime and onnx
+    from slim.deploy.onnx.predict import OnnxModel
+    from slim.deploy.onnx.quantize import quantize_onnx
 
     settings = run.settings
     dataset = _data_for(run, run.open(source), source)
@@ -113,8 +119,10 @@ def int8_stage(run: Run, source: Path) -> Path:
     return files["int8"]
 
 
-def write_onnx(network: Trained, path: Path, export: ExportConfig) -> ExportReport:
+def write_onnx(network: Trained, path: Path, export: ExportConfig) -> "ExportReport":
     """Export a network as the settings say, with what its file says of it."""
+    from slim.deploy.onnx.write import export_onnx  # imports torch's exporter
+
     images, data_of = network.images, network.dataset
     if export.preprocess and data_of is not None and not isinstance(data_of.task, Classification):
         kind = type(data_of.task).__name__
@@ -144,7 +152,7 @@ def show_slower(run: Run) -> None:
         run.console.print(line)
 
 
-def _show_errors(run: Run, made: ExportReport) -> None:
+def _show_errors(run: Run, made: "ExportReport") -> None:
     run.console.print(f"the ONNX file equals PyTorch's network to {made.max_relative_error:.0e} (relative)")
     if made.float64_engine:
         reached = "not compared" if made.float64_error is None else f"equal to {made.float64_error:.0e}"
@@ -163,20 +171,20 @@ def _data_for(run: Run, network: Trained, source: Path) -> Data:
     return dataset
 
 
-def _metric(net: OnnxModel, dataset: Data) -> float:
+def _metric(net: "OnnxModel", dataset: Data) -> float:
     """Return the task's metric on the test images, run in onnxruntime."""
     task = dataset.task
     sums = [task.tally(torch.from_numpy(net(images)), labels) for images, labels in _test_batches(net, dataset)]
     return task.value(torch.stack(sums).sum(0))
 
 
-def _test_batches(net: OnnxModel, dataset: Data) -> Iterator[tuple[Tensor, Tensor]]:
+def _test_batches(net: "OnnxModel", dataset: Data) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the test images as a file takes them, with their targets."""
     for images, labels in data.ordered(dataset, dataset.test or [], 256, torch.device("cpu")):
         yield _as_taken(net, images, dataset), labels
 
 
-def _as_taken(net: OnnxModel, images: Tensor, dataset: Data) -> Tensor:
+def _as_taken(net: "OnnxModel", images: Tensor, dataset: Data) -> Tensor:
     """Return normalised images [N, C, H, W] as they are, or as the pixels that they were where the file normalises."""
     if not net.raw:
         return images

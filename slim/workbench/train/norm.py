@@ -4,8 +4,9 @@ torch.nn.SyncBatchNorm computes the same, but only on accelerators, and takes th
 what they are; only their forward is another while training.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from types import MethodType
 from typing import Any
 
@@ -20,7 +21,7 @@ def synchronised(model: nn.Module, wanted: bool) -> Iterator[None]:
     """Let every BatchNorm of `model` normalise by the statistics of all processes' batches, if `wanted`."""
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and wanted]
     for norm in norms:
-        norm.forward = MethodType(_forward, norm)  # type: ignore[method-assign]
+        norm.forward = MethodType(_uncompiled(), norm)  # type: ignore[method-assign]
     try:
         yield
     finally:
@@ -31,17 +32,22 @@ def synchronised(model: nn.Module, wanted: bool) -> Iterator[None]:
 @contextmanager
 def alone(model: nn.Module) -> Iterator[None]:
     """Let the BatchNorms of `model` wait for no other process for a while, so that one can run it by itself."""
-    waiting = [m for m in model.modules() if getattr(vars(m).get("forward"), "__func__", None) is _forward]
+    own = [m for m in model.modules() if "forward" in vars(m)]
+    waiting = [m for m in own if getattr(m.forward, "__func__", None) is _uncompiled()]
     for norm in waiting:
         del norm.forward
     try:
         yield
     finally:
         for norm in waiting:
-            norm.forward = MethodType(_forward, norm)
+            norm.forward = MethodType(_uncompiled(), norm)
 
 
-@torch.compiler.disable
+@cache
+def _uncompiled() -> Callable[[_BatchNorm, Tensor], Tensor]:
+    return torch.compiler.disable(_forward)  # imports the compiler, for seconds
+
+
 def _forward(norm: _BatchNorm, x: Tensor) -> Tensor:
     if not norm.training:
         return type(norm).forward(norm, x)
