@@ -17,7 +17,7 @@ def draft(
     """Return the plan that prunes what was chosen for a budget, where `safe` groups were kept whatever it said."""
     groups, kept = costs.groups, costs.groups.kept(chosen.pruned)
     everything = groups.kept()
-    cuts = _cuts(groups, kept)
+    cuts, left = _cuts(groups, kept), _left(groups, kept)
     layers, frozen = _layers(groups, chosen.pruned, safe), _frozen(groups)
     removed = groups.traced.pruned(kept)
     achieved = budget.achieved(bound.cost(kept), bound.whole)
@@ -27,7 +27,7 @@ def draft(
         achieved={budget.name: achieved},
         removed=groups.traced.with_tied(removed),
         masks=groups.traced.masks(removed),
-        cuts=cuts,
+        cuts=left | cuts,
         shapes={name: list(groups.traced.shapes[name]) for name in cuts if name not in groups.traced.stored},
         selects=sorted(groups.traced.selecting & removed.keys()),
         totals={kind: (total(everything), total(kept)) for kind, total in sums.items()},
@@ -56,6 +56,15 @@ def _cuts(groups: Groups, kept: Bools) -> dict[str, dict[int, list[int]]]:
         if pruned:
             cuts.setdefault(name, {})[dim] = pruned
     return cuts
+
+
+def _left(groups: Groups, kept: Bools) -> dict[str, dict[int, list[int]]]:
+    """Return what tensors lose that forward will have left in attributes by the time that the plan is applied."""
+    cuts = {
+        name: {dim: np.flatnonzero(~kept[labels]).tolist() for dim, labels in dims.items()}
+        for name, dims in groups.traced.left.items()
+    }
+    return {name: {dim: gone for dim, gone in cut.items() if gone} for name, cut in cuts.items() if any(cut.values())}
 
 
 def _layers(groups: Groups, pruned: Bools, safe: Bools) -> list[PlannedLayer]:

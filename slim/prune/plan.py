@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,12 +81,24 @@ class PruningPlan(Shown):
     def apply(self, model: nn.Module) -> nn.Module:
         """Return a new, thinner model; `model` is untouched. Raises SlimError where the plan is for another model."""
         check_type("model", model, "a torch.nn.Module", nn.Module)
+        for name, found in self.misfits(model):
+            expected = self.shapes[name]
+            raise SlimError(f"the plan doesn't fit this model: {name} has shape {found}, expected {list(expected)}")
+        return rebuild(model, self.change)
+
+    def misfits(self, model: nn.Module) -> Iterator[tuple[str, list[int] | str]]:
+        """Yield the tensors of a model that aren't as the plan expects them, with the shapes that they have. Buffers
+        may have grown, as caches do, where none of their channels go."""
         named = dict(named_tensors(model))
         for name, shape in self.shapes.items():
-            found = list(named[name].shape) if name in named else "nothing"
-            if found != list(shape):
-                raise SlimError(f"the plan doesn't fit this model: {name} has shape {found}, expected {list(shape)}")
-        return rebuild(model, self.change)
+            tensor = named.get(name)
+            if tensor is None:
+                yield name, "nothing"
+            elif list(tensor.shape) != list(shape):
+                dims = [d for d in self.cuts[name] if 0 <= d < len(shape)]
+                grown = not isinstance(tensor, nn.Parameter) and tensor.dim() == len(shape)
+                if not grown or any(tensor.shape[d] != shape[d] for d in dims):
+                    yield name, list(tensor.shape)
 
     @property
     def change(self) -> Change:

@@ -56,6 +56,8 @@ def thin_tensor(
 
     Many tensors lose the same channels: `known` remembers the indices that stay, by the list of those that go.
     """
+    if not _fits(cuts, tensor):  # a state that forward hasn't made yet
+        cuts = {}
     if NUMBERED in cuts:
         thinner = thin_tensor(tensor, {dim: removed for dim, removed in cuts.items() if dim != NUMBERED}, known)
         return thinner - torch.searchsorted(torch.tensor(cuts[NUMBERED], device=thinner.device), thinner)
@@ -150,10 +152,11 @@ def take_over(model: nn.Module, thin: nn.Module) -> None:
 def thinned(modules: Mapping[str, nn.Module], named: Mapping[str, Tensor], change: Change) -> Iterator[None]:
     """Make a network itself thinner for as long as the context lasts: one without data, of which a copy costs more than
     the change. Its tensors are put back after it; what its modules hold is for the caller to put back."""
-    whole = [(named[name], named[name].data) for name in change.cuts]
+    whole = [(named[name], named[name].data) for name in change.cuts if name in named]
     try:
         for name, cut in change.cuts.items():
-            named[name].data = thin_tensor(named[name], cut)
+            if name in named:
+                named[name].data = thin_tensor(named[name], cut)
         _adjust(modules, change)
         yield
     finally:

@@ -281,7 +281,7 @@ def _follow(
 def _hold_against(follower: Follower, copied: nn.Module, inputs: Any, state: State, *, training: bool) -> None:
     """Run a copy, and raise where it doesn't take the steps of the run before, or gives something else."""
     run = follower.run_before
-    outputs = run_once(copied, inputs, follower, state, training=training)
+    outputs = run_once(copied, inputs, follower, state, training=training, seed=run.seed)
     if shapes_of(outputs) != run.shapes:
         raise Mismatch("an output changes its shape")
     for name, number in constants_among(outputs).items():
@@ -334,5 +334,5 @@ def _masked_run(traced: Trace, kept: Bools, run: ForwardPass) -> ForwardPass:
             pass
     tracer = traced.tracer(training=run.training)
     with restored(masked) as state:
-        outputs = run_once(masked, traced.inputs, tracer, state, training=run.training)
-    return ForwardPass.of(tracer, outputs, training=run.training)
+        outputs = run_once(masked, traced.inputs, tracer, state, training=run.training, seed=run.seed)
+    return ForwardPass.of(tracer, outputs, training=run.training, seed=run.seed)

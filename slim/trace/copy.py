@@ -8,6 +8,7 @@ keep what can't be copied: features of the last training step, locks, writers, o
 import copy
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable
+from functools import cached_property
 from types import BuiltinFunctionType, CellType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -145,6 +146,7 @@ def clone(
         copied = {
             k: v if (kind := type(v)) in _PLAIN else kind() if kind in _CONTAINERS and not v else _copy(v, memo)
             for k, v in old.__dict__.items()  # most are plain, or empty
+            if k in INTERNAL or not isinstance(getattr(type(old), k, None), cached_property)  # it is worked out anew
         }
         copied.pop("_compiled_call_impl", None)  # model.compile(): it runs the original
         if "_orig_mod" in old._modules:  # torch.compile(module): so does its forward

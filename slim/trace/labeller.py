@@ -127,6 +127,7 @@ class Labeller:
         self.decisions: list[object] = []
         self.preferred: Mapping[int, object] = {}  # readings other than the first choice, by the operator's number
         self.ambiguous: dict[int, Ambiguous] = {}
+        self.left: dict[str, TensorCodes] = {}  # of the tensors that forward put into attributes, by name
         self.place = "the input"  # the last layer met, for messages
 
     def count(self, size: int, codes: Codes) -> None:

@@ -17,14 +17,20 @@ from slim.trace.outputs import find_tensors
 _CONTAINERS = {dict, OrderedDict, defaultdict, list, set, deque}
 _REGISTERED = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"}  # which hold no containers
 _NOTED = _CONTAINERS | {FunctionType}
-_GENERATORS: dict[type, tuple[Callable[[Any], Any], Callable[[Any, Any], object]]] = {  # read and set what they hold
-    random.Random: (random.Random.getstate, random.Random.setstate),
-    np.random.RandomState: (np.random.RandomState.get_state, np.random.RandomState.set_state),
+_Act = Callable[[Any, Any], object]
+_GENERATORS: dict[type, tuple[Callable[[Any], Any], _Act, _Act]] = {  # read and set what they hold, and seed them
+    random.Random: (random.Random.getstate, random.Random.setstate, random.Random.seed),
+    np.random.RandomState: (
+        np.random.RandomState.get_state,
+        np.random.RandomState.set_state,
+        np.random.RandomState.seed,
+    ),
     np.random.Generator: (
         lambda generator: generator.bit_generator.state,
         lambda generator, state: setattr(generator.bit_generator, "state", state),
+        lambda generator, seed: setattr(generator.bit_generator, "state", np.random.PCG64(seed).state),
     ),
-    torch.Generator: (torch.Generator.get_state, torch.Generator.set_state),
+    torch.Generator: (torch.Generator.get_state, torch.Generator.set_state, torch.Generator.manual_seed),
 }
 
 
@@ -62,7 +68,6 @@ class State:
         self._containers: dict[int, tuple[Any, Any]] = {}
         self.tensors: dict[str, Tensor] = {}
         self._draws: list[tuple[Any, Any]] = []  # generators of the modules' own, and what they hold
-        self._holders: list[tuple[str, nn.Module, dict[str, Any]]] = []  # the modules that hold `tensors`
         for prefix, module, _, attributes in self._modules:
             for name, value in attributes.items():
                 kind = type(value)
@@ -80,8 +85,6 @@ class State:
             stored = attribute_tensors(prefix, attributes)
             self.stored += stored
             self.tensors |= {path: tensor for path, tensor in stored if not isinstance(tensor, nn.Parameter)}
-            if stored or module._buffers:
-                self._holders.append((prefix, module, attributes))
         real = [tensor for tensor in self.tensors.values() if not tensor.is_meta]
         self._values = [(tensor, tensor.data, tensor.detach().clone()) for tensor in real]
 
@@ -108,16 +111,16 @@ class State:
                     self._note(held)
 
     def written(self) -> dict[str, Tensor]:
-        """Return the tensors that have been put in the place of those in `tensors` since, by name."""
+        """Return the tensors that have been put into attributes since, new ones or in the place of others, by name."""
         found: dict[str, Tensor] = {}
-        for prefix, module, attributes in self._holders:
+        for prefix, module, _, attributes in self._modules:
             for key, tensor in module._buffers.items():
                 if tensor is not None:
                     found[prefix + key] = tensor
             for name, value in module.__dict__.items():
                 if name not in INTERNAL and (value is not attributes.get(name) or self._is_filled(value)):
                     found |= find_tensors(value, prefix + name, arrays=False)
-        return {n: t for n, t in found.items() if n in self.tensors and t is not self.tensors[n]}
+        return {n: t for n, t in found.items() if t is not self.tensors.get(n)}
 
     def _is_filled(self, value: Any) -> bool:
         """Say whether a container of an attribute holds something else than before."""
@@ -127,6 +130,21 @@ class State:
         if isinstance(value, dict):
             return len(value) != len(before) or any(before.get(key) is not item for key, item in value.items())
         return len(value) != len(before) or any(a is not b for a, b in zip(value, before))
+
+    def drawn(self) -> str:
+        """Return where the generators of random numbers stand that forward code draws from."""
+        own = [_GENERATORS[type(generator)][0](generator) for generator, _ in self._draws]
+        tensors = [torch.get_rng_state(), *(held for held in own if isinstance(held, Tensor))]
+        numpy = np.random.get_state(legacy=False)["state"]
+        return repr([random.getstate(), numpy["key"].tobytes(), numpy["pos"], own, *(bytes(t) for t in tensors)])
+
+    def seed(self, seed: int) -> None:
+        """Let these generators start from a seed."""
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        for generator, _ in self._draws:
+            _GENERATORS[type(generator)][2](generator, seed)
 
     def restore(self) -> None:
         for _, module, kind, attributes in self._modules:

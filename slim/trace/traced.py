@@ -25,6 +25,7 @@ from slim.trace.meta_copy import data_copy, meta_copy
 from slim.trace.state import State, restored
 from slim.trace.tracer import ForwardPass, TraceOptions, Tracer, run_once
 
+DRAWS = 8  # of random numbers that are tried where forward code leaves layers out
 SEVERAL = 3  # blocks in which the same was found, so that it will be in the others
 PER_CHANNEL = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._NormBase, nn.GroupNorm)
 KEPT = "kept on request"  # the reason for channels that could go
@@ -34,9 +35,10 @@ KEPT = "kept on request"  # the reason for channels that could go
 class Trace:
     """What a run of the model told: labels of every parameter's dimensions, and which of them are one class.
 
-    `labels[name][dim]` are the labels along one dimension of a parameter or buffer; `made` holds everything that makes
-    channels, `bare` the names of what something else than a norm reads, `relied` the labels that are read as zero
-    although no norm makes them so, `folds` the layers that read constants of channels that can go; `selecting` names
+    `labels[name][dim]` are the labels along one dimension of a parameter or buffer, `left` those of tensors that
+    forward puts into attributes where an earlier one hasn't; `made` holds everything that makes channels, `bare` the
+    names of what something else than a norm reads, `relied` the labels that are read as zero although no norm makes
+    them so, `folds` the layers that read constants of channels that can go; `selecting` names
     the BatchNorms that choose their own channels of a shared stream, and `streams` those that read one. `group_counts`
     has, with `whole_groups`, one label for each group of grouped convolutions: "layer.groups" -> labels; and the
     channels of norms without parameters, and of the zeros that stand for branches that are gone.
@@ -47,6 +49,7 @@ class Trace:
 
     classes: Classes
     labels: dict[str, dict[int, Ints]] = field(default_factory=dict)
+    left: dict[str, dict[int, Ints]] = field(default_factory=dict)
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     made: dict[str, Producer] = field(default_factory=dict)
     bare: set[str] = field(default_factory=set)
@@ -65,6 +68,7 @@ class Trace:
     streams: set[str] = field(default_factory=set)
     switches: dict[str | int, int] = field(default_factory=dict)
     products: list[Product] = field(default_factory=list)
+    draws: bool = False  # whether forward code has drawn random numbers
     stored: set[str] = field(default_factory=set)  # names in `shapes` of what lies in plain attributes of modules
     parameters: list[str] = field(default_factory=list)  # names in `shapes` that are parameters, not buffers
     runs: list["ForwardPass"] = field(default_factory=list)  # for `check`, with what it needs to run again:
@@ -94,13 +98,25 @@ class Trace:
     def options(self) -> TraceOptions:
         return TraceOptions(self.selecting, self.whole_groups, self.stated_anew, self.inputs_are_meta)
 
-    def add_run(self, *, training: bool) -> "ForwardPass":
+    def add_runs(self, *, training: bool) -> "ForwardPass":
+        """Run the meta-device copy in this mode, and again where forward code draws random numbers and leaves layers
+        out: other numbers may lead it there. Return the first run."""
+        run = self.add_run(training=training)
+        met = all(name_of(tensor) in self.labels for _, tensor in self.state.registered if tensor.dim())
+        for seed in range(DRAWS if self.draws and not met else 0):
+            self.add_run(training=training, seed=seed)
+        return run
+
+    def add_run(self, *, training: bool, seed: int | None = None) -> "ForwardPass":
         """Run the meta-device copy once more, in this mode, and take in what it tells."""
         tracer = self.tracer(training=training)
         with restored(self.meta_copy, self.state), self.sizes.noting():
-            outputs = run_once(self.meta_copy, self.inputs, tracer, self.state, training=training)
+            before = self.state.drawn()
+            outputs = run_once(self.meta_copy, self.inputs, tracer, self.state, training=training, seed=seed)
+            draws = self.state.drawn() != before
         self.ambiguous |= {(training, number): found for number, found in tracer.ambiguous.items()}
-        run = ForwardPass.of(tracer, outputs, training=training)
+        run = ForwardPass.of(tracer, outputs, training=training, seed=seed)
+        self.draws |= draws
         self.runs.append(run)
         self.products = tracer.products
         self.group_counts |= tracer.group_counts
@@ -110,6 +126,8 @@ class Trace:
                 self.shapes[name] = tuple(tensor.shape)
                 if found := codes_on(tensor):
                     self.labels[name] = {d: codes.labels for d, codes in sorted(found.items())}
+        left = {name: {d: codes.labels for d, codes in found.items()} for name, found in tracer.left.items()}
+        self.left |= {name: labels for name, labels in left.items() if name not in self.labels}
         self._label_unread()
         self.made |= tracer.producers
         self.bare |= tracer.bare
@@ -239,7 +257,7 @@ class Trace:
         for _, tensor in self.tensors:
             clear(tensor)
         for run in self.runs:
-            other.add_run(training=run.training)
+            other.add_run(training=run.training, seed=run.seed)
         for name, stuck, reason in self.misfits:
             other.classes.freeze(other.made[name].labels[stuck], reason)
         return other
@@ -284,14 +302,17 @@ class Trace:
         run_on: Any = {"meta_copy": data_copy(model), "inputs": example_inputs, "inputs_are_meta": False}
         other = replace(self, **fresh, **run_on)
         for run in self.runs:
-            other.add_run(training=run.training)
+            other.add_run(training=run.training, seed=run.seed)
         return other.read_best()
 
     def add_inference(self) -> bool:
         """Trace the inference forward too, unless that was done; whether it differs from the training one."""
-        if len(self.runs) > 1 or not self.runs[0].training:
+        if not all(run.training for run in self.runs):
             return False
-        run, other = self.add_run(training=False), self.runs[0]
+        known = set(self.labels)
+        run, other = self.add_runs(training=False), self.runs[0]
+        if self.labels.keys() - known:  # the same steps, with other layers
+            return True
         if not same([*run.constants.values()], [*other.constants.values()]):  # what isn't torch has computed from data
             return True
         steps, others = run.executed, other.executed
@@ -302,8 +323,8 @@ class Trace:
 
 # what a run tells a Trace, as opposed to what it was run on
 _TOLD = (
-    *("classes", "labels", "shapes", "made", "bare", "relied", "folds", "group_counts", "streams", "products", "runs"),
-    *("ambiguous", "masked_runs"),
+    *("classes", "labels", "left", "shapes", "made", "bare", "relied", "folds", "group_counts", "streams", "products"),
+    *("runs", "ambiguous", "masked_runs"),
 )
 
 
@@ -355,7 +376,7 @@ def _trace_somehow(model: nn.Module, example_inputs: Any, select: set[str], whol
             run_on: Any = {"meta_copy": copied, "inputs": inputs, "inputs_are_meta": meta}
             result = Trace(Classes(), selecting=select, whole_groups=whole_groups, **run_on)
             try:
-                result.add_run(training=training)
+                result.add_runs(training=training)
                 return result
             except Exception as error:
                 last = error

@@ -47,11 +47,12 @@ class ForwardPass:
     decisions: list[object]  # how ambiguous operators were read, in order
     shapes: dict[str, tuple[int, ...]]  # of the outputs, by their paths
     constants: dict[str, Constant]  # among the outputs: numbers that may follow a width
+    seed: int | None  # of the random numbers that forward code draws; None for those that come next
 
     @classmethod
-    def of(cls, tracer: "Tracer", outputs: Mapping[str, Tensor], *, training: bool) -> "ForwardPass":
+    def of(cls, tracer: "Tracer", outputs: Mapping[str, Tensor], *, training: bool, seed: int | None) -> "ForwardPass":
         """Return what a run has told, once it is over."""
-        return cls(training, tracer.executed, tracer.decisions, shapes_of(outputs), constants_among(outputs))
+        return cls(training, tracer.executed, tracer.decisions, shapes_of(outputs), constants_among(outputs), seed)
 
 
 @dataclass(frozen=True)
@@ -156,17 +157,22 @@ def tracing_mode(modules: Modules, *, training: bool) -> Iterator[None]:
 
 
 def run_once(
-    copied: nn.Module, example_inputs: Any, tracer: Tracer, state: State, *, training: bool
+    copied: nn.Module, example_inputs: Any, tracer: Tracer, state: State, *, training: bool, seed: int | None = None
 ) -> dict[str, Tensor]:
     """Run a copy under the tracer and freeze what it returns; the tensors of its output.
 
-    `state` is what the copy held before: the caller puts it back.
+    `state` is what the copy held before: the caller puts it back, and the random numbers that follow from `seed`.
     """
+    if seed is not None:
+        state.seed(seed)
     noting = noting_readers(tracer, state.modules), noting_widths(tracer, state.modules)
     with tracing_mode(state.modules, training=training), noting[0], noting[1], OneStep(tracer), tracer:
         outputs = output_tensors(call(copied, example_inputs), numbers=True)
     for name, written in state.written().items():
-        _carry_over(tracer, name, state.tensors[name], written)
+        if name in state.tensors:
+            _carry_over(tracer, name, state.tensors[name], written)
+        if codes := tracer.codes(written):
+            tracer.left[name] = codes
     for out in outputs.values():
         tracer.freeze_tensor(out, "the model's output")
     return outputs

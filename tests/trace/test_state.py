@@ -107,6 +107,44 @@ class MembraneBuffer(Stateful):
         return self.potential
 
 
+class FilledOnce(Stateful):
+    """A buffer that the first forward makes, as wide as what it sees, and no later one."""
+
+    scale: Tensor | None
+
+    def prepare(self) -> None:
+        self.register_buffer("scale", None)
+
+    def between(self, x: Tensor) -> Tensor:
+        if self.scale is None:
+            self.scale = 1 + x.detach().square().mean((0, 2, 3))
+        return x * self.scale[:, None, None].to(x)
+
+
+class Growing(Stateful):
+    """A buffer that holds what all forwards have seen."""
+
+    seen: Tensor
+
+    def prepare(self) -> None:
+        self.register_buffer("seen", torch.zeros(0, 8))
+
+    def between(self, x: Tensor) -> Tensor:
+        self.seen = torch.cat([self.seen.to(x), x.mean((2, 3))])
+        return x + self.seen.mean(0)[:, None, None]
+
+
+class KeptWidth(Stateful):
+    """A size that is worked out once."""
+
+    @functools.cached_property
+    def width(self) -> int:
+        return len(self.norm.weight)
+
+    def between(self, x: Tensor) -> Tensor:
+        return x.reshape(-1, self.width, 6, 6)
+
+
 @functools.lru_cache
 def ruler(size: int) -> Tensor:
     return torch.linspace(0, 1, size)
@@ -186,7 +224,25 @@ class ExitByValue(DroppedPath):
         return y * 0 if not self.training and y.softmax(1).max() < 0 else y
 
 
-CASES = [Grid, GridsBySize, KeptElsewhere, PositionTable, Membrane, MembraneBuffer, Counter]
+class OneOfSeveral(Stateful):
+    """One layer in training, and another in inference; or one of several that is drawn, by torch or by its own."""
+
+    def __init__(self, choose: str) -> None:
+        super().__init__()
+        self.choose, self.own = choose, random.Random(0)
+        self.layers = nn.ModuleList(nn.Sequential(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), nn.ReLU()) for _ in range(3))
+
+    def between(self, x: Tensor) -> Tensor:
+        if self.choose == "mode":
+            return self.layers[int(self.training)](x)
+        number = self.own.randrange(3) if self.choose == "own" else int(torch.randint(3, ()).item())
+        return self.layers[number if self.choose != "training" or self.training else 0](x)
+
+
+CASES = [
+    *(Grid, GridsBySize, KeptElsewhere, PositionTable, Membrane, MembraneBuffer, Counter),
+    *(FilledOnce, Growing, KeptWidth),
+]
 DROPPED = [DroppedPath, DroppedByNumpy, DroppedByTorch, DroppedByItsOwn, InferenceOnly, ExitByValue]
 
 
@@ -208,6 +264,22 @@ def test_state_that_forward_writes_freezes_nothing(kind: type[Stateful]) -> None
     thin = plan.apply(model)
     assert slim.verify(model, thin, plan, X) < 1e-10
     assert difference(kind, thin, plan.removed) < 1e-10
+    model.train()(X)  # what that leaves is cut as well
+    assert plan.apply(model)(X).shape == (4, 2, 6, 6)
+
+
+@pytest.mark.parametrize("choose", ["mode", "own", "torch", "training"])
+def test_layers_that_other_draws_or_the_other_mode_run_are_planned(choose: str) -> None:
+    model = OneOfSeveral(choose)
+    plan = slim.plan(model, X, ratio=0.5)
+    met = range(2 if choose == "mode" else 3)
+    assert {layer.name for layer in plan.layers} == {"norm", *(f"layers.{i}.1" for i in met)}
+    assert plan.ratio_achieved > 0.4 and not plan.frozen
+    thin = plan.apply(model)
+    assert slim.verify(model, thin, plan, X) < 1e-10
+    for draw in range(8):
+        torch.manual_seed(draw)
+        assert thin.train(draw % 2 == 0)(X).shape == (4, 2, 6, 6)
 
 
 @pytest.mark.parametrize("seed", range(4))
