@@ -71,7 +71,9 @@ def migrate_optimizer(optimizer: Optimizer, found: Mapping[int, Replacement]) ->
             f"the {type(optimizer).__name__} holds no parameter of this model: expected the optimizer that trained it"
         )
     anew: list[str] = []
+    before = [list(group["params"]) for group in optimizer.param_groups]
     for each in _wrapped(optimizer):
+        _thin_copies(each, before, found)
         for group in each.param_groups:
             _replace(group["params"], found)
         anew += _migrate_state(each, found)
@@ -97,6 +99,27 @@ def _wrapped(optimizer: Optimizer) -> Iterator[Optimizer]:
     for value in list(vars(optimizer).values()):
         if isinstance(value, Optimizer) and value is not optimizer:
             yield from _wrapped(value)
+
+
+def _thin_copies(optimizer: Optimizer, groups: list[list[Tensor]], found: Mapping[int, Replacement]) -> None:
+    """Thin lists of copies of all parameters of a group, such as slow weights, that an optimizer keeps."""
+    lists = [value for value in vars(optimizer).values() if isinstance(value, list)]
+    for copies in [*lists, *(part for value in lists for part in value if isinstance(part, list))]:
+        for parameters in groups:
+            alike = len(copies) == len(parameters) and all(
+                isinstance(copy, Tensor) and copy is not parameter and copy.shape == parameter.shape
+                for copy, parameter in zip(copies, parameters)
+            )
+            if alike:
+                copies[:] = [new for old, p in zip(copies, parameters) for new in _thin_copy(old, found.get(id(p)))]
+                break
+
+
+def _thin_copy(copied: Tensor, replacement: Replacement | None) -> list[Tensor]:
+    if replacement is None:
+        return [copied]
+    bias = replacement.bias
+    return [thin_tensor(copied, replacement.cuts), *([] if bias is None else [bias.detach().clone()])]
 
 
 def _replace(tensors: list[Any], found: Mapping[int, Replacement]) -> None:

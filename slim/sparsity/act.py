@@ -144,7 +144,13 @@ def _check_parameters(
 
 def _check_alone(found: Mapping[str, tuple[nn.Parameter, float]], optimizer: torch.optim.Optimizer) -> None:
     """Refuse parameters that are penalised already: two penalties would add up."""
-    at_work = [getattr(hook, "__self__", None) for hook in optimizer._optimizer_step_pre_hooks.values()]
+    hooks = getattr(optimizer, "_optimizer_step_pre_hooks", None)
+    if hooks is None:
+        raise SlimError(
+            f"{type(optimizer).__name__} has no hooks, as it leaves out what torch.optim.Optimizer does to begin with: "
+            "expected the optimizer that it wraps"
+        )
+    at_work = [getattr(hook, "__self__", None) for hook in hooks.values()]
     taken = {id(p) for each in at_work if isinstance(each, Sparsity) for p in each.parameters.values()}
     for name, (parameter, _) in found.items():
         if id(parameter) in taken:

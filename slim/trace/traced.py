@@ -19,7 +19,7 @@ from slim.trace.codes import Bools, clear, codes_on, is_labelled, name_of, set_c
 from slim.trace.constants import same
 from slim.trace.copy import Tensors, named_modules
 from slim.trace.inputs import as_meta, call, cannot_follow, cannot_run, check_inputs
-from slim.trace.labeller import INDEXED, Ambiguous, Fold, Producer, Product
+from slim.trace.labeller import INDEXED, Ambiguous, Executed, Fold, Producer, Product
 from slim.trace.lengths import stated_anew
 from slim.trace.meta_copy import data_copy, meta_copy
 from slim.trace.state import State, restored
@@ -316,9 +316,13 @@ class Trace:
         if not same([*run.constants.values()], [*other.constants.values()]):  # what isn't torch has computed from data
             return True
         steps, others = run.executed, other.executed
-        return [e.func for e in steps] != [e.func for e in others] or not all(
-            same(a.constants, b.constants) for a, b in zip(steps, others)
-        )
+        return len(steps) != len(others) or not all(map(_alike, steps, others))
+
+
+def _alike(step: Executed, other: Executed) -> bool:
+    """Return whether two runs took the same step: they may differ in the sizes that follow from values."""
+    sizes, others = ([shape for shape, _ in each.made] for each in (step, other))
+    return step.func is other.func and sizes == others and same(step.constants, other.constants)
 
 
 # what a run tells a Trace, as opposed to what it was run on

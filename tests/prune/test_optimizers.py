@@ -157,6 +157,40 @@ def test_state_of_an_optimizer_inside_another_goes_on() -> None:
     assert torch.equal(states[thin.get_parameter("8.weight")]["exp_avg"], was[rows][:, columns])
 
 
+class Averaging(torch.optim.Optimizer):
+    """Slow weights in a list for each group, and another optimizer within; torch's own attributes are left out."""
+
+    def __init__(self, inner: torch.optim.Optimizer) -> None:
+        self.inner, self.param_groups, self.defaults, self.state = inner, inner.param_groups, {}, {}  # type: ignore
+        self.slow = [[p.detach().clone() for p in group["params"]] for group in self.param_groups]
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        loss = self.inner.step(closure)
+        for group, slow in zip(self.param_groups, self.slow):
+            for fast, kept in zip(group["params"], slow):
+                kept.lerp_(fast, 0.5)
+                fast.copy_(kept)
+        return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        self.inner.zero_grad()
+
+
+def test_copies_of_weights_that_an_optimizer_keeps_in_lists_are_cut() -> None:
+    model = network()
+    optimizer: Any = Averaging(torch.optim.SGD(model.parameters(), 0.1, momentum=0.9))
+    step(model, optimizer)
+    plan = slim.plan(model, X, ratio=0.4)
+    thin = plan.apply(model)
+    plan.prune_optimizer(optimizer, model, thin)
+    for slow, parameter in zip(optimizer.slow[0], thin.parameters()):
+        torch.testing.assert_close(slow, parameter.detach(), rtol=0, atol=0)  # as they were after a step
+    step(thin, optimizer)
+    with pytest.raises(slim.SlimError, match=r"Averaging has no hooks, .* expected the optimizer that it wraps"):
+        slim.sparsify(thin, optimizer, slim.L1(1e-3))
+
+
 def test_a_matrix_of_muon() -> None:
     model = network()
     optimizer = torch.optim.Muon([model.get_parameter("8.weight")], lr=1e-3)  # 40 × 40

@@ -268,6 +268,20 @@ def test_state_that_forward_writes_freezes_nothing(kind: type[Stateful]) -> None
     assert plan.apply(model)(X).shape == (4, 2, 6, 6)
 
 
+class Selecting(DroppedPath):
+    """As many values as are above 0, which are others in inference, take no part in the check of the next layer."""
+
+    def between(self, x: Tensor) -> Tensor:
+        return self.again(self.more(x * x[x > 0].mean())).relu()
+
+
+def test_sizes_that_follow_from_values_may_be_others_in_inference() -> None:
+    model = Selecting()
+    plan = slim.plan(model, X, ratio=0.25)
+    assert plan.removed.keys() == {"again"} and plan.frozen == {"index after norm": {"norm": 8}}
+    assert difference(Selecting, plan.apply(model), plan.removed) < 1e-10
+
+
 @pytest.mark.parametrize("choose", ["mode", "own", "torch", "training"])
 def test_layers_that_other_draws_or_the_other_mode_run_are_planned(choose: str) -> None:
     model = OneOfSeveral(choose)
