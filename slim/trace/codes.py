@@ -273,6 +273,11 @@ def alike_along(tensor: Tensor) -> set[int]:
     return {d for d, n in enumerate(tensor.shape) if d in marked or (n > 1 and tensor.stride(d) == 0)}
 
 
+def is_uniform(tensor: Tensor) -> bool:
+    """Return whether one value was put all over a tensor, and no channels are known of it."""
+    return "_alike" in tensor.__dict__ and not codes_on(tensor) and len(alike_along(tensor)) == tensor.dim()
+
+
 def mark_written(tensor: Tensor) -> None:
     """Mark what was written to, which the version of one without data doesn't always tell."""
     tensor.__dict__.pop("_blank", None)

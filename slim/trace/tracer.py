@@ -21,7 +21,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from slim.trace.attention import layer_by_layer
 from slim.trace.classes import Classes
-from slim.trace.codes import alike_along, codes_on, fresh_from, is_fixed, mark_fixed, mark_step, mark_varying
+from slim.trace.codes import (
+    alike_along,
+    codes_on,
+    fresh_from,
+    is_fixed,
+    is_uniform,
+    mark_alike,
+    mark_fixed,
+    mark_step,
+    mark_varying,
+)
 from slim.trace.constants import Constant, constants_among, constants_of, mark_result
 from slim.trace.copy import Modules
 from slim.trace.inputs import call
@@ -98,6 +108,8 @@ class Tracer(Labeller, TorchDispatchMode):
                 mark_fixed(tensor)
         elif op.in_place:
             mark_varying(op.input)
+        if func.is_view and isinstance(result, Tensor) and is_uniform(op.input):
+            mark_alike(result, range(result.dim()))
         self._note_bare(op, result)
         executed.decided, executed.place = len(self.decisions), self.place
         executed.made = [(_lasting_shape(t), codes_on(t)) for t in tensors_of(result)]

@@ -29,6 +29,8 @@ def shifted(x: Tensor) -> Tensor:
 
 FREE: dict[str, Operation] = {
     "a number of its type": lambda x: x * (1 + x.new_zeros(1)),
+    "a zero added": lambda x: x + x.new_zeros(1) - torch.zeros((), dtype=x.dtype),
+    "one number for each channel": lambda x: x * (x.new_ones(x.shape[1]) * 2)[:, None, None],
     "ones of its type": lambda x: x * x.new_ones(1),
     "its shape": shifted,
     "memory filled": filled,
@@ -54,6 +56,8 @@ FREE: dict[str, Operation] = {
 }
 HELD: dict[str, Operation] = {
     "ones added": lambda x: x + torch.ones_like(x),
+    "one number added for each channel": lambda x: x + x.new_ones(x.shape[1])[:, None, None],
+    "a view of zeros written over": lambda x: x + (zeros := x.new_zeros(8), zeros.add_(1))[0][:, None, None],
     "new_ones added": lambda x: x + x.new_ones(x.shape),
     "half of it, out= itself": lambda x: (torch.sigmoid(x, out=x), x)[1],
     "ones written": lambda x: shifted(x).index_fill_(2, torch.tensor([0]), 1.0),

@@ -41,7 +41,7 @@ def convolution(op: Op) -> Tensor:
     codes = dict(op.codes(x))
     incoming, batch = codes.pop(1, None), codes.pop(0, None)
     for vector in codes.values():
-        op.freeze(vector, "a convolution runs along it")
+        op.freeze(vector, f"the convolution {conv.name} runs along it")
     reading = "dense"
     if conv.groups > 1:
         depthwise = conv.groups == x.shape[1]

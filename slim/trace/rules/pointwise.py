@@ -141,7 +141,7 @@ def keeps_zero(op: Op, zeros: tuple[bool, ...]) -> bool:
     kinds = tuple(_kind(t.dtype) for t in op.tensors)
     scalars = tuple(repr(a) for a in (*op.args, *op.kwargs.values()) if not isinstance(a, Tensor))
     numbers = tuple(number_in(t, meta=op.labeller.meta) for t in op.tensors)
-    zeros = tuple(zero or number == 0 for zero, number in zip(zeros, numbers))
+    zeros = tuple(zero or number == 0 or is_blank(t) for zero, number, t in zip(zeros, numbers, op.tensors))
     key = (id(op.func), kinds, scalars, zeros)
     if key not in _keeps_zero_cache:
         turn = iter(zip(kinds, zeros))
