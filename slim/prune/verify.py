@@ -106,7 +106,8 @@ def _check_arguments(model: nn.Module, plan: PruningPlan, example_inputs: Any) -
         if not tensor.is_floating_point() and not tensor.is_complex():
             continue
         state = name not in given and not isinstance(tensor, nn.Parameter)  # masks of attention hold infinities
-        if bool(tensor.isnan().any() if state else not tensor.isfinite().all()):
+        values = tensor.detach()
+        if bool(values.isnan().any() if state else not values.isfinite().all()):
             raise SlimError(f"{name} has values that aren't finite: expected numbers")
 
 

@@ -8,8 +8,9 @@ Every tensor carries codes (see `codes`) for each dimension that follows a layer
 fixed size. What each operator does to the codes is in `rules`.
 """
 
+import sys
 from collections.abc import Container, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -164,8 +165,13 @@ def tracing_mode(modules: Modules, *, training: bool) -> Iterator[None]:
         leaf = not (module._modules or module._parameters or module._buffers)  # dropout, drop path: noise, no channels
         module.__dict__["training"] = training and not leaf and not isinstance(module, nn.SyncBatchNorm)
     # which of the fused kernels of attention runs hangs on sizes
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), layer_by_layer():
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), layer_by_layer(), _uncompiled():
         yield
+
+
+def _uncompiled() -> AbstractContextManager[Any]:
+    """Run what torch.compile has wrapped as it stands: to compile it for a trace takes most of a minute."""
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 def run_once(

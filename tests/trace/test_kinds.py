@@ -27,6 +27,16 @@ class Holding(nn.Module):
         return self.held(x)
 
 
+class Differentiating(Holding):
+    """Forward code that goes along a gradient of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            features = self.held[:3](x).detach().requires_grad_()  # type: ignore[index]
+            (slope,) = torch.autograd.grad(features.square().sum(), features)
+        return self.held[3](features + slope)  # type: ignore[index]
+
+
 def compiled(model: nn.Module) -> nn.Module:
     made = torch.compile(model, backend="eager")
     assert isinstance(made, nn.Module)
@@ -37,6 +47,7 @@ WRAPPED: dict[str, Callable[[], nn.Module]] = {
     "compiled": lambda: compiled(body()),
     "compiled, around a module": lambda: compiled(Holding(body())),
     "a part compiled": lambda: Holding(compiled(body())),
+    "a forward with gradients": lambda: Differentiating(body()),
     "DataParallel": lambda: nn.DataParallel(body()),
 }
 
@@ -54,6 +65,18 @@ def test_a_wrapper_is_planned_by_what_it_wraps(case: str) -> None:
     assert {id(p) for p in optimizer.param_groups[0]["params"]} == {id(p) for p in thin.parameters()}
     recovered = slim.recover(model, thin, plan, torch.randn(32, 3, 8, 8))
     assert recovered.chosen == "regression"
+
+
+def test_a_forward_that_is_compiled_is_traced_as_it_stands() -> None:
+    def refusing(graph: torch.fx.GraphModule, inputs: object) -> Callable[..., object]:
+        raise AssertionError("a trace needs no compiled code")
+
+    class Decorated(Holding):
+        @torch.compile(backend=refusing)
+        def forward(self, x: Tensor) -> Tensor:
+            return self.held(x)
+
+    assert slim.plan(Decorated(body()), X, ratio=0.5).ratio_achieved == 0.5
 
 
 @pytest.fixture

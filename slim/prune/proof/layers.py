@@ -32,7 +32,7 @@ def fitting(model: nn.Module) -> Intercept:
             x, mean, var = (layer.arguments[key] for key in ("input", "running_mean", "running_var"))
             if x.numel() == x.shape[1]:
                 raise ValueError("one value for each channel has no spread")
-            spread, center = torch.var_mean(x, [d for d in range(x.dim()) if d != 1])
+            spread, center = torch.var_mean(x.detach(), [d for d in range(x.dim()) if d != 1])
             mean.copy_(center)
             var.copy_(spread.clamp(min=1e-3))  # a map of one pixel has none: it would blow rounding up
         return layer.run()

@@ -268,8 +268,8 @@ class _Work:
         mean, var = self.thin[name + "running_mean"], self.thin[name + "running_var"]
         index = self._kept(layer.name, 0)
         dims = [d for d in range(layer.input.dim()) if d != 1]
-        now_var, now = torch.var_mean(layer.input, dims, correction=0)
-        then_var, then = torch.var_mean(before.input.index_select(1, index), dims, correction=0)
+        now_var, now = torch.var_mean(layer.input.detach(), dims, correction=0)
+        then_var, then = torch.var_mean(before.input.detach().index_select(1, index), dims, correction=0)
         mean.copy_(self.original[name + "running_mean"][index] + now - then)
         if not self.regress:
             alive = (then_var > 0) & (now_var > 0)
