@@ -70,6 +70,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="only Linux tells")
 def test_a_stream_of_images_needs_no_more_memory_as_it_goes_on(tmp_path: Path) -> None:
     """Batches of 64 images of 224×224: 10 MB as bytes, 39 MB as numbers to train on."""
