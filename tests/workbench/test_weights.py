@@ -1,6 +1,8 @@
 """Trained weights: from every kind of file, fitted to the network with another head, or refused by name."""
 
+import argparse
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,8 +43,16 @@ def assert_equal(model: nn.Module, state: dict[str, Tensor], but: str = "-") -> 
     )
 
 
+def shifted(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor + 1 for name, tensor in state.items()}
+
+
 def prefixed(prefix: str) -> Callable[[dict[str, Tensor]], Any]:
     return lambda state: {prefix + name: tensor for name, tensor in state.items()}
+
+
+class Own:
+    """Something that only a pickle can hold."""
 
 
 CONTENTS: dict[str, Callable[[dict[str, Tensor]], Any]] = {
@@ -56,16 +66,63 @@ CONTENTS: dict[str, Callable[[dict[str, Tensor]], Any]] = {
     "compiled and distributed": prefixed("module._orig_mod."),
     "Lightning": lambda state: {"state_dict": prefixed("net.")(state)},
     "without counters": lambda state: {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")},
+    "teacher": lambda state: {"teacher": state, "optimizer": {"state": {0: {"step": torch.ones(1)}}}},
+    "a mapping in a mapping": lambda state: {"checkpoint": {"model": prefixed("module.")(state)}},
+    "encoder.": prefixed("encoder."),
+    "some layers compiled": lambda state: {k.replace("conv2.", "conv2._orig_mod."): v for k, v in state.items()},
+    "beside a number": lambda state: {**state, "epoch": 3},
+    "with arguments and classes": lambda state: {"model": state, "args": argparse.Namespace(lr=0.1), "best": Own()},
+}
+BESIDE: dict[str, tuple[Callable[[dict[str, Tensor]], Any], str]] = {
+    "an average": (
+        lambda state: {"model": state, "ema": {"n_averaged": torch.ones(1), **prefixed("module.")(shifted(state))}},
+        "weights are those under 'model' in .*, not those under 'ema'$",
+    ),
+    "a loss": (
+        lambda state: {"state_dict": {"criterion.weight": torch.ones(3), **prefixed("model.")(state)}},
+        "weights are those whose names begin with 'model.', without criterion.weight$",
+    ),
+    "a teacher": (
+        lambda state: prefixed("student.")(state) | prefixed("teacher.")(shifted(state)),
+        r"begin with 'student.', without teacher.conv1.weight, .* and \d+ more$",
+    ),
 }
 
 
-@pytest.mark.parametrize("kind", CONTENTS)
+@pytest.mark.parametrize("kind", [*CONTENTS, *BESIDE])
 def test_every_usual_kind_of_file(kind: str, tmp_path: Path) -> None:
+    """What lies beside the weights is named, if it could have been meant."""
     state = trained().state_dict()
-    torch.save(CONTENTS[kind](state), tmp_path / "w.pth")
+    content, message = BESIDE.get(kind, (CONTENTS.get(kind), None))
+    assert content is not None
+    torch.save(content(dict(state)), tmp_path / "w.pth")
     model = build(ARCH, num_classes=10, in_channels=1)
-    assert fit_weights(model, read_weights(ARCH, str(tmp_path / "w.pth")), 10) == ([], [])
+    notes, new = fit_weights(model, read_weights(ARCH, str(tmp_path / "w.pth")), 10)
     assert_equal(model, dict(state))
+    assert new == [] and ([re.search(message, note) is not None for note in notes] == [True] if message else not notes)
+
+
+def test_nothing_in_a_file_of_weights_is_run(tmp_path: Path) -> None:
+    """Not by what stands beside the weights, either: its class is never imported."""
+    torch.save({"model": trained().state_dict(), "args": Trap(tmp_path / "sprung")}, tmp_path / "w.pt")
+    model = build(ARCH, num_classes=10, in_channels=1)
+    fit_weights(model, read_weights(ARCH, str(tmp_path / "w.pt")), 10)
+    assert_equal(model, dict(trained().state_dict()))
+    assert not (tmp_path / "sprung").exists()
+
+
+class Trap:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return spring, (self.path,)
+
+
+def spring(path: Path) -> None:
+    path.touch()
 
 
 def test_safetensors_and_a_new_head(tmp_path: Path) -> None:
@@ -79,8 +136,11 @@ def test_safetensors_and_a_new_head(tmp_path: Path) -> None:
     assert torch.equal(model.get_parameter("classifier.weight"), head)
 
 
-class Own:
-    """Something that only a pickle can hold."""
+def test_a_network_may_wrap_the_one_that_was_trained(tmp_path: Path) -> None:
+    torch.save(trained().state_dict(), tmp_path / "w.pt")
+    inner = build(ARCH, num_classes=10, in_channels=1)
+    fit_weights(nn.ModuleDict({"inner": inner}), read_weights(ARCH, str(tmp_path / "w.pt")), 10)
+    assert_equal(inner, dict(trained().state_dict()))
 
 
 @pytest.mark.parametrize(
@@ -90,10 +150,11 @@ class Own:
         (lambda state: {k: v for k, v in state.items() if k != "conv2.weight"}, "lack conv2.weight$"),
         (lambda state: {**state, "conv2.weight": torch.ones(3, 3)}, "another shape of conv2.weight$"),
         (
-            lambda state: {f"other.{k}": v for k, v in state.items()},
+            lambda state: {k.replace(".", "/"): v for k, v in state.items()},
             r"lack conv1.weight, bn1.weight, .* and \d+ more$",
         ),
         (lambda _: {"epoch": 3, "lr": 0.1}, r"hold epoch, lr: expected a state dict, or one under state_dict, model"),
+        (lambda _: {"model": Own(), "epoch": 3}, "a pickled object, such as a whole model"),
         (lambda _: Own(), "a pickled object, such as a whole model, which can run .* expected tensors alone"),
     ],
 )
@@ -110,6 +171,8 @@ def test_what_does_not_fit_is_named(content: Callable[[dict[str, Tensor]], Any],
         (ARCH, "none.pth", "none.pth' can't be read: No such file"),
         (ARCH, "none.safetensors", "can't be read: No such file"),
         (ARCH, "broken.pt", "are broken|pickled object"),
+        (ARCH, "pointer.pt", "are no file of torch.save"),
+        (ARCH, "script.pt", "hold a TorchScript program: expected tensors alone"),
         (ARCH, "DEFAULT", "expected a file that ends in"),
         ("torchvision:resnet18", "IMAGENET1K_V3", "did you mean 'IMAGENET1K_V1'"),
     ],
@@ -119,6 +182,8 @@ def test_weights_that_are_not_there(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("broken.pt").write_bytes(b"PK\x03\x04 no archive")
+    Path("pointer.pt").write_text("version https://git-lfs.github.com/spec/v1")
+    torch.jit.script(nn.ReLU()).save("script.pt")
     with pytest.raises(SlimError, match=message) as caught:
         read_weights(arch, source)
     assert "\n" not in str(caught.value)
@@ -128,7 +193,7 @@ def test_torchvision_finds_its_own_and_what_belongs_to_them(monkeypatch: pytest.
     state = build("torchvision:resnet18").state_dict()
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *_, **__: state)
     weights = read_weights("torchvision:resnet18", "DEFAULT")
-    assert weights.state.keys() == state.keys()
+    assert weights.states[""].keys() == state.keys()
     assert weights.mean == (0.485, 0.456, 0.406) and weights.std == (0.229, 0.224, 0.225)
     assert weights.image_size == 224 and weights.classes is not None and weights.classes[0] == "tench"
 
@@ -306,7 +371,7 @@ def test_a_repository_on_the_hub_says_all_that_is_needed(hub: Path, command: Com
     assert (found["mean"], found["input_shape"]) == ([0.5, 0.4, 0.3], [3, 48, 48])
     assert_equal(slim.load("checkpoints/birds/baseline.safetensors"), dict(made.state_dict()))
     weights = read_weights("timm:resnet10t", "hf-hub:ann/birds@main")
-    assert weights.image_size == 48 and weights.state.keys() == made.state_dict().keys()
+    assert weights.image_size == 48 and weights.states[""].keys() == made.state_dict().keys()
     assert "can't get the weights 'hf-hub:ann/none'" in mistake("prune", "--arch", "hf-hub:ann/none")
     (hub / "ann/birds/config.json").write_text("{}")
     assert "names no architecture of timm" in mistake("prune", "--arch", "hf-hub:ann/birds")

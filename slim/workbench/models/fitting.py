@@ -1,5 +1,6 @@
 """Trained weights put into a network: names without prefixes, a last layer for other classes, and what doesn't fit."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -9,7 +10,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from slim.errors import SlimError
 from slim.workbench.models.weights import NAMED, Weights
 
-PREFIXES = ("module.", "_orig_mod.", "net.", "model.", "ema.")
+PREFIXES = ("", "module.", "_orig_mod.", "model.", "net.", "ema.")  # of wrappers, the likeliest first
+WRAPPERS = ("module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")  # of layers within a network
 
 
 class Fitted(NamedTuple):
@@ -26,7 +28,7 @@ def fit_weights(model: nn.Module, weights: Weights, num_classes: int | None) -> 
     weights lack, have too many or in another shape, and names the first ones.
     """
     own = model.state_dict()
-    state = _without_prefixes(weights.state, own)
+    state, notes = _renamed(weights, own)
     counters = {name for name in own if name.endswith("num_batches_tracked")}  # which older files lack
     missing = [name for name in own if name not in state and name not in counters]
     extra = [name for name in state if name not in own]
@@ -47,7 +49,7 @@ def fit_weights(model: nn.Module, weights: Weights, num_classes: int | None) -> 
     replaced = [
         f"{layer}: made new for {num_classes} classes (the weights have {len(state[heads[0]])})" for layer in new
     ]
-    return Fitted([*weights.notes, *replaced], new)
+    return Fitted([*notes, *replaced], new)
 
 
 def _are_fused(model: nn.Module, missing: Sequence[str], extra: Sequence[str]) -> bool:
@@ -61,7 +63,7 @@ def _are_fused(model: nn.Module, missing: Sequence[str], extra: Sequence[str]) -
 def classes_of(model: nn.Module, weights: Weights) -> int | None:
     """Return the number of classes of the weights' last layer, where it is all that differs from the network's."""
     own = model.state_dict()
-    state = _without_prefixes(weights.state, own)
+    state, _ = _renamed(weights, own)
     other = [(own[name], state[name]) for name in own if name in state and own[name].shape != state[name].shape]
     sizes = {len(theirs) for ours, theirs in other if ours.dim() and theirs.shape[1:] == ours.shape[1:]}
     return sizes.pop() if len(sizes) == 1 and len({len(ours) for ours, _ in other}) == 1 else None
@@ -71,12 +73,57 @@ def _is_head(own: Tensor, found: Tensor, num_classes: int | None) -> bool:
     return own.dim() > 0 and len(own) == num_classes and own.shape[1:] == found.shape[1:]
 
 
-def _without_prefixes(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Take wrappers' prefixes off names, as long as they come nearer to the network's."""
-    state = dict(state)
-    while not state.keys() & own.keys():
-        prefix = next((p for p in PREFIXES if state and all(name.startswith(p) for name in state)), None)
-        if prefix is None:
-            break
-        state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-    return state
+class _Reading(NamedTuple):
+    """A set of tensors under the network's names, as far as they lead there."""
+
+    key: str  # under which they lie in the file
+    prefix: str  # that was taken off their names
+    state: dict[str, Tensor]
+    left: list[str]  # names without that prefix
+    known: int  # names that the network has
+
+
+def _renamed(weights: Weights, own: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Return the weights under the network's names, and what is worth telling of how they were found: in which of a
+    file's sets of tensors, by which prefix, and what was left out."""
+    readings = [
+        _read(key, state, own) for key, found in weights.states.items() for state in (found, _without_wrappers(found))
+    ]
+    best = max(readings, key=lambda each: each.known)
+    equal = dict.fromkeys(repr(each.key) for each in readings if each.known == best.known and each.key != best.key)
+    notes = []
+    if equal and best.known:
+        notes.append(f"weights are those under {best.key!r} in {weights.source}, not those under {', '.join(equal)}")
+    if best.left:
+        more = f" and {len(best.left) - NAMED} more" if len(best.left) > NAMED else ""
+        named = ", ".join(best.left[:NAMED])
+        notes.append(f"weights are those whose names begin with {best.prefix!r}, without {named}{more}")
+    return best.state, notes
+
+
+def _read(key: str, state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> _Reading:
+    """Take off the prefix, or put on the one, with which most names are the network's."""
+    off = Counter(name[:start] for name in state for start in _starts(name) if name[start:] in own)
+    on = Counter(name[:start] for name in own for start in _starts(name)[1:] if name[start:] in state)
+    prefix = max(off, key=lambda each: (off[each], -_rank(each)), default="")
+    added = max(on, key=lambda each: on[each], default="")
+    if on[added] > off[prefix] and 2 * on[added] >= len(own):  # the network is a wrapper of what was trained
+        return _Reading(key, "", {added + name: each for name, each in state.items()}, [], on[added])
+    if 2 * off[prefix] < len(own):
+        prefix = ""
+    here = {name.removeprefix(prefix): each for name, each in state.items() if name.startswith(prefix)}
+    return _Reading(key, prefix, here, [name for name in state if not name.startswith(prefix)], off[prefix])
+
+
+def _starts(name: str) -> list[int]:
+    """Return where a name, and each of its parts behind a dot, begins."""
+    return [0, *(place + 1 for place, letter in enumerate(name) if letter == ".")]
+
+
+def _rank(prefix: str) -> int:
+    return PREFIXES.index(prefix) if prefix in PREFIXES else len(PREFIXES)
+
+
+def _without_wrappers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Take the names of wrappers out of the middle of others: features.module.0.weight of an ImageNet script's VGG."""
+    return {".".join(part for part in name.split(".") if part not in WRAPPERS): each for name, each in state.items()}

@@ -8,11 +8,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from slim.errors import SlimError, unknown
 from slim.extras import named_if_missing
-from slim.workbench.models.weights import HUB, Weights, state_in_file
+from slim.workbench.models.weights import HUB, States, Weights, states_in_file
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # as timm and transformers write them
 
@@ -28,7 +26,7 @@ def from_torchvision(name: str, source: str) -> Weights:
     transforms = chosen.transforms()
     return Weights(
         f"torchvision:{name} {source}",
-        lambda: _downloaded(lambda: chosen.get_state_dict(progress=False, check_hash=True), source),
+        lambda: {"": _downloaded(lambda: chosen.get_state_dict(progress=False, check_hash=True), source)},
         classes=list(chosen.meta["categories"]) if "categories" in chosen.meta else None,
         mean=_numbers(getattr(transforms, "mean", None)),
         std=_numbers(getattr(transforms, "std", None)),
@@ -50,10 +48,10 @@ def from_timm(name: str, source: str) -> Weights:
     if about is None:
         raise unknown("weights of timm", name, timm.list_pretrained())
 
-    def state() -> Mapping[str, Tensor]:
-        return _downloaded(lambda: timm.create_model(name, pretrained=True).state_dict(), name)
+    def states() -> States:
+        return {"": _downloaded(lambda: timm.create_model(name, pretrained=True).state_dict(), name)}
 
-    return _described(f"timm:{name}", state, about.to_dict(), _imagenet(about))
+    return _described(f"timm:{name}", states, about.to_dict(), _imagenet(about))
 
 
 def from_hub(source: str) -> Weights:
@@ -61,11 +59,11 @@ def from_hub(source: str) -> Weights:
     words, of classes, normalisation and size."""
     about = hub_config(source)
 
-    def state() -> Mapping[str, Tensor]:
-        return state_in_file(first_file(source, HUB_FILES))[0]
+    def states() -> States:
+        return states_in_file(first_file(source, HUB_FILES))
 
     cfg = about.get("pretrained_cfg") or {}
-    return _described(source, state, about | cfg, about.get("label_names") or cfg.get("label_names"))
+    return _described(source, states, about | cfg, about.get("label_names") or cfg.get("label_names"))
 
 
 def hub_architecture(arch: str) -> tuple[str, dict[str, Any]]:
@@ -104,12 +102,10 @@ def first_file(source: str, files: tuple[str, ...]) -> Path:
     raise AssertionError  # the last file is found or raises
 
 
-def _described(
-    source: str, state: Callable[[], Mapping[str, Tensor]], about: Mapping[str, Any], classes: Any
-) -> Weights:
+def _described(source: str, states: Callable[[], States], about: Mapping[str, Any], classes: Any) -> Weights:
     size = about.get("input_size")
     mean, std = _numbers(about.get("mean")), _numbers(about.get("std"))
-    return Weights(source, state, list(classes) if classes else None, mean, std, size and size[-1])
+    return Weights(source, states, list(classes) if classes else None, mean, std, size and size[-1])
 
 
 def _imagenet(about: Any) -> list[str] | None:

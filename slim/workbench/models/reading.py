@@ -4,13 +4,13 @@ from pathlib import Path
 
 from slim.errors import SlimError
 from slim.workbench.models.libraries import from_hub, from_timm, from_torchvision
-from slim.workbench.models.weights import HUB, PICKLED, Weights, is_file, state_in_file
+from slim.workbench.models.weights import HUB, PICKLED, Weights, is_file, states_in_file
 
 
 def read_weights(arch: str, source: str) -> Weights:
     """Return trained weights for an architecture.
 
-    source: a file (.safetensors, or .pt, .pth, .bin, .ckpt that hold tensors only: a state dict, or one under a usual
+    source: a file (.safetensors, or of torch.save, .pt, .pth, .bin, .ckpt, .tar, .pkl: a state dict, or one under some
     key); `hf-hub:owner/name`, with `@revision` where it isn't the newest; or for `torchvision:` and `timm:` the name of
     weights, such as DEFAULT or IMAGENET1K_V2. The latter two are found or downloaded by the library that owns them.
     Raises SlimError where there is no such file or name, and for a pickled model, which would run code.
@@ -19,8 +19,8 @@ def read_weights(arch: str, source: str) -> Weights:
     if source.startswith(HUB):
         return from_hub(source)
     if is_file(source):
-        state, notes = state_in_file(Path(source))
-        return Weights(source, lambda: state, notes=notes)
+        states = states_in_file(Path(source))
+        return Weights(source, lambda: states)
     if library == "torchvision":
         return from_torchvision(name, source)
     if library == "timm":

@@ -1,8 +1,10 @@
 """Trained weights: what is known of them, and how they are read from a file."""
 
 import pickle
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,14 @@ from torch import Tensor
 from slim.errors import SlimError
 from slim.files import check_regular
 
-PICKLED = (".pt", ".pth", ".bin", ".ckpt")
+PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".tar", ".pkl")
 WHERE = ("state_dict", "model", "model_state_dict", "ema", "model_ema", "state_dict_ema", "net", "weights", "params")
 HUB = "hf-hub:"
 NAMED = 3  # names in an error
+DEEPEST = 3  # mappings within one another
+NOT_WEIGHTS = ("optim", "sched", "scaler")  # in the keys of what a training goes on with
+
+States = Mapping[str, Mapping[str, Tensor]]  # state dicts by the keys that lead to them in a file, "" for all of it
 
 
 @dataclass(frozen=True)
@@ -26,47 +32,86 @@ class Weights:
     """Trained weights, which `read` finds or downloads, and what is known of them before that."""
 
     source: str
-    read: Callable[[], Mapping[str, Tensor]]
+    read: Callable[[], States]
     classes: list[str] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     image_size: int | None = None
-    notes: list[str] = field(default_factory=list)  # what was done to read them, a line each
 
     @cached_property
-    def state(self) -> Mapping[str, Tensor]:
-        """Return the tensors by name."""
+    def states(self) -> States:
+        """Return all tensors by name; of files that hold several sets, such as an average beside the last, each."""
         return self.read()
 
 
 def is_file(source: str) -> bool:
     """Say whether a word of the settings names a file of weights."""
-    return not source.startswith(HUB) and Path(source).suffix in (*PICKLED, ".safetensors")
+    return not source.startswith(HUB) and Path(source).suffix.lower() in (*PICKLED, ".safetensors")
 
 
-def state_in_file(path: Path) -> tuple[Mapping[str, Tensor], list[str]]:
-    """Return the tensors in a file by name, and what is worth telling of how they were found.
+def states_in_file(path: Path) -> States:
+    """Return the sets of tensors in a file, by the keys that lead to them, usual ones first.
 
-    Raises SlimError where the file isn't there or broken, and for a pickled object, which would run code.
+    Raises SlimError where the file isn't there or broken, and where it holds nothing but a pickled object, which would
+    run code.
     """
-    if path.suffix == ".safetensors":
-        return _safetensors(path), []
-    return _state_in(_unpickled(path), path)
+    if path.suffix.lower() == ".safetensors":
+        return {"": _safetensors(path)}
+    content = _unpickled(path)
+    found = dict(_states_in(content))
+    if not found:
+        raise SlimError(_without_weights(content, path))
+    return dict(sorted(found.items(), key=lambda each: _rank(each[0])))
+
+
+class _Inert:
+    """Stands for a pickled object whose class may not be imported, such as the arguments of a training."""
+
+    def __init__(self, *args: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
 
 
 def _unpickled(path: Path) -> Any:
+    """Return what a file holds; of what is neither tensor nor container nothing is imported, run or kept."""
     check_regular("weights", path)
+    if _is_torchscript(path):
+        raise SlimError(f"weights {str(path)!r} hold a TorchScript program: {_EXPECTED}")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([(_Inert, name) for name in _strange(path)]):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise SlimError(f"weights {str(path)!r} can't be read: {error.strerror or error}") from None
     except pickle.UnpicklingError:
-        raise SlimError(
-            f"weights {str(path)!r} hold a pickled object, such as a whole model, which can run code when opened: "
-            "expected tensors alone, as torch.save(model.state_dict(), …) writes them where the model's code is"
-        ) from None
+        if path.read_bytes()[:1] not in (b"P", b"\x80"):  # of a zip archive, and of a pickle
+            raise SlimError(f"weights {str(path)!r} are no file of torch.save: expected one, or safetensors") from None
+        raise SlimError(_pickled(path)) from None
     except Exception as error:  # a broken archive, of which there are many kinds
         raise SlimError(f"weights {str(path)!r} are broken ({type(error).__name__})") from None
+
+
+_EXPECTED = "expected tensors alone, as torch.save(model.state_dict(), …) writes them where the model's code is"
+
+
+def _pickled(path: Path) -> str:
+    what = "a pickled object, such as a whole model, which can run code when opened"
+    return f"weights {str(path)!r} hold {what}: {_EXPECTED}"
+
+
+def _strange(path: Path) -> list[str]:
+    """Return the names of classes and functions in a file that torch doesn't read by itself."""
+    try:
+        return torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # of broken files, and of those of torch before 1.6: torch.load says what it is
+        return []
+
+
+def _is_torchscript(path: Path) -> bool:
+    with suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    return False
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:
@@ -82,18 +127,28 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
         raise SlimError(f"weights {str(path)!r} are truncated or no safetensors file: {error}") from None
 
 
-def _state_in(content: Any, path: Path) -> tuple[Mapping[str, Tensor], list[str]]:
-    """Find the state dict in what a file holds."""
-    if _is_state(content):
-        return content, []
-    found = [key for key in WHERE if isinstance(content, Mapping) and _is_state(content.get(key))]
-    if not found:
-        keys = ", ".join(map(str, list(content)[:NAMED])) if isinstance(content, Mapping) else type(content).__name__
-        raise SlimError(
-            f"weights {str(path)!r} hold {keys}: expected a state dict, or one under {', '.join(WHERE[:4])}"
-        )
-    return content[found[0]], [f"weights are those under {found[0]!r} in {path}"] if len(found) > 1 else []
+def _states_in(content: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Find the tensors with names, in what a file holds and in mappings within it. What else stands there, such as the
+    number of an epoch, is no part of them."""
+    if not isinstance(content, Mapping) or (keys and any(word in keys[-1].lower() for word in NOT_WEIGHTS)):
+        return
+    tensors = {name: each for name, each in content.items() if isinstance(name, str) and isinstance(each, Tensor)}
+    if tensors:
+        yield ".".join(keys), tensors
+    if len(keys) < DEEPEST:
+        for key, value in content.items():
+            if isinstance(key, str):
+                yield from _states_in(value, (*keys, key))
 
 
-def _is_state(value: Any) -> bool:
-    return isinstance(value, Mapping) and len(value) > 0 and all(isinstance(t, Tensor) for t in value.values())
+def _rank(keys: str) -> int:
+    return min((WHERE.index(key) for key in keys.split(".") if key in WHERE), default=len(WHERE) if keys else -1)
+
+
+def _without_weights(content: Any, path: Path) -> str:
+    """Return what to say of a file without a single tensor that has a name."""
+    values = list(content.values()) if isinstance(content, Mapping) else [content]
+    if any(isinstance(value, _Inert) for value in values):
+        return _pickled(path)
+    keys = ", ".join(map(str, list(content)[:NAMED])) if isinstance(content, Mapping) else f"a {type(content).__name__}"
+    return f"weights {str(path)!r} hold {keys or 'nothing'}: expected a state dict, or one under {', '.join(WHERE[:4])}"
