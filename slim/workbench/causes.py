@@ -13,6 +13,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     return bool(named) or any(text in str(error) for text in texts)
 
 
+def told(error: BaseException) -> str:
+    """Return an error of the user's code, or of torch about it, as part of a line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
 def explain(error: BaseException) -> SlimError | None:
     """Return in one line what an error means that any work can end with; None where it is another one."""
     if is_out_of_memory(error):

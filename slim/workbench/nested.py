@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
+NAMED = 3  # tensors in an error
+
 
 class Samples(list[Any]):
     """One entry for each sample of a batch, not a nesting: images of several sizes, or their boxes."""
@@ -96,3 +98,10 @@ def shapes(inputs: Any) -> str:
     """Describe a batch in an error: the shape of one sample."""
     found = [list(leaf.shape[1:]) for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.ndim]
     return " and ".join(map(str, found)) or type(inputs).__name__
+
+
+def described(batch: Any) -> str:
+    """Describe a batch in an error: the types and shapes of its tensors."""
+    found = [f"{leaf.dtype} {list(leaf.shape)}" for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
+    what = " and ".join(found[:NAMED]).replace("torch.", "") or "no tensors"
+    return what if isinstance(batch, Tensor) else f"a {type(batch).__name__} of {what}"

@@ -3,19 +3,20 @@
 The factory is called with those of `root`, `image_size`, `batch_size` and `seed` that it has parameters for, and gives
 
 - a `slim.workbench.data.Dataset`: uint8 images in memory, augmented and normalised on the device; or
-- training, validation and test data, as a tuple or a dict of `train`, `val`, `test`, and if you like `transform`, a
-  function of a batch's inputs that is called on the device where they are used. Each is a data set of samples
-  (input, target), as torch's DataLoader takes them, or an iterable of batches, such as a DataLoader. Inputs come (from
-  `transform`) as the network takes them. Validation data may be missing: of samples, `data.val_fraction` are held out
-  then.
+- training, validation and test data, as a tuple or a dict of `train`, `val`, `test`, and if you like `classes`, their
+  names, and `transform`, a function of a batch's inputs that is called on the device where they are used. Each is a
+  data set of samples (input, target), as torch's DataLoader takes them, or an iterable of batches, such as a
+  DataLoader. Inputs come (from `transform`) as the network takes them. Validation data may be missing: of samples,
+  `data.val_fraction` are held out then. So may test data, or all but one data set: a fifth of its samples is held out.
 
     def make(root):
         return datasets.Country211(root, "train", TRANSFORM), None, datasets.Country211(root, "test", TRANSFORM)
 """
 
 import inspect
-from collections.abc import Iterable, Mapping, Sized
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,15 +26,17 @@ from torch.utils.data import Dataset as Samples
 
 from slim.errors import SlimError
 from slim.images import ImageSpec
-from slim.workbench import tasks
+from slim.workbench import nested, tasks
 from slim.workbench.code import Allowed, import_object
 from slim.workbench.config import DataConfig
-from slim.workbench.data.loaders import Loaders
+from slim.workbench.data.loaders import Loaders, pair
 from slim.workbench.data.splits import Dataset
 from slim.workbench.data.workers import prepare_worker, watched
 from slim.workbench.tasks import Task
 
-PARTS = ("train", "val", "test")
+PARTS = {"train": "train", "val": "val", "validation": "val", "valid": "val", "test": "test"}
+ABOUT = ("transform", "classes")
+TEST_FRACTION = 0.2  # as of our own data sets
 
 
 def from_factory(cfg: DataConfig, seed: int, task: str, allow_code: Allowed) -> Dataset | Loaders:
@@ -56,32 +59,72 @@ def from_factory(cfg: DataConfig, seed: int, task: str, allow_code: Allowed) -> 
     if transform is not None and not callable(transform):
         raise SlimError(f"the transform of {cfg.name!r} is of type {type(transform).__name__}: expected a function")
     train, val, test = _parts(made, cfg.name)
-    if val is None and cfg.val_fraction and isinstance(train, Samples) and isinstance(train, Sized):
-        held = round(cfg.val_fraction * len(train))
-        train, val = random_split(train, [len(train) - held, held], torch.Generator().manual_seed(seed))
-    classes = _classes(train)
+    classes = made.get("classes") if isinstance(made, Mapping) else None
+    classes = _classes(train) if classes is None else tuple(map(str, classes))
+    if test is None:
+        train, test = _held_out(train, TEST_FRACTION, seed)
+    if test is None:
+        raise SlimError(f"the data factory {cfg.name!r} gave no test data: expected samples or batches")
+    if val is None and cfg.val_fraction:
+        train, val = _held_out(train, cfg.val_fraction, seed)
     wanted = tasks.build_task(task, classes=len(classes) if classes else None, allow_code=allow_code)
     train, val, test = (_batches(part, cfg, wanted, shuffle=part is train) for part in (train, val, test))
     loaders = Loaders(train, val, test, task=wanted, name=cfg.name, spec=ImageSpec(None, classes))
-    if transform is not None:
-        loaders = replace(loaders, transform=transform)
+    loaders = replace(loaders, transform=partial(_transformed, transform, cfg.name))
     return replace(loaders, spec=ImageSpec(_shape(loaders), classes))
 
 
+def _transformed(transform: Callable[[Any], Any] | None, name: str, inputs: Any) -> Any:
+    """Return the inputs as the network takes them, float64, which is numpy's, in float32."""
+    try:
+        inputs = inputs if transform is None else transform(inputs)
+        return inputs.float() if isinstance(inputs, Tensor) and inputs.dtype == torch.float64 else inputs
+    except Exception as error:  # the user's code: anything can go wrong in it
+        raise SlimError(f"the transform of {name!r} failed ({type(error).__name__}: {error})") from error
+
+
 def _parts(made: Any, name: str) -> tuple[Any, Any, Any]:
-    if isinstance(made, Mapping) and set(made) <= {*PARTS, "transform"}:
-        made = tuple(made.get(part) for part in PARTS)
-    if not isinstance(made, tuple) or len(made) != 3:
-        found = f"{len(made)} parts" if isinstance(made, tuple) else f"an object of type {type(made).__name__}"
-        raise SlimError(f"the data factory {name!r} gave {found}: expected a Dataset, or (train, val, test)")
-    for part, given in zip(PARTS, made):
-        if given is None and part != "val":
+    if isinstance(made, Samples):
+        made = {"train": made}
+    if isinstance(made, Mapping):
+        if unknown := [str(key) for key in made if key not in (*PARTS, *ABOUT)]:
+            known = ", ".join((*PARTS, *ABOUT))
+            raise SlimError(f"the data factory {name!r} gave {', '.join(unknown[:3])}: expected some of {known}")
+        named = {PARTS[key]: value for key, value in made.items() if key in PARTS}
+        made = tuple(named.get(part) for part in ("train", "val", "test"))
+    if not isinstance(made, tuple | list) or len(made) != 3:
+        found = f"{len(made)} parts" if isinstance(made, tuple | list) else f"an object of type {type(made).__name__}"
+        raise SlimError(
+            f"the data factory {name!r} gave {found}: expected (train, val, test), where val may be None, or a Dataset"
+        )
+    train, val, test = made
+    val = None if isinstance(val, Samples) and _length(val) == 0 else val
+    for part, given in (("train", train), ("test", test)):
+        if (given is None and part == "train") or (isinstance(given, Samples) and _length(given) == 0):
             raise SlimError(f"the data factory {name!r} gave no {part} data: expected samples or batches")
+    for part, given in zip(("train", "val", "test"), made):
         if given is not None and not isinstance(given, Iterable | Samples):
             raise SlimError(
                 f"the {part} data of {name!r} are of type {type(given).__name__}: expected samples or batches"
             )
-    return made
+    return train, val, test
+
+
+def _length(part: Any) -> int | None:
+    """Return the number of samples; None where that isn't known."""
+    try:
+        return len(part)
+    except (TypeError, NotImplementedError):
+        return None
+
+
+def _held_out(train: Any, share: float, seed: int) -> tuple[Any, Any]:
+    """Return what stays of samples, and what is held out: None of what comes in batches or in an order of its own."""
+    if not isinstance(train, Samples) or isinstance(train, IterableDataset) or not (count := _length(train)):
+        return train, None
+    held = round(share * count)
+    stays, others = random_split(train, [count - held, held], torch.Generator().manual_seed(seed))
+    return (stays, others) if 0 < held < count else (train, None)
 
 
 def _batches(part: Any, cfg: DataConfig, task: Task, *, shuffle: bool) -> Any:
@@ -96,7 +139,7 @@ def _batches(part: Any, cfg: DataConfig, task: Task, *, shuffle: bool) -> Any:
         num_workers=cfg.workers or 0,
         worker_init_fn=prepare_worker,
         timeout=cfg.timeout if cfg.workers else 0,
-        drop_last=shuffle and isinstance(part, Sized) and len(part) > cfg.batch_size,  # as of our own data sets
+        drop_last=shuffle and (_length(part) or 0) > cfg.batch_size,  # as of our own data sets
     )
 
 
@@ -116,6 +159,7 @@ def _shape(loaders: Loaders) -> tuple[int, ...] | None:
             f"the training data of {loaders.name!r} can be had once only: expected an iterable, such as a list"
         )
     for batch in watched(loaders.train, loaders.name):
-        inputs = loaders.transform(batch[0]) if isinstance(batch, tuple | list) and batch else None
+        inputs = loaders.transform(pair(batch, loaders.name)[0])
+        inputs = inputs[0][None] if isinstance(inputs, nested.Samples) else inputs
         return tuple(inputs.shape[1:]) if isinstance(inputs, Tensor) else None
     raise SlimError(f"the data factory {loaders.name!r} gave no training batch: expected at least one")

@@ -8,13 +8,14 @@ import torch
 
 from slim.errors import SlimError
 from slim.workbench.data.epoch import batches, steps_per_epoch
-from slim.workbench.data.loaders import Batches, Loaders
+from slim.workbench.data.loaders import Batches, Loaders, pair
 from slim.workbench.data.splits import Dataset, Split
 from slim.workbench.data.workers import watched
 from slim.workbench.nested import joined, length, moved, part
 from slim.workbench.tasks import Task
 
 Data = Dataset | Loaders
+MOST_COUNTED = 100_000  # batches of an iterable without length: more may be without end
 Shard = tuple[int, int]  # (i, n): the part of process i of n
 
 
@@ -95,7 +96,7 @@ class LoaderFeed:
             raise SlimError(f"{self.name} has no training batch: expected at least one")
         if isinstance(self.train, Iterator):
             self.train = itertools.chain([first], self.train)  # it can't be asked for that again
-        self.first = _pair(first, self.name)
+        self.first = pair(first, self.name)
         self.batch_size = length(self.first[0])
         self.steps_per_epoch = self._steps()
 
@@ -109,7 +110,7 @@ class LoaderFeed:
         torch.manual_seed(seed)  # DataLoaders draw their order from it as they start
         given = 0
         for batch in itertools.islice(watched(self.train, self.name), start, self.steps_per_epoch):
-            inputs, targets = _pair(batch, self.name)
+            inputs, targets = pair(batch, self.name)
             samples = length(inputs)
             if samples < shard[1]:
                 raise SlimError(
@@ -131,8 +132,13 @@ class LoaderFeed:
             return self.loaders.steps_per_epoch
         try:
             return len(self.loaders.train)  # type: ignore[arg-type]
-        except TypeError:  # no length, or the method of a DataLoader over an iterable, which raises
-            raise SlimError(f"{self.name} has no length: expected Loaders(…, steps_per_epoch=N)") from None
+        except (TypeError, NotImplementedError):  # no length, or the method of a DataLoader over an iterable
+            count = 0
+            if not isinstance(self.train, Iterator):
+                count = sum(1 for _ in itertools.islice(watched(self.train, self.name), MOST_COUNTED + 1))
+            if not 0 < count <= MOST_COUNTED:
+                raise SlimError(f"{self.name} has no length: expected Loaders(…, steps_per_epoch=N)") from None
+            return count
 
 
 def ordered(
@@ -165,7 +171,7 @@ def _ordered(
 ) -> Iterator[tuple[Any, Any]]:
     name = loaders.name
     for batch in watched(given, name):
-        inputs, targets = _pair(batch, name)
+        inputs, targets = pair(batch, name)
         if length(inputs) > shard[0]:
             yield _own(loaders, inputs, targets, shard, device)
 
@@ -175,14 +181,3 @@ def _own(loaders: Loaders, inputs: Any, targets: Any, shard: Shard, device: torc
     if shard[1] > 1:
         inputs, targets = (part(half, slice(shard[0], None, shard[1])) for half in (inputs, targets))
     return loaders.transform(moved(inputs, device)), moved(targets, device)
-
-
-def _pair(batch: Any, name: str) -> tuple[Any, Any]:
-    if not isinstance(batch, tuple | list) or len(batch) != 2:
-        found = f"{len(batch)} parts" if isinstance(batch, tuple | list) else f"type {type(batch).__name__}"
-        raise SlimError(f"a batch of {name} has {found}: expected (inputs, targets)")
-    try:
-        length(batch[0])
-    except TypeError as error:
-        raise SlimError(f"the inputs of a batch of {name} can't be used: {error}") from None
-    return batch[0], batch[1]

@@ -1,13 +1,41 @@
 """Batches from anywhere: a DataLoader, a list, a generator."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from slim.errors import SlimError
 from slim.images import ImageSpec
+from slim.workbench.nested import length
 from slim.workbench.tasks import Classification, Task
 
 Batches = Iterable[tuple[Any, Any]]  # of (inputs, targets), as the network and the task take them
+
+
+TARGETS = ("label", "labels", "target", "targets", "y", "mask", "masks")  # usual names in batches that are dicts
+
+
+def pair(batch: Any, name: str) -> tuple[Any, Any]:
+    """Return inputs and targets of a batch: of a dict what has a usual name, and the rest.
+
+    Raises SlimError for what isn't such a batch; `name` is that of the data."""
+    if isinstance(batch, Mapping):
+        keys = [key for key in batch if key in TARGETS]
+        if len(keys) != 1 or len(batch) < 2:
+            raise SlimError(
+                f"a batch of {name} is a dict of {', '.join(map(str, batch))}: expected (inputs, targets), or one of "
+                f"{', '.join(TARGETS)} beside the inputs"
+            )
+        rest = {key: value for key, value in batch.items() if key != keys[0]}
+        batch = (next(iter(rest.values())) if len(rest) == 1 else rest), batch[keys[0]]
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        found = f"{len(batch)} parts" if isinstance(batch, tuple | list) else f"type {type(batch).__name__}"
+        raise SlimError(f"a batch of {name} has {found}: expected (inputs, targets)")
+    try:
+        length(batch[0])
+    except TypeError as error:
+        raise SlimError(f"the inputs of a batch of {name} can't be used: {error}") from None
+    return batch[0], batch[1]
 
 
 def _as_they_are(inputs: Any) -> Any:
@@ -19,7 +47,7 @@ class Loaders:
     """Iterables of batches (inputs, targets) for `fit` and `evaluate`, beside data sets of images in memory.
 
     train, val, test: a DataLoader, a list, or any iterable; `val` and `test` may be missing
-    steps_per_epoch: batches of `train` in an epoch; None: all of them, which needs a length
+    steps_per_epoch: batches of `train` in an epoch; None: all of them, which are counted where they have no length
     task: what the targets are
     spec: what is known of the inputs
     transform: what is done to the inputs of each batch on the device where they are used, such as to normalise them

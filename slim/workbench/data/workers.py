@@ -78,8 +78,8 @@ def watched(batches: Iterable[T], name: str) -> Iterator[T]:
     except Exception as error:  # the code of others: anything can go wrong in it
         _end_workers(iterator)
         kind, text = type(error).__name__, str(error).strip()
-        _, told, last = text.rpartition("\n")
-        reason = last if told else f"{kind}: {text}"  # a worker's error closes with this, after its whole story
+        story, _, told = text.partition("Original Traceback")  # of a worker's error, which closes with what it was
+        reason = text.rpartition("\n")[2] if told and "DataLoader worker" in story else f"{kind}: {text}"
         raise explain(error) or SlimError(f"reading {name} failed ({reason})") from error
     if not getattr(batches, "persistent_workers", False):
         _end_workers(iterator)

@@ -180,7 +180,7 @@ def _metric(net: "OnnxModel", dataset: Data) -> float:
 
 def _test_batches(net: "OnnxModel", dataset: Data) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the test images as a file takes them, with their targets."""
-    for images, labels in data.ordered(dataset, dataset.test or [], 256, torch.device("cpu")):
+    for images, labels in data.ordered(dataset, [] if dataset.test is None else dataset.test, 256, torch.device("cpu")):
         yield _as_taken(net, images, dataset), labels
 
 

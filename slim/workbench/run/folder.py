@@ -141,7 +141,8 @@ class Run:
         path, settings, model = self.path(stage), self.settings, network.model
         record: dict[str, Any] = asdict(network_size(model, network.example))
         if network.dataset and network.dataset.task.labelled:
-            metric, test = network.dataset.task.metric, network.dataset.test or ()
+            metric, test = network.dataset.task.metric, network.dataset.test
+            test = () if test is None else test  # a loader may have no length, and so no truth value
             found = train.evaluate(model, test, network.dataset, compute=settings.compute)
             record |= {metric.name: found[metric.name], "metric": metric.to_dict()}
         if epochs:

@@ -12,6 +12,7 @@ from slim.workbench import train
 from slim.workbench.report import sensitivity as page
 from slim.workbench.run import asked
 from slim.workbench.run.folder import Run
+from slim.workbench.run.networks import validation_of
 from slim.workbench.run.pruning import calibration_images
 
 
@@ -23,7 +24,8 @@ def sensitivity_stage(run: Run, source: Path, shares: Sequence[float], minutes: 
         network = run.open(source)
         dataset, settings = network.dataset, run.settings
         images = calibration_images(dataset, settings.prune, settings.seed) if dataset else None
-        split = (dataset.val or dataset.test) if dataset else None
+        split = validation_of(dataset)
+        split = dataset.test if dataset and split is None else split
         metric = dataset.task.metric if dataset and split is not None else None
 
         def evaluate(model: nn.Module) -> float:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from slim.errors import SlimError
 from slim.workbench.config import OptimConfig
+from slim.workbench.nested import described
 from slim.workbench.tasks.metric import ACCURACY
 from slim.workbench.tasks.task import Mixing, Task
 
@@ -28,7 +29,7 @@ class Classification(Task):
 
     def loss(self, outputs: Any, targets: Tensor) -> Tensor:
         """Return the cross entropy of class scores and class numbers [N], or of probabilities [N, classes]."""
-        return F.cross_entropy(logits(outputs), targets, label_smoothing=self.label_smoothing)
+        return F.cross_entropy(logits(outputs), numbers(targets), label_smoothing=self.label_smoothing)
 
     def tally(self, outputs: Any, targets: Tensor) -> Tensor:
         """Count the images that are right, and all images."""
@@ -43,10 +44,17 @@ class Classification(Task):
     def check(self, outputs: Any, targets: Tensor) -> None:
         """Raise SlimError where there isn't one score for each class."""
         scores, classes = logits(outputs), self.classes
-        if not isinstance(scores, Tensor) or scores.ndim != 2 or len(scores) != len(targets):
+        count = len(targets) if isinstance(targets, Tensor) else -1
+        if not isinstance(scores, Tensor) or scores.ndim != 2 or count not in (-1, len(scores)):
             found = f"of shape {list(scores.shape)}" if isinstance(scores, Tensor) else f"a {type(scores).__name__}"
+            of = f" for {count} images" if count > -1 else ""
+            raise SlimError(f"the network's output{of} is {found}: expected [N, {classes or 'C'}]")
+        whole = isinstance(targets, Tensor) and not targets.is_floating_point()
+        if not isinstance(targets, Tensor) or (targets.ndim != 1 if whole else targets.shape != scores.shape):
+            found = described(targets)
             raise SlimError(
-                f"the network's output for {len(targets)} images is {found}: expected [N, {classes or 'C'}]"
+                f"the targets are {found}: expected class numbers [N], or probabilities {list(scores.shape)} as floats "
+                "(for several classes at once --task multilabel, for numbers regression)"
             )
         if classes is not None and scores.shape[1] != classes:
             raise SlimError(
@@ -78,6 +86,11 @@ class Classification(Task):
         if optim.cutmix:
             kinds.append(v2.CutMix(alpha=optim.cutmix, num_classes=self.classes))
         return kinds[0] if len(kinds) == 1 else v2.RandomChoice(kinds)
+
+
+def numbers(targets: Tensor) -> Tensor:
+    """Return class numbers as torch's losses take them, of whatever size; probabilities as they are."""
+    return targets if targets.is_floating_point() else targets.long()
 
 
 def logits(outputs: Any) -> Any:

@@ -12,7 +12,7 @@ from torch.utils.data import default_collate
 
 from slim.errors import SlimError
 from slim.extras import install
-from slim.workbench.nested import Samples
+from slim.workbench.nested import Samples, described
 from slim.workbench.tasks.metric import Metric
 from slim.workbench.tasks.task import Task
 
@@ -25,7 +25,8 @@ class Detection(Task):
     training; images in, for each a dict of `boxes` [K, 4], `labels` [K] and `scores` [K] out after it.
 
     Targets are dicts of `boxes` (x1, y1, x2, y2 in pixels) and `labels` (from 1; 0 is the background), a list of one
-    for each image; or all in one tensor [N, M, 5], boxes with their class behind them, filled up with zeros. The loss
+    for each image; or all in one tensor [N, M, 5], boxes with their class behind them, filled up with zeros. Boxes
+    without height or width, as some data sets have them, are left out. The loss
     is the sum of the network's own losses; there is none after training, as torchvision's networks give none. The
     metric is COCO's mean average precision, `mAP`, 0 to 1: over classes, and over intersections over union from 0.5 to
     0.95. It is counted by torchmetrics and pycocotools (the extra `detection`).
@@ -118,7 +119,25 @@ def _windows(height: int, width: int) -> Tensor:
 
 def _dicts(targets: Any) -> list[dict[str, Tensor]]:
     """Return targets as torchvision takes them."""
-    if not isinstance(targets, Tensor):
-        return list(targets)
-    there = [boxes[boxes[:, 4] > 0] for boxes in targets]
-    return [{"boxes": boxes[:, :4], "labels": boxes[:, 4].long()} for boxes in there]
+    return [_with_size(_named(each)) for each in targets]
+
+
+def _named(target: Any) -> dict[str, Any]:
+    if isinstance(target, Tensor):
+        there = target[target[:, 4] > 0]
+        return {"boxes": there[:, :4], "labels": there[:, 4].long()}
+    if not isinstance(target, Mapping) or not {"boxes", "labels"} <= target.keys():
+        found = ", ".join(map(str, target)) if isinstance(target, Mapping) else described(target)
+        raise SlimError(f"the target of an image is {found}: expected a dict of boxes and labels")
+    boxes = torch.as_tensor(target["boxes"]).float().reshape(-1, 4)
+    return {**target, "boxes": boxes, "labels": torch.as_tensor(target["labels"], device=boxes.device).long()}
+
+
+def _with_size(target: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what has no height or no width, with all that is said of it: torchvision's networks refuse it."""
+    boxes = target["boxes"]
+    there = (boxes[:, 2:] > boxes[:, :2]).all(1)
+    of_boxes = {
+        key for key, value in target.items() if isinstance(value, Tensor) and value.shape[:1] == boxes.shape[:1]
+    }
+    return {key: value[there] if key in of_boxes else value for key, value in target.items()}

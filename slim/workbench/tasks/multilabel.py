@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from slim.errors import SlimError
+from slim.workbench.nested import described
 from slim.workbench.tasks.classification import logits
 from slim.workbench.tasks.metric import Metric
 from slim.workbench.tasks.task import Task
@@ -45,9 +46,9 @@ class MultiLabel(Task):
 
     def check(self, outputs: Any, targets: Tensor) -> None:
         """Raise SlimError where there isn't one score for each class of each image."""
-        if logits(outputs).shape != targets.shape:
+        if not isinstance(targets, Tensor) or logits(outputs).shape != targets.shape:
             raise SlimError(
-                f"the network's output has shape {list(logits(outputs).shape)} for targets {list(targets.shape)}: "
+                f"the network's output has shape {list(logits(outputs).shape)} for targets, {described(targets)}: "
                 "expected one number for each class of each image"
             )
 

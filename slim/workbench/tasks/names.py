@@ -3,9 +3,11 @@
 from collections.abc import Callable
 
 from slim.errors import SlimError, unknown
+from slim.workbench.causes import told
 from slim.workbench.code import Allowed, import_object, names_code
 from slim.workbench.tasks.classification import Classification
 from slim.workbench.tasks.detection import Detection
+from slim.workbench.tasks.metric import Metric
 from slim.workbench.tasks.multilabel import MultiLabel
 from slim.workbench.tasks.regression import Regression
 from slim.workbench.tasks.segmentation import Segmentation
@@ -32,7 +34,13 @@ def build_task(name: str, *, classes: int | None = None, allow_code: Allowed = (
         return TASKS[name](classes)
     if not names_code(name):
         raise unknown("task", name, TASKS)
-    task = import_object("task", name, allow_code=allow_code)()
+    made = import_object("task", name, allow_code=allow_code)
+    try:
+        task = made()
+    except Exception as error:  # the user's code: anything can go wrong in it
+        raise SlimError(f"task {name!r} can't be made without arguments ({told(error)})") from error
     if not isinstance(task, Task):
         raise SlimError(f"task {name!r} made {type(task).__name__}: expected a slim.workbench.tasks.Task")
+    if not isinstance(getattr(task, "metric", None), Metric):
+        raise SlimError(f'task {name!r} has no metric: expected one such as metric = Metric("error", "min")')
     return task

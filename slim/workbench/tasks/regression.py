@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from slim.errors import SlimError
+from slim.workbench.nested import described
 from slim.workbench.tasks.metric import Metric
 from slim.workbench.tasks.task import Task
 
@@ -30,6 +31,8 @@ class Regression(Task):
     def check(self, outputs: Any, targets: Tensor) -> None:
         """Raise SlimError where there isn't one output for each number."""
         shape = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        if not isinstance(targets, Tensor):
+            raise SlimError(f"the targets are {described(targets)}: expected numbers [N] or [N, numbers]")
         if not isinstance(outputs, Tensor) or outputs.numel() != targets.numel() or len(outputs) != len(targets):
             raise SlimError(
                 f"the network's output is {shape} for targets {list(targets.shape)}: expected as many numbers"

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from slim.errors import SlimError
+from slim.workbench.nested import described
 from slim.workbench.tasks.classification import distillation
 from slim.workbench.tasks.metric import Metric
 from slim.workbench.tasks.task import Task
@@ -19,7 +20,8 @@ AUXILIARY = 0.5  # weight of an auxiliary head's loss, as in torchvision's refer
 
 @dataclass(frozen=True)
 class Segmentation(Task):
-    """Learn maps of class numbers, int64 [N, H, W] with 255 where nothing counts, by cross entropy.
+    """Learn maps of class numbers, whole numbers [N, H, W] or [N, 1, H, W] with 255, or one below 0, where nothing
+    counts, by cross entropy.
 
     The network gives scores [N, classes, h, w], or a dict of them as torchvision's do: `out`, and `aux` in training.
     Scores of another size are scaled to that of the maps. The metric is the mean over classes of intersection over
@@ -32,6 +34,7 @@ class Segmentation(Task):
 
     def loss(self, outputs: Any, targets: Tensor) -> Tensor:
         """Return the cross entropy over pixels, with that of an auxiliary head where there is one."""
+        targets = _maps(targets)
         loss = _cross_entropy(scores(outputs), targets)
         if isinstance(outputs, Mapping) and "aux" in outputs:
             loss = loss + AUXILIARY * _cross_entropy(outputs["aux"], targets)
@@ -39,6 +42,7 @@ class Segmentation(Task):
 
     def tally(self, outputs: Any, targets: Tensor) -> Tensor:
         """Count for each class the pixels of the intersection, and those of the union."""
+        targets = _maps(targets)
         found = _scaled(scores(outputs), targets).argmax(1)
         classes = scores(outputs).shape[1]
         counted = targets != IGNORED
@@ -64,8 +68,8 @@ class Segmentation(Task):
         expected = f"expected [N, {self.classes or 'classes'}, height, width]"
         if not isinstance(found, Tensor) or found.ndim != 4 or found.shape[1] != (self.classes or found.shape[1]):
             raise SlimError(f"the network's output is {shape}: {expected}")
-        if targets.ndim != 3:
-            raise SlimError(f"the targets have shape {list(targets.shape)}: expected maps of class numbers [N, H, W]")
+        if not isinstance(targets, Tensor) or targets.is_floating_point() or _maps(targets).ndim != 3:
+            raise SlimError(f"the targets are {described(targets)}: expected maps of class numbers [N, H, W]")
 
     def distillation(self, outputs: Any, taught: Any, temperature: float) -> Tensor:
         """Return T²·KL(softmax(teacher/T) ‖ softmax(student/T)), the mean over pixels."""
@@ -79,6 +83,12 @@ def scores(outputs: Any) -> Any:
     return getattr(outputs, "logits", outputs)
 
 
+def _maps(targets: Tensor) -> Tensor:
+    """Return maps of class numbers, int64 [N, H, W], with 255 wherever nothing counts."""
+    maps = (targets[:, 0] if targets.ndim == 4 and targets.shape[1] == 1 else targets).long()
+    return maps.where(maps >= 0, IGNORED)
+
+
 def _scaled(found: Tensor, targets: Tensor) -> Tensor:
     if found.shape[2:] == targets.shape[1:]:
         return found
@@ -86,4 +96,5 @@ def _scaled(found: Tensor, targets: Tensor) -> Tensor:
 
 
 def _cross_entropy(found: Tensor, targets: Tensor) -> Tensor:
-    return F.cross_entropy(_scaled(found, targets), targets, ignore_index=IGNORED)
+    total = F.cross_entropy(_scaled(found, targets), targets, ignore_index=IGNORED, reduction="sum")
+    return total / (targets != IGNORED).sum().clamp(min=1)  # a batch in which nothing counts teaches nothing

@@ -2,7 +2,7 @@
 
 import math
 import operator
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import reduce
 from typing import Any
 
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from slim.errors import SlimError
-from slim.workbench.causes import is_out_of_memory
+from slim.workbench.causes import is_out_of_memory, told
 from slim.workbench.config import ComputeConfig
 from slim.workbench.data import Dataset, Loaders, Split, ordered
 from slim.workbench.data.loaders import Batches
-from slim.workbench.nested import arranged, length, moved, shapes
+from slim.workbench.nested import arranged, described, length, moved, shapes
 from slim.workbench.nested import split as cut
 from slim.workbench.tasks import Task
 from slim.workbench.train.devices import layout_of, moved_to, resolve_device
@@ -95,7 +95,7 @@ def evaluate_batches(
     if not found:
         raise SlimError(f"no images to evaluate on: expected a split of {name} with at least one")
     losses, counts, tallies = zip(*found)
-    value = {task.metric.name: task.value(reduce(operator.add, tallies))}
+    value = {task.metric.name: _value(task, tallies)}
     return value if None in losses else value | {"loss": math.fsum(losses) / sum(counts)}
 
 
@@ -115,21 +115,34 @@ def _each_judged(
             module.training = True
 
 
+def _value(task: Task, tallies: Sequence[Any]) -> float:
+    try:
+        return task.value(reduce(operator.add, tallies))
+    except Exception as error:  # of a task of the user's own
+        raise SlimError(f"{type(task).__name__} can't count its {task.metric.title} ({told(error)})") from error
+
+
 def _judged(model: nn.Module, inputs: Any, targets: Any, task: Task, name: str) -> tuple[Tensor | None, Any]:
     """Return the loss of a batch, if there is one, summed over its samples, and what it adds to the metric."""
     try:
         outputs = tree_map(_as_float, task.forward(model, inputs))
+    except SlimError:
+        raise
+    except Exception as error:  # of layers that can't take the inputs
+        raise _refused(error, inputs, name) from error
+    try:
         task.check(outputs, targets)
         loss = task.loss(outputs, targets)
         return None if loss is None else loss * length(inputs), task.tally(outputs, targets)
-    except (
-        RuntimeError,
-        ValueError,
-        AssertionError,
-        TypeError,
-        IndexError,
-    ) as error:  # of layers that can't take the inputs
-        raise _refused(error, inputs, name) from error
+    except SlimError:
+        raise
+    except Exception as error:  # of targets that are something else
+        if is_out_of_memory(error):
+            raise _refused(error, inputs, name) from error
+        raise SlimError(
+            f"{type(task).__name__} can't judge the network's outputs by the targets from {name}, {described(targets)} "
+            f"({told(error)})"
+        ) from error
 
 
 def _as_float(output: Any) -> Any:
@@ -142,6 +155,6 @@ def _refused(error: Exception, inputs: Any, name: str) -> SlimError:
             f"out of memory on {length(inputs)} images at a time, without training: expected a smaller batch_size"
         )
     return SlimError(
-        f"the network can't run on images of shape {shapes(inputs)} from {name}: "
+        f"the network can't run on images of shape {shapes(inputs)} from {name} ({described(inputs)}): "
         + str(error).strip().partition("\n")[0]
     )

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from slim.errors import SlimError
-from slim.workbench.causes import is_out_of_memory
+from slim.workbench.causes import is_out_of_memory, told
 from slim.workbench.config import ComputeConfig, OptimConfig
 from slim.workbench.data import Batch
-from slim.workbench.nested import arranged, length, split
+from slim.workbench.nested import arranged, described, length, split
 from slim.workbench.train.devices import layout_of
 from slim.workbench.train.graph import Recorded, graph_recorder_for
 from slim.workbench.train.guard import out_of_memory
@@ -120,9 +120,12 @@ class Step:
                 inputs, targets = self.mix(inputs, targets)
             try:
                 return self.take(inputs, targets, samples, number_of_parts)
-            except RuntimeError as error:
-                if not is_out_of_memory(error):
-                    raise
+            except SlimError:
+                raise
+            except Exception as error:
+                if not is_out_of_memory(error):  # of the network, the task or the data, on what they were given
+                    what = f"on {described(inputs)} with targets, {described(targets)}"
+                    raise SlimError(f"training fails at step {state.step + 1} {what} ({told(error)})") from error
                 self._use_less(length(batch.inputs))
                 for buffer, value in zip(buffers, before):  # BatchNorm has counted what was in vain
                     buffer.copy_(value)

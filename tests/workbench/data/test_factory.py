@@ -17,6 +17,7 @@ from slim.workbench.train import evaluate, fit
 FILE = """
 import torch
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import Dataset as Dataset_
 from slim.images import ImageSpec
 from slim.workbench.data import Dataset, Split
 
@@ -30,7 +31,21 @@ class Stream(IterableDataset):
     def __iter__(self):
         return iter(samples(40))
 
+class Named(Dataset_):
+    def __len__(self): return 60
+    def __getitem__(self, i): return {"image": samples(60)[i][0].double(), "label": i % 3}
+
+class Counted(Stream):
+    def __len__(self): return 40
+
 def maps(): return samples(100), None, samples(20)
+def one(): return samples(100)
+def classes(): return {"train": samples(60), "validation": samples(0), "test": samples(20), "classes": [1, 2, 3]}
+def dicts(): return [Named(), samples(20), samples(20)]
+def counted(): return Counted(), None, samples(20)
+def none_left(): return samples(0), None, samples(20)
+def no_split(): return {"train": samples(20), "eval": samples(20)}
+def by_zero(): return named() | {"transform": lambda images: 1 / 0}
 def named(): return {"train": samples(60), "val": samples(20), "test": samples(20)}
 def whitened(): return {"train": lists()[0], "test": lists()[2], "transform": lambda images: (images - 1) / 2}
 def no_function(): return named() | {"transform": 3}
@@ -45,12 +60,12 @@ def images():
 
 def three(): return 3
 def pair(): return samples(20), samples(20)
-def no_test(): return samples(20), samples(20), None
+def no_test(): return list(samples(20)), samples(20), None
 def number(): return samples(20), None, 7
 def empty(): return [], None, []
 def once(): return iter(lists()[0]), None, lists()[2]
 def fails(): raise FileNotFoundError("no images\\nhere")
-def streams(): return Stream(), None, samples(20)
+def streams(): return Stream(), None, Stream()
 """
 
 
@@ -70,15 +85,23 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(36, 3))
 
 
-@pytest.mark.parametrize("factory", ["maps", "named", "loaders", "images"])
-def test_every_kind_trains_and_is_evaluated(factory: str) -> None:
+@pytest.mark.parametrize(
+    ("factory", "classes"),
+    [
+        *((name, ("low", "middle", "high")) for name in ("maps", "named", "loaders", "images", "one")),
+        ("classes", ("1", "2", "3")),
+        *((name, None) for name in ("dicts", "streams", "counted")),
+    ],
+)
+def test_every_kind_trains_and_is_evaluated(factory: str, classes: tuple[str, ...] | None) -> None:
     loaded = load(factory, batch_size=20)
-    assert loaded.spec.shape == (1, 6, 6) and loaded.spec.classes == ("low", "middle", "high")
-    assert loaded.task == Classification(3)
+    assert loaded.spec.shape == (1, 6, 6) and loaded.spec.classes == classes
+    assert loaded.task == Classification(3 if classes else None)
     compute = ComputeConfig(device="cpu")
     model = network()
     records = fit(model, loaded, OptimConfig(epochs=3, lr=0.01, warmup=0), compute=compute, seed=3)
-    assert records[-1]["val_accuracy"] is not None and records[0]["images"] in (40, 60, 80, 100)
+    assert (records[-1]["val_accuracy"] is None) == (factory in ("streams", "counted"))
+    assert records[0]["images"] in (40, 60, 80, 100)
     assert records[-1]["train_loss"] < records[0]["train_loss"]
     assert loaded.test is not None
     assert 0 <= evaluate(model, loaded.test, loaded, compute=compute)["accuracy"] <= 1
@@ -110,8 +133,11 @@ def test_a_factory_gets_what_it_has_parameters_for() -> None:
 @pytest.mark.parametrize(
     ("factory", "message"),
     [
-        ("three", r"gave an object of type int: expected a Dataset, or \(train, val, test\)"),
-        ("pair", r"gave 2 parts: expected a Dataset, or \(train, val, test\)"),
+        ("three", r"gave an object of type int: expected \(train, val, test\), where"),
+        ("pair", r"gave 2 parts: expected \(train, val, test\), where val may be None, or a Dataset"),
+        ("none_left", "gave no train data: expected samples or batches"),
+        ("no_split", "gave eval: expected some of train, val, validation, valid, test, transform, classes"),
+        ("by_zero", r"the transform of 'mydata.py:by_zero' failed \(ZeroDivisionError"),
         ("no_function", "the transform of .* is of type int: expected a function"),
         ("no_test", "gave no test data: expected samples or batches"),
         ("number", "the test data of 'mydata.py:number' are of type int: expected samples or batches"),
@@ -130,12 +156,6 @@ def test_mistakes(factory: str, message: str) -> None:
 def test_only_what_the_user_named_is_run() -> None:
     with pytest.raises(SlimError, match=r"data 'mydata.py:maps' would run 'mydata.py'.*--allow-code mydata.py:maps"):
         data.load_any(DataConfig(name="mydata.py:maps"), 0, allow_code=["other:thing"])
-
-
-def test_a_stream_of_samples_needs_no_length_to_be_loaded() -> None:
-    loaded = load("streams", batch_size=20)
-    with pytest.raises(SlimError, match=r"mydata\.py:streams has no length"):
-        fit(network(), loaded, OptimConfig(epochs=1))
 
 
 def test_a_transform_is_called_on_the_inputs_of_every_batch() -> None:

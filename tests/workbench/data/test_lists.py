@@ -1,6 +1,7 @@
 """Lists of files with labels, and data sets of the package datasets, against the images that were written."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,25 @@ def test_a_list_gives_each_image_its_label(ending: str, photos: Path) -> None:
 @pytest.mark.parametrize(
     ("task", "labels", "classes", "targets"),
     [
+        ("classification", {"blue": 10.0, "green": "2 ", "red": 2}, ["2", "10"], {"blue": 1, "green": 0, "red": 0}),
+        (
+            "multilabel",
+            {"blue": "sky; sea", "green": "", "red": "sea"},
+            ["sea", "sky"],
+            {"blue": [1, 1], "green": [0, 0], "red": [1, 0]},
+        ),
+        (
+            "multilabel",
+            {"blue": [1, 1], "green": [0, 0], "red": [1, 0]},
+            ["0", "1"],
+            {"blue": [1, 1], "green": [0, 0], "red": [1, 0]},
+        ),
+        (
+            "regression",
+            {"blue": "1|2", "green": "3|-4", "red": "5|6"},
+            ["value 1", "value 2"],
+            {"blue": [1, 2], "green": [3, -4], "red": [5, 6]},
+        ),
         ("classification", {"blue": 10, "green": 2, "red": 2}, ["2", "10"], {"blue": 1, "green": 0, "red": 0}),
         (
             "multilabel",
@@ -90,20 +110,57 @@ def test_labels_mean_what_the_task_says(task: str, labels: Any, classes: Any, ta
         ),
         ([{"path": None, "label": "x"}], "classification", "row 1: expected a path and a label"),
         ([{"path": "a.png", "label": "x"}], "regression", "needs a number"),
+        ([{"path": "a.png", "label": "1,5"}], "regression", "could not convert string to float: '1,5'"),
+        ([{"path": "a.png", "label": float("nan")}], "regression", r"image 1 of split train has the value \[nan\]"),
+        (
+            [{"path": "a.png", "label": "x"}, {"path": "b.png", "label": " "}],
+            "classification",
+            "image 2 .* has no label",
+        ),
+        ([{"path": "a.png", "label": "x"}], "classification", "all training images have the label 'x'"),
+        ([{"path": "a.png", "cat": 1, "dog": 2}], "multilabel", "image 1 .* has '2' for a class: expected 0 or 1"),
         ([{"path": "a.png", "label": "x"}], "segmentation", "expected classification, multilabel, regression"),
         ([{"path": "a.png", "label": "x", "split": "test"}], "classification", "no row with split train"),
         (
-            [{"path": "a.png", "label": "x"}, {"path": "b.png", "label": "y", "split": "test"}],
+            [{"path": "a.png", "label": x, "split": "test" if x == "z" else "train"} for x in "xyz"],
             "classification",
-            "label 'y' isn't among those of the training images",
+            "label 'z' isn't among those of the training images",
         ),
-        ([{"path": "none.png", "label": "x"}], "classification", "none.png' can't be read: No such file"),
+        ([{"path": "none.png", "label": x} for x in "ab"], "classification", "none.png' can't be read: No such file"),
     ],
 )
 def test_a_broken_list_says_where(rows: list[dict[str, Any]], task: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(SlimError, match=message) as caught:
         load(DataConfig("imagelist", written(tmp_path, "json", rows)), 0, task=task)
     assert "\n" not in str(caught.value)
+
+
+AS_TEXT: dict[str, Callable[[str], bytes]] = {
+    "list.csv": lambda text: text.replace(",", ";").replace("path", " Image_Path").encode("utf-8-sig"),
+    "list.TSV": lambda text: text.replace(",", "\t").replace("\n", "\r\n").encode("utf-16"),
+    "list.txt": lambda text: text.partition("\n")[2].replace(",", " ").encode(),
+    "bars.csv": lambda text: text.replace(",", " | ").replace("train", "Training").encode(),
+    "quoted.csv": lambda text: text.replace("photos/blue-0.png", '"photos\\blue-0.png"').encode(),
+}
+
+
+@pytest.mark.parametrize("name", AS_TEXT)
+def test_tables_as_other_programs_write_them(name: str, photos: Path) -> None:
+    usual = load(DataConfig("imagelist", written(photos, "csv", ROWS)), seed=0)
+    (photos / name).write_bytes(AS_TEXT[name]((photos / "list.csv").read_text()))
+    data = load(DataConfig("imagelist", str(photos / name)), seed=0)
+    assert data.classes == usual.classes
+    for split, other in ((data.train, usual.train), (data.test, usual.test)):
+        assert torch.equal(split.decoded(), other.decoded()) and torch.equal(split.labels, other.labels)
+
+
+@pytest.mark.parametrize("task", ["multilabel", "regression"])
+def test_a_column_for_each_class_or_number(task: str, photos: Path) -> None:
+    rows = [{"": 7, "path": row["path"], "warm": int(row["label"] == "red"), "cold": 1} for row in ROWS]
+    data = load(DataConfig("imagelist", written(photos, "csv", rows), val_fraction=0), 0, task=task)
+    assert data.classes == ["warm", "cold"]
+    reds = (data.train.decoded()[:, 0, 0, 0] == 255).float()
+    assert torch.equal(data.train.labels, torch.stack([reds, torch.ones_like(reds)], 1)) and 0 < reds.sum() < len(reds)
 
 
 def test_a_run_on_a_list(photos: Path, monkeypatch: pytest.MonkeyPatch, command: Command, mistake: Command) -> None:

@@ -96,6 +96,21 @@ def test_segmentation_against_scikit_learn() -> None:
     torch.testing.assert_close(Segmentation(4).loss(outputs, targets), counted)
 
 
+@pytest.mark.parametrize(
+    "as_given",
+    [torch.Tensor.int, lambda maps: maps[:, None].byte(), lambda maps: maps.where(maps != 255, -100)],
+    ids=["int32", "bytes with a channel", "ignored below 0"],
+)
+def test_maps_of_every_kind_mean_the_same(as_given: Callable[[Tensor], Tensor]) -> None:
+    outputs, targets = random(9, 4, 5, 6), torch.randint(3, (9, 5, 6), generator=torch.Generator().manual_seed(1))
+    targets[:, 0] = 255
+    task = Segmentation(4)
+    task.check(outputs, as_given(targets))
+    assert torch.equal(task.loss(outputs, targets), task.loss(outputs, as_given(targets)))
+    assert torch.equal(task.tally(outputs, targets), task.tally(outputs, as_given(targets)))
+    assert task.loss(outputs, torch.full_like(targets, 255)) == 0
+
+
 def test_segmentation_scales_and_weighs_what_torchvisions_networks_give() -> None:
     small, targets = random(2, 3, 4, 4), torch.randint(3, (2, 8, 8), generator=torch.Generator().manual_seed(1))
     large = F.interpolate(small, size=(8, 8), mode="bilinear")
@@ -127,11 +142,14 @@ def test_distillation_is_least_at_the_teacher(task: Task, shape: tuple[int, ...]
 @pytest.mark.parametrize(
     ("task", "outputs", "targets", "message"),
     [
-        (MultiLabel(), random(4, 3), torch.zeros(4, 2), r"shape \[4, 3\] for targets \[4, 2\]: expected one number"),
+        (MultiLabel(), random(4, 3), torch.zeros(4, 2), r"shape \[4, 3\] for targets, float32 \[4, 2\]: expected one"),
+        (MultiLabel(), random(4, 3), [torch.zeros(4)] * 3, r"for targets, a list of float32 \[4\] and"),
+        (Regression(), random(4, 3), {"x": torch.zeros(4)}, r"the targets are a dict of float32 \[4\]: expected num"),
         (Regression(), random(4, 3), torch.zeros(4, 2), r"is \[4, 3\] for targets \[4, 2\]: expected as many"),
         (Regression(), {"a": 1}, torch.zeros(4, 2), r"is dict for targets"),
         (Segmentation(3), random(4, 3), torch.zeros(4, 2, 2), r"is \[4, 3\]: expected \[N, 3, height, width\]"),
-        (Segmentation(), random(4, 3, 2, 2), torch.zeros(4), r"targets have shape \[4\]: expected maps"),
+        (Segmentation(), random(4, 3, 2, 2), torch.zeros(4), r"targets are float32 \[4\]: expected maps"),
+        (Segmentation(), random(4, 3, 2, 2), torch.zeros(4, 2, 2), r"targets are float32 \[4, 2, 2\]: expected maps"),
         (Segmentation(5), random(4, 3, 2, 2), torch.zeros(4, 2, 2), r"expected \[N, 5, height, width\]"),
     ],
 )

@@ -162,26 +162,19 @@ def test_inputs_and_targets_of_any_nesting(nest: Callable[[Tensor, Tensor], Any]
     assert scores["accuracy"] == records[-1]["val_accuracy"]
 
 
-class Lengthless:
-    """An iterable that is asked again for each epoch, and doesn't say how long it is."""
-
-    def __init__(self, batches: list[Any]) -> None:
-        self.batches = batches
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.batches)
-
-
 BATCH = (torch.zeros(4, 1, 8, 8), torch.zeros(4, dtype=torch.int64))
 
 
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (Lengthless([BATCH]), r"the data has no length: expected Loaders\(…, steps_per_epoch=N\)"),
-        (Loaders(DataLoader(Stream(), batch_size=8), name="my stream"), "my stream has no length"),
+        (iter([BATCH]), r"the data has no length: expected Loaders\(…, steps_per_epoch=N\)"),
         ([], "the data has no training batch: expected at least one"),
         ([BATCH[0]], r"a batch of the data has type Tensor: expected \(inputs, targets\)"),
+        ([{"image": BATCH[0], "size": 3}], "a batch of the data is a dict of image, size: expected .* one of label,"),
+        ([(BATCH[0], BATCH[1][:, None])], r"the targets are int64 \[2, 1\]: expected class numbers \[N\]"),
+        ([(BATCH[0], BATCH[1] + 99)], "can't judge the network's outputs by the targets .*Target 99 is out of bounds"),
+        ([(BATCH[0].to(torch.uint8), BATCH[1])], r"can't run on images .* \(uint8 \[2, 1, 8, 8\]\)"),
         ([(*BATCH, 1)], r"a batch of the data has 3 parts: expected \(inputs, targets\)"),
         ([("image", 3)], "the inputs of a batch of the data can't be used: it holds no tensor"),
         (Loaders([BATCH], steps_per_epoch=4), "the data gave 1 training batches in an epoch: expected 4"),
@@ -191,9 +184,12 @@ BATCH = (torch.zeros(4, 1, 8, 8), torch.zeros(4, dtype=torch.int64))
     ],
     ids=[
         "no length",
-        "a stream",
         "no batch",
         "no target",
+        "no usual name",
+        "a column of labels",
+        "a class too many",
+        "bytes",
         "three parts",
         "no tensor",
         "too few",
