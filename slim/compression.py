@@ -19,6 +19,7 @@ from slim.errors import SlimError
 from slim.prune.auto import Auto
 from slim.prune.budgets import Budget
 from slim.prune.calibration import MOST, part
+from slim.prune.loss import as_number
 from slim.prune.plan import PruningPlan
 from slim.prune.planner import plan
 from slim.prune.recovery.recover import Recovery, recover
@@ -119,7 +120,7 @@ def compress(
     def stage(name: str, started: float, network: nn.Module) -> None:
         made.model, made.seconds[name] = network, clock() - started
         if evaluate is not None:
-            made.metrics[name] = float(evaluate(network))
+            made.metrics[name] = as_number(evaluate(network))
 
     stage("original", clock(), model)
     started = clock()

@@ -62,6 +62,8 @@ class BatchUnit:
     def of_dimension(cls, size: int | str | None) -> "BatchUnit":
         """Read the first dimension of a file's input: a number, or a name such as "batch" or "8*batch"."""
         if isinstance(size, int):
+            if size < 1:
+                raise SlimError(f"a file for {size} images at a time: expected at least one, or a size that is open")
             return cls(size, multiples=False)
         found = re.match(r"(\d+)\*", size or "")
         return cls(int(found[1]) if found else 1)

@@ -90,14 +90,18 @@ class Loss(Budget):
         return plan
 
     def _metric(self, network: nn.Module) -> float:
-        value = self.evaluate(network)
-        try:
-            found = float(value)
-        except (TypeError, ValueError, OverflowError):  # the last of whole numbers without end
-            found = math.nan
-        if not math.isfinite(found):
-            raise SlimError(f"evaluate returned {value!r}: expected a number")
-        return found
+        return as_number(self.evaluate(network))
+
+
+def as_number(value: Any) -> float:
+    """Return what `evaluate` of the user's own returned as a number. Raises SlimError for anything else."""
+    try:
+        found = float(value)
+    except (TypeError, ValueError, OverflowError):  # the last of whole numbers without end
+        found = math.nan
+    if not math.isfinite(found):
+        raise SlimError(f"evaluate returned {value!r:.80}: expected a number")
+    return found
 
 
 class _Search:

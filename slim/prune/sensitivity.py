@@ -22,6 +22,7 @@ from slim.prune.budgets import Ratio
 from slim.prune.calibration import drawn, part
 from slim.prune.choosing import Ints
 from slim.prune.groups import Groups
+from slim.prune.loss import as_number
 from slim.prune.plan import PruningPlan
 from slim.prune.planner import Planner
 from slim.prune.recovery.distance import Measure, distance
@@ -198,7 +199,9 @@ def sensitivity(
     calibration, evaluate, kind = _measured(model, evaluate, images, measure)
     better = larger_is_better and kind == "metric"
     planner = _OneGroup(model, example_inputs, Auto(images) if score is None else score)
-    found = Sensitivity(kind, float(evaluate(model)), list(shares), planner.listed(), better, False, _hash_of(model))
+    found = Sensitivity(
+        kind, as_number(evaluate(model)), list(shares), planner.listed(), better, False, _hash_of(model)
+    )
     found = _resumed(found, file)
     with progress("measuring sensitivity", sum(len(shares) - len(group.pruned) for group in found.groups)) as advance:
         for group in found.groups:
@@ -245,9 +248,9 @@ def _measure(
             group.recovered.append(math.nan)
         return
     thin = plan.apply(model)
-    group.pruned.append(float(evaluate(thin)))
+    group.pruned.append(as_number(evaluate(thin)))
     if images is not None:
-        group.recovered.append(float(evaluate(recover(model, thin, plan, images, distance=measure).model)))
+        group.recovered.append(as_number(evaluate(recover(model, thin, plan, images, distance=measure).model)))
 
 
 def _resumed(new: Sensitivity, file: str | os.PathLike[str] | None) -> Sensitivity:

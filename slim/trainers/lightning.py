@@ -12,7 +12,7 @@ import lightning.pytorch as pl
 import torch
 
 from slim.batches import as_one, first_batch
-from slim.errors import SlimError
+from slim.errors import SlimError, unknown
 from slim.prune.budgets import Budget
 from slim.prune.calibration import MOST, part
 from slim.sparsity import Penalty
@@ -55,7 +55,11 @@ class SlimCallback(pl.Callback):
                 "one of each"
             )
         loader: Any = trainer.train_dataloader
-        network: Any = pl_module.get_submodule(self.network) if self.network else pl_module
+        try:
+            network: Any = pl_module.get_submodule(self.network)
+        except AttributeError:
+            known = [name for name, _ in pl_module.named_children()]
+            raise unknown("network of SlimCallback", self.network, known) from None
         images = part(as_one(loader, MOST) if self.recover else first_batch(loader), ..., pl_module.device)
         self.slimming = Slimming(
             network,
@@ -73,4 +77,5 @@ class SlimCallback(pl.Callback):
         slimming = self.slimming
         if slimming is not None and trainer.global_step > slimming.step:
             with torch.enable_grad():
-                slimming.after_step()
+                if slimming.after_step():
+                    pl_module.trainer = trainer  # which copies of Lightning's modules let go of

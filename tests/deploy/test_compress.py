@@ -131,6 +131,7 @@ def test_targets_that_are_numbers_and_a_loss_of_ones_own() -> None:
     [
         ({"budget": 0.5}, "budget 0.5: expected one such as"),
         ({"train_batches": []}, "there are no images"),
+        ({"evaluate": lambda _: {"accuracy": 1}}, "evaluate returned {'accuracy': 1}: expected a number"),
         (
             {"train_batches": batches()[:1], "loss": lambda o, t: o.sum() * float("nan")},
             "the loss is nan after 0 steps",

@@ -61,9 +61,10 @@ def test_a_module_that_is_the_network_itself(tmp_path: Path) -> None:
             return out
 
     module = Whole()
-    callback = SlimCallback(slim.Channels(0.5), network="", prunes=1, recover=False)
+    callback = SlimCallback(slim.Channels(0.5), network="", prunes=2)
     trainer(tmp_path, callback, limit_train_batches=4).fit(module, loader())
-    assert callback.slimming is not None and len(callback.slimming.plans) == 1
+    assert callback.slimming is not None and len(callback.slimming.plans) == 2
+    assert module.trainer.global_step == 20
     widths = [m.num_features for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
     assert sum(widths) <= 36
 
@@ -71,3 +72,5 @@ def test_a_module_that_is_the_network_itself(tmp_path: Path) -> None:
 def test_mistakes(tmp_path: Path) -> None:
     with pytest.raises(SlimError, match=r"start 0\.8 and end 0\.7: expected shares"):
         SlimCallback(slim.Flops(0.5), start=0.8)
+    with pytest.raises(SlimError, match="unknown network of SlimCallback 'modl': did you mean 'model'"):
+        trainer(tmp_path, SlimCallback(slim.Flops(0.5), network="modl")).fit(Module(), loader())

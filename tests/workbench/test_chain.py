@@ -176,6 +176,17 @@ def test_export_to_another_runtime_writes_its_file_beside_the_others(
     assert len(json.loads((run / "summary.json").read_text())["onnx"]["settings"]) == 4  # timed with baseline.onnx
 
 
+def test_export_for_multiples_of_a_number_is_judged_on_every_test_image(
+    folder: Path, tmp_path: Path, command: Command
+) -> None:
+    """359 of them, and 7 to a clip: neither the test images nor those of calibration fill the last one."""
+    run = Path(shutil.copytree(folder / "checkpoints" / "digits-vgg7", tmp_path / "digits-vgg7"))
+    command("export", str(run / "finetuned.safetensors"), "--batch", "7n", "--int8", "--export.max_loss", "1")
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["onnx"]["accuracy"] == pytest.approx(summary["finetuned"]["accuracy"], abs=1 / 359)
+    assert summary["int8"]["accuracy"] > 0.1
+
+
 def test_run_does_it_all(whole_run: tuple[Path, Shown]) -> None:
     folder, shown = whole_run
     summary = json.loads((folder / "summary.json").read_text())

@@ -1,16 +1,20 @@
 """slim-prune model.onnx: a file of any maker and a folder of images, no run."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 import torch
 from deploy.onnx_networks import ConvNet, shake
+from onnx import TensorProto, helper
 from PIL import Image
 from workbench.commands import call, contents
 
 import slim
+from slim.errors import SlimError
+from slim.workbench.run import onnx_files
 
 FEW = ["--bench.runs", "2", "--bench.warmup", "1", "--bench.batch_sizes", "[1]", "--bench.provider", "cpu"]
 
@@ -44,6 +48,33 @@ def test_a_thin_file_and_its_plan_lie_beside_the_file(folder: Path, capsys: pyte
     expected = plan.apply(slim.read_onnx(file))
     shapes = sorted(tuple(p.shape) for p in expected.parameters() if p.dim() > 1)
     assert sorted(tuple(p.shape) for p in thin.parameters() if p.dim() > 1) == shapes
+
+
+@pytest.mark.parametrize(("shape", "axis"), [((4, 3, 11, 9), 1), ((4, 11, 9, 3), 3)], ids=["NCHW", "NHWC"])
+@pytest.mark.parametrize("kind", [TensorProto.FLOAT, TensorProto.UINT8], ids=["normalised", "raw"])
+def test_images_lie_as_the_file_takes_them(
+    shape: tuple[int, ...], axis: int, kind: int, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry, out = (helper.make_tensor_value_info(name, kind, ["n", *shape[1:]]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", [entry], [out])
+    opsets = [helper.make_opsetid("", 18)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), tmp_path / "x.onnx")
+    seen: list[np.ndarray] = []
+
+    def prune(_: Path, batches: list[np.ndarray], *__: Any, **___: Any) -> None:
+        seen.extend(batches)
+        raise SlimError("seen")
+
+    monkeypatch.setattr(onnx_files, "prune_onnx", prune)
+    given = ["--data.root", str(folder / "images"), "--mean", "0,0,0", "--std", "0.5,0.5,0.5"]
+    with pytest.raises(SystemExit):
+        call("prune", str(tmp_path / "x.onnx"), *given)
+    found = np.moveaxis(np.concatenate(seen), axis, 3)
+    files = sorted((folder / "images").rglob("*.png"))
+    expected = np.stack([np.asarray(Image.open(file)) for file in files])
+    expected = expected if kind == TensorProto.UINT8 else expected.astype(np.float32) / 255 / 0.5
+    assert found.dtype == expected.dtype
+    assert np.allclose(np.sort(found.reshape(24, -1), 0), np.sort(expected.reshape(24, -1), 0), atol=1e-6)
 
 
 def test_a_dry_run_and_mistakes_write_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

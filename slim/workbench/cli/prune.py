@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if arguments.arch:
             _prune_given(given)
             return
-        if arguments.file and arguments.file.endswith(".onnx"):
+        if arguments.file and arguments.file.lower().endswith(".onnx"):
             _prune_onnx(given, Path(arguments.file))
             return
         run, source = given.run_after("sparse")

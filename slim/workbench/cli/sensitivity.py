@@ -7,6 +7,7 @@ next    slim-prune, with --keep or --layer_ratios for what costs most
 """
 
 from collections.abc import Sequence
+from itertools import chain
 
 from slim.errors import SlimError
 from slim.workbench.cli.errors import report_user_errors
@@ -34,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser = SettingsParser("slim-sensitivity", __doc__, EXAMPLES, "prune", SHOWN)
         parser.add_file("the trained network (the newest sparse.safetensors)")
         parser.add_argument(
-            "--shares", nargs="+", type=float, default=[0.25, 0.5, 0.75], metavar="X",
+            "--shares", nargs="+", type=numbers, default=[[0.25, 0.5, 0.75]], metavar="X",
             help="shares of a group's channels to remove (0.25 0.5 0.75)",
         )  # fmt: skip
         parser.add_argument(
@@ -46,5 +47,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         run, source = given.run_after("sparse")
         from slim.workbench.run.sensitivity import sensitivity_stage
 
-        written = sensitivity_stage(run, source, given.arguments.shares, given.arguments.minutes)
+        written = sensitivity_stage(run, source, list(chain(*given.arguments.shares)), given.arguments.minutes)
         given.finish(written, "slim-prune")
+
+
+def numbers(text: str) -> list[float]:
+    """Read 0.5, or several with commas."""
+    return [float(part) for part in text.split(",") if part]

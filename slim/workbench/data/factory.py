@@ -30,11 +30,10 @@ from slim.workbench import nested, tasks
 from slim.workbench.code import Allowed, import_object
 from slim.workbench.config import DataConfig
 from slim.workbench.data.loaders import Loaders, pair
-from slim.workbench.data.splits import Dataset
+from slim.workbench.data.splits import PARTS, Dataset
 from slim.workbench.data.workers import prepare_worker, watched
 from slim.workbench.tasks import Task
 
-PARTS = {"train": "train", "val": "val", "validation": "val", "valid": "val", "test": "test"}
 ABOUT = ("transform", "classes")
 TEST_FRACTION = 0.2  # as of our own data sets
 

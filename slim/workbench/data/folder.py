@@ -20,7 +20,7 @@ from slim.images import IMAGE_FILES, decoders, read_image
 from slim.memory import free_memory
 from slim.workbench.config import DataConfig
 from slim.workbench.data.files import ImageFiles
-from slim.workbench.data.splits import Split
+from slim.workbench.data.splits import PARTS, Split
 
 FORMAT = "2"  # of the cache: raised when images are decoded differently
 MOST_WORKERS = 16  # by default: each holds some batches
@@ -29,7 +29,8 @@ SHARE_OF_MEMORY = 0.25  # that decoded images may take: splitting them copies th
 
 def read(cfg: DataConfig) -> tuple[list[str], dict[str, Split]]:
     """Return the classes and splits of root/train/CLASS and root/test/CLASS, with root/val/CLASS as the validation set
-    (or, where there is no root/test, as the test set); or of root/CLASS alone. Images become RGB.
+    (or, where there is no root/test, as the test set); or of root/CLASS alone. The splits may have other usual names,
+    such as Training or valid. Images become RGB.
 
     They are decoded into memory if they take at most a quarter of what is free there, and else stay in their files;
     `cfg.storage` can force either. What is decoded is kept in a hidden file in root (if `cfg.cache`) for the next time,
@@ -39,8 +40,9 @@ def read(cfg: DataConfig) -> tuple[list[str], dict[str, Split]]:
     if not root.is_dir():
         raise SlimError(f"no folder {str(root)!r}: expected a tree root/train/CLASS/IMAGE or root/CLASS/IMAGE")
     folders = {"train": root}
-    if _subfolders(root / "train"):  # a class may be called train, but holds images
-        folders = {part: root / part for part in ("train", "val", "test") if (root / part).is_dir()}
+    named = {PARTS[name.lower()]: root / name for name in reversed(_subfolders(root)) if name.lower() in PARTS}
+    if "train" in named and _subfolders(named["train"]):  # a class may be called train, but holds images
+        folders = named
     if "test" not in folders and "val" in folders:
         folders["test"] = folders.pop("val")
     classes = _subfolders(folders["train"])

@@ -13,8 +13,8 @@ from slim.extras import named_if_missing
 from slim.images import read_image
 from slim.memory import free_memory
 from slim.workbench.config import DataConfig
-from slim.workbench.data.lists import NAMES, PARTS
-from slim.workbench.data.splits import Split
+from slim.workbench.data.lists import NAMES
+from slim.workbench.data.splits import PARTS, Split
 from slim.workbench.data.targets import targets_of
 
 IMAGES = ("image", "img", "picture")  # usual names of a column of images
@@ -73,9 +73,10 @@ def _decoded(cfg: DataConfig, data: Any, column: str) -> Tensor:
 
 
 def _named(feature: Any, label: Any) -> Any:
-    """Return a label as a name, where the data set has names for its numbers."""
+    """Return a label as a name, where the data set has names for its numbers; None where there is none, which some have
+    as -1."""
     if hasattr(feature, "int2str"):
-        return feature.int2str(label)
+        return None if label is None or label < 0 else feature.int2str(label)
     inner = getattr(feature, "feature", None)
     return [inner.int2str(each) for each in label] if inner is not None and hasattr(inner, "int2str") else label
 

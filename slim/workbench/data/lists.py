@@ -26,7 +26,7 @@ from slim.errors import SlimError
 from slim.images import IMAGE_FILES
 from slim.workbench.config import DataConfig
 from slim.workbench.data import folder
-from slim.workbench.data.splits import Split
+from slim.workbench.data.splits import PARTS, Split
 from slim.workbench.data.targets import indicators, targets_of
 
 NAMES = {
@@ -36,11 +36,6 @@ NAMES = {
     ),
     "label": ("label", "labels", "class", "target", "category", "class_name", "label_name", "value"),
     "split": ("split", "subset", "set", "partition", "part", "phase"),
-}
-PARTS = {
-    **{word: "train" for word in ("train", "training")},
-    **{word: "val" for word in ("val", "validation", "valid", "dev")},
-    **{word: "test" for word in ("test", "testing")},
 }
 NO_LABELS = ("", "id", "index", "unnamed: 0")  # columns beside those of several labels
 IN_COLUMNS = ("multilabel", "regression")  # tasks whose labels may be a column each

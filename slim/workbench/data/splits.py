@@ -11,6 +11,12 @@ from slim.images import ImageSpec
 from slim.workbench.data.files import ImageFiles
 from slim.workbench.tasks import Classification, Task
 
+PARTS = {  # usual names of splits
+    **{word: "train" for word in ("train", "training")},
+    **{word: "val" for word in ("val", "validation", "valid", "dev")},
+    **{word: "test" for word in ("test", "testing")},
+}
+
 
 @dataclass(frozen=True)
 class Split:

@@ -28,6 +28,8 @@ def targets_of(labels: Mapping[str, Labels], task: str) -> tuple[list[str], dict
 
 
 def _classification(labels: Mapping[str, Labels]) -> tuple[list[str], dict[str, Tensor]]:
+    if any(isinstance(each, list | tuple) for found in labels.values() for each in found):
+        raise SlimError("an image has a list of labels: expected one, or task multilabel (or regression)")
     named = {part: [_name(each) for each in found] for part, found in labels.items()}
     if all(_is_whole(name) for found in named.values() for name in found):  # 1.0 and 01 are 1
         named = {part: [str(int(float(name))) for name in found] for part, found in named.items()}
@@ -100,7 +102,7 @@ READERS: dict[str, Callable[[Mapping[str, Labels]], tuple[list[str], dict[str, T
 
 
 def _name(label: Any) -> str:
-    return str(label).strip()
+    return "" if label is None else str(label).strip()
 
 
 def _is_whole(name: str) -> bool:

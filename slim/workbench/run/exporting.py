@@ -112,7 +112,8 @@ def int8_stage(run: Run, source: Path) -> Path:
         record.pop(key, None)
     run.records.enter("int8", record, settings)
     bench = settings.bench
-    timed = replace(bench, batch_sizes=bench.batch_sizes[:1], threads=bench.threads[:1], memory=False, profile=0)
+    sizes = bench.batch_sizes[:1] if net.batch.holds(bench.batch_sizes[0]) else [net.batch.unit]
+    timed = replace(bench, batch_sizes=sizes, threads=bench.threads[:1], memory=False, profile=0)
     timing = benchmark(files, **benchmark_rules(timed))
     rows = {row.model: {"latency_ms": row.median_ms} for row in timing.rows}
     run.console.print(report.stage_table({"onnx": was | rows["onnx"], "int8": record | rows["int8"]}, "INT8"))
@@ -174,7 +175,10 @@ def _data_for(run: Run, network: Trained, source: Path) -> Data:
 def _metric(net: "OnnxModel", dataset: Data) -> float:
     """Return the task's metric on the test images, run in onnxruntime."""
     task = dataset.task
-    sums = [task.tally(torch.from_numpy(net(images)), labels) for images, labels in _test_batches(net, dataset)]
+    sums = [
+        task.tally(torch.from_numpy(net(images))[: len(labels)], labels)
+        for images, labels in _test_batches(net, dataset)
+    ]
     return task.value(torch.stack(sums).sum(0))
 
 
@@ -185,7 +189,10 @@ def _test_batches(net: "OnnxModel", dataset: Data) -> Iterator[tuple[Tensor, Ten
 
 
 def _as_taken(net: "OnnxModel", images: Tensor, dataset: Data) -> Tensor:
-    """Return normalised images [N, C, H, W] as they are, or as the pixels that they were where the file normalises."""
+    """Return normalised images [N, C, H, W] as they are, or as the pixels that they were where the file normalises;
+    copies of the last image are added where it takes multiples of a number."""
+    if net.batch.multiples and (missing := -len(images) % net.batch.unit):
+        images = torch.cat([images, images[-1:].expand(missing, *images.shape[1:])])
     if not net.raw:
         return images
     mean, std = (torch.tensor(values).reshape(-1, 1, 1) for values in (dataset.spec.mean, dataset.spec.std))

@@ -79,25 +79,29 @@ def _batches(run: Run, file: Path, normalisation: Normalisation | None) -> list[
     paths = find_images(str(root))
     order = np.random.default_rng(run.settings.seed).permutation(len(paths))[:count]
     entry = opened.inputs[0]
-    raw = entry.dtype == "uint8"
-    sizes = entry.shape[1:3] if raw else entry.shape[2:4]
-    channels = entry.shape[-1] if raw else (entry.shape[1] if len(entry.shape) > 1 else None)
-    if len(opened.inputs) > 1 or len(entry.shape) != 4 or channels not in MODES:
+    axis = next((place for place in (1, 3) if len(entry.shape) == 4 and entry.shape[place] in MODES), None)
+    if len(opened.inputs) > 1 or axis is None:
         raise SlimError(
             f"{file} takes {[list(each.shape) for each in opened.inputs]}: a folder of images serves one input "
-            "[N, 3, H, W] or [N, 1, H, W]; expected data.name package.module:factory for others"
+            "[N, C, H, W] or [N, H, W, C] with 3 channels or 1; expected data.name package.module:factory for others"
         )
+    raw, channels = entry.dtype == "uint8", int(entry.shape[axis] or 0)
+    sizes = entry.shape[2:] if axis == 1 else entry.shape[1:3]
     height, width = (size if isinstance(size, int) else run.settings.data.image_size for size in sizes)
     if height is None or width is None:
         raise SlimError(f"{file} leaves the size of its images open: expected --data.image_size")
-    pixels = np.stack([read_image(paths[i], (height, width), int(channels)) for i in order])
+    pixels = np.stack([read_image(paths[i], (height, width), channels) for i in order])
     if raw:
-        return np.array_split(pixels, -(-len(pixels) // BATCH))
-    mean, std = (np.array(each, np.float32) for each in normalisation or _noted(run, opened, int(channels)))
+        return _in_batches(pixels, axis)
+    mean, std = (np.array(each, np.float32) for each in normalisation or _noted(run, opened, channels))
     if len(mean) != channels or len(std) != channels:
         raise SlimError(f"--mean and --std have {len(mean)} and {len(std)} numbers: expected {channels}, one a channel")
-    normalised = ((pixels.astype(np.float32) / 255 - mean) / std).transpose(0, 3, 1, 2)
-    return np.array_split(normalised, -(-len(normalised) // BATCH))
+    return _in_batches((pixels.astype(np.float32) / 255 - mean) / std, axis)
+
+
+def _in_batches(images: np.ndarray, axis: int) -> list[np.ndarray]:
+    """Return images [N, H, W, C] in batches, with the channels along this axis."""
+    return np.array_split(np.moveaxis(images, 3, axis), -(-len(images) // BATCH))
 
 
 def _noted(run: Run, opened: OnnxFile, channels: int) -> Normalisation:

@@ -16,10 +16,11 @@ from slim.workbench.data import Split, load
 from slim.workbench.data.files import ImageFiles
 
 
-def test_image_folder_with_splits(tmp_path: Path) -> None:
+@pytest.mark.parametrize("names", [("train", "val", "test"), ("Training", "valid", "TEST")])
+def test_image_folder_with_splits(names: tuple[str, str, str], tmp_path: Path) -> None:
     written = {}
     for seed, (part, count) in enumerate({"train": 20, "val": 3, "test": 4}.items()):
-        written[part] = write_tree(tmp_path / part, {"dog": count, "cat": count + 1}, seed=seed)
+        written[part] = write_tree(tmp_path / names[seed], {"dog": count, "cat": count + 1}, seed=seed)
     data = folder(tmp_path)
     assert data.classes == ["cat", "dog"]
     assert data.augment == "crop+flip"

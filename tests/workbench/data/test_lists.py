@@ -117,6 +117,11 @@ def test_labels_mean_what_the_task_says(task: str, labels: Any, classes: Any, ta
             "classification",
             "image 2 .* has no label",
         ),
+        (
+            [{"path": "a.png", "label": ["x", "y"]}],
+            "classification",
+            "a list of labels: expected one, or task multilabel",
+        ),
         ([{"path": "a.png", "label": "x"}], "classification", "all training images have the label 'x'"),
         ([{"path": "a.png", "cat": 1, "dog": 2}], "multilabel", "image 1 .* has '2' for a class: expected 0 or 1"),
         ([{"path": "a.png", "label": "x"}], "segmentation", "expected classification, multilabel, regression"),
@@ -188,5 +193,8 @@ def test_a_data_set_of_hugging_face(tmp_path: Path) -> None:
     for split in (data.train, data.test):
         expected = torch.tensor([COLOURS[names[label]] for label in split.labels])
         assert torch.equal(split.decoded()[:, :, 2, 2].int(), expected.int())
+    made.select(range(5)).map(lambda row: {"label": -1}).save_to_disk(str(tmp_path / "unknown"))
+    with pytest.raises(SlimError, match="image 1 of split train has no label"):
+        load(DataConfig("huggingface", str(tmp_path / "unknown")), 0)
     with pytest.raises(SlimError, match="can't get the data set"):
         load(DataConfig("huggingface", str(tmp_path)), 0)
