@@ -48,8 +48,11 @@ def unknown(kind: str, value: str, choices: Iterable[str]) -> SlimError:
     return SlimError(f"unknown {kind} {value!r:.100}: {hint}")
 
 
-class Interrupted(Exception):
-    """Work that a signal ended, after it was saved so that it can go on."""
+class Interrupted(BaseException):
+    """Work that a signal ended, after it was saved so that it can go on.
+
+    No Exception: who handles those of others' code would take it for a failure of that.
+    """
 
     def __init__(self, message: str, signal: int | None) -> None:
         super().__init__(message)

@@ -112,6 +112,13 @@ def test_missing_and_broken_metadata(tmp_path: Path, exported: tuple[Path, float
         return tmp_path / "model.onnx"
 
     image = np.zeros((8, 8, 3), np.uint8)
+    several = OnnxModel(with_metadata({"slim.task": "multilabel"}))
+    logits = several((image[None].transpose(0, 3, 1, 2) / np.float32(255) - 0.5) / 0.25)[0]
+    with_metadata({"slim.task": "multilabel", "slim.mean": "[0.5, 0.5, 0.5]", "slim.std": "[0.25, 0.25, 0.25]"})
+    [found] = OnnxModel(several.path).predict([image], top=10)
+    assert dict(found) == pytest.approx(dict(zip(CLASSES, 1 / (1 + np.exp(-logits)))), abs=1e-5)
+    with pytest.raises(SlimError, match="is for task 'regression', and gives no classes to predict"):
+        OnnxModel(with_metadata({"slim.task": "regression"})).predict([image])
     foreign = OnnxModel(with_metadata(dict.fromkeys(kept)))
     assert foreign(np.zeros((2, 3, 8, 8), np.float32)).shape == (2, 10)  # arrays need no metadata
     with pytest.raises(SlimError, match=r"model.onnx has no slim.input_shape, slim.mean, slim.std in its metadata"):

@@ -20,6 +20,8 @@ LARGEST_SIZE = 2**16  # of an input, in metadata
 LARGEST_NUMBER = 1e6
 SHOWN = 80  # characters of metadata in an error
 
+CLASSIFICATION, MULTILABEL = "classification", "multilabel"  # tasks whose outputs are classes
+
 
 class OnnxModel:
     """An ONNX file with one input and one output, ready to run.
@@ -54,6 +56,7 @@ class OnnxModel:
         self.classes: list[str] | None = self._read("slim.classes", "names", _is_text)
         self.mean: list[float] | None = self._read("slim.mean", "numbers", _is_number)
         self.std: list[float] | None = self._read("slim.std", "numbers above 0", lambda v: _is_number(v) and v > 0)
+        self.task: str = self.metadata.get("slim.task", CLASSIFICATION)
         self.input_shape: list[int] | None = self._read("slim.input_shape", "sizes", _is_size)
 
     def __call__(self, images: Any) -> np.ndarray:
@@ -120,8 +123,10 @@ class OnnxModel:
         to 0..1 and normalised with the file's mean and std. Labels are the file's class names, or the class index
         where it has none. Images go through the network `batch_size` at a time.
 
+        A file for the task multilabel gives the probability of each class for itself.
+
         Raises SlimError for an image that can't be read or isn't 8-bit, an array of another shape or dtype,
-        and a file without the metadata that this needs.
+        a file without the metadata that this needs, and one for another task.
         """
         return [best for _, best in self.stream(find_images(images), top, batch_size)]
 
@@ -139,6 +144,11 @@ class OnnxModel:
         for name, value in (("top", top), ("batch_size", batch_size)):
             if not isinstance(value, (int, np.integer)) or value < 1:
                 raise SlimError(f"{name} {value!r}: expected a whole number of at least 1")
+        if self.task not in (CLASSIFICATION, MULTILABEL):
+            raise SlimError(
+                f"{self.path.name} is for task {self.task!r}, and gives no classes to predict: expected one for "
+                f"{CLASSIFICATION} or {MULTILABEL}; call the model itself on normalised arrays"
+            )
         (channels, height, width), mean, std = self._preprocessing()
         most = decoders(2 * (os.cpu_count() or 1))
         with ThreadPoolExecutor(most) as pool:  # Pillow decodes outside the interpreter lock
@@ -210,7 +220,7 @@ class OnnxModel:
             )
         if not np.isfinite(outputs).all():
             raise SlimError(f"{self.path.name} gives values that aren't finite: expected numbers for each class")
-        probabilities = outputs if self.raw else _softmax(outputs)
+        probabilities = outputs if self.raw else _sigmoid(outputs) if self.task == MULTILABEL else _softmax(outputs)
         best = np.argsort(-probabilities, kind="stable")[:top]
         return [(self.classes[i] if self.classes else str(i), float(probabilities[i])) for i in best]
 
@@ -263,6 +273,11 @@ def _is_number(value: Any) -> bool:
 
 def _is_size(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= LARGEST_SIZE
+
+
+def _sigmoid(logits: np.ndarray) -> np.ndarray:
+    shares: np.ndarray = 0.5 + 0.5 * np.tanh(logits / 2)  # exp could overflow
+    return shares
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:

@@ -43,8 +43,9 @@ TOLERANCE = 1e-4
 
 class Metadata(TypedDict, total=False):
     """What a file says of itself: class names in the order of the logits, one number per channel in 0..1 units, the
-    digest of the plan."""
+    digest of the plan, what it was trained for."""
 
+    task: str | None
     classes: Sequence[str] | None
     mean: Sequence[float] | None
     std: Sequence[float] | None
@@ -109,7 +110,7 @@ def export_onnx(
     preprocess: puts normalisation and softmax into the graph: the file takes raw images, uint8 [N, H, W, C], and
     gives class "probabilities" [N, K]. It needs `mean` and `std`, and a model with one input [N, C, H, W].
     metadata: goes into the file: classes (names in the order of the logits), mean and std (one number per channel, in
-    0..1 units), plan_digest.
+    0..1 units), plan_digest, task (such as "regression").
 
     The exported file is run in onnxruntime on batches of 1, 2 and 7 random inputs and compared with PyTorch (with
     `dynamic_size`, on larger images too); only if max|a - b| / max|a| is within `tolerance` each time (or within ten
@@ -259,8 +260,9 @@ def _metadata(example: Tensor, outputs: list[Tensor], given: Metadata) -> dict[s
             if not all(abs(value) <= sys.float_info.max and (value > 0 or name == "mean") for value in values):
                 raise SlimError(f"{name} is {list(values)}: expected numbers{' above 0' if name == 'std' else ''}")
             metadata[f"slim.{name}"] = json.dumps([float(value) for value in values])
-    if (digest := given.get("plan_digest")) is not None:
-        metadata["slim.plan"] = digest
+    for key, text in (("plan", given.get("plan_digest")), ("task", given.get("task"))):
+        if text is not None:
+            metadata[f"slim.{key}"] = text
     return metadata
 
 

@@ -39,7 +39,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         written = run_all(run, command=shlex.join(["slim-run", *(sys.argv[1:] if argv is None else argv)]))
         exported = run.path("onnx") in written  # some networks no exporter takes
+        predicts = exported and run.settings.task in ("classification", "multilabel")
         result = run.path(last_stage(run.settings))
         given.finish(
-            written, f"slim-predict {run.path('onnx')} IMAGE" if exported else f"slim.load('{result}') in Python"
+            written,
+            f"slim-predict {run.path('onnx')} IMAGE"
+            if predicts
+            else f"slim.OnnxModel('{run.path('onnx')}') in Python"
+            if exported
+            else f"slim.load('{result}') in Python",
         )

@@ -11,7 +11,7 @@ from slim.workbench.report.markdown import origin, stages
 from slim.workbench.report.rendering import render
 
 NAME = "model_card.md"
-FACTS = ("input_shape", "classes", "mean", "std", "plan")
+FACTS = ("input_shape", "classes", "mean", "std", "plan", "task")
 
 
 def write(onnx_path: Path) -> Path:
@@ -31,12 +31,19 @@ def metadata(onnx_path: Path) -> dict[str, Any]:
 
     found = {entry.key: entry.value for entry in onnx.load(str(onnx_path), load_external_data=False).metadata_props}
     texts = {key: found.get(f"slim.{key}") for key in FACTS}
-    return {key: text if text is None or key == "plan" else json.loads(text) for key, text in texts.items()}
+    return {key: text if text is None or key in ("plan", "task") else json.loads(text) for key, text in texts.items()}
 
 
 def card(run: RunRecords, facts: dict[str, Any]) -> str:
     """Return the card as Markdown; `facts` as `metadata` gives them."""
     record = run.stages.get("onnx") or run.after
     metric, *_ = every_column(run.metric)
-    texts = {"change": metric.change_text(run.before, record), "stages": stages(run), "origin": origin(run)}
+    task = facts.get("task") or "classification"
+    texts = {
+        "task": task,
+        "named": bool(facts.get("classes")),
+        "change": metric.change_text(run.before, record),
+        "stages": stages(run),
+        "origin": origin(run),
+    }
     return render("card.md", run=run, record=record, facts=dict.fromkeys(FACTS) | facts, **texts) + "\n"

@@ -47,7 +47,14 @@ def html(runs: Sequence[RunRecords]) -> str:
         shown |= {"runs": runs, "lede": comparison_lede(runs), "differences": _differences(runs)}
         return render("comparison.html", **shown)
     [run] = runs
-    shown |= {"run": run, "lede": lede(run), "cards": _cards(run), "facts": _facts(run)}
+    shown |= {
+        "run": run,
+        "task": str(run.settings.get("task") or "classification"),
+        "named": True,
+        "lede": lede(run),
+        "cards": _cards(run),
+        "facts": _facts(run),
+    }
     shown |= {"how_far": advice.how_far(run), "deployment": advice.deployment(run)}
     shown |= {"settings": yaml.safe_dump(run.settings, sort_keys=False, allow_unicode=True)}
     return render("run.html", **shown)

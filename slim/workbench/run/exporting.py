@@ -12,7 +12,7 @@ from slim.deploy.guard import Compared, compare_files, in_words
 from slim.deploy.targets import SUFFIXES, export
 from slim.errors import SlimError
 from slim.workbench import data, report
-from slim.workbench.config import ExportConfig
+from slim.workbench.config import RunConfig
 from slim.workbench.data import Data
 from slim.workbench.report import card
 from slim.workbench.run import asked
@@ -41,11 +41,11 @@ def export_stage(run: Run, source: Path, *, unpruned: Path | None = None) -> lis
         whole = run.open(unpruned) if unpruned else None  # both are sound before one is written
         path, int8, baseline = run.path("onnx"), run.path("int8"), run.folder / "baseline.onnx"
         others = _for_another_runtime(run, before)  # first, for it may refuse
-        made, written = write_onnx(before, path, run.settings.export), [path, *others]
+        made, written = write_onnx(before, path, run.settings), [path, *others]
         outdated = int8.exists()
         int8.unlink(missing_ok=True)
         if whole is not None:
-            write_onnx(whole, baseline, run.settings.export)
+            write_onnx(whole, baseline, run.settings)
             written.append(baseline)
         record = before.metrics | {"file_size": made.file_size, "max_relative_error": made.max_relative_error}
         if before.dataset and before.dataset.task.labelled:
@@ -120,11 +120,11 @@ def int8_stage(run: Run, source: Path) -> Path:
     return files["int8"]
 
 
-def write_onnx(network: Trained, path: Path, export: ExportConfig) -> "ExportReport":
+def write_onnx(network: Trained, path: Path, settings: RunConfig) -> "ExportReport":
     """Export a network as the settings say, with what its file says of it."""
     from slim.deploy.onnx.write import export_onnx  # imports torch's exporter
 
-    images, data_of = network.images, network.dataset
+    export, images, data_of = settings.export, network.images, network.dataset
     if export.preprocess and data_of is not None and not isinstance(data_of.task, Classification):
         kind = type(data_of.task).__name__
         raise SlimError(f"export.preprocess ends in probabilities of classes: expected false for {kind}")
@@ -138,6 +138,7 @@ def write_onnx(network: Trained, path: Path, export: ExportConfig) -> "ExportRep
         preprocess=export.preprocess,
         float64=export.float64,
         metadata={
+            "task": settings.task if data_of is not None and data_of.task.labelled else None,
             "classes": images.classes,
             "mean": images.mean,
             "std": images.std,

@@ -158,7 +158,7 @@ def _export_and_measure(run: Run) -> list[Path]:
             before = {"baseline": run.folder / "baseline.onnx"}
             for stage in ("sparse", "pruned") if path_of(settings) == "sparse" else ("pruned",):
                 before[stage] = Path(folder, f"{stage}.onnx")
-                write_onnx(run.open(run.path(stage)), before[stage], settings.export)
+                write_onnx(run.open(run.path(stage)), before[stage], settings)
             made = bench_files(run, before | files)
     summary_path = run.records.enter_latency(made, settings)
     if written:

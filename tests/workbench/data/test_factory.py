@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from slim.errors import SlimError
+from slim.errors import Interrupted, SlimError
 from slim.workbench import data
 from slim.workbench.config import ComputeConfig, DataConfig, OptimConfig
 from slim.workbench.data import Dataset, Loaders
@@ -18,6 +18,7 @@ FILE = """
 import torch
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from torch.utils.data import Dataset as Dataset_
+from slim.errors import Interrupted
 from slim.images import ImageSpec
 from slim.workbench.data import Dataset, Split
 
@@ -45,6 +46,7 @@ def dicts(): return [Named(), samples(20), samples(20)]
 def counted(): return Counted(), None, samples(20)
 def none_left(): return samples(0), None, samples(20)
 def no_split(): return {"train": samples(20), "eval": samples(20)}
+def stopped(): raise Interrupted("stopped", 15)
 def by_zero(): return named() | {"transform": lambda images: 1 / 0}
 def named(): return {"train": samples(60), "val": samples(20), "test": samples(20)}
 def whitened(): return {"train": lists()[0], "test": lists()[2], "transform": lambda images: (images - 1) / 2}
@@ -151,6 +153,12 @@ def test_mistakes(factory: str, message: str) -> None:
     with pytest.raises(SlimError, match=message) as error:
         load(factory)
     assert "\n" not in str(error.value)
+
+
+def test_a_signal_is_no_failure_of_the_users_code() -> None:
+    """Nor of an exporter's: a run that was asked to end while it wrote a file went on without it."""
+    with pytest.raises(Interrupted):
+        load("stopped")
 
 
 def test_only_what_the_user_named_is_run() -> None:

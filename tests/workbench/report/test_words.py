@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from workbench.report.short_run import settings
 
@@ -74,6 +75,22 @@ def test_markdown_and_card_say_what_the_files_say(whole: Path, run: RunRecords) 
         truth = slim.load(whole / "finetuned.safetensors")(images).argmax(1)
     assert [int(name) for name in scope["classes"]] == truth.tolist()
     assert card.metadata(whole / "model.onnx")["plan"] == PruningPlan.load(whole / "plan.json").digest
+
+
+@pytest.mark.parametrize(
+    ("task", "classes", "uses"),
+    [
+        ("classification", None, "classes = outputs.argmax(1)"),
+        ("multilabel", ["a", "b"], "if score > 0"),
+        ("regression", ["value 1", "value 2"], "one number for each of 2 values"),
+        ("segmentation", ["a", "b"], "one map for each of 2 classes"),
+        ("mine.py:Angle", None, "a network for images"),
+    ],
+)
+def test_a_card_says_how_to_use_what_the_task_gives(task: str, classes: list[str] | None, uses: str) -> None:
+    said = card.card(of_detection(0), {"classes": classes, "task": task, "mean": [0.5], "std": [0.5]})
+    assert uses in said and ("slim-predict" in said) == (task in ("classification", "multilabel"))
+    assert ("image classifier" in said) == (classes is not None and task == "multilabel")
 
 
 def of_detection(strength: float) -> RunRecords:
