@@ -44,13 +44,31 @@ def mismasked(
     removed: Mapping[str, Sequence[int]],
     cuts: Mapping[str, Mapping[Any, Sequence[int]]],
     masks: Mapping[str, Mapping[Any, Sequence[int]]],
+    shapes: Mapping[str, Sequence[int]],
 ) -> str | None:
     """Return the name of a layer whose removed channels the masks don't zero, or of a tensor in which they zero what
     isn't cut; None where there is no such."""
     zeroed = {tuple(indices) for mask in masks.values() for indices in mask.values()}
-    unmasked = [name for name, indices in removed.items() if tuple(indices) not in zeroed]
+    unmasked = [
+        name
+        for name, indices in removed.items()
+        if tuple(indices) not in zeroed and not _within_groups(indices, masks, shapes)
+    ]
     kept = [n for n, mask in masks.items() for d in mask if not {*mask[d]} <= {*cuts.get(n, {}).get(d, ())}]
     return next(iter(unmasked + kept), None)
+
+
+def _within_groups(
+    removed: Sequence[int], places: Mapping[str, Mapping[Any, Sequence[int]]], shapes: Mapping[str, Sequence[int]]
+) -> bool:
+    """Say whether these channels lie at the same places of each group, which is all that the weight of a transposed
+    convolution in groups tells."""
+    return any(
+        [group * shapes[name][int(dim)] + i for group in range(len(removed) // len(own)) for i in own] == [*removed]
+        for name in places.keys() & shapes.keys()
+        for dim, own in places[name].items()
+        if own and 0 <= int(dim) < len(shapes[name])
+    )
 
 
 def _with_lists(numbers: Mapping[str, Any], lists: Sequence[Sequence[int]]) -> dict[str, Any]:
@@ -186,11 +204,13 @@ def _check_layers(record: Mapping[str, Any]) -> None:
     lists, cuts, masks = record["indices"], record["cuts"], record.get("masks")
     for layer, number in record["removed"].items():
         holder = re.sub(r"\[\d+\]$", "", layer)  # a layer whose weight is turned round has the dimension in its name
-        own = [cut for name, cut in cuts.items() if name in (layer, holder) or name.startswith(f"{holder}.")]
-        if not any(lists[each] == lists[number] for cut in own for each in cut.values()):
+        own = {name: cut for name, cut in cuts.items() if name in (layer, holder) or name.startswith(f"{holder}.")}
+        alike = any(lists[each] == lists[number] for cut in own.values() for each in cut.values())
+        if not alike and not _within_groups(lists[number], _with_lists(own, lists), record["shapes"]):
             raise _broken(f"what is removed of {layer} isn't what its tensors lose")
     if masks is not None:
-        name = mismasked(*(_with_lists(numbers, lists) for numbers in (record["removed"], cuts, masks)))
+        removed, cut, masked = (_with_lists(numbers, lists) for numbers in (record["removed"], cuts, masks))
+        name = mismasked(removed, cut, masked, record["shapes"])
         if name is not None:
             raise _broken(f"its masks zero other channels than it removes, of {_shown(name)}")
     for each in record["layers"]:

@@ -85,7 +85,7 @@ def _masked(model: nn.Module, groups: Groups) -> Masked:
     """Return what masks set to zero, ready for gradients."""
     tensors = dict(named_tensors(model))
     return [
-        (tensors[name].requires_grad_(), dim, groups.root_of[producer.labels])
+        (tensors[name].requires_grad_(), dim, groups.root_of[groups.traced.labels[name][dim]])
         for producer in groups.traced.producers.values()
         for name, dim in producer.tensors.items()
         if name in tensors

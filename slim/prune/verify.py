@@ -190,7 +190,7 @@ def mask(model: nn.Module, plan: PruningPlan) -> None:
 
 def _check_masks(plan: PruningPlan) -> None:
     """Refuse a plan whose mask isn't what it says that it removes: the proof would be of another plan."""
-    name = mismasked(plan.removed, plan.cuts, plan.masks)
+    name = mismasked(plan.removed, plan.cuts, plan.masks, plan.shapes)
     if name is not None:
         raise SlimError(f"the plan contradicts itself: the channels that it removes of {name} aren't those it masks")
 

@@ -264,13 +264,13 @@ class Labeller:
             self.freeze(before[(was != OPEN) & (gate == OPEN)], why)
             self.relied.append(before.labels[(was == BY_NORM) & (gate == BY_PRODUCER)])
 
-    def produce(self, kind: str, parts: Iterable[tuple[Source, int]]) -> str | None:
-        """Note what makes the channels at hand: parameters, each with the dimension of it that holds them.
+    def produce(self, kind: str, parts: Iterable[tuple[Source, int]], labels: Ints | None = None) -> str | None:
+        """Note what makes the channels at hand: parameters, each with the dimension of it that holds them; `labels` are
+        the channels' own, by default those of the first.
 
         Returns the producer's name, None where a part is no parameter of the network, so that nothing can mask it.
         """
         tensors: dict[str, int] = {}
-        labels: Ints | None = None
         for (parameter, dims), d in parts:
             name = name_of(parameter)
             own = codes_on(parameter).get(dims[d]) if d in dims else None

@@ -176,14 +176,16 @@ class Op:
         """Note that a tensor was written over: a view of it may still pass for gated as `before`."""
         self.labeller.lose_gate(before, after, self.where)
 
-    def produce(self, kind: str, *parts: tuple[Tensor | None, int]) -> str | None:
-        """Note what makes the channels of the result: parameters (None: there is none), each with its dimension.
+    def produce(self, kind: str, *parts: tuple[Tensor | None, int], made: Codes | None = None) -> str | None:
+        """Note what makes the channels of the result: parameters (None: there is none), each with its dimension. Where
+        they hold the places of one group alone, `made` are the codes of all.
 
         Returns the producer's name, None where a part is no parameter of the network, so that nothing can mask it.
         """
         sources = [(source_of(tensor), dim) for tensor, dim in parts if tensor is not None]
         known = [(source, dim) for source, dim in sources if source is not None]
-        return self.labeller.produce(kind, known) if len(known) == len(sources) else None
+        labels = None if made is None else made.labels
+        return self.labeller.produce(kind, known, labels) if len(known) == len(sources) else None
 
     def scale(self, tensor: Tensor, dim: int) -> None:
         """Note that a parameter or buffer (or a view of one) sets channels to zero where it is zero along `dim`."""

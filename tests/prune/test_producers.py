@@ -264,22 +264,26 @@ def test_half_of_each_part_is_not_half_of_the_parts() -> None:
     assert difference(model, thin, plan.removed, X) < 1e-12
 
 
-def test_a_transposed_convolution_in_groups_is_masked_in_all_of_them() -> None:
-    """Its weight holds the places of one group, its bias those of all."""
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("score", [slim.Magnitude(), slim.Taylor(torch.randn(4, 3, 16, 16).double())])
+def test_a_transposed_convolution_in_groups_is_masked_in_all_of_them(bias: bool, score: slim.Score) -> None:
+    """Its weight holds the places of one group, its bias and what it makes those of all."""
     torch.manual_seed(0)
     head = nn.Sequential(nn.ReLU(), nn.Conv2d(12, 5, 1))
-    model = nn.Sequential(nn.Conv2d(3, 18, 3), nn.ReLU(), nn.ConvTranspose2d(18, 12, 2, 2, groups=3), *head).double()
-    nn.init.ones_(model.get_parameter("2.bias"))
-    plan = slim.plan(model, X.double(), ratio=0.4)
+    middle = nn.ConvTranspose2d(18, 12, 2, 2, groups=3, bias=bias)
+    model = nn.Sequential(nn.Conv2d(3, 18, 3), nn.ReLU(), middle, *head).double()
+    if bias:
+        nn.init.ones_(model.get_parameter("2.bias"))
+    plan = slim.plan(model, X.double(), ratio=0.4, score=score, layer_ratios={"2": 0.5})
     gone = plan.removed["2"]
-    assert gone and slim.verify(model, plan.apply(model), plan, X.double()) < 1e-10
+    thinner: Any = plan.apply(model).get_submodule("2")
+    assert len(gone) == 12 - thinner.out_channels and slim.verify(model, plan.apply(model), plan, X.double()) < 1e-10
     assert slim.PruningPlan.from_dict(plan.to_dict()) == plan
     original = copy.deepcopy(model)
     for name, parameter in model.named_parameters():
         if name.startswith("0"):
             parameter.data[plan.removed.get("0", [])] = 0
-    model.get_parameter("2.weight").data[:, gone] = 0
-    model.get_parameter("2.bias").data.view(3, 4)[:, gone] = 0
+    model.get_submodule("2").register_forward_hook(lambda _, __, out: out.index_fill(1, torch.tensor(gone), 0))
     with torch.no_grad():
         assert (model(X.double()) - plan.apply(original)(X.double())).abs().max() < 1e-12
 
