@@ -131,12 +131,13 @@ class State:
             return len(value) != len(before) or any(before.get(key) is not item for key, item in value.items())
         return len(value) != len(before) or any(a is not b for a, b in zip(value, before))
 
-    def drawn(self) -> str:
+    def drawn(self) -> list[object]:
         """Return where the generators of random numbers stand that forward code draws from."""
         own = [_GENERATORS[type(generator)][0](generator) for generator, _ in self._draws]
         tensors = [torch.get_rng_state(), *(held for held in own if isinstance(held, Tensor))]
         numpy = np.random.get_state(legacy=False)["state"]
-        return repr([random.getstate(), numpy["key"].tobytes(), numpy["pos"], own, *(bytes(t) for t in tensors)])
+        states = [random.getstate(), numpy["key"].tobytes(), numpy["pos"], *(t.numpy().tobytes() for t in tensors)]
+        return [*states, repr(own)]
 
     def seed(self, seed: int) -> None:
         """Let these generators start from a seed."""
