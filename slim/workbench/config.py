@@ -95,8 +95,8 @@ class ModelConfig:
     kwargs: dict[str, Any] = field(default_factory=dict, metadata=about("passed to the architecture"))
     weights: str | None = setting(
         None,
-        "trained weights: a file (.safetensors, .pt, .pth), hf-hub:OWNER/NAME, or a name such as DEFAULT of "
-        "torchvision: and timm:",
+        "trained weights: a file (.safetensors, .pt, .pth; FILE:ema where it holds several), hf-hub:OWNER/NAME, or a "
+        "name such as DEFAULT of torchvision: and timm:",
     )
     example: str | None = setting(
         None, "your own package.module:function or file.py:function that gives an input, where that isn't one image"

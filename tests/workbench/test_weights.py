@@ -22,6 +22,7 @@ from slim.workbench.config import RunConfig
 from slim.workbench.models import build
 from slim.workbench.models.fitting import fit_weights
 from slim.workbench.models.reading import read_weights
+from slim.workbench.models.weights import file_and_key
 
 ARCH = "slim:vgg7"
 EXACT = ["--round-to", "1"]  # the numbers of channels that follow from the weights alone
@@ -76,7 +77,7 @@ CONTENTS: dict[str, Callable[[dict[str, Tensor]], Any]] = {
 BESIDE: dict[str, tuple[Callable[[dict[str, Tensor]], Any], str]] = {
     "an average": (
         lambda state: {"model": state, "ema": {"n_averaged": torch.ones(1), **prefixed("module.")(shifted(state))}},
-        "weights are those under 'model' in .*, not those under 'ema'$",
+        "weights are those under 'model' in .*, not those under 'ema', which .*w.pth:ema names$",
     ),
     "a loss": (
         lambda state: {"state_dict": {"criterion.weight": torch.ones(3), **prefixed("model.")(state)}},
@@ -100,6 +101,26 @@ def test_every_usual_kind_of_file(kind: str, tmp_path: Path) -> None:
     notes, new = fit_weights(model, read_weights(ARCH, str(tmp_path / "w.pth")), 10)
     assert_equal(model, dict(state))
     assert new == [] and ([re.search(message, note) is not None for note in notes] == [True] if message else not notes)
+
+
+@pytest.mark.parametrize("key", ["ema", "ema.module", "state_dict.teacher", "emma", ""])
+def test_one_set_of_several_by_its_key(key: str, tmp_path: Path) -> None:
+    state = dict(trained().state_dict())
+    both = prefixed("student.")(shifted(state)) | prefixed("teacher.")(state)
+    torch.save({"model": shifted(state), "ema": prefixed("module.")(state), "state_dict": both}, tmp_path / "w.pth")
+    model, source = build(ARCH, num_classes=10, in_channels=1), f"{tmp_path / 'w.pth'}:{key}"
+    if key in ("emma", ""):
+        with pytest.raises(SlimError, match=r"unknown key of tensors in '.*w\.pth' '(emma': did you mean 'ema'|')"):
+            read_weights(ARCH, source)
+    else:
+        assert fit_weights(model, read_weights(ARCH, source), 10) == ([], [])
+        assert_equal(model, state)
+
+
+def test_a_drive_is_no_file_with_a_key() -> None:
+    assert [file_and_key(name)[1] for name in ("C:w.pt", r"C:\w.pt", "w.pt:ema", r"C:\w.PT:a.b", "DEFAULT")] == [
+        None, None, "ema", "a.b", None,
+    ]  # fmt: skip
 
 
 def test_nothing_in_a_file_of_weights_is_run(tmp_path: Path) -> None:

@@ -90,10 +90,14 @@ def _renamed(weights: Weights, own: Mapping[str, Tensor]) -> tuple[dict[str, Ten
         _read(key, state, own) for key, found in weights.states.items() for state in (found, _without_wrappers(found))
     ]
     best = max(readings, key=lambda each: each.known)
-    equal = dict.fromkeys(repr(each.key) for each in readings if each.known == best.known and each.key != best.key)
+    equal = dict.fromkeys(each.key for each in readings if each.known == best.known and each.key != best.key)
     notes = []
     if equal and best.known:
-        notes.append(f"weights are those under {best.key!r} in {weights.source}, not those under {', '.join(equal)}")
+        other = next(iter(equal))
+        notes.append(
+            f"weights are those under {best.key!r} in {weights.source}, not those under {', '.join(map(repr, equal))}, "
+            f"which {weights.source}:{other} names"
+        )
     if best.left:
         more = f" and {len(best.left) - NAMED} more" if len(best.left) > NAMED else ""
         named = ", ".join(best.left[:NAMED])

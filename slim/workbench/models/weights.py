@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from slim.errors import SlimError
+from slim.errors import SlimError, unknown
 from slim.files import check_regular
 
 PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".tar", ".pkl")
@@ -46,7 +46,27 @@ class Weights:
 
 def is_file(source: str) -> bool:
     """Say whether a word of the settings names a file of weights."""
-    return not source.startswith(HUB) and Path(source).suffix.lower() in (*PICKLED, ".safetensors")
+    return not source.startswith(HUB) and _is_file_name(file_and_key(source)[0])
+
+
+def _is_file_name(name: str) -> bool:
+    return Path(name).suffix.lower() in (*PICKLED, ".safetensors")
+
+
+def file_and_key(source: str) -> tuple[str, str | None]:
+    """Return the name of a file, and behind a colon the key of one of its sets of tensors: w.pt:ema. No key begins
+    behind the letter of a drive."""
+    name, _, key = source.rpartition(":")
+    return (name, key) if _is_file_name(name) and not _is_file_name(source) else (source, None)
+
+
+def tensors_under(key: str, states: States, source: str) -> States:
+    """Return the tensors under a key of a file, or whose names begin with it."""
+    named = {f"{at}.{name}".lstrip("."): each for at, state in states.items() for name, each in state.items()}
+    found = {name.removeprefix(f"{key}."): each for name, each in named.items() if name.startswith(f"{key}.")}
+    if not found:
+        raise unknown(f"key of tensors in {source!r}", key, dict.fromkeys(name.partition(".")[0] for name in named))
+    return {key: found}
 
 
 def states_in_file(path: Path) -> States:
