@@ -71,7 +71,8 @@ def in_words(settings: Sequence[Compared]) -> list[str]:
     ]
     if settings and not others:
         least = min(each.speedup for each in settings)
-        lines = [f"faster than the unpruned network in all {len(settings)} settings, {least:.2f}× or more"]
+        where = f"in all {len(settings)} settings, {least:.2f}× or more" if len(settings) > 1 else f"by {least:.2f}×"
+        lines = [f"faster than the unpruned network {where}"]
     return lines
 
 

@@ -13,6 +13,8 @@ from slim.errors import SlimError, unknown
 
 Allowed = str | Collection[str]  # names of code that may be run: those that the user wrote, never what a file says
 
+FAILURES = (Exception, SystemExit)  # of the user's code: anything can go wrong in it
+
 
 def names_code(name: str) -> bool:
     """Say whether a name is one of these."""
@@ -34,7 +36,7 @@ def import_object(what: str, name: str, *, allow_code: Allowed, kind: type | Non
         )
     try:
         module = _module_of_file(Path(place)) if place.endswith(".py") else import_module(place)
-    except Exception as error:  # importing runs the user's code: anything can go wrong in it
+    except FAILURES as error:  # importing runs the user's code
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise SlimError(
             f"can't import the {what} {name!r} ({reason}): expected package.module:name or file.py:name"

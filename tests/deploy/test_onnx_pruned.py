@@ -179,7 +179,7 @@ def test_by_default_the_thin_file_is_timed_against_the_original_and_revised(
     assert compared[1][1] == [each.dims[0] for each in onnx.load(out).graph.initializer if len(each.dims) == 4]
     settings = [f"onnxruntime, CPU, 1 thread, batch {size}" for size in ([1, 4] if batch is None else [1])]
     assert compared[0][2] == settings  # those that the file takes
-    assert "it would be slower" in str(done) and "faster than the unpruned network in all 1 settings" in str(done)
+    assert "it would be slower" in str(done) and "faster than the unpruned network by " in str(done)
 
 
 def broken(tmp_path: Path, how: str) -> tuple[Path, Any, dict[str, Any]]:

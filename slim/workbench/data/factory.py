@@ -4,10 +4,11 @@ The factory is called with those of `root`, `image_size`, `batch_size` and `seed
 
 - a `slim.workbench.data.Dataset`: uint8 images in memory, augmented and normalised on the device; or
 - training, validation and test data, as a tuple or a dict of `train`, `val`, `test`, and if you like `classes`, their
-  names, and `transform`, a function of a batch's inputs that is called on the device where they are used. Each is a
-  data set of samples (input, target), as torch's DataLoader takes them, or an iterable of batches, such as a
-  DataLoader. Inputs come (from `transform`) as the network takes them. Validation data may be missing: of samples,
-  `data.val_fraction` are held out then. So may test data, or all but one data set: a fifth of its samples is held out.
+  names, and `transform`, a function of a batch's inputs that is called on the device where they are used. A tuple of
+  two has no validation data; a LightningDataModule gives its own. Each is a data set of samples (input, target), as
+  torch's DataLoader takes them, or an iterable of batches, such as a DataLoader. Inputs come (from `transform`) as the
+  network takes them. Validation data may be missing: of samples, `data.val_fraction` are held out then. So may test
+  data, or all but one data set: a fifth of its samples is held out.
 
     def make(root):
         return datasets.Country211(root, "train", TRANSFORM), None, datasets.Country211(root, "test", TRANSFORM)
@@ -27,7 +28,7 @@ from torch.utils.data import Dataset as Samples
 from slim.errors import SlimError
 from slim.images import ImageSpec
 from slim.workbench import nested, tasks
-from slim.workbench.code import Allowed, import_object
+from slim.workbench.code import FAILURES, Allowed, import_object
 from slim.workbench.config import DataConfig
 from slim.workbench.data.loaders import Loaders, pair
 from slim.workbench.data.splits import PARTS, Dataset
@@ -46,9 +47,10 @@ def from_factory(cfg: DataConfig, seed: int, task: str, allow_code: Allowed) -> 
     torch.manual_seed(seed)  # for a factory that draws
     try:
         made = factory(**{key: value for key, value in offered.items() if key in known})
+        made = _of_module(made) if hasattr(made, "train_dataloader") else made
     except SlimError:
         raise
-    except Exception as error:  # the user's code: anything can go wrong in it
+    except FAILURES as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise SlimError(f"the data factory {cfg.name!r} failed ({reason})") from error
     if isinstance(made, Dataset):
@@ -78,8 +80,19 @@ def _transformed(transform: Callable[[Any], Any] | None, name: str, inputs: Any)
     try:
         inputs = inputs if transform is None else transform(inputs)
         return inputs.float() if isinstance(inputs, Tensor) and inputs.dtype == torch.float64 else inputs
-    except Exception as error:  # the user's code: anything can go wrong in it
+    except FAILURES as error:
         raise SlimError(f"the transform of {name!r} failed ({type(error).__name__}: {error})") from error
+
+
+def _of_module(module: Any) -> tuple[Any, ...]:
+    """Return what a LightningDataModule gives; Lightning's own methods, which stand for those that it lacks, raise."""
+    module.prepare_data()
+    module.setup("fit")
+    module.setup("test")
+    given = [getattr(module, f"{part}_dataloader") for part in ("train", "val", "test")]
+    return tuple(
+        None if each.__module__.partition(".")[0] in ("lightning", "pytorch_lightning") else each() for each in given
+    )
 
 
 def _parts(made: Any, name: str) -> tuple[Any, Any, Any]:
@@ -91,10 +104,12 @@ def _parts(made: Any, name: str) -> tuple[Any, Any, Any]:
             raise SlimError(f"the data factory {name!r} gave {', '.join(unknown[:3])}: expected some of {known}")
         named = {PARTS[key]: value for key, value in made.items() if key in PARTS}
         made = tuple(named.get(part) for part in ("train", "val", "test"))
+    if isinstance(made, tuple | list) and len(made) == 2:
+        made = (made[0], None, made[1])
     if not isinstance(made, tuple | list) or len(made) != 3:
         found = f"{len(made)} parts" if isinstance(made, tuple | list) else f"an object of type {type(made).__name__}"
         raise SlimError(
-            f"the data factory {name!r} gave {found}: expected (train, val, test), where val may be None, or a Dataset"
+            f"the data factory {name!r} gave {found}: expected (train, test), (train, val, test), or a Dataset"
         )
     train, val, test = made
     val = None if isinstance(val, Samples) and _length(val) == 0 else val

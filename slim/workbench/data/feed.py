@@ -5,13 +5,14 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 import torch
+from torch import Tensor
 
 from slim.errors import SlimError
 from slim.workbench.data.epoch import batches, steps_per_epoch
 from slim.workbench.data.loaders import Batches, Loaders, pair
 from slim.workbench.data.splits import Dataset, Split
 from slim.workbench.data.workers import watched
-from slim.workbench.nested import joined, length, moved, part
+from slim.workbench.nested import Samples, joined, length, moved, part
 from slim.workbench.tasks import Task
 
 Data = Dataset | Loaders
@@ -153,7 +154,7 @@ def ordered(
 
 def sample_inputs(data: Data, count: int, seed: int) -> Any:
     """Return so many training inputs, or all there are, without augmentation: of a data set drawn by `seed`, of loaders
-    the first."""
+    the first. Raises SlimError where those are of several sizes."""
     if isinstance(data, Dataset):
         return next(batches(data.train, data, count, shuffle_seed=seed))[0]
     torch.manual_seed(seed)
@@ -163,6 +164,14 @@ def sample_inputs(data: Data, count: int, seed: int) -> Any:
         count -= length(inputs)
         if count <= 0:
             break
+    images = [image for batch in found if isinstance(batch, Tensor | Samples) for image in batch]
+    sizes = list(dict.fromkeys(tuple(image.shape) for image in images if isinstance(image, Tensor)))
+    if len(sizes) > 1:
+        raise SlimError(
+            f"{data.name} has images of several sizes, such as {list(sizes[0])} and {list(sizes[1])}: expected one, as "
+            "channels are pruned by batches of them"
+        )
+    found = [torch.stack(batch) if isinstance(batch, Samples) else batch for batch in found]
     return part(joined(found), slice(None, count or None))
 
 

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from slim.errors import SlimError, unknown
-from slim.workbench.code import Allowed, import_object
+from slim.workbench.code import FAILURES, Allowed, import_object
 from slim.workbench.models.densenet import densenet
 from slim.workbench.models.fcos import fcos
 from slim.workbench.models.resnet import preresnet, resnet
@@ -188,7 +188,7 @@ def _call(arch: str, factory: Callable[..., Any], kwargs: dict[str, Any]) -> nn.
         model = factory(**kwargs)
     except SlimError:
         raise
-    except Exception as error:
+    except FAILURES as error:
         raise SlimError(f"can't build {arch!r} with {kwargs} ({_one_line(error)})") from error
     if not isinstance(model, nn.Module):
         raise SlimError(f"{arch!r} gave {type(model).__name__}, expected a torch.nn.Module")
@@ -201,7 +201,7 @@ def _refuse_weights(arch: str, kwargs: dict[str, Any]) -> None:
             raise SlimError(f"{arch} takes no {key!r} here: it starts untrained; expected model.weights (--weights)")
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 

@@ -16,7 +16,8 @@ from slim.images import ImageSpec
 from slim.prune.plan import PruningPlan
 from slim.trace.size import network_size
 from slim.workbench import config, data, models, train
-from slim.workbench.code import import_object
+from slim.workbench.causes import told
+from slim.workbench.code import FAILURES, import_object
 from slim.workbench.config import DataConfig, RunConfig
 from slim.workbench.data import Data
 from slim.workbench.run.networks import Trained, normalised_as
@@ -73,7 +74,13 @@ class Run:
     def example(self) -> Any:
         """Return what the user's own factory gives for an input of the network; None where the settings name none."""
         name = self.settings.model.example
-        return None if name is None else import_object("example", name, allow_code=self.allow_code)()
+        if name is None:
+            return None
+        make = import_object("example", name, allow_code=self.allow_code)
+        try:
+            return make()
+        except FAILURES as error:
+            raise SlimError(f"the example {name!r} can't be made without arguments ({told(error)})") from error
 
     def open(self, source: Path) -> Trained:
         """Return the network in a file, with the data set of its run.

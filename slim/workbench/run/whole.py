@@ -18,7 +18,7 @@ from slim.workbench.run.exporting import export_stage, int8_stage, show_slower, 
 from slim.workbench.run.folder import Run
 from slim.workbench.run.measuring import bench_files, bench_networks
 from slim.workbench.run.networks import Trained, times_pruned
-from slim.workbench.run.pruning import prune_stage
+from slim.workbench.run.pruning import calibration_images, prune_stage
 from slim.workbench.run.records import Records
 from slim.workbench.run.reporting import report_stage
 from slim.workbench.run.resuming import is_done
@@ -75,6 +75,8 @@ def _with_path(run: Run, network: Trained) -> Run:
             run = run.replace(settings=replace(run.settings, run=replace(run.settings.run, path="direct")))
         else:
             chosen(network.model, run.settings.sparsity.targets)
+    if isinstance(network.dataset, data.Loaders):
+        calibration_images(network.dataset, run.settings.prune, run.settings.seed)  # which may not be of one size
     check_prunable(network.model, network.example, run.settings.prune.mode, run.settings.prune.grouped)
     return run
 

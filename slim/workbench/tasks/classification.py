@@ -56,6 +56,12 @@ class Classification(Task):
                 f"the targets are {found}: expected class numbers [N], or probabilities {list(scores.shape)} as floats "
                 "(for several classes at once --task multilabel, for numbers regression)"
             )
+        if not whole and ((sums := targets.sum(1)) - 1).abs().max() > 0.01:
+            worst = float(sums[(sums - 1).abs().argmax()])
+            raise SlimError(
+                f"the targets of a sample add up to {worst:.3g}: expected class numbers [N], or "
+                "probabilities, which add up to 1 (for several classes at once, or none, --task multilabel)"
+            )
         if classes is not None and scores.shape[1] != classes:
             raise SlimError(
                 f"the network's output has shape {list(scores.shape)} for {len(targets)} images: expected one number "

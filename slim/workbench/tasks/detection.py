@@ -1,5 +1,6 @@
 """Boxes around things, by torchvision's conventions."""
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from slim.errors import SlimError
+from slim.errors import SlimError, SlimWarning
 from slim.extras import install
 from slim.workbench.nested import Samples, described
 from slim.workbench.tasks.metric import Metric
@@ -78,6 +79,9 @@ class Detection(Task):
                 f"the network's output is of type {type(outputs).__name__}: expected a list of dicts of boxes, labels "
                 "and scores, as torchvision's detection networks give them"
             )
+        if any((each["labels"] < 1).any() for each in _dicts(targets)):
+            text = "boxes have labels below 1: expected classes from 1, as 0 is torchvision's background"
+            warnings.warn(text, SlimWarning, stacklevel=2)
 
     @contextmanager
     def dense(self, model: Any) -> Iterator[None]:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from slim.errors import SlimError, unknown
 from slim.workbench.causes import told
-from slim.workbench.code import Allowed, import_object, names_code
+from slim.workbench.code import FAILURES, Allowed, import_object, names_code
 from slim.workbench.tasks.classification import Classification
 from slim.workbench.tasks.detection import Detection
 from slim.workbench.tasks.metric import Metric
@@ -37,7 +37,7 @@ def build_task(name: str, *, classes: int | None = None, allow_code: Allowed = (
     made = import_object("task", name, allow_code=allow_code)
     try:
         task = made()
-    except Exception as error:  # the user's code: anything can go wrong in it
+    except FAILURES as error:
         raise SlimError(f"task {name!r} can't be made without arguments ({told(error)})") from error
     if not isinstance(task, Task):
         raise SlimError(f"task {name!r} made {type(task).__name__}: expected a slim.workbench.tasks.Task")

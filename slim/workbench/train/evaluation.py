@@ -154,7 +154,14 @@ def _refused(error: Exception, inputs: Any, name: str) -> SlimError:
         return SlimError(
             f"out of memory on {length(inputs)} images at a time, without training: expected a smaller batch_size"
         )
+    raw = isinstance(inputs, Tensor) and inputs.dtype == torch.uint8
     return SlimError(
         f"the network can't run on images of shape {shapes(inputs)} from {name} ({described(inputs)}): "
-        + str(error).strip().partition("\n")[0]
+        + (_RAW if raw else str(error).strip().partition("\n")[0])
     )
+
+
+_RAW = (
+    "expected floats, as the network takes them, such as those that a transform of the data makes: "
+    "{'train': …, 'test': …, 'transform': lambda images: images / 255}"
+)

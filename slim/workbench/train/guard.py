@@ -15,8 +15,9 @@ from slim.errors import SlimError
 
 def diverged(what: str, value: float, step: int, lr: float) -> SlimError:
     return SlimError(
-        f"the {what} is {value} at step {step}, with learning rate {lr:.3g}: try a lower lr, a longer warmup, "
-        "a lower sparsity strength, clip_norm 1, or precision 32-true"
+        f"the {what} is {value} at step {step}, with learning rate {lr:.3g}: expected inputs and targets "
+        "without NaN; else try a lower lr, a longer warmup, a lower sparsity strength, clip_norm 1, or precision "
+        "32-true"
     )
 
 

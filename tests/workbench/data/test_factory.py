@@ -11,6 +11,7 @@ from slim.errors import Interrupted, SlimError
 from slim.workbench import data
 from slim.workbench.config import ComputeConfig, DataConfig, OptimConfig
 from slim.workbench.data import Dataset, Loaders
+from slim.workbench.nested import Samples
 from slim.workbench.tasks import Classification
 from slim.workbench.train import evaluate, fit
 
@@ -46,6 +47,7 @@ def dicts(): return [Named(), samples(20), samples(20)]
 def counted(): return Counted(), None, samples(20)
 def none_left(): return samples(0), None, samples(20)
 def no_split(): return {"train": samples(20), "eval": samples(20)}
+def ends(): raise SystemExit(3)
 def stopped(): raise Interrupted("stopped", 15)
 def by_zero(): return named() | {"transform": lambda images: 1 / 0}
 def named(): return {"train": samples(60), "val": samples(20), "test": samples(20)}
@@ -61,7 +63,17 @@ def images():
     return Dataset("made", spec, split, split, split)
 
 def three(): return 3
-def pair(): return samples(20), samples(20)
+def pair(): return samples(100), samples(20)
+def four(): return [samples(20)] * 4
+
+def module():
+    from lightning import LightningDataModule
+    class Module(LightningDataModule):
+        def setup(self, stage): setattr(self, stage, samples(60))
+        def train_dataloader(self): return DataLoader(self.fit, 20)
+        def test_dataloader(self): return DataLoader(self.test, 20)
+    return Module()
+
 def no_test(): return list(samples(20)), samples(20), None
 def number(): return samples(20), None, 7
 def empty(): return [], None, []
@@ -90,7 +102,10 @@ def network() -> nn.Module:
 @pytest.mark.parametrize(
     ("factory", "classes"),
     [
-        *((name, ("low", "middle", "high")) for name in ("maps", "named", "loaders", "images", "one")),
+        *(
+            (name, ("low", "middle", "high"))
+            for name in ("maps", "named", "loaders", "images", "one", "pair", "module")
+        ),
         ("classes", ("1", "2", "3")),
         *((name, None) for name in ("dicts", "streams", "counted")),
     ],
@@ -102,7 +117,7 @@ def test_every_kind_trains_and_is_evaluated(factory: str, classes: tuple[str, ..
     compute = ComputeConfig(device="cpu")
     model = network()
     records = fit(model, loaded, OptimConfig(epochs=3, lr=0.01, warmup=0), compute=compute, seed=3)
-    assert (records[-1]["val_accuracy"] is None) == (factory in ("streams", "counted"))
+    assert (records[-1]["val_accuracy"] is None) == (factory in ("streams", "counted", "module"))
     assert records[0]["images"] in (40, 60, 80, 100)
     assert records[-1]["train_loss"] < records[0]["train_loss"]
     assert loaded.test is not None
@@ -127,6 +142,17 @@ def test_validation_samples_are_held_out() -> None:
     assert load("maps", val_fraction=0).val is None
 
 
+def test_images_of_several_sizes_are_named() -> None:
+    """They train detectors; batches to prune by are made of images of one size."""
+    images = [torch.zeros(3, size, 6) for size in (6, 7, 6)]
+    for inputs in ([Samples(images)], [image[None] for image in images]):
+        with pytest.raises(
+            SlimError, match=r"the data has images of several sizes, such as \[3, 6, 6\] and \[3, 7, 6\]"
+        ):
+            data.sample_inputs(Loaders([(each, torch.zeros(len(each))) for each in inputs]), 9, seed=0)
+    assert data.sample_inputs(Loaders([(Samples(images[::2]), torch.zeros(2))]), 9, seed=0).shape == (2, 3, 6, 6)
+
+
 def test_a_factory_gets_what_it_has_parameters_for() -> None:
     with pytest.raises(SlimError, match=r"mydata.py:told' gave an object of type ValueError"):
         load("told", root="there", image_size=7, batch_size=9)
@@ -135,8 +161,8 @@ def test_a_factory_gets_what_it_has_parameters_for() -> None:
 @pytest.mark.parametrize(
     ("factory", "message"),
     [
-        ("three", r"gave an object of type int: expected \(train, val, test\), where"),
-        ("pair", r"gave 2 parts: expected \(train, val, test\), where val may be None, or a Dataset"),
+        ("three", r"gave an object of type int: expected \(train, test\), \(train, val, test\), or"),
+        ("four", r"gave 4 parts: expected \(train, test\), \(train, val, test\), or a Dataset"),
         ("none_left", "gave no train data: expected samples or batches"),
         ("no_split", "gave eval: expected some of train, training, val, .*, transform, classes"),
         ("by_zero", r"the transform of 'mydata.py:by_zero' failed \(ZeroDivisionError"),
@@ -146,6 +172,7 @@ def test_a_factory_gets_what_it_has_parameters_for() -> None:
         ("empty", "gave no training batch: expected at least one"),
         ("once", "can be had once only: expected an iterable, such as a list"),
         ("fails", r"the data factory 'mydata.py:fails' failed \(FileNotFoundError: no images here\)"),
+        ("ends", r"the data factory 'mydata.py:ends' failed \(SystemExit: 3\)"),
         ("mapz", "unknown data in mydata.py 'mapz': did you mean 'maps'"),
     ],
 )

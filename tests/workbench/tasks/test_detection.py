@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import slim
-from slim.errors import SlimError
+from slim.errors import SlimError, SlimWarning
 from slim.images import ImageSpec
 from slim.workbench import tasks
 from slim.workbench.config import ComputeConfig, DataConfig, OptimConfig, PruneConfig, RunConfig
@@ -100,6 +100,8 @@ def test_losses_and_samples_of_their_own_sizes() -> None:
     assert task.collate([sizes[0], sizes[0]])[0].shape == (2, 3, 4, 5)
     with pytest.raises(SlimError, match="expected a list of dicts of boxes, labels and scores"):
         task.check(torch.zeros(2, 3), None)
+    with pytest.warns(SlimWarning, match="boxes have labels below 1: expected classes from 1"):
+        task.check([{"boxes": 0}], Samples([{"boxes": torch.tensor([[0.0, 0, 1, 1]]), "labels": torch.tensor([0])}]))
 
 
 def test_without_its_packages_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
