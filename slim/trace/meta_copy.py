@@ -20,7 +20,9 @@ def meta_copy(model: nn.Module) -> nn.Module:
     def without_data(tensor: Tensor) -> Tensor:
         if isinstance(tensor, nn.Parameter) or tensor.is_floating_point():
             empty = torch.empty(tensor.shape, dtype=tensor.dtype, device=META)
-            return nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
+            return (
+                nn.Parameter(empty, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+            )
         return tensor.detach().clone()
 
     return _ready(clone(model, without_data))
@@ -31,7 +33,7 @@ def data_copy(model: nn.Module) -> nn.Module:
 
     def with_data(tensor: Tensor) -> Tensor:
         if isinstance(tensor, nn.Parameter):
-            return nn.Parameter(tensor.detach(), requires_grad=False)
+            return nn.Parameter(tensor.detach(), requires_grad=tensor.requires_grad)
         return tensor.detach().clone()
 
     return _ready(clone(model, with_data))

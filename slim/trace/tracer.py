@@ -46,7 +46,7 @@ from slim.trace.rules.builtin import rule_for
 from slim.trace.state import State
 from slim.trace.widths import noting_widths
 
-COPIES = {"clone"}
+COPIES = {"clone", "detach"}  # autograd detaches what it keeps
 
 
 @dataclass
@@ -164,8 +164,8 @@ def tracing_mode(modules: Modules, *, training: bool) -> Iterator[None]:
     for _, module in modules:
         leaf = not (module._modules or module._parameters or module._buffers)  # dropout, drop path: noise, no channels
         module.__dict__["training"] = training and not leaf and not isinstance(module, nn.SyncBatchNorm)
-    # which of the fused kernels of attention runs hangs on sizes
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), layer_by_layer(), _uncompiled():
+    # forward code may ask whether gradients are taken; which of the fused kernels of attention runs hangs on sizes
+    with torch.set_grad_enabled(training), sdpa_kernel(SDPBackend.MATH), layer_by_layer(), _uncompiled():
         yield
 
 

@@ -225,7 +225,8 @@ class ExitByValue(DroppedPath):
 
 
 class OneOfSeveral(Stateful):
-    """One layer in training, and another in inference; or one of several that is drawn, by torch or by its own."""
+    """One layer in training or where gradients are taken, and another in inference; or one of several that is drawn, by
+    torch or by its own."""
 
     def __init__(self, choose: str) -> None:
         super().__init__()
@@ -233,8 +234,9 @@ class OneOfSeveral(Stateful):
         self.layers = nn.ModuleList(nn.Sequential(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), nn.ReLU()) for _ in range(3))
 
     def between(self, x: Tensor) -> Tensor:
-        if self.choose == "mode":
-            return self.layers[int(self.training)](x)
+        one_of_two = {"mode": self.training, "grad mode": torch.is_grad_enabled(), "gradient": x.requires_grad}
+        if self.choose in one_of_two:
+            return self.layers[int(one_of_two[self.choose])](x)
         number = self.own.randrange(3) if self.choose == "own" else int(torch.randint(3, ()).item())
         return self.layers[number if self.choose != "training" or self.training else 0](x)
 
@@ -282,11 +284,11 @@ def test_sizes_that_follow_from_values_may_be_others_in_inference() -> None:
     assert difference(Selecting, plan.apply(model), plan.removed) < 1e-10
 
 
-@pytest.mark.parametrize("choose", ["mode", "own", "torch", "training"])
+@pytest.mark.parametrize("choose", ["mode", "grad mode", "gradient", "own", "torch", "training"])
 def test_layers_that_other_draws_or_the_other_mode_run_are_planned(choose: str) -> None:
     model = OneOfSeveral(choose)
     plan = slim.plan(model, X, ratio=0.5)
-    met = range(2 if choose == "mode" else 3)
+    met = range(2 if "mode" in choose or choose == "gradient" else 3)
     assert {layer.name for layer in plan.layers} == {"norm", *(f"layers.{i}.1" for i in met)}
     assert plan.ratio_achieved > 0.4 and not plan.frozen
     thin = plan.apply(model)
