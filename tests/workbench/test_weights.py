@@ -3,6 +3,7 @@
 import argparse
 import json
 import re
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,47 @@ def test_nothing_in_a_file_of_weights_is_run(tmp_path: Path) -> None:
     fit_weights(model, read_weights(ARCH, str(tmp_path / "w.pt")), 10)
     assert_equal(model, dict(trained().state_dict()))
     assert not (tmp_path / "sprung").exists()
+
+
+def wide() -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    found |= {f"key{number}": found for number in range(300)}  # 27 million ways through three of them
+    return found
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (wide(), "hold key0, key1, key2: expected a state dict"),
+        (
+            {"weight": torch.ones(3, 3) / 0 * 0},
+            "have NaN, complex, sparse or quantised numbers, or none, in weight: exp",
+        ),
+        ({"weight": torch.ones(3, 3).to_sparse()}, "sparse or quantised"),
+        ({"weight": torch.ones(3, 3, dtype=torch.complex64)}, "sparse or quantised"),
+        ({"weight": torch.ones(3, 3, device="meta")}, "sparse or quantised"),
+        (bytes(10**7), r"unpack to 10,000,\d+ bytes: expected a file that torch.save wrote"),
+    ],
+    ids=["wide", "NaN", "sparse", "complex", "meta", "packed"],
+)
+def test_odd_contents(content: Any, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "w.pt"
+    if isinstance(content, bytes):
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("a/data.pkl", content)
+    else:
+        torch.save(content, path)
+    with pytest.raises(SlimError, match=message):
+        fit_weights(nn.Linear(3, 3, bias=False), read_weights("slim:vgg7", str(path)), None)
+
+
+def test_many_classes_are_refused_before_each_is_looked_up(tmp_path: Path) -> None:
+    names = b"".join(b"cmod%d\nName\n" % number for number in range(20_000))
+    with zipfile.ZipFile(tmp_path / "w.pt", "w") as archive:
+        archive.writestr("a/data.pkl", b"\x80\x02](" + names + b"e.")
+        archive.writestr("a/version", "3\n")
+    with pytest.raises(SlimError, match="hold a pickled object"):
+        read_weights("slim:vgg7", str(tmp_path / "w.pt"))
 
 
 class Trap:

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -44,6 +45,11 @@ def fit_weights(model: nn.Module, weights: Weights, num_classes: int | None) -> 
         what = "lack" if missing else "have too many tensors:" if extra else "have another shape of"
         more = f" and {len(wrong) - NAMED} more" if len(wrong) > NAMED else ""
         raise SlimError(f"weights {weights.source!r} don't fit: they {what} {', '.join(wrong[:NAMED])}{more}")
+    if odd := [name for name in own if name in state and _is_odd(state[name])]:
+        raise SlimError(
+            f"weights {weights.source!r} have NaN, complex, sparse or quantised numbers, or none, in "
+            f"{', '.join(odd[:NAMED])}: expected plain ones"
+        )
     model.load_state_dict({name: tensor for name, tensor in state.items() if name not in heads}, strict=False)
     new = list(dict.fromkeys(name.rpartition(".")[0] for name in heads))
     replaced = [
@@ -67,6 +73,11 @@ def classes_of(model: nn.Module, weights: Weights) -> int | None:
     other = [(own[name], state[name]) for name in own if name in state and own[name].shape != state[name].shape]
     sizes = {len(theirs) for ours, theirs in other if ours.dim() and theirs.shape[1:] == ours.shape[1:]}
     return sizes.pop() if len(sizes) == 1 and len({len(ours) for ours, _ in other}) == 1 else None
+
+
+def _is_odd(tensor: Tensor) -> bool:
+    plain = tensor.layout == torch.strided and not (tensor.is_meta or tensor.is_quantized or tensor.is_complex())
+    return not plain or bool(tensor.isnan().any())
 
 
 def _is_head(own: Tensor, found: Tensor, num_classes: int | None) -> bool:

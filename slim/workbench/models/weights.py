@@ -22,6 +22,8 @@ WHERE = ("state_dict", "model", "model_state_dict", "ema", "model_ema", "state_d
 HUB = "hf-hub:"
 NAMED = 3  # names in an error
 DEEPEST = 3  # mappings within one another
+MOST_STRANGE = 100  # classes in a file that torch doesn't know: each costs time wherever one of them is named
+MOST_PACKED = 20  # times its size that a file may unpack to, where torch.save packs nothing
 NOT_WEIGHTS = ("optim", "sched", "scaler")  # in the keys of what a training goes on with
 
 States = Mapping[str, Mapping[str, Tensor]]  # state dicts by the keys that lead to them in a file, "" for all of it
@@ -97,13 +99,18 @@ class _Inert:
 def _unpickled(path: Path) -> Any:
     """Return what a file holds; of what is neither tensor nor container nothing is imported, run or kept."""
     check_regular("weights", path)
+    _check_size(path)
     if _is_torchscript(path):
         raise SlimError(f"weights {str(path)!r} hold a TorchScript program: {_EXPECTED}")
     try:
-        with torch.serialization.safe_globals([(_Inert, name) for name in _strange(path)]):
+        if len(strange := _strange(path)) > MOST_STRANGE:
+            raise SlimError(_pickled(path))
+        with torch.serialization.safe_globals([(_Inert, name) for name in strange]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise SlimError(f"weights {str(path)!r} can't be read: {error.strerror or error}") from None
+    except SlimError:
+        raise
     except pickle.UnpicklingError:
         if path.read_bytes()[:1] not in (b"P", b"\x80"):  # of a zip archive, and of a pickle
             raise SlimError(f"weights {str(path)!r} are no file of torch.save: expected one, or safetensors") from None
@@ -128,6 +135,13 @@ def _strange(path: Path) -> list[str]:
         return []
 
 
+def _check_size(path: Path) -> None:
+    with suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+        size = sum(entry.file_size for entry in archive.infolist())
+        if size > MOST_PACKED * path.stat().st_size:
+            raise SlimError(f"weights {str(path)!r} unpack to {size:,} bytes: expected a file that torch.save wrote")
+
+
 def _is_torchscript(path: Path) -> bool:
     with suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
         return any(name.endswith("/constants.pkl") for name in archive.namelist())
@@ -147,18 +161,23 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
         raise SlimError(f"weights {str(path)!r} are truncated or no safetensors file: {error}") from None
 
 
-def _states_in(content: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Find the tensors with names, in what a file holds and in mappings within it. What else stands there, such as the
-    number of an epoch, is no part of them."""
-    if not isinstance(content, Mapping) or (keys and any(word in keys[-1].lower() for word in NOT_WEIGHTS)):
+def _states_in(
+    content: Any, keys: tuple[str, ...] = (), seen: set[int] | None = None
+) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Find the tensors with names, in what a file holds and in mappings within it, each once. What else stands there,
+    such as the number of an epoch, is no part of them."""
+    seen = set() if seen is None else seen
+    known = not isinstance(content, Mapping) or id(content) in seen
+    if known or (keys and any(word in keys[-1].lower() for word in NOT_WEIGHTS)):
         return
+    seen.add(id(content))
     tensors = {name: each for name, each in content.items() if isinstance(name, str) and isinstance(each, Tensor)}
     if tensors:
         yield ".".join(keys), tensors
     if len(keys) < DEEPEST:
         for key, value in content.items():
             if isinstance(key, str):
-                yield from _states_in(value, (*keys, key))
+                yield from _states_in(value, (*keys, key), seen)
 
 
 def _rank(keys: str) -> int:
