@@ -11,20 +11,20 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from slim.errors import SlimError
 
 
 def in_batches(images: Any) -> Iterator[Any]:
-    """Yield what the network takes, batch after batch.
+    """Yield what the network takes, batch after batch: numpy's arrays as tensors, and its float64 as float32.
 
     >>> labelled = [(torch.zeros(4, 3, 8, 8), torch.zeros(4)), (torch.ones(2, 3, 8, 8), torch.zeros(2))]
     >>> [len(batch) for batch in in_batches(labelled)]
     [4, 2]
     """
     if isinstance(images, Tensor | np.ndarray | tuple | Mapping):
-        yield images
+        yield as_tensors(images)
         return
     if not isinstance(images, Iterable):
         raise SlimError(
@@ -33,7 +33,18 @@ def in_batches(images: Any) -> Iterator[Any]:
     for batch in images:
         if isinstance(batch, tuple | list) and not batch:
             raise SlimError("a batch of images is empty: expected what the network takes, and its targets after it")
-        yield batch[0] if isinstance(batch, tuple | list) else batch
+        yield as_tensors(batch[0] if isinstance(batch, tuple | list) else batch)
+
+
+def as_tensors(batch: Any) -> Any:
+    """Return a batch with numpy's arrays as tensors."""
+
+    def of(leaf: Any) -> Any:
+        if not isinstance(leaf, np.ndarray):
+            return leaf
+        return torch.as_tensor(leaf.astype(np.float32) if leaf.dtype == np.float64 else leaf)
+
+    return tree_map(of, batch)
 
 
 def as_one(images: Any, most: int) -> Any:

@@ -23,6 +23,7 @@ FORMS: dict[str, Callable[[], Any]] = {
     "a generator": lambda: (batch for batch in IMAGES.split(20)),
     "a DataLoader with labels": lambda: DataLoader(TensorDataset(IMAGES, LABELS), 16),
     "a DataLoader without": lambda: DataLoader(TensorDataset(IMAGES), 16),
+    "numpy's": lambda: [(batch.double().numpy(), None) for batch in IMAGES.split(12)],
     "pairs": lambda: [(batch, None) for batch in IMAGES.split(12)],
 }
 
@@ -91,3 +92,25 @@ def test_scores_recovery_and_export_take_them_all(form: str, tmp_path: Path) -> 
     made = slim.quantize_onnx(tmp_path / "thin.onnx", tmp_path / "int8.onnx", batches, [(IMAGES, None)], max_loss=1.0)
     again = slim.quantize_onnx(tmp_path / "thin.onnx", tmp_path / "again.onnx", IMAGES, [(IMAGES, None)], max_loss=1.0)
     assert made.accuracy == again.accuracy
+
+
+NET = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(128, 4)).eval()
+PLAN: Any = slim.plan(NET, IMAGES, ratio=0.5)
+UNTYPED: Any = slim  # whose types would name the mistakes
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: UNTYPED.plan(NET, IMAGES, ratio=0.5, score=UNTYPED.Taylor(torch.sum, [])),
+            "expected slim.Taylor.batches, lo",
+        ),
+        (lambda: UNTYPED.sensitivity(NET, IMAGES, 3), "evaluate is of type int: expected a function"),
+        (lambda: UNTYPED.benchmark(NET), "benchmark got a Sequential: expected networks by name"),
+        (lambda: PLAN.save(NET), "path is of type Sequential: expected the plan's file"),
+    ],
+)
+def test_swapped_arguments_are_one_line(call: Callable[[], Any], message: str) -> None:
+    with pytest.raises(SlimError, match=message):
+        call()

@@ -23,7 +23,7 @@ SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "executorch": ".pte"}  # of the
 def target_of(path: str | Path, provider: str = "auto", threads: int = 0) -> Target:
     """Return the runtime that runs the file at `path`. Raises SlimError for a file that none runs, and for a runtime
     that isn't installed."""
-    suffix = Path(path).suffix
+    suffix = Path(path).suffix.lower()
     if suffix not in TARGETS:
         raise SlimError(f"{str(path)!r}: expected a file that ends in {' or '.join(TARGETS)}")
     module, name = TARGETS[suffix]

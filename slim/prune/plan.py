@@ -202,6 +202,7 @@ class PruningPlan(Shown):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan as JSON: to a temporary file first, then renamed."""
+        check_type("path", path, "the plan's file", str, os.PathLike)
         with replacing(Path(path)) as temporary:
             temporary.write_text(json.dumps(self.to_dict()))
 

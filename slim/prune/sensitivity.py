@@ -193,6 +193,8 @@ def sensitivity(
     """
     if evaluate is None and images is None:
         raise SlimError("nothing to measure: expected evaluate, or images to compare outputs on")
+    if not (evaluate is None or callable(evaluate)):
+        raise SlimError(f"evaluate is of type {type(evaluate).__name__}: expected a function of a network")
     if not shares or not all(isinstance(s, float) and 0 < s < 1 for s in shares):
         raise SlimError(f"shares {list(shares)}: expected shares of a group's channels between 0 and 1")
     deadline = time.monotonic() + time_limit

@@ -7,7 +7,7 @@ averaged over samples (Molchanov et al., Importance Estimation for Neural Networ
 coupled channels).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, ClassVar, TypeGuard
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from slim.batches import in_batches
+from slim.batches import as_tensors, in_batches
 from slim.errors import SlimError
 from slim.progress import progress
 from slim.prune.calibration import part, running
@@ -132,10 +132,12 @@ def _samples(batches: Any, labelled: bool) -> Iterator[tuple[Any, Any]]:
 
 def _pairs(batches: Any) -> Iterator[tuple[Any, Any]]:
     """Yield inputs and targets of every batch; a tuple is one batch itself."""
+    if not isinstance(batches, Iterable):
+        raise SlimError(f"score Taylor got a {type(batches).__name__}: expected slim.Taylor(batches, loss)")
     for batch in [batches] if isinstance(batches, tuple) else batches:
         if not isinstance(batch, tuple | list) or len(batch) != 2:
             raise SlimError(f"score Taylor got a batch of type {type(batch).__name__}: expected (inputs, targets)")
-        yield batch[0], batch[1]
+        yield as_tensors(batch[0]), as_tensors(batch[1])
 
 
 def _is_list_of_samples(targets: Any) -> TypeGuard[list[Any]]:

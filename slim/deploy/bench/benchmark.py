@@ -120,6 +120,8 @@ def _rows(
 def _check_settings(
     models: Mapping[str, Any], batch_sizes: Sequence[int], numbers: Mapping[str, tuple[int, int]]
 ) -> None:
+    if not isinstance(models, Mapping):
+        raise SlimError(f"benchmark got a {type(models).__name__}: expected networks by name, {{'thin': …}}")
     if not models:
         raise SlimError("benchmark got no networks: expected at least one")
     if not batch_sizes:

@@ -72,7 +72,7 @@ class FileRunner:
 
     @property
     def file_size(self) -> int | None:
-        return sum(self.path.with_suffix(each).stat().st_size for each in (self.target.suffix, *self.target.beside))
+        return sum(file.stat().st_size for file in (self.path, *map(self.path.with_suffix, self.target.beside)))
 
     @property
     def shapes(self) -> list[Shape]:
