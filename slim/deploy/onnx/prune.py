@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from os.path import realpath
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ def prune_onnx(
     that can't be met; and where any of the checks fails. Then nothing is written.
     """
     file, out = Path(file), Path(out)
-    if out.suffix != ".onnx" or out.is_dir() or out.resolve() == file.resolve():
+    if out.suffix != ".onnx" or out.is_dir() or realpath(out) == realpath(file):
         raise SlimError(f"out {str(out)!r}: expected the name of another file that ends in .onnx")
     source = OnnxSource.of(file, batches)
     net, original, images, example = source.net, source.opened, source.images, source.example
