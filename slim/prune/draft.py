@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 
 import numpy as np
+from torch import nn
 
 from slim.errors import NothingToPrune
 from slim.prune.budgets import BoundBudget, Budget, Chosen, Costs
@@ -27,7 +28,7 @@ def draft(
         achieved={budget.name: achieved},
         removed=groups.traced.with_tied(removed),
         masks=groups.traced.masks(removed),
-        cuts=left | cuts,
+        cuts=left | cuts | _apart(groups, cuts),
         shapes={name: list(groups.traced.shapes[name]) for name in cuts if name not in groups.traced.stored},
         selects=sorted(groups.traced.selecting & removed.keys()),
         totals={kind: (total(everything), total(kept)) for kind, total in sums.items()},
@@ -56,6 +57,18 @@ def _cuts(groups: Groups, kept: Bools) -> dict[str, dict[int, list[int]]]:
         if pruned:
             cuts.setdefault(name, {})[dim] = pruned
     return cuts
+
+
+def _apart(groups: Groups, cuts: Mapping[str, dict[int, list[int]]]) -> dict[str, dict[int, list[int]]]:
+    """Return what buffers that several modules share lose under their other names: `.double()` and `.to(device)` make
+    each of them one of its own."""
+    first: dict[int, str] = {}
+    shared = [
+        (name, first[id(tensor)])
+        for name, tensor in groups.traced.state.registered
+        if first.setdefault(id(tensor), name) != name and not isinstance(tensor, nn.Parameter)
+    ]
+    return {name: cuts[known] for name, known in shared if known in cuts}
 
 
 def _left(groups: Groups, kept: Bools) -> dict[str, dict[int, list[int]]]:

@@ -152,11 +152,11 @@ def take_over(model: nn.Module, thin: nn.Module) -> None:
 def thinned(modules: Mapping[str, nn.Module], named: Mapping[str, Tensor], change: Change) -> Iterator[None]:
     """Make a network itself thinner for as long as the context lasts: one without data, of which a copy costs more than
     the change. Its tensors are put back after it; what its modules hold is for the caller to put back."""
-    whole = [(named[name], named[name].data) for name in change.cuts if name in named]
+    cuts = {id(named[name]): (named[name], cut) for name, cut in change.cuts.items() if name in named}
+    whole = [(tensor, tensor.data) for tensor, _ in cuts.values()]
     try:
-        for name, cut in change.cuts.items():
-            if name in named:
-                named[name].data = thin_tensor(named[name], cut)
+        for tensor, cut in cuts.values():
+            tensor.data = thin_tensor(tensor, cut)
         _adjust(modules, change)
         yield
     finally:

@@ -201,9 +201,9 @@ class Widths:
         those that change, and where it is clear."""
         parts: dict[int, LabelledDims] = {}  # by their lengths
         for name, dims in cuts.items() if self._numbers else ():
-            prefix = name[: name.rfind(".") + 1]
-            for dim in dims if prefix in self._levels else ():
-                labels = self._traced.labels[name][dim]
+            prefix, known = name[: name.rfind(".") + 1], self._traced.labels.get(name, {})
+            for dim in known.keys() & dims if prefix in self._levels else ():  # a state isn't there yet
+                labels = known[dim]
                 parts.setdefault(len(labels), []).append((prefix, labels))
         found: dict[str, StoredSize] = {}
         for name, size in self._traced.sizes.items():

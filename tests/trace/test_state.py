@@ -83,7 +83,7 @@ class Membrane(Stateful):
     potential: Tensor | None
 
     def prepare(self) -> None:
-        self.potential = None
+        self.potential, self.width = None, 8  # which forward doesn't read
 
     def between(self, x: Tensor) -> Tensor:
         if self.potential is None:
