@@ -181,3 +181,11 @@ def test_what_is_computed_from_elsewhere_keeps_its_channels() -> None:
     torch.manual_seed(0)
     with pytest.raises(slim.SlimError, match="would remove nothing"):
         slim.plan(Conditional().eval(), X, ratio=0.5)
+
+
+def test_statistics_of_any_name_are_recovered() -> None:
+    torch.manual_seed(0)
+    model, images = Body(Own()).eval(), torch.randn(32, 3, 8, 8)
+    plan = slim.plan(model, X, ratio=0.5)
+    recovered = slim.recover(model, plan.apply(model), plan, images)
+    assert recovered.distance[recovered.chosen] < recovered.distance["none"]

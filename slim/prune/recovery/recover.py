@@ -235,7 +235,7 @@ class _Work:
         advance: Callable[[int], None],
     ) -> None:
         self.plan, self.uses, self.regress, self.advance = plan, uses, regress, advance
-        self.original, self.thin = dict(named_tensors(model)), dict(named_tensors(thin))
+        self.original = dict(named_tensors(model))
         self.few: dict[str, float] = {}  # how many times as many images would be enough
         self.missed: dict[str, tuple[float, float]] = {}  # these four as in Recovery
         self.folded: dict[str, int] = {}
@@ -264,17 +264,16 @@ class _Work:
         inputs show on the same images, so that few images do. After a regression, the mean alone moves (this is the
         intercept): least squares give less variance on purpose.
         """
-        name = layer.name.removesuffix("running_mean")
-        mean, var = self.thin[name + "running_mean"], self.thin[name + "running_var"]
+        mean, var = layer.arguments["running_mean"], layer.arguments["running_var"]
         index = self._kept(layer.name, 0)
         dims = [d for d in range(layer.input.dim()) if d != 1]
         now_var, now = torch.var_mean(layer.input.detach(), dims, correction=0)
         then_var, then = torch.var_mean(before.input.detach().index_select(1, index), dims, correction=0)
-        mean.copy_(self.original[name + "running_mean"][index] + now - then)
+        mean.copy_(before.arguments["running_mean"][index] + now - then)
         if not self.regress:
             alive = (then_var > 0) & (now_var > 0)
             ratio = torch.where(alive, now_var / then_var, 1.0)
-            var.copy_(self.original[name + "running_var"][index] * ratio)
+            var.copy_(before.arguments["running_var"][index] * ratio)
 
     def _refit(self, layer: LayerCall, before: LayerCall, wanted: Tensor) -> None:
         name = _owner(layer.name)
