@@ -404,7 +404,10 @@ def two_runs(trial: Trial) -> Iterator[Row]:
     first = trial.start()
     while not (trial.run / ".lock").exists():
         time.sleep(0.01)
+    assert first.process.pid is not None
+    os.kill(first.process.pid, signal.SIGSTOP)  # it may take less time than the second needs to begin
     second = trial.start().ended()
+    os.kill(first.process.pid, signal.SIGCONT)
     wrong = wrong_with(second, second.in_one_line and "is in use by" in second.text)
     done = first.ended()
     yield "two runs in one folder", "start", wrong or wrong_with(done, done.status == 0) or trial.difference()

@@ -291,8 +291,8 @@ def _hold_against(follower: Follower, copied: nn.Module, inputs: Any, state: Sta
 
 def _described(follower: Follower) -> str:
     """Say where forward code failed: at or before the operator that came next in the original."""
-    earlier = follower.run_before.executed
-    operator = _step_of(earlier[follower.at]) if follower.at < len(earlier) else "forward"
+    coming = (executed for executed in follower.run_before.executed[follower.at :] if not executed.aside)
+    operator = next(map(_step_of, coming), "forward")
     return f"{operator} after {follower.place} fails with fewer channels"
 
 

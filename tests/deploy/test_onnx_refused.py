@@ -178,7 +178,7 @@ class NotSeven(nn.Module):
         ),
         (nn.Flatten(), {"metadata": {"mean": [0.5, float("nan"), 0]}}, r"^mean is .*: expected numbers$"),
         (nn.Flatten(), {"metadata": {"mean": [0.5, 10**400, 0]}}, r"^mean is .*: expected numbers$"),
-        (nn.Flatten(), {"metadata": {"mu": [0.5]}}, r"^metadata 'mu': expected classes, mean, std, plan_digest$"),
+        (nn.Flatten(), {"metadata": {"mu": [0.5]}}, r"^metadata 'mu': expected task, classes, mean, std, plan_digest$"),
         (nn.Flatten(), {"batch": 0}, r"^batch 0: expected any, a number of images such as 8, or multiples of it"),
         (nn.Flatten(), {"batch": "n"}, r"^batch 'n': expected any"),
         (nn.Flatten(), {"batch": 10**9}, r"^batch 1000000000: expected any"),
