@@ -13,9 +13,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     return bool(named) or any(text in str(error) for text in texts)
 
 
-def told(error: BaseException) -> str:
-    """Return an error of the user's code, or of torch about it, as part of a line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+def told(error: BaseException, most: int | None = 300) -> str:
+    """Return an error of others' code, by its type and text, as part of a line; `most` are its characters."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:most]
 
 
 def explain(error: BaseException) -> SlimError | None:

@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from slim.errors import SlimError, unknown
+from slim.workbench.causes import told
 
 Allowed = str | Collection[str]  # names of code that may be run: those that the user wrote, never what a file says
 
@@ -37,7 +38,7 @@ def import_object(what: str, name: str, *, allow_code: Allowed, kind: type | Non
     try:
         module = _module_of_file(Path(place)) if place.endswith(".py") else import_module(place)
     except FAILURES as error:  # importing runs the user's code
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        reason = told(error, None)
         raise SlimError(
             f"can't import the {what} {name!r} ({reason}): expected package.module:name or file.py:name"
         ) from error

@@ -28,6 +28,7 @@ from torch.utils.data import Dataset as Samples
 from slim.errors import SlimError
 from slim.images import ImageSpec
 from slim.workbench import nested, tasks
+from slim.workbench.causes import told
 from slim.workbench.code import FAILURES, Allowed, import_object
 from slim.workbench.config import DataConfig
 from slim.workbench.data.loaders import Loaders, pair
@@ -51,7 +52,7 @@ def from_factory(cfg: DataConfig, seed: int, task: str, allow_code: Allowed) -> 
     except SlimError:
         raise
     except FAILURES as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        reason = told(error, None)
         raise SlimError(f"the data factory {cfg.name!r} failed ({reason})") from error
     if isinstance(made, Dataset):
         wanted = tasks.build_task(task, classes=len(made.classes) or None, allow_code=allow_code)

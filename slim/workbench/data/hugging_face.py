@@ -12,6 +12,7 @@ from slim.errors import SlimError
 from slim.extras import named_if_missing
 from slim.images import read_image
 from slim.memory import free_memory
+from slim.workbench.causes import told
 from slim.workbench.config import DataConfig
 from slim.workbench.data.lists import NAMES
 from slim.workbench.data.splits import PARTS, Split
@@ -48,7 +49,7 @@ def _loaded(cfg: DataConfig) -> dict[str, Any]:
     try:
         made = datasets.load_from_disk(name) if Path(name).is_dir() else datasets.load_dataset(name)
     except Exception as error:  # what is missing, unreachable or broken raises errors of many kinds
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        reason = told(error, 200)
         raise SlimError(f"can't get the data set {name!r} ({reason})") from error
     return dict(made) if isinstance(made, dict) else {"train": made}
 

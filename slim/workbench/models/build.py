@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from slim.errors import SlimError, unknown
+from slim.workbench.causes import told
 from slim.workbench.code import FAILURES, Allowed, import_object
 from slim.workbench.models.densenet import densenet
 from slim.workbench.models.fcos import fcos
@@ -189,7 +190,7 @@ def _call(arch: str, factory: Callable[..., Any], kwargs: dict[str, Any]) -> nn.
     except SlimError:
         raise
     except FAILURES as error:
-        raise SlimError(f"can't build {arch!r} with {kwargs} ({_one_line(error)})") from error
+        raise SlimError(f"can't build {arch!r} with {kwargs} ({told(error, None)})") from error
     if not isinstance(model, nn.Module):
         raise SlimError(f"{arch!r} gave {type(model).__name__}, expected a torch.nn.Module")
     return model
@@ -199,10 +200,6 @@ def _refuse_weights(arch: str, kwargs: dict[str, Any]) -> None:
     for key in kwargs:
         if key in _WEIGHTS:
             raise SlimError(f"{arch} takes no {key!r} here: it starts untrained; expected model.weights (--weights)")
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _unnamed(arch: str) -> SlimError:

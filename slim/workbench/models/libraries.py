@@ -10,6 +10,7 @@ from typing import Any
 
 from slim.errors import SlimError, unknown
 from slim.extras import named_if_missing
+from slim.workbench.causes import told
 from slim.workbench.models.weights import HUB, States, Weights, states_in_file
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # as timm and transformers write them
@@ -127,5 +128,5 @@ def _downloaded(read: Callable[[], Any], source: str) -> Any:
     try:
         return read()
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        reason = told(error, 200)
         raise SlimError(f"can't get the weights {source!r} ({reason})") from error

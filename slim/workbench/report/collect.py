@@ -11,6 +11,7 @@ from typing import Any
 from slim.errors import SlimError
 from slim.files import read_text
 from slim.workbench import config
+from slim.workbench.causes import told
 from slim.workbench.report.columns import Record, is_record, stage_name
 from slim.workbench.tasks.metric import Metric
 
@@ -131,9 +132,9 @@ def drawn_from(runs: Sequence[RunRecords]) -> Iterator[None]:
     except SlimError:
         raise
     except Exception as error:
-        told = " ".join(f"{type(error).__name__}: {error}".split())[:100]
+        reason = told(error, 100)
         raise SlimError(
-            f"the records in {', '.join(str(run.folder) for run in runs)} can't be drawn ({told}): expected "
+            f"the records in {', '.join(str(run.folder) for run in runs)} can't be drawn ({reason}): expected "
             f"summary.json, metrics.jsonl and {EVIDENCE} as slim wrote them"
         ) from error
 
