@@ -86,7 +86,7 @@ class Predicted(Budget):
 
 
 class Correction:
-    """Plans for a budget, measured and corrected, where the original is measured at once.
+    """Plans for a budget, measured beside the original and corrected.
 
     Raises SlimError for a time that the original keeps already.
     """
@@ -98,16 +98,18 @@ class Correction:
         with progress("exporting the network", 1):
             self.original = network.Network(model, example_inputs, self.runtime)
         self.cuts = True  # whether files of thin networks are cut from the original's
+        self.firsts = self._firsts() if self.kind == "latency_ms" else []
+
+    def _firsts(self) -> list[float]:
+        """Return the milliseconds of the original in each setting, which a budget in milliseconds is a share of."""
         settings = range(len(self.runtime.each))
-        rough = TOLERANCE if self.kind == "latency" else network.PRECISION  # for a share it is only told
-        times = (network.in_turn([self.original], setting, lambda _: rough) for setting in settings)
-        self.firsts = [network.share_of(each) for each in times]  # ms
-        self.first = self.runtime.taken(self.firsts)
-        if self.kind == "latency_ms" and self.asked >= self.first:
+        firsts = [network.share_of(network.in_turn([self.original], setting)) for setting in settings]
+        if self.asked >= (first := self.runtime.taken(firsts)):
             raise SlimError(
-                f"latency {self.asked:.8g}ms: the network takes {self.first:.4g} ms as it is ({self.runtime}): "
+                f"latency {self.asked:.8g}ms: the network takes {first:.4g} ms as it is ({self.runtime}): "
                 "expected less than that"
             )
+        return firsts
 
     def kept(self, planned: Callable[[float], PruningPlan]) -> PruningPlan:
         """Return the plan among `planned(share of the original's predicted latency)` that keeps the budget.
@@ -116,21 +118,21 @@ class Correction:
         milliseconds is the share that it is of the original's time when that was first measured, since a busy machine
         has no speed that lasts. The network that the plan makes is checked in onnxruntime.
         """
-        shares: dict[str, list[float]] = {}  # digest of a plan -> what was measured in each setting
+        found: dict[str, list[network.Timed]] = {}  # digest of a plan -> what was measured in each setting
         latest: dict[str, network.Network] = {}  # the last one measured, which is nearly always the one that is kept
 
         def measured(plan: PruningPlan) -> float:
             latest.clear()
             latest[plan.digest] = thin = self._network(plan)
-            shares[plan.digest] = network.shares_of(self.original, thin, budget)
+            found[plan.digest] = network.timed(self.original, thin, budget)
             advance(1)
-            return self._share(shares[plan.digest])
+            return self._share(found[plan.digest])
 
         def predicted(share: float) -> tuple[PruningPlan, float]:
             plan = planned(min(share, 1.0))
             return plan, plan.achieved["latency"]
 
-        budget = self.asked if self.kind == "latency" else self.asked / self.first
+        budget = self.asked / self.runtime.taken(self.firsts) if self.firsts else self.asked
         with progress("timing whole networks", ATTEMPTS) as advance:
             best = correct(predicted, measured, budget)
         kept = latest.get(best.plan.digest) or self._network(best.plan)
@@ -141,25 +143,27 @@ class Correction:
                 raise
             self.cuts = False  # its times say nothing: once more with exports
             return self.kept(planned)
-        return self._told(best, shares[best.plan.digest])
+        return self._told(best, found[best.plan.digest])
 
     def _network(self, plan: PruningPlan) -> network.Network:
         original = self.original if self.cuts else None
         return network.Network(plan.apply(self.model), self.example_inputs, self.runtime, original, plan)
 
-    def _share(self, shares: list[float]) -> float:
+    def _share(self, found: list[network.Timed]) -> float:
         """Return the share of the original's time in all settings, given that in each."""
-        if self.kind == "latency":
-            return self.runtime.taken(shares)
-        return self.runtime.taken([share * first for share, first in zip(shares, self.firsts)]) / self.first
+        taken, shares = self.runtime.taken, [each.share for each in found]
+        if not self.firsts:
+            return taken(shares)
+        return taken([share * first for share, first in zip(shares, self.firsts)]) / taken(self.firsts)
 
-    def _told(self, best: Attempt[PruningPlan], shares: list[float]) -> PruningPlan:
+    def _told(self, best: Attempt[PruningPlan], found: list[network.Timed]) -> PruningPlan:
         """Return the plan with what was measured in place of what was predicted."""
-        plan, predicted, share = best.plan, best.plan.achieved["latency"], self._share(shares)
-        next_step, ms = plan.timing["next_step"] / predicted * best.took, share * self.first
+        plan, predicted, share = best.plan, best.plan.achieved["latency"], self._share(found)
+        firsts = self.firsts or [each.original_ms for each in found]
+        next_step, ms = plan.timing["next_step"] / predicted * best.took, share * self.runtime.taken(firsts)
         settings = [
-            {"runtime": str(each), "original_ms": first, "ms": part * first, "share": part}
-            for each, first, part in zip(self.runtime.each, self.firsts, shares)
+            {"runtime": str(runtime), "original_ms": first, "ms": each.share * first, "share": each.share}
+            for runtime, first, each in zip(self.runtime.each, firsts, found)
         ]
         plan.timing = settings[0] if len(settings) == 1 else {"settings": settings, "share": share}
         plan.timing["predicted_share"] = predicted

@@ -4,6 +4,7 @@ import math
 import shutil
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -14,16 +15,24 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from slim.deploy.cost.correction import TOLERANCE
+from slim.deploy.cost.correction import AIM, TOLERANCE
 from slim.deploy.cost.runtime import Runtime, Runtimes
 from slim.deploy.timing import Rounds, Times, median_precision, time_in_turn
 from slim.errors import SlimError
 from slim.prune.plan import PruningPlan
 
 ROUNDS = 7  # at least; the median of fewer has no 95 % interval within their range
-SECONDS = (1.0, 12.0)  # at least; at most, where the machine is too busy to tell sooner
+SECONDS = (1.0, 6.0)  # at least; at most, where the machine is too busy to tell sooner
 PRECISION = TOLERANCE / 3  # of the share that is measured: half of its 95 % interval
 FAR = 0.2  # of how far a share is from the one asked for: no more precise need it be
+
+
+@dataclass(frozen=True)
+class Timed:
+    """What a network takes in one setting, as a share of what the original takes there in calls in turn."""
+
+    share: float
+    original_ms: float
 
 
 class Network:
@@ -104,15 +113,17 @@ def share_of(times: NDArray[np.float64]) -> float:
     return float(np.median(_shares(times)))
 
 
-def shares_of(original: Network, thin: Network, asked: float) -> list[float]:
-    """Return in each setting the share of the original's time that the thin network takes; in a single one the more
-    precisely the nearer it is to the one `asked` for."""
+def timed(original: Network, thin: Network, asked: float) -> list[Timed]:
+    """Return what the thin network takes in each setting. In a single one, as precisely as it takes to tell whether it
+    is the share `asked` for: less where it is far from that, and where it is so near that even its interval is."""
     settings = range(len(thin.runs))
 
     def precision(share: float) -> float:
-        return max(PRECISION, FAR * abs(share / asked - 1) if len(settings) == 1 else 0.0)
+        off = abs(share / asked - 1)
+        return max(PRECISION, FAR * off, AIM - off) if len(settings) == 1 else PRECISION
 
-    return [share_of(in_turn([original, thin], setting, precision)) for setting in settings]
+    columns = [in_turn([original, thin], setting, precision) for setting in settings]
+    return [Timed(share_of(times), float(np.median(times[:, 0]))) for times in columns]
 
 
 def _shares(times: NDArray[np.float64]) -> NDArray[np.float64]:
