@@ -18,7 +18,7 @@ from slim.prune.folds import Constants, fold
 from slim.trace.attention import run_headwise
 from slim.trace.attributes import fields_of, size_in, with_size
 from slim.trace.codes import NUMBERED
-from slim.trace.copy import all_tensors, clone, detached, named_modules
+from slim.trace.copy import all_tensors, attribute_tensors, clone, detached, named_modules
 from slim.trace.emptied import empty
 from slim.trace.lengths import PARAMETRIZED, weight_norms
 from slim.trace.on_the_fly import OnTheFly
@@ -132,8 +132,21 @@ def rebuild(model: nn.Module, change: Change) -> nn.Module:
     thin = clone(model, thinner, thinner)
     modules = dict(named_modules(thin))
     _adjust(modules, change)
+    _forget(thin)
     state_anew(dict(named_modules(model)), modules, change)
     return thin
+
+
+def _forget(thin: nn.Module) -> None:
+    """Let modules that keep tensors for inference drop them, as they do for training: they have the old widths."""
+    for prefix, module in named_modules(thin):
+        if type(module).train is nn.Module.train or not attribute_tensors(prefix, vars(module)):
+            continue
+        modes = [(each, each.training) for each in module.modules()]
+        module.train()
+        module.train(modes[0][1])
+        for each, training in modes:
+            each.training = training
 
 
 def _fits(cut: Mapping[int, list[int]], tensor: Tensor) -> bool:

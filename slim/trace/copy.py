@@ -109,7 +109,7 @@ def attribute_tensors(prefix: str, attributes: dict[str, Any]) -> Tensors:
 
 
 def _is_flat(value: Any) -> bool:
-    return type(value) in _FLAT and _PLAIN.issuperset(map(type, value))
+    return type(value) in _FLAT and _PLAIN.issuperset(map(type, value.values() if isinstance(value, dict) else value))
 
 
 def detached(tensor: Tensor) -> Tensor:

@@ -162,6 +162,39 @@ def test_nothing_cached_keeps_its_old_width(make: Callable[[], nn.Module]) -> No
     assert not any(8 in t.shape for _, t in stored_tensors(plan.apply(fresh)))
 
 
+class CachedForInference(nn.Module):
+    """LeViT: what is added for each head is worked out once, until the network is trained again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.biases, self.cached = nn.Parameter(torch.randn(8, 3)), dict[str, Tensor]()
+
+    def train(self, mode: bool = True) -> "CachedForInference":
+        if mode:
+            self.cached = {}
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training and not self.cached:
+            self.cached["all"] = self.biases[:, [0, 2, 2, 1]]
+        biases = self.biases[:, [0, 2, 2, 1]] if self.training else self.cached["all"]
+        return x * biases.mean(1)[:, None, None]
+
+
+@pytest.mark.parametrize("train", [True, False], ids=["dropped by train()", "kept"])
+def test_what_is_cached_in_a_dict_for_inference_keeps_no_old_width(train: bool, monkeypatch: Any) -> None:
+    if not train:
+        monkeypatch.delattr(CachedForInference, "train")
+    model = body().insert(2, CachedForInference()).eval()
+    with torch.no_grad():
+        model(X)
+    plan = slim.plan(model, X, ratio=0.5)
+    thin = plan.apply(model)
+    assert plan.ratio_achieved == 0.5 and not thin.training
+    assert slim.verify(model, thin, plan, X) < 1e-10
+    assert difference(model, thin, plan.removed) < 1e-6  # what is cached is in float32
+
+
 def test_planning_leaves_what_hooks_kept() -> None:
     features: dict[str, Tensor] = {}
     model = body()
