@@ -20,7 +20,7 @@ from slim.trace.attributes import fields_of, size_in, with_size
 from slim.trace.codes import NUMBERED
 from slim.trace.copy import all_tensors, attribute_tensors, clone, detached, named_modules
 from slim.trace.emptied import empty
-from slim.trace.lengths import PARAMETRIZED, weight_norms
+from slim.trace.lengths import PARAMETRIZED, owner_of, weight_norms
 from slim.trace.on_the_fly import OnTheFly
 from slim.trace.spectral import Normed, singular_value, spectral_norms
 from slim.trace.traced import PER_CHANNEL
@@ -204,9 +204,9 @@ def _holder_of(modules: Mapping[str, nn.Module], name: str) -> tuple[nn.Module, 
 def _adjust(modules: Mapping[str, nn.Module], change: Change) -> None:
     """Let the modules around thinner tensors agree with them."""
     set_sizes(modules, change.sizes)  # first, because the number of groups tells how many channels they take
-    for owner in {_owner(name) for name in change.cuts}:
+    for owner in {owner_of(name) for name in change.cuts}:
         if (module := modules.get(owner and owner + ".")) is not None:
-            resize(module)
+            resize(module, groups_are_set=f"{owner}.groups".lstrip(".") in change.sizes)
             _check_whole(owner, module)
             run_headwise(module)  # a nn.MultiheadAttention
     for name, index in change.selects.items():
@@ -274,7 +274,7 @@ def _keep_singular_value(
     v = _held(thin, normed.v)
     found = singular_value(_held(thin, normed.weight), _held(thin, normed.u), v, normed.dim)
     if not (wanted / found).isfinite():
-        name = _owner(normed.weight)
+        name = owner_of(normed.weight)
         raise SlimError(f"the spectral norm of {name} is {found:g} with fewer channels: expected keep={name!r}")
     v.mul_(wanted / found)
 
@@ -297,14 +297,9 @@ def _check_whole(name: str, module: nn.Module) -> None:
             raise SlimError(f"the plan contradicts itself: it leaves {len(tensor)} of {name}.{key} for {made} channels")
 
 
-def _owner(name: str) -> str:
-    """Return the name of the module whose tensor this is; of a parametrization, of the module that has it."""
-    holder, parametrized, _ = f".{name}".partition(PARAMETRIZED)
-    return holder[1:] if parametrized else name.rpartition(".")[0]
-
-
-def resize(module: nn.Module) -> None:
-    """Make the sizes that a module of torch.nn stores agree with its thinner weights."""
+def resize(module: nn.Module, *, groups_are_set: bool = False) -> None:
+    """Make the sizes that a module of torch.nn stores agree with its thinner weights. The groups of a depthwise
+    convolution are the channels that it reads, but where their number is among the sizes that a plan sets."""
     if isinstance(module, nn.RNNBase | nn.RNNCellBase):
         reading = module.get_parameter("weight_ih_l0" if isinstance(module, nn.RNNBase) else "weight_ih")
         module.input_size = reading.shape[1]
@@ -315,7 +310,7 @@ def resize(module: nn.Module) -> None:
     if not isinstance(weight, Tensor):
         return
     if isinstance(module, nn.modules.conv._ConvNd):
-        if module.groups > 1 and module.groups == module.in_channels:  # depthwise
+        if module.groups == module.in_channels > 1 and not groups_are_set:  # depthwise
             was = module.in_channels if module.transposed else module.out_channels
             module.groups = weight.shape[0] * module.groups // was
         made, taken = (1, 0) if module.transposed else (0, 1)

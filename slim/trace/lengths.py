@@ -12,6 +12,12 @@ from slim.trace.spectral import spectral_norms
 PARAMETRIZED = ".parametrizations."  # in the names of what torch.nn.utils.parametrize keeps
 
 
+def owner_of(name: str) -> str:
+    """Return the name of the module whose tensor this is; of a parametrization, of the module that has it."""
+    holder, parametrized, _ = f".{name}".partition(PARAMETRIZED)
+    return holder[1:] if parametrized else name.rpartition(".")[0]
+
+
 def weight_norms(modules: Modules) -> Iterator[tuple[str, nn.Module, WeightNorm]]:
     """Yield what the old `torch.nn.utils.weight_norm` was called on: how its names begin, the module, and the norm."""
     for prefix, module in modules:

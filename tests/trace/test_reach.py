@@ -207,6 +207,10 @@ def read_by(layer: nn.Module) -> nn.Module:
     return nn.Sequential(body(), layer, nn.ReLU(), nn.Conv2d(C, *CONV))
 
 
+def several_of_each(layer: nn.Module) -> nn.Module:
+    return nn.Sequential(layer, nn.BatchNorm2d(3 * C), nn.ReLU(), nn.Conv2d(3 * C, *CONV))
+
+
 def aggregated(self: Any, x: Tensor) -> Tensor:
     """NetVLAD: how far channels are from each centre, summed over the places that belong to it."""
     share = self.weigh(x).flatten(2).softmax(1)
@@ -381,6 +385,28 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
     ),
     "rows added": (
         lambda: Between(lambda s, x: torch.zeros_like(x).index_add_(2, torch.arange(12) % 3, x), nn.Conv2d(C, *CONV)),
+        X,
+    ),
+    "two views, by nn.Unflatten": (
+        lambda: Between(
+            lambda s, x: s.parts(s.wide(x)).mean(1),
+            nn.Conv2d(C, *CONV),
+            wide=normed(C, 2 * C),
+            parts=nn.Unflatten(1, (2, C)),
+        ),
+        X,
+    ),
+    "a map of a vector, by nn.Unflatten": (
+        lambda: nn.Sequential(
+            *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 4 * C), nn.Unflatten(1, (C, 2, 2))),
+            *(nn.BatchNorm2d(C), nn.ReLU(), nn.Conv2d(C, *CONV)),
+        ),
+        X,
+    ),
+    "several of each channel of the input": (lambda: several_of_each(nn.Conv2d(3, 3 * C, 3, groups=3)), X),
+    "several of each, transposed": (lambda: several_of_each(nn.ConvTranspose2d(3, 3 * C, 3, groups=3)), X),
+    "several of each, shortened weights": (
+        lambda: several_of_each(shortened(nn.Conv2d(3, 3 * C, 3, groups=3))),
         X,
     ),
     "weight norm": (lambda: weight_normed(parametrizations.weight_norm), X),

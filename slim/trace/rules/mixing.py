@@ -21,10 +21,12 @@ from slim.trace.codes import (
     layer_of,
     mark_fresh,
     name_of,
+    origin_of,
     pass_source,
     source_of,
 )
 from slim.trace.labeller import Product
+from slim.trace.lengths import owner_of
 from slim.trace.meta import META
 from slim.trace.op import Op
 from slim.trace.rules.registry import no_rule, rule
@@ -44,7 +46,7 @@ def convolution(op: Op) -> Tensor:
         op.freeze(vector, f"the convolution {conv.name} runs along it")
     reading = "dense"
     if conv.groups > 1:
-        depthwise = conv.groups == x.shape[1]
+        depthwise = conv.groups == x.shape[1] and (incoming is not None or conv.multiplier == 1)
         reading = "depthwise" if depthwise else "whole groups" if op.labeller.whole_groups else "within groups"
     reading = op.decide(reading)
     if incoming is not None and reading != "depthwise":
@@ -128,8 +130,20 @@ class Convolution:
         """Say whether what it makes of a channel that is the same at all places is the same at all places."""
         return is_fixed(self.weight) and not self.transposed and not any(self.op.get("padding", (1,)))
 
+    @property
+    def multiplier(self) -> int:
+        """Return how many channels each channel becomes, where each is a group."""
+        return self.weight.shape[1] if self.transposed else self.weight.shape[0] // self.groups
+
     def axis(self, dim: int, codes: Codes | None) -> Codes | None:
         return self.op.axis(self.weight, dim, codes, self.why)
+
+    def _count_groups(self, codes: Codes) -> None:
+        """Note that there is a group for each of these channels."""
+        source = origin_of(self.weight)
+        name = None if source is None else name_of(source[0])
+        if name is not None:
+            self.op.labeller.group_counts[f"{owner_of(name)}.groups".lstrip(".")] = codes.labels
 
     def dense(self, incoming: Codes | None) -> Codes | None:
         self.axis(0 if self.transposed else 1, incoming)
@@ -139,7 +153,7 @@ class Convolution:
         """Each channel keeps to itself, and makes one channel or several (a multiplier)."""
         if incoming is not None:
             self.op.count(self.groups, incoming)
-        many = self.weight.shape[1] if self.transposed else self.weight.shape[0] // self.groups
+        many = self.multiplier
         expanded = None if incoming is None else incoming.repeat(many)
         if self.transposed and many > 1:
             by_channel = self.axis(0, incoming)
@@ -159,6 +173,8 @@ class Convolution:
         if incoming is not None:
             coupled = self.op.couple_rows(incoming.reshape(self.groups, -1), self.why)
             incoming = coupled.tile(self.groups) if self.transposed else coupled
+        elif self.groups == self.op["input"].shape[1]:
+            self._count_groups(Codes.fixed(self.groups))  # each channel makes several, of which some go
         outgoing = self.dense(incoming)
         if outgoing is None:
             return None
@@ -171,9 +187,7 @@ class Convolution:
         """As `within_groups`, but all that a group reads and makes is coupled."""
         if incoming is not None:
             self.op.couple_rows(incoming.reshape(self.groups, -1).columns, self.why)
-            if (name := name_of(self.weight)) is not None:
-                counted = incoming.reshape(self.groups, -1)[:, 0].labels
-                self.op.labeller.group_counts[layer_of(name) + ".groups"] = counted
+            self._count_groups(incoming.reshape(self.groups, -1)[:, 0])
         if self.transposed:
             by_channel = self.axis(0, incoming)
             self.axis(1, None)
