@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import CodeType
+from types import CodeType, FunctionType
 from typing import Any
 
 import numpy as np
@@ -64,6 +64,30 @@ def _names_in(code: Any) -> set[str]:
     if not isinstance(code, CodeType):
         return set()
     return set(code.co_names).union(*(_names_in(constant) for constant in code.co_consts))
+
+
+def words_in(code: Any, known: Mapping[str, Any] | None = None) -> set[str]:
+    """Return by which names a function, or its code, may read what a dict or an object holds: attributes, arguments and
+    strings in it, in the functions in it, and in those that it calls by a name that is `known`."""
+    if isinstance(code, FunctionType):
+        known, code = code.__globals__, code.__code__
+    if not isinstance(code, CodeType):
+        return set()
+    words = {*code.co_names, *code.co_varnames, *(each for each in code.co_consts if isinstance(each, str))}
+    called = [each.__code__ for name in code.co_names if isinstance(each := (known or {}).get(name), FunctionType)]
+    return words.union(*(words_in(each, {}) for each in (*code.co_consts, *called)))
+
+
+_words: dict[type, set[str]] = {}
+
+
+def words_of(kind: type) -> set[str]:
+    """Return the words in the methods of a class of another package than torch.nn, but for its constructor."""
+    if kind not in _words:
+        bases = [base for base in kind.__mro__ if not base.__module__.startswith("torch.nn.")]
+        members = [member for base in bases for name, member in vars(base).items() if name != "__init__"]
+        _words[kind] = set().union(*(words_in(getattr(member, "fget", member)) for member in members))
+    return _words[kind]
 
 
 class KeptSizes(Mapping[str, StoredSize]):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from slim.trace.attributes import StoredSize, sizes_within
+from slim.trace.attributes import StoredSize, sizes_within, words_in, words_of
 from slim.trace.classes import Classes, Ints
 from slim.trace.codes import Bools
 from slim.trace.labeller import Executed
@@ -37,17 +37,25 @@ def sizes_given(
 
 
 def _at_hand(traced: Trace, error: Exception) -> dict[str, StoredSize]:
-    """Return the sizes that modules hold which ran when `error` came up, by name, those of the innermost first."""
+    """Return the sizes that modules hold which ran when `error` came up, by name, those of the innermost first. A
+    network's whole configuration may hang on each of them: of a dict or an object, what their code has a word for."""
     names = {id(module): name for name, module in traced.state.modules}
     running: list[nn.Module] = []
+    words: set[str] = set()
     trace = error.__traceback__
     while trace is not None:
         module: Any = trace.tb_frame.f_locals.get("self")
-        own = isinstance(module, nn.GroupNorm) or not type(module).__module__.startswith("torch.nn")
+        own = isinstance(module, nn.GroupNorm | nn.Unflatten) or not type(module).__module__.startswith("torch.nn")
+        words |= words_in(trace.tb_frame.f_code, trace.tb_frame.f_globals)
         if id(module) in names and own:
             running.append(module)
+            words |= words_of(type(module)).union(*map(words_in, vars(module).values()))
         trace = trace.tb_next
-    return {names[id(m)] + name: size for m in reversed(running) for name, size in sizes_within(m)}
+
+    def is_read(name: str) -> bool:
+        return all(key in words or key.isdigit() for key in name.split(".")[1:])
+
+    return {names[id(m)] + name: size for m in reversed(running) for name, size in sizes_within(m) if is_read(name)}
 
 
 def _counted(given: list[list[tuple[int, Ints]]], value: StoredSize) -> Counted | None:
