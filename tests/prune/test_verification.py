@@ -380,3 +380,15 @@ def test_one_sample_without_a_batch() -> None:
     image = torch.randn(3, 12, 12)
     plan = slim.plan(model, image, ratio=0.5)
     assert slim.verify(model, plan.apply(model), plan, image) < 1e-10
+
+
+def test_a_sparse_buffer_is_compared() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 2, 1)).eval()
+    model.register_buffer("places", torch.eye(3).to_sparse())
+    x = torch.randn(2, 3, 8, 8)
+    plan = slim.plan(model, x, ratio=0.5, score=slim.Random(seed=0))
+    thin = plan.apply(model)
+    assert slim.verify(model, thin, plan, x) < 1e-10
+    thin.places = 2 * thin.get_buffer("places")
+    with pytest.raises(slim.SlimError, match="places holds other values"):
+        slim.verify(model, thin, plan, x)
