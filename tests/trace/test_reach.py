@@ -488,6 +488,30 @@ def test_what_needs_its_channels_keeps_them(case: str) -> None:
     assert difference(model, plan.apply(model), plan.removed, X) < 1e-10
 
 
+class AroundMedians(nn.Module):
+    """compressai's entropy bottleneck: no less than a bound, around medians in inference, with noise in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.second, self.head = body(), nn.Conv2d(C, C, 1), nn.Conv2d(C, *CONV)
+        self.quantiles = nn.Parameter(torch.randn(C, 1, 3))
+        self.bound = nn.Buffer(torch.tensor([0.1]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.second(self.body(x).mean((2, 3), keepdim=True)).transpose(0, 1)
+        values = x.reshape(len(x), 1, -1)
+        around = values + torch.rand_like(values) if self.training else values - self.quantiles[:, :, 1:2]
+        return self.head(torch.maximum(around, self.bound).reshape(x.shape).transpose(0, 1))
+
+
+def test_what_one_mode_alone_reads_may_be_of_one_place() -> None:
+    model = randomised(AroundMedians)
+    plan = slim.plan(model, X[:1], ratio=0.5)
+    assert set(plan.removed) == {"body.1"}
+    assert slim.verify(model, plan.apply(model), plan, X[:1]) < 1e-10
+    assert difference(model, plan.apply(model), plan.removed, X[:1]) < 1e-10
+
+
 SHUFFLES = {"one channel a group": (2, 8), "two": (4, 16), "three groups": (3, 9)}
 
 

@@ -250,10 +250,14 @@ def _along(op: Op, t: Tensor, codes: TensorCodes, dim: int, size: int) -> Taken 
     """Return what an operand has along a dimension of the result, counted from the end (-1 …), None where nothing."""
     own = dim + t.dim()
     vector = codes.get(own) if own >= 0 else None
+    if (
+        size == 1 and name_of(t) is not None
+    ):  # one channel always stays, so what a parameter has for it may stay as well
+        return None
     if vector is not None and len(vector) != size:  # one channel spread over many: it must stay
         op.freeze(vector)
         vector = None
-    there = own >= 0 and t.shape[own] == size and (size > 1 or vector is not None or name_of(t) is not None)
+    there = own >= 0 and t.shape[own] == size and (size > 1 or vector is not None)
     return (t, own, vector) if there else None
 
 
