@@ -6,7 +6,7 @@ stored split size, a constant in a view) shows as a union that doesn't hold or a
 met there must stay.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch._ops import OpOverload
 
 from slim.trace.classes import Classes, Ints
-from slim.trace.codes import Bools, codes_on, is_blank, label, mark_step, name_of, set_codes, set_name
+from slim.trace.codes import Bools, Codes, codes_on, is_blank, label, mark_step, name_of, set_codes, set_name
 from slim.trace.constants import constants_among, constants_of, mark_result, same
 from slim.trace.copy import clone
 from slim.trace.given import AHEAD, Counted, sizes_given
@@ -26,7 +26,7 @@ from slim.trace.op import Op, Operator, tensors_of
 from slim.trace.repeat import Known, ThinCodes
 from slim.trace.state import State, restored
 from slim.trace.traced import Trace
-from slim.trace.tracer import COPIES, ForwardPass, Tracer, mark_steps, run_once, shapes_of
+from slim.trace.tracer import ForwardPass, Tracer, mark_steps, passes_on, run_once, shapes_of
 
 
 @dataclass
@@ -83,6 +83,10 @@ def _step_of(executed: Executed) -> str:
     return Operator.of(executed.func).step
 
 
+def _count(codes: Iterable[Codes]) -> int:
+    return sum(map(len, codes))
+
+
 class Follower(Tracer):
     """A tracer that must take the same steps as an earlier run."""
 
@@ -99,7 +103,7 @@ class Follower(Tracer):
         if executed.aside:
             return
         earlier = self.run_before.executed
-        while self.at < len(earlier) and earlier[self.at].aside:
+        while self.at < len(earlier) and (earlier[self.at].aside or self._is_left_out(earlier[self.at], executed)):
             self.at += 1
         before = earlier[self.at] if self.at < len(earlier) else None
         if before is None or not self._is_same_step(before, executed):
@@ -109,14 +113,25 @@ class Follower(Tracer):
             raise Mismatch(f"a constant that follows a size, in {_step_of(executed)} after {self.place}")
 
     def _is_same_step(self, before: Executed, executed: Executed) -> bool:
-        if before.func is executed.func or _step_of(before) == _step_of(executed):
-            return True
-        if before.func is not torch.ops.aten.slice.Tensor or executed.func is not torch.ops.aten.alias.default:
+        alike = before.func is executed.func or _step_of(before) == _step_of(executed)
+        return alike or (executed.func is torch.ops.aten.alias.default and self._takes_all_left(before))
+
+    def _is_left_out(self, before: Executed, executed: Executed) -> bool:
+        """Return whether the thin network has no such step: older torch leaves a slice of all out."""
+        return not self._is_same_step(before, executed) and self._takes_all_left(before)
+
+    def _takes_all_left(self, before: Executed) -> bool:
+        """Return whether a slice of the original takes channels that are all there are in the thin network, where it
+        decides nothing."""
+        if before.func is not torch.ops.aten.slice.Tensor:
             return False
-        # a slice of all that is left is none: it decides nothing
+        made = before.made[0][1].values()
+        gone = _count(before.codes) - _count(made)
+        left = _count(map(self._thin.of, before.codes)) - _count(map(self._thin.of, made))
+        if not gone or left:
+            return False
         self.decisions = self.run_before.decisions[: before.decided]
-        taken, made = before.codes, before.made[0][1].values()
-        return sum(len(self._thin.of(each)) for each in taken) == sum(len(self._thin.of(each)) for each in made)
+        return True
 
     def decide(self, choice: Reading, options: Sequence[Reading] = ()) -> Reading:
         if self.executed[-1].aside:
@@ -187,7 +202,7 @@ class SameSteps(Follower):
     def __torch_dispatch__(self, func: OpOverload, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         op = Op(func, args, kwargs or {}, self)
         constants = constants_of(op, meta=self.meta)
-        executed = Executed(func, constants or (), [], aside=constants is None or op.name in COPIES)
+        executed = Executed(func, constants or (), [], aside=constants is None or passes_on(op))
         self.note(executed)
         result = op.run()
         mark_result(op, result, constant=constants is None, meta=self.meta)

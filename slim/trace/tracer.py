@@ -97,7 +97,7 @@ class Tracer(Labeller, TorchDispatchMode):
         op = Op(func, args, kwargs or {}, self)
         taken = [codes for tensor in op.tensors for codes in codes_on(tensor).values()]
         constants = constants_of(op, meta=self.meta)
-        executed = Executed(func, constants or (), taken, aside=constants is None or op.name in COPIES)
+        executed = Executed(func, constants or (), taken, aside=constants is None or passes_on(op))
         self.note(executed)
         for tensor in op.tensors:
             self.meet(tensor)
@@ -142,6 +142,14 @@ def _lasting_shape(tensor: Tensor) -> Sequence[int]:
     """Return a shape, with 1 where one value is repeated: any number of it would do."""
     alike = alike_along(tensor) - codes_on(tensor).keys()
     return torch.Size(1 if d in alike else n for d, n in enumerate(tensor.shape)) if alike else tensor.shape
+
+
+def passes_on(op: Op) -> bool:
+    """Say whether an operator gives what it is given: a copy, or a slice of all, as older torch makes of `:`."""
+    if op.name != "slice":
+        return op.name in COPIES
+    places = range(op.input.shape[op["dim"]])
+    return len(places[slice(op["start"], op["end"], op["step"])]) == len(places)
 
 
 def mark_steps(op: Op, sources: Sequence[object], result: Any, step: int) -> None:
