@@ -66,6 +66,29 @@ def test_without_the_setting_the_message_says_what_to_do(video: nn.Module, tmp_p
         slim.export_onnx(video, FRAMES, tmp_path / "video.onnx")
 
 
+class Anchors(nn.Module):
+    """Places that are kept until images of another shape come, as heads of Ultralytics keep theirs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.shape, self.places = nn.Conv2d(3, 4, 3), torch.Size(), torch.empty(0)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv(x)
+        if x.shape != self.shape:
+            self.shape, self.places = x.shape, torch.arange(x.shape[2] * x.shape[3]).to(x)
+        return x.flatten(2) + self.places
+
+
+@pytest.mark.parametrize("seen", [1, 2, 5])
+def test_what_forward_keeps_for_one_size_of_batch_is_made_anew_for_others(seen: int, tmp_path: Path) -> None:
+    net = Anchors().eval()
+    net(torch.randn(seen, 3, 8, 8))
+    path = slim.export_onnx(net, torch.randn(seen, 3, 8, 8), tmp_path / "anchors.onnx", dynamic_size=True).path
+    images = torch.randn(3, 3, 12, 10)
+    assert np.allclose(run_raw(path, images.numpy()), net(images).detach().numpy(), atol=1e-5)
+
+
 @pytest.mark.parametrize("count", [3, 4, 9])
 def test_a_file_of_a_fixed_batch_takes_any_number_of_images(count: int, tmp_path: Path) -> None:
     """Batch by batch, the last one filled up."""

@@ -227,9 +227,13 @@ def _copy_for_export(model: nn.Module) -> nn.Module:
 
 def _try_batch(net: nn.Module, arguments: Arguments, batch: BatchUnit) -> list[Tensor]:
     """Return what the network returns for a batch to export with; where it takes the example alone, the error says
-    so."""
+    so. What forward keeps for one size of batch, as detectors do their anchors, then is of the smallest one, which
+    torch.export holds to be another than an open one: the graph makes it anew."""
     try:
-        return run_forward(net, arguments.batch(batch.example))
+        made = run_forward(net, arguments.batch(batch.example))
+        if batch.multiples:
+            run_forward(net, arguments.batch(batch.unit))
+        return made
     except SlimError as error:
         size = arguments.batch_size
         if batch != BatchUnit() or size < 2:
