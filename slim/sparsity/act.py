@@ -27,7 +27,7 @@ from slim.prune.migrate import Replacement, replacements
 from slim.prune.plan import PruningPlan
 from slim.sparsity.control import SCHEDULES, TargetPlan, TargetShare, scheduled
 from slim.sparsity.penalties import METHODS, Penalty, check_strength
-from slim.sparsity.steps import StepSizes
+from slim.sparsity.steps import StepSizes, knows
 from slim.sparsity.targets import Targets, Types, chosen
 from slim.tables import Shown
 
@@ -60,7 +60,7 @@ def sparsify(
       "proximal" applies its proximal operator after each step, with the step size that the optimizer really took, and
       so reaches exact zeros; it knows SGD, Adam and AdamW (see `slim.sparsity.steps`). "loss" leaves the optimizer
       alone: add `.loss()` of the result to your loss, once per step (with gradient accumulation, divided like the
-      rest).
+      rest). "auto" is the proximal one where it knows the optimizer and the penalty, else the subgradient.
     - `targets`: a shell pattern for names in `model.named_modules()`, such as `"layer1.*"`; several in a list; or a
       mapping from patterns to strengths relative to λ, such as `{"layer1.*": 1, "layer2.*": 0.5}`, of which the first
       that matches counts. Values of different strengths are penalised apart: groups don't reach across.
@@ -83,6 +83,8 @@ def sparsify(
     >>> sparsity.remove()
     """
     _check_penalty(optimizer, penalty, method)
+    if method == "auto":
+        method = "proximal" if "proximal" in penalty.methods and knows(optimizer) else "subgradient"
     check_type("model", model, "sparsify(model, optimizer, penalty)", nn.Module)
     check_type("floor", floor, "a share", int, float)
     _check_control(penalty, method, schedule, target, steps)
@@ -97,9 +99,9 @@ def _check_penalty(optimizer: torch.optim.Optimizer, penalty: Penalty, method: s
         raise SlimError(f"{type(optimizer).__name__} is no optimizer: expected one of torch.optim, then a penalty")
     if not isinstance(penalty, Penalty):
         raise SlimError(f"{penalty!r} is no penalty: expected one such as slim.L1(1e-4)")
-    if method not in METHODS:
-        raise unknown("sparsity method", method, METHODS)
-    if method not in penalty.methods:
+    if method not in (*METHODS, "auto"):
+        raise unknown("sparsity method", method, (*METHODS, "auto"))
+    if method not in (*penalty.methods, "auto"):
         raise SlimError(
             f"method {method!r} can't act with {type(penalty).__name__}: expected {' or '.join(penalty.methods)}"
         )

@@ -34,15 +34,20 @@ from torch import Tensor, nn
 from slim.errors import SlimError
 
 
+def knows(optimizer: torch.optim.Optimizer) -> bool:
+    """Say whether the step size of an optimizer can be told."""
+    return isinstance(optimizer, torch.optim.SGD | torch.optim.Adam)  # AdamW is an Adam
+
+
 class StepSizes:
     """Watches the steps of `optimizer` on some `parameters`, laid end to end."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], groups: list[int]) -> None:
-        self.adam = isinstance(optimizer, torch.optim.Adam)  # AdamW is one
-        if not self.adam and not isinstance(optimizer, torch.optim.SGD):
+        self.adam = isinstance(optimizer, torch.optim.Adam)
+        if not knows(optimizer):
             raise SlimError(
                 f"method 'proximal' can't tell the step size of {type(optimizer).__name__}: expected SGD, Adam or "
-                "AdamW of torch.optim, or method 'subgradient'"
+                "AdamW of torch.optim, or method 'subgradient' or 'auto'"
             )
         self.groups = groups  # the number of each parameter's group
         self.sums = [0.0] * len(parameters)  # c, for SGD

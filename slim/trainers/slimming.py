@@ -52,8 +52,7 @@ class Slimming:
 
     `at`: the steps of the optimizer, from 1, after which it is pruned. By the i-th of n of them the share
     1 − (1 − i/n)³ of what the budget removes is gone (Zhu and Gupta, https://arxiv.org/abs/1710.01878, equation 1).
-    `penalty`, `method`: of `slim.sparsify`, until the last of them ("proximal" knows SGD, Adam and AdamW); None: no
-    penalty.
+    `penalty`, `method`: of `slim.sparsify`, until the last of them; None: no penalty.
     `images`: as `slim.recover` takes them; the network is recovered on them after each prune. None: it isn't.
     `rules`: more keywords of `slim.plan`, such as score or round_to.
 
@@ -71,7 +70,7 @@ class Slimming:
         *,
         at: Sequence[int],
         penalty: Penalty | None = None,
-        method: str = "proximal",
+        method: str = "auto",
         images: Any = None,
         rules: dict[str, Any] | None = None,
     ) -> None:

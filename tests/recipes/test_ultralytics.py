@@ -30,16 +30,28 @@ def data_for(config: str, folder: Path) -> str:
     if "-cls" in config:
         return classification(folder, 32, 16, 64)
     return detection(
-        folder, 32, 16, 64, corners="outline" if "-seg" in config else "points" if "-pose" in config else ""
+        folder,
+        32,
+        16,
+        64,
+        corners="outline" if "-seg" in config or "-obb" in config else "points" if "-pose" in config else "",
     )
 
 
 @pytest.mark.parametrize(
-    "config",
-    ["yolov8n.yaml", "yolo11n.yaml", "yolo26n.yaml", "yolov8n-seg.yaml", "yolov8n-pose.yaml", "yolov8n-cls.yaml"],
+    "config, optimizer",
+    [
+        ("yolov8n.yaml", "auto"),
+        ("yolo11n.yaml", "MuSGD"),  # which "auto" is in trainings of more than 10,000 steps
+        ("yolo26n.yaml", "auto"),
+        ("yolov8n-seg.yaml", "auto"),
+        ("yolov8n-pose.yaml", "auto"),
+        ("yolov8n-obb.yaml", "auto"),
+        ("yolov8n-cls.yaml", "auto"),
+    ],
 )
 def test_a_thin_network_trains_validates_exports_and_loads(
-    config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: str, optimizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe: Any = importlib.import_module("ultralytics_yolo")
     monkeypatch.chdir(tmp_path)
@@ -49,18 +61,42 @@ def test_a_thin_network_trains_validates_exports_and_loads(
     yolo = ultralytics.YOLO(config)
     recipe.press(yolo, 1e-2)
     before = [m.weight.abs().mean().item() for m in yolo.model.modules() if isinstance(m, nn.BatchNorm2d)]
-    yolo.train(epochs=1, val=False, amp=False, **settings)
+    yolo.train(epochs=1, val=False, amp=False, optimizer=optimizer, **settings)
+    assert not any(call.__module__ == recipe.__name__ for calls in yolo.callbacks.values() for call in calls)
     images = torch.rand(32, 3, 64, 64)
     thin, plan = recipe.prune(yolo, slim.Flops(0.5), images)
     assert before and size(thin) < 0.75 * size(yolo)
     assert plan.totals["flops"][1] <= 0.5 * plan.totals["flops"][0]
     assert 0 <= recipe.validate(thin, **settings).fitness <= 2  # of boxes and masks
-    tuned = recipe.finetune(thin, epochs=1, val=False, amp=False, **settings)
+    tuned = recipe.with_network(thin, copy.deepcopy(thin.model))
+    tuned.train(epochs=1, val=False, amp=False, **settings)
     assert size(tuned) == size(thin)  # YOLO.train alone builds it at full size
     assert any(not torch.equal(a, b) for a, b in zip(tuned.model.parameters(), thin.model.parameters()))
     recipe.save(tmp_path / "thin.safetensors", tuned, [plan])
-    whole = recipe.with_network(ultralytics.YOLO(config), copy.deepcopy(yolo.model))
-    loaded = recipe.load(tmp_path / "thin.safetensors", whole)
+    loaded = recipe.load(tmp_path / "thin.safetensors", ultralytics.YOLO(config))
     assert all(torch.equal(a, b) for a, b in zip(loaded.model.parameters(), tuned.model.parameters()))
-    written = recipe.with_network(tuned, copy.deepcopy(tuned.model)).export(format="onnx", imgsz=64, verbose=False)
+    assert loaded.names == {0: "ellipse", 1: "rectangle"}
+    with torch.no_grad():
+        ours, theirs = (each.model.float().eval()(images[:2])[0] for each in (loaded, tuned))
+    assert torch.equal(*(torch.as_tensor(each[0] if isinstance(each, tuple) else each) for each in (ours, theirs)))
+    written = loaded.export(format="onnx", imgsz=64, verbose=False)
     assert Path(written).stat().st_size < 4.5 * size(yolo) * 0.75
+
+
+def test_a_thin_training_that_was_cut_off_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe: Any = importlib.import_module("ultralytics_yolo")
+    monkeypatch.chdir(tmp_path)
+    settings = {**QUIET, "data": data_for("", tmp_path / "data"), "project": str(tmp_path / "runs"), "amp": False}
+    thin, _ = recipe.prune(ultralytics.YOLO("yolov8n.yaml"), slim.Flops(0.5), torch.rand(32, 3, 64, 64))
+    whole = size(thin)
+
+    def cut_off(trainer: Any) -> None:
+        if trainer.epoch == 1:
+            raise KeyboardInterrupt
+
+    thin.add_callback("on_model_save", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        thin.train(epochs=3, **settings)
+    thin.clear_callback("on_model_save")
+    thin.train(resume=str(tmp_path / "runs" / "train" / "weights" / "last.pt"), device="cpu", workers=0)
+    assert size(thin) == whole and thin.trainer.epoch == 2

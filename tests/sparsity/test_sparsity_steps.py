@@ -194,6 +194,19 @@ def test_grad_scaler_and_proximal_steps(fused: bool) -> None:
     assert torch.equal(torch.cat(gammas(scaled)), before)
 
 
+@pytest.mark.parametrize(
+    "optimizer, penalty, method",
+    [
+        (torch.optim.AdamW, L1(1.0), "proximal"),
+        (torch.optim.RMSprop, L1(1.0), "subgradient"),
+        (torch.optim.SGD, slim.Polarization(1.0), "subgradient"),
+    ],
+)
+def test_auto_is_the_proximal_method_where_that_can_act(optimizer: Any, penalty: Any, method: str) -> None:
+    model = network()
+    assert sparsify(model, optimizer(model.parameters()), penalty, method="auto").method == method
+
+
 def test_proximal_keeps_zeros_and_needs_an_optimizer_it_knows() -> None:
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)

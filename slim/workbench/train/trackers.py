@@ -4,12 +4,18 @@ Each package is optional, is imported when it is named, and keeps its own accoun
 it stays offline, is up to its own settings (WANDB_MODE=offline, MLFLOW_TRACKING_URI, TRACKIO_DIR).
 """
 
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
 from torch import nn
 
+from slim.errors import SlimError, SlimWarning
 from slim.extras import named_if_missing
+from slim.workbench.causes import told
+from slim.workbench.code import FAILURES
 from slim.workbench.config import RunConfig
 from slim.workbench.train.tensorboard import SCALARS, TensorBoard
 
@@ -62,7 +68,7 @@ class MLflow:
         self._mlflow = mlflow
         mlflow.set_experiment(PROJECT)
         mlflow.start_run(run_name=run)
-        mlflow.log_dict(settings, "config.json")
+        mlflow.log_params(dict(_flat(settings)))
 
     def epoch(self, record: dict[str, Any], model: nn.Module) -> None:
         self._mlflow.log_metrics(numbers(record), step=record["epoch"])
@@ -74,23 +80,68 @@ class MLflow:
         self._mlflow.end_run()
 
 
+class Safe:
+    """Tells a tracker as long as that works: a training is worth more than its curves."""
+
+    def __init__(self, tracker: Tracker, name: str) -> None:
+        self._tracker: Tracker | None = tracker
+        self._name = name
+
+    def epoch(self, record: dict[str, Any], model: nn.Module) -> None:
+        self._tell(lambda tracker: tracker.epoch(record, model))
+
+    def text(self, tag: str, text: str) -> None:
+        self._tell(lambda tracker: tracker.text(tag, text))
+
+    def close(self) -> None:
+        self._tell(lambda tracker: tracker.close())
+
+    def _tell(self, tell: Callable[[Tracker], None]) -> None:
+        try:
+            if self._tracker:
+                tell(self._tracker)
+        except FAILURES as error:
+            self._tracker = None
+            warnings.warn(f"{self._name} is told no more of this stage ({told(error)})", SlimWarning, stacklevel=2)
+
+
 def open_tracker(settings: RunConfig, folder: Path, stage: str) -> Tracker | None:
-    """Return where the settings want a stage told, if anywhere. Raises SlimError where its package is missing."""
+    """Return where the settings want a stage told, if anywhere. Raises SlimError where its package is missing, or it
+    can't begin."""
     name = "tensorboard" if settings.tensorboard and settings.tracker == "none" else settings.tracker
-    run = f"{folder.name}/{stage}"
-    known = {"seed": settings.seed, "arch": settings.model.arch, "data": settings.data.name}
+    if name == "none":
+        return None
     with named_if_missing():
-        match name:
-            case "tensorboard":
-                return TensorBoard(folder / "tensorboard" / stage)
-            case "wandb":
-                import wandb
+        try:
+            return Safe(_opened(name, f"{folder.name}/{stage}", folder, settings), name)
+        except (SlimError, ImportError):
+            raise
+        except FAILURES as error:
+            raise SlimError(
+                f"{name} can't begin ({told(error)}): expected what its own settings name, an offline mode of it, or "
+                "--tracker none"
+            ) from error
 
-                return WeightsAndBiases(wandb, run, folder, known)
-            case "trackio":
-                import trackio
 
-                return WeightsAndBiases(trackio, run, folder, known)
-            case "mlflow":
-                return MLflow(run, known)
-    return None
+def _opened(name: str, run: str, folder: Path, settings: RunConfig) -> Tracker:
+    match name:
+        case "wandb":
+            import wandb
+
+            return WeightsAndBiases(wandb, run, folder, asdict(settings))
+        case "trackio":
+            import trackio
+
+            return WeightsAndBiases(trackio, run, folder, asdict(settings))
+        case "mlflow":
+            return MLflow(run, asdict(settings))
+    return TensorBoard(folder / "tensorboard" / run.rpartition("/")[2])
+
+
+def _flat(settings: Mapping[str, Any], within: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield settings by their names, such as train.lr."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{within}{name}.")
+        else:
+            yield f"{within}{name}", value

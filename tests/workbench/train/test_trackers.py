@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from torch import nn
 
-from slim.errors import SlimError
+from slim.errors import SlimError, SlimWarning
 from slim.workbench import config
 from slim.workbench.config import RunConfig
-from slim.workbench.train import TensorBoard, open_tracker
+from slim.workbench.train import open_tracker
 
 RECORD = {"epoch": 2, "train_loss": 0.5, "val_accuracy": 0.9, "lr": 0.1, "near_zero": None, "seconds": 3.0}
 TOLD = {"train_loss": 0.5, "val_accuracy": 0.9, "lr": 0.1}
@@ -55,7 +55,9 @@ def test_mlflow_is_told_numbers_by_epoch(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "mlflow", recording("mlflow", calls))
     tell("mlflow", tmp_path / "mine")
     names = [name for name, _, _ in calls]
-    assert names == ["set_experiment", "start_run", "log_dict", "log_metrics", "log_text", "end_run"]
+    assert names == ["set_experiment", "start_run", "log_params", "log_metrics", "log_text", "end_run"]
+    [settings] = calls[2][1]
+    assert settings["seed"] == 7 and settings["train.lr"] == RunConfig().train.lr and "train" not in settings
     assert calls[3] == ("log_metrics", (TOLD,), {"step": 2})
 
 
@@ -64,8 +66,10 @@ def test_none_and_tensorboard(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     for settings in ({"tracker": "tensorboard"}, {"tensorboard": True}):
         made = open_tracker(config.updated(RunConfig(), settings), tmp_path, "sparse")
-        assert isinstance(made, TensorBoard)
+        assert made is not None
+        made.epoch(RECORD, nn.BatchNorm2d(3))
         made.close()
+        assert any(b"val_accuracy" in file.read_bytes() for file in tmp_path.rglob("events*"))
     with pytest.raises(SlimError, match="tracker"):
         config.updated(RunConfig(), {"tracker": "wanbd"})
 
@@ -74,6 +78,26 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(SlimError, match=r"wandb isn't installed: expected pip install '.*\[wandb\]'"):
         tell("wandb", tmp_path)
+
+
+@pytest.mark.parametrize("failing", ["init", "log", "finish"])
+def test_a_service_that_fails(failing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before a training begins that is an error of one line; then a warning, once, and the training goes on."""
+    calls: list[Any] = []
+    service = recording("wandb", calls)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("No API key\nlog in")
+
+    setattr(service, failing, fail)
+    monkeypatch.setitem(sys.modules, "wandb", service)
+    if failing == "init":
+        with pytest.raises(SlimError, match=r"wandb can't begin \(RuntimeError: No API key log in\): expected .* none"):
+            tell("wandb", tmp_path)
+        return
+    with pytest.warns(SlimWarning, match="wandb is told no more of this stage \\(RuntimeError: No API") as warned:
+        tell("wandb", tmp_path)
+    assert len(warned) == 1 and [name for name, _, _ in calls] == ["init", "log", "log"][: 1 if failing == "log" else 3]
 
 
 @pytest.mark.wild
