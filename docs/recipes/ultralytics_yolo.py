@@ -2,8 +2,8 @@
 
     python docs/recipes/ultralytics_yolo.py yolov8n.pt data.yaml 30 640    # epochs, pixels
 
-works for detection, segmentation, pose, oriented boxes and classification, YOLO v8 to 26, and for RT-DETR. Ultralytics
-is AGPL-3.0, and so may be what you make with it: this file only imports it, and is no part of slim's package.
+works for detection, segmentation, pose, oriented boxes and classification, YOLO v8 to 26. Ultralytics is AGPL-3.0, and
+so may be what you make with it: this file only imports it, and is no part of slim's package.
 
 Three things need care, and some lines each below:
 - `YOLO.train` builds the network anew, at full size, from its YAML: a trainer whose `get_model` gives the thin one.
