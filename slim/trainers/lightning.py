@@ -6,17 +6,20 @@ trainer = lightning.Trainer(max_epochs=30, callbacks=[SlimCallback(slim.Flops(0.
 trainer.fit(module, loader)
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
+from torch import nn
 
 from slim.batches import as_one, first_batch
 from slim.errors import SlimError, unknown
 from slim.prune.budgets import Budget
 from slim.prune.calibration import MOST, part
 from slim.sparsity import Penalty
-from slim.trainers.slimming import Schedule, Slimming
+from slim.trainers.slimming import Schedule, Slimming, Thinned
 
 
 class SlimCallback(pl.Callback):
@@ -28,7 +31,9 @@ class SlimCallback(pl.Callback):
     `recover`: whether it is recovered after each, on up to a thousand of the training inputs; of a batch that is a
     tuple or a list, its first part. `rules`: more keywords of `slim.plan`.
 
-    `slimming.plans` holds what was done. For one device; raises SlimError for more, and for several optimizers.
+    `slimming.plans` holds what was done. Lightning's checkpoints keep it, too: with a new module and this callback,
+    `fit(…, ckpt_path=…)` goes on, and `validate(…, ckpt_path=…)` reads them. For one device; raises SlimError for more,
+    for several optimizers, and beside Lightning's averages of weights, which keep the whole network's sizes.
     """
 
     def __init__(
@@ -46,21 +51,48 @@ class SlimCallback(pl.Callback):
         self.schedule = Schedule(start, end, prunes)
         self.budget, self.penalty, self.network, self.recover, self.rules = budget, penalty, network, recover, rules
         self.slimming: Slimming | None = None
+        self.thinned = Thinned()
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Have the module made as thin as a checkpoint says, before it reads the weights there."""
+        own = pl_module.on_load_checkpoint
+
+        def thin_first(checkpoint: dict[str, Any]) -> None:
+            records = checkpoint.get("callbacks", {}).get(self.state_key, {}).get("plans", [])
+            self.thinned.follow(self._network(pl_module), records)
+            pl_module.trainer = trainer  # which copies of Lightning's modules let go of
+            own(checkpoint)
+
+        pl_module.on_load_checkpoint = thin_first  # type: ignore[method-assign]  # callbacks' own comes too late
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Leave the module as it was."""
+        pl_module.__dict__.pop("on_load_checkpoint", None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the plans so far, for Lightning's checkpoints."""
+        return {"plans": [plan.to_dict() for plan in self.thinned.plans]}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Do nothing: the plans were followed before the module's weights were read."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin with the penalty."""
+        """Begin with the penalty, or go on."""
         if trainer.world_size > 1 or len(trainer.optimizers) != 1:
             raise SlimError(
                 f"SlimCallback with {trainer.world_size} processes and {len(trainer.optimizers)} optimizers: expected "
                 "one of each"
             )
+        for other in getattr(trainer, "callbacks", ()):
+            if isinstance(other, StochasticWeightAveraging | WeightAveraging):
+                raise SlimError(
+                    f"SlimCallback beside {type(other).__name__}, which keeps an average of the whole network: "
+                    "expected it in a training of its own, after the pruning"
+                )
         loader: Any = trainer.train_dataloader
-        try:
-            network: Any = pl_module.get_submodule(self.network)
-        except AttributeError:
-            known = [name for name, _ in pl_module.named_children()]
-            raise unknown("network of SlimCallback", self.network, known) from None
+        network = self._network(pl_module)
         images = part(as_one(loader, MOST) if self.recover else first_batch(loader), ..., pl_module.device)
+        images = trainer.precision_plugin.convert_input(images)
         self.slimming = Slimming(
             network,
             trainer.optimizers[0],
@@ -70,6 +102,8 @@ class SlimCallback(pl.Callback):
             penalty=self.penalty,
             images=images if self.recover else None,
             rules=self.rules,
+            after=self.thinned.plans,
+            step=trainer.global_step,
         )
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
@@ -78,4 +112,16 @@ class SlimCallback(pl.Callback):
         if slimming is not None and trainer.global_step > slimming.step:
             with torch.enable_grad():
                 if slimming.after_step():
-                    pl_module.trainer = trainer  # which copies of Lightning's modules let go of
+                    pl_module.trainer = trainer
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """End the penalty, and say where the training ended before the last prune."""
+        if self.slimming is not None:
+            self.slimming.end()
+
+    def _network(self, pl_module: pl.LightningModule) -> nn.Module:
+        try:
+            return pl_module.get_submodule(self.network)
+        except AttributeError:
+            known = [name for name, _ in pl_module.named_children()]
+            raise unknown("network of SlimCallback", self.network, known) from None

@@ -17,7 +17,7 @@ from slim.prune.planner import plan
 from slim.prune.rebuild import take_over
 from slim.prune.recovery.recover import recover
 from slim.prune.verify import verify
-from slim.sparsity import Penalty, sparsify
+from slim.sparsity import Penalty, Sparsity, sparsify
 from slim.trace.intercept import evaluating
 
 
@@ -41,6 +41,27 @@ class Schedule:
         return sorted({max(1, round(steps * share)) for share in shares})
 
 
+class Thinned:
+    """What was pruned of a network, in a trainer whose checkpoints keep it: `plans`, in order."""
+
+    def __init__(self) -> None:
+        self.plans: list[PruningPlan] = []
+
+    def follow(self, network: nn.Module, records: Sequence[Any]) -> None:
+        """Make a network in place as thin as the plans of a checkpoint say. Raises SlimError where it was pruned
+        otherwise."""
+        plans = [PruningPlan.from_dict(record) for record in records]
+        done = len(self.plans)
+        if [plan.digest for plan in plans[:done]] != [plan.digest for plan in self.plans]:
+            raise SlimError(
+                f"the checkpoint's network was pruned in {len(plans)} steps, this one in {done}: expected one that "
+                "wasn't pruned, and a new callback"
+            )
+        for more in plans[done:]:
+            take_over(network, more.apply(network))
+            self.plans.append(more)
+
+
 class Slimming:
     """Train `network` with a penalty, and prune it in place at given steps: the same object, thinner.
 
@@ -55,10 +76,13 @@ class Slimming:
     `penalty`, `method`: of `slim.sparsify`, until the last of them; None: no penalty.
     `images`: as `slim.recover` takes them; the network is recovered on them after each prune. None: it isn't.
     `rules`: more keywords of `slim.plan`, such as score or round_to.
+    `after`, `step`: of a training that goes on, the plans that made the network as thin as it is (more are added to
+    that list), and the steps that were taken.
 
     Each prune is verified. The optimizer keeps what it knows of the channels that stay; its param_groups, schedulers,
-    and whatever holds the network stay valid. `plans` holds what was done, in order. Raises SlimError where steps
-    aren't increasing numbers, and as `slim.plan` and `slim.verify` do.
+    and whatever holds the network stay valid. `plans` holds what was done, in order; `end()` ends the penalty where a
+    training ends early. Raises SlimError where steps aren't increasing numbers, and as `slim.plan` and `slim.verify`
+    do.
     """
 
     def __init__(
@@ -73,20 +97,37 @@ class Slimming:
         method: str = "auto",
         images: Any = None,
         rules: dict[str, Any] | None = None,
+        after: list[PruningPlan] | None = None,
+        step: int = 0,
     ) -> None:
         if not at or any(isinstance(n, bool) or not isinstance(n, int) for n in at) or list(at) != sorted({*at}):
             raise SlimError(f"at {list(at)}: expected steps in increasing order, such as [600, 800, 1000]")
         self.network, self.optimizer, self.example_inputs, self.budget = network, optimizer, example_inputs, budget
-        self.at, self.step, self.rules = list(at), 0, rules or {}
+        self.at, self.step, self.rules = list(at), step, rules or {}
         self.images = None if images is None else as_one(images, MOST)
-        self.sparsity = None if penalty is None else sparsify(network, optimizer, penalty, method=method)
-        self.plans: list[PruningPlan] = []
+        self.plans: list[PruningPlan] = [] if after is None else after
         self._whole: float | None = None
+        self.sparsity: Sparsity | None = None
+        if penalty is not None and step < self.at[-1]:
+            self.sparsity = sparsify(network, optimizer, penalty, method=method)
 
     def after_step(self) -> bool:
         """Count a step of the optimizer, and prune where it is time; whether the network was pruned."""
         self.step += 1
         return self.step in self.at and self._prune(self.at.index(self.step) + 1)
+
+    def end(self) -> None:
+        """End the penalty; warn where a training ends, early say, before the last prune."""
+        if self.sparsity is not None:
+            self.sparsity.remove()
+        left = sum(at > self.step for at in self.at)
+        if left:
+            warnings.warn(
+                f"the training ended after step {self.step}, before {left} of {len(self.at)} prunes (the last after "
+                f"step {self.at[-1]}): the budget isn't reached; expected more steps, or prunes that end sooner",
+                SlimWarning,
+                stacklevel=2,
+            )
 
     def _prune(self, number: int) -> bool:
         made = self._plan(1 - (1 - number / len(self.at)) ** 3)
@@ -109,9 +150,9 @@ class Slimming:
         with evaluating(self.network), warnings.catch_warnings():
             warnings.simplefilter("ignore", SlimWarning)  # that γ say little: the penalty is at work
             if self._whole is None:
-                self._whole = plan(self.network, self.example_inputs, self.budget, **self.rules).totals[
-                    self.budget.total or "channels"
-                ][0]
+                first = self.plans[0] if self.plans else None
+                first = first or plan(self.network, self.example_inputs, self.budget, **self.rules)
+                self._whole = first.totals[self.budget.total or "channels"][0]
             try:
                 made = plan(
                     self.network,

@@ -6,16 +6,22 @@ callback = SlimCallback(slim.Flops(0.5), {"pixel_values": images}, penalty=slim.
 Trainer(model, arguments, train_dataset=data, callbacks=[callback]).train()
 """
 
+import json
+from pathlib import Path
 from typing import Any
 
+from torch import nn
 from transformers import TrainerCallback
 
 from slim.batches import as_one
 from slim.errors import SlimError
+from slim.files import replacing
 from slim.prune.budgets import Budget
 from slim.prune.calibration import MOST, part
 from slim.sparsity import Penalty
-from slim.trainers.slimming import Schedule, Slimming
+from slim.trainers.slimming import Schedule, Slimming, Thinned
+
+PLANS = "slim_plans.json"  # in a checkpoint's folder
 
 
 class SlimCallback(TrainerCallback):
@@ -26,7 +32,12 @@ class SlimCallback(TrainerCallback):
     `start`, `end`: shares of the training's steps between which it is pruned, in `prunes` steps.
     `rules`: more keywords of `slim.plan`. `slimming.plans` holds what was done. The model's configuration keeps the
     original's sizes, so `from_pretrained` can't read what `Trainer.save_model` wrote: keep it with `slim.save` and the
-    plans. For one device; raises SlimError for more.
+    plans. The Trainer's checkpoints have the plans beside the weights: a training that was cut off goes on by
+
+        callback.follow(model, "out/checkpoint-500")  # a new model, made as thin in place
+        Trainer(model, …, callbacks=[callback]).train(resume_from_checkpoint="out/checkpoint-500")
+
+    For one device; raises SlimError for more, and for `load_best_model_at_end`, which may be the model before a prune.
     """
 
     def __init__(
@@ -45,11 +56,39 @@ class SlimCallback(TrainerCallback):
         self.budget, self.images, self.penalty = budget, images, penalty
         self.recover, self.rules = recover, rules
         self.slimming: Slimming | None = None
+        self.thinned = Thinned()
+
+    def follow(self, model: nn.Module, checkpoint: str | Path) -> None:
+        """Make a model in place as thin as a checkpoint of the Trainer says. SlimError where that has no plans."""
+        path = Path(checkpoint) / PLANS
+        try:
+            records = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise SlimError(
+                f"{str(path)!r} can't be read: expected a checkpoint of a Trainer with SlimCallback"
+            ) from error
+        self.thinned.follow(model, records)
+
+    def on_save(self, args: Any, state: Any, control: Any, **known: Any) -> None:
+        """Write the plans beside the weights of a checkpoint."""
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if state.is_world_process_zero and folder.is_dir():
+            with replacing(folder / PLANS) as temporary:
+                temporary.write_text(json.dumps([plan.to_dict() for plan in self.thinned.plans]), encoding="utf-8")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **known: Any) -> None:
+        """End the penalty, and say where the training ended before the last prune."""
+        if self.slimming is not None:
+            self.slimming.end()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **known: Any) -> None:
         """Begin with the penalty."""
         if args.world_size > 1 or args.n_gpu > 1:
             raise SlimError(f"SlimCallback on {max(args.world_size, args.n_gpu)} devices: expected one")
+        if args.load_best_model_at_end:
+            raise SlimError(
+                "SlimCallback with load_best_model_at_end, which may be a model before a prune: expected False"
+            )
         model, optimizer = known["model"], known["optimizer"]
         optimizer = getattr(optimizer, "optimizer", optimizer)  # what accelerate wraps
         images = part(as_one(self.images, MOST), ..., args.device)
@@ -62,6 +101,8 @@ class SlimCallback(TrainerCallback):
             penalty=self.penalty,
             images=images if self.recover else None,
             rules=self.rules,
+            after=self.thinned.plans,
+            step=state.global_step,
         )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **known: Any) -> None:

@@ -48,8 +48,37 @@ def test_a_training_ends_thin_and_accurate(tmp_path: Path) -> None:
     assert float((found == wanted).double().mean()) > 0.85
 
 
-def test_mistakes() -> None:
+def test_a_training_that_was_cut_off_goes_on(tmp_path: Path) -> None:
     from slim.trainers.transformers import SlimCallback
 
+    images, labels, _, _ = digits()
+    larger = nn.functional.interpolate(images[:160], 16)
+    data = [{"pixel_values": image, "labels": label} for image, label in zip(larger, labels)]
+    arguments = transformers.TrainingArguments(
+        str(tmp_path), max_steps=20, per_device_train_batch_size=16, save_strategy="steps", save_steps=5, use_cpu=True,
+        report_to=[], disable_tqdm=True, dataloader_pin_memory=False,
+    )  # fmt: skip
+
+    def trained(checkpoint: Path | None) -> tuple[Any, SlimCallback]:
+        network = model()
+        callback = SlimCallback(slim.Flops(0.5), {"pixel_values": larger[:64]}, penalty=slim.L1(1e-3), prunes=2)
+        if checkpoint:
+            callback.follow(network, checkpoint)
+        trainer = transformers.Trainer(network, arguments, train_dataset=data, callbacks=[callback])
+        trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+        return network, callback
+
+    whole, first = trained(None)
+    again, second = trained(tmp_path / "checkpoint-10")
+    assert [p.digest for p in second.thinned.plans] == [p.digest for p in first.thinned.plans]
+    assert len(second.thinned.plans) == 2
+    assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
+
+
+def test_mistakes(tmp_path: Path) -> None:
+    from slim.trainers.transformers import SlimCallback
+
+    with pytest.raises(SlimError, match=r"slim_plans.json' can't be read: expected a checkpoint of a Trainer"):
+        SlimCallback(slim.Flops(0.5), {}).follow(model(), tmp_path)
     with pytest.raises(SlimError, match=r"expected shares of the steps"):
         SlimCallback(slim.Flops(0.5), {}, end=1.5)
