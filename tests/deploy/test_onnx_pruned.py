@@ -1,5 +1,6 @@
 """ONNX files of other makers: read, pruned, proved, recovered and written again."""
 
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,10 @@ def test_a_thin_file_keeps_names_batch_and_metadata_and_comes_close(batch: int |
     torch.manual_seed(0)
     how = "torchscript 11, folded"
     path = exported(shake(Detector()), (3, 32, 32), tmp_path / "net.onnx", how, batch=batch)
+    model = onnx.load(path)
+    model.doc_string, model.model_version, model.domain, model.graph.name = "finds shapes", 7, "org.me", "shapes"
+    model.graph.input[0].doc_string = "0 to 1"
+    onnx.save(model, path)
     images = torch.rand(48, 3, 32, 32)
     done = slim.prune_onnx(
         path, images.split(16), slim.Flops(0.6), out=tmp_path / "thin.onnx", bench=QUICK, round_to=None
@@ -103,7 +108,11 @@ def test_a_thin_file_keeps_names_batch_and_metadata_and_comes_close(batch: int |
     before, after = onnx.load(path), onnx.load(tmp_path / "thin.onnx")
     assert [entry.name for entry in (*after.graph.input, *after.graph.output)] == ["picture", "found"]
     first = after.graph.input[0].type.tensor_type.shape.dim[0]
-    assert (first.dim_value or None) == batch
+    assert (first.dim_value or None) == batch and first.dim_param == ("" if batch else "n")
+    assert after.graph.output[0].type.tensor_type.shape.dim[0].dim_param == first.dim_param
+    for said in ("doc_string", "model_version", "domain", "graph.name"):
+        assert attrgetter(said)(after) == attrgetter(said)(before)
+    assert after.graph.input[0].doc_string == "0 to 1"
     assert {"author": "somebody", "slim.plan": done.plan.digest}.items() <= {
         entry.key: entry.value for entry in after.metadata_props
     }.items()

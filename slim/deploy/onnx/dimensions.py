@@ -1,7 +1,9 @@
-"""Which sizes a file leaves open: the batch, and height and width."""
+"""Which sizes a file leaves open: the batch, and height and width; and what another file calls them."""
 
+import re
 from typing import Any
 
+import onnx
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -46,3 +48,26 @@ class OpenSizes:
         for i, more in enumerate(OTHER_SIZE):
             shape[height + i] += more
         return tensor.new_zeros(shape)
+
+
+def keep_words(thin: onnx.ModelProto, original: onnx.ModelProto) -> None:
+    """Give a file, in place, what another one of the same inputs and outputs says of itself: the names of its open
+    sizes and of its graph, its version, and its descriptions."""
+    for field in ("doc_string", "domain", "model_version"):
+        setattr(thin, field, getattr(original, field))
+    thin.graph.name, thin.graph.doc_string = original.graph.name, original.graph.doc_string
+    described = {entry.name: entry for entry in (*original.graph.input, *original.graph.output)}
+    names: dict[str, str] = {}
+    for entry in (*thin.graph.input, *thin.graph.output):
+        entry.doc_string = described[entry.name].doc_string
+        for ours, theirs in zip(_sizes(entry), _sizes(described[entry.name])):
+            if ours.dim_param.isidentifier() and theirs.dim_param:
+                names.setdefault(ours.dim_param, theirs.dim_param)
+    for entry in (*thin.graph.input, *thin.graph.output, *thin.graph.value_info):
+        for size in _sizes(entry):
+            if size.dim_param:  # such as batch, or 4*batch
+                size.dim_param = re.sub(r"[^\W\d]\w*", lambda word: names.get(word[0], word[0]), size.dim_param)
+
+
+def _sizes(entry: onnx.ValueInfoProto) -> Any:
+    return entry.type.tensor_type.shape.dim

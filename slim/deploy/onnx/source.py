@@ -89,7 +89,7 @@ class OnnxSource:
             return compare_files(self.file, thin, runtime, self.image_size)
 
     def draft(self, thin: nn.Module, made: PruningPlan) -> Draft:
-        """Return the thin file, not written yet, with the original's names, open sizes and metadata."""
+        """Return the thin file, not written yet, with the original's names, open sizes, descriptions and metadata."""
         model = load(self.file)
         draft = Draft(
             thin,
@@ -99,6 +99,7 @@ class OnnxSource:
             dynamic_size=self.open_size,
             inputs=[entry.name for entry in self.opened.inputs],
             outputs=[entry.name for entry in model.graph.output],
+            original=model,
         )
         draft.properties |= {**self.opened.metadata, "slim.plan": made.digest}
         return draft

@@ -23,13 +23,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypedDict
 
+import onnx
 import torch
 from torch import Tensor, nn
 
 from slim.batches import first_batch
 from slim.deploy.onnx.arguments import Arguments, run_forward
 from slim.deploy.onnx.compare import check, check_float64
-from slim.deploy.onnx.dimensions import BatchUnit, OpenSizes
+from slim.deploy.onnx.dimensions import BatchUnit, OpenSizes, keep_words
 from slim.deploy.onnx.file import OnnxFile
 from slim.deploy.onnx.translate import OPSETS, Graph
 from slim.deploy.target import Executable
@@ -157,7 +158,8 @@ def write_checked(draft: "Draft", path: Path, tolerance: float = TOLERANCE, *, f
 class Draft:
     """What `export_onnx` writes, before it is checked. Arguments and errors are the same.
 
-    `inputs`, `outputs`: their names in the file, in place of its own. `properties` are the file's metadata.
+    `inputs`, `outputs`: their names in the file, in place of its own. `original`: a file with these names, whose other
+    names and descriptions are kept. `properties` are the file's metadata.
     """
 
     def __init__(
@@ -172,6 +174,7 @@ class Draft:
         metadata: Metadata | None = None,
         inputs: list[str] | None = None,
         outputs: list[str] | None = None,
+        original: onnx.ModelProto | None = None,
     ) -> None:
         if opset not in OPSETS:
             raise SlimError(f"opset {opset}: expected {OPSETS[0]} to {OPSETS[-1]}")
@@ -183,6 +186,7 @@ class Draft:
         if preprocess:
             net, arguments = _with_preprocessing(net, arguments, made, metadata or {})
             self.properties["slim.preprocessing"] = "in graph"
+        self.original = original
         self.graph = Graph(
             net,
             arguments,
@@ -197,7 +201,10 @@ class Draft:
         """Return the file: the optimised graph with its metadata."""
         program = self.graph.translated(self.graph.net, optimize=True)
         program.model.metadata_props.update(self.properties)
-        return program.model_proto.SerializeToString()
+        made = program.model_proto
+        if self.original is not None:
+            keep_words(made, self.original)
+        return made.SerializeToString()
 
     def check(self, opened: Executable, name: str, tolerance: float = TOLERANCE, runtime: str = "onnxruntime") -> float:
         """Return the largest relative difference between the network and a file, called `name` in errors, that was

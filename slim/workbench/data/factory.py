@@ -28,7 +28,7 @@ from torch.utils.data import Dataset as Samples
 from slim.errors import SlimError
 from slim.images import ImageSpec
 from slim.workbench import nested, tasks
-from slim.workbench.causes import told
+from slim.workbench.causes import explain, told
 from slim.workbench.code import FAILURES, Allowed, import_object
 from slim.workbench.config import DataConfig
 from slim.workbench.data.loaders import Loaders, pair
@@ -36,6 +36,7 @@ from slim.workbench.data.splits import PARTS, Dataset
 from slim.workbench.data.workers import prepare_worker, watched
 from slim.workbench.tasks import Task
 
+SPLITS = ("train", "val", "test")
 ABOUT = ("transform", "classes")
 TEST_FRACTION = 0.2  # as of our own data sets
 
@@ -82,7 +83,7 @@ def _transformed(transform: Callable[[Any], Any] | None, name: str, inputs: Any)
         inputs = inputs if transform is None else transform(inputs)
         return inputs.float() if isinstance(inputs, Tensor) and inputs.dtype == torch.float64 else inputs
     except FAILURES as error:
-        raise SlimError(f"the transform of {name!r} failed ({type(error).__name__}: {error})") from error
+        raise explain(error) or SlimError(f"the transform of {name!r} failed ({told(error, None)})") from error
 
 
 def _of_module(module: Any) -> tuple[Any, ...]:
@@ -90,7 +91,7 @@ def _of_module(module: Any) -> tuple[Any, ...]:
     module.prepare_data()
     module.setup("fit")
     module.setup("test")
-    given = [getattr(module, f"{part}_dataloader") for part in ("train", "val", "test")]
+    given = [getattr(module, f"{part}_dataloader") for part in SPLITS]
     return tuple(
         None if each.__module__.partition(".")[0] in ("lightning", "pytorch_lightning") else each() for each in given
     )
@@ -104,7 +105,7 @@ def _parts(made: Any, name: str) -> tuple[Any, Any, Any]:
             known = ", ".join((*PARTS, *ABOUT))
             raise SlimError(f"the data factory {name!r} gave {', '.join(unknown[:3])}: expected some of {known}")
         named = {PARTS[key]: value for key, value in made.items() if key in PARTS}
-        made = tuple(named.get(part) for part in ("train", "val", "test"))
+        made = tuple(named.get(part) for part in SPLITS)
     if isinstance(made, tuple | list) and len(made) == 2:
         made = (made[0], None, made[1])
     if not isinstance(made, tuple | list) or len(made) != 3:
@@ -112,17 +113,18 @@ def _parts(made: Any, name: str) -> tuple[Any, Any, Any]:
         raise SlimError(
             f"the data factory {name!r} gave {found}: expected (train, test), (train, val, test), or a Dataset"
         )
-    train, val, test = made
-    val = None if isinstance(val, Samples) and _length(val) == 0 else val
-    for part, given in (("train", train), ("test", test)):
-        if (given is None and part == "train") or (isinstance(given, Samples) and _length(given) == 0):
+    parts = dict(zip(SPLITS, made))
+    for part, given in parts.items():
+        empty = isinstance(given, Samples) and _length(given) == 0
+        if empty and part == "val":
+            parts[part] = None
+        elif empty or (given is None and part == "train"):
             raise SlimError(f"the data factory {name!r} gave no {part} data: expected samples or batches")
-    for part, given in zip(("train", "val", "test"), made):
-        if given is not None and not isinstance(given, Iterable | Samples):
+        elif given is not None and not isinstance(given, Iterable | Samples):
             raise SlimError(
                 f"the {part} data of {name!r} are of type {type(given).__name__}: expected samples or batches"
             )
-    return train, val, test
+    return parts["train"], parts["val"], parts["test"]
 
 
 def _length(part: Any) -> int | None:

@@ -99,9 +99,7 @@ class _Inert:
 def _unpickled(path: Path) -> Any:
     """Return what a file holds; of what is neither tensor nor container nothing is imported, run or kept."""
     check_regular("weights", path)
-    _check_size(path)
-    if _is_torchscript(path):
-        raise SlimError(f"weights {str(path)!r} hold a TorchScript program: {_EXPECTED}")
+    _check_archive(path)
     try:
         if len(strange := _strange(path)) > MOST_STRANGE:
             raise SlimError(_pickled(path))
@@ -135,17 +133,16 @@ def _strange(path: Path) -> list[str]:
         return []
 
 
-def _check_size(path: Path) -> None:
+def _check_archive(path: Path) -> None:
+    """Raise SlimError for an archive that torch.save didn't write: one that unpacks to far more than it is, or a
+    program."""
     with suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
-        size = sum(entry.file_size for entry in archive.infolist())
+        entries = archive.infolist()
+        size = sum(entry.file_size for entry in entries)
         if size > MOST_PACKED * path.stat().st_size:
             raise SlimError(f"weights {str(path)!r} unpack to {size:,} bytes: expected a file that torch.save wrote")
-
-
-def _is_torchscript(path: Path) -> bool:
-    with suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
-    return False
+        if any(entry.filename.endswith("/constants.pkl") for entry in entries):
+            raise SlimError(f"weights {str(path)!r} hold a TorchScript program: {_EXPECTED}")
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:

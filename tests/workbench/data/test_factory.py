@@ -50,6 +50,7 @@ def no_split(): return {"train": samples(20), "eval": samples(20)}
 def ends(): raise SystemExit(3)
 def stopped(): raise Interrupted("stopped", 15)
 def by_zero(): return named() | {"transform": lambda images: 1 / 0}
+def too_large(): return named() | {"transform": lambda images: images.expand(10**9, *images.shape).clone()}
 def named(): return {"train": samples(60), "val": samples(20), "test": samples(20)}
 def whitened(): return {"train": lists()[0], "test": lists()[2], "transform": lambda images: (images - 1) / 2}
 def no_function(): return named() | {"transform": 3}
@@ -166,6 +167,7 @@ def test_a_factory_gets_what_it_has_parameters_for() -> None:
         ("none_left", "gave no train data: expected samples or batches"),
         ("no_split", "gave eval: expected some of train, training, val, .*, transform, classes"),
         ("by_zero", r"the transform of 'mydata.py:by_zero' failed \(ZeroDivisionError"),
+        ("too_large", "^out of memory: expected a smaller data.batch_size"),
         ("no_function", "the transform of .* is of type int: expected a function"),
         ("no_test", "gave no test data: expected samples or batches"),
         ("number", "the test data of 'mydata.py:number' are of type int: expected samples or batches"),
