@@ -102,9 +102,8 @@ class SlimCallback(pl.Callback):
             penalty=self.penalty,
             images=images if self.recover else None,
             rules=self.rules,
-            after=self.thinned.plans,
-            step=trainer.global_step,
         )
+        self.slimming.go_on(self.thinned.plans, trainer.global_step)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         """Prune where it is time: after a batch that took a step of the optimizer."""

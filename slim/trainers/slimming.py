@@ -17,7 +17,7 @@ from slim.prune.planner import plan
 from slim.prune.rebuild import take_over
 from slim.prune.recovery.recover import recover
 from slim.prune.verify import verify
-from slim.sparsity import Penalty, Sparsity, sparsify
+from slim.sparsity import Penalty, sparsify
 from slim.trace.intercept import evaluating
 
 
@@ -76,13 +76,11 @@ class Slimming:
     `penalty`, `method`: of `slim.sparsify`, until the last of them; None: no penalty.
     `images`: as `slim.recover` takes them; the network is recovered on them after each prune. None: it isn't.
     `rules`: more keywords of `slim.plan`, such as score or round_to.
-    `after`, `step`: of a training that goes on, the plans that made the network as thin as it is (more are added to
-    that list), and the steps that were taken.
 
     Each prune is verified. The optimizer keeps what it knows of the channels that stay; its param_groups, schedulers,
-    and whatever holds the network stay valid. `plans` holds what was done, in order; `end()` ends the penalty where a
-    training ends early. Raises SlimError where steps aren't increasing numbers, and as `slim.plan` and `slim.verify`
-    do.
+    and whatever holds the network stay valid. `plans` holds what was done, in order; `go_on(plans, step)` goes on with
+    a training that was cut off, and `end()` ends the penalty where one ends early. Raises SlimError where steps aren't
+    increasing numbers, and as `slim.plan` and `slim.verify` do.
     """
 
     def __init__(
@@ -97,24 +95,27 @@ class Slimming:
         method: str = "auto",
         images: Any = None,
         rules: dict[str, Any] | None = None,
-        after: list[PruningPlan] | None = None,
-        step: int = 0,
     ) -> None:
         if not at or any(isinstance(n, bool) or not isinstance(n, int) for n in at) or list(at) != sorted({*at}):
             raise SlimError(f"at {list(at)}: expected steps in increasing order, such as [600, 800, 1000]")
         self.network, self.optimizer, self.example_inputs, self.budget = network, optimizer, example_inputs, budget
-        self.at, self.step, self.rules = list(at), step, rules or {}
+        self.at, self.step, self.rules = list(at), 0, rules or {}
         self.images = None if images is None else as_one(images, MOST)
-        self.plans: list[PruningPlan] = [] if after is None else after
+        self.sparsity = None if penalty is None else sparsify(network, optimizer, penalty, method=method)
+        self.plans: list[PruningPlan] = []
         self._whole: float | None = None
-        self.sparsity: Sparsity | None = None
-        if penalty is not None and step < self.at[-1]:
-            self.sparsity = sparsify(network, optimizer, penalty, method=method)
 
     def after_step(self) -> bool:
         """Count a step of the optimizer, and prune where it is time; whether the network was pruned."""
         self.step += 1
         return self.step in self.at and self._prune(self.at.index(self.step) + 1)
+
+    def go_on(self, plans: list[PruningPlan], step: int) -> None:
+        """Go on with a training that has taken `step` steps, and whose network `plans` made as thin as it is; those to
+        come are added to them."""
+        self.plans, self.step = plans, step
+        if self.sparsity is not None and step >= self.at[-1]:
+            self.sparsity.remove()
 
     def end(self) -> None:
         """End the penalty; warn where a training ends, early say, before the last prune."""

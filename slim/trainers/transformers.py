@@ -101,9 +101,8 @@ class SlimCallback(TrainerCallback):
             penalty=self.penalty,
             images=images if self.recover else None,
             rules=self.rules,
-            after=self.thinned.plans,
-            step=state.global_step,
         )
+        self.slimming.go_on(self.thinned.plans, state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **known: Any) -> None:
         """Prune where it is time."""

@@ -459,3 +459,15 @@ def test_mistakes_get_one_line(arch: str, kwargs: dict[str, Any], message: str) 
         build(arch, **({"num_classes": 10} | kwargs))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_factory_that_needs_a_number_of_classes_says_where_it_comes_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "needs.py").write_text(
+        "from torch.nn import Linear\ndef make(num_classes): return Linear(3, num_classes)"
+    )
+    with pytest.raises(SlimError, match=r"'needs.py:make' needs num_classes, and the data name no classes: expected"):
+        build("needs.py:make", allow_code="needs.py:make")
+    assert build("needs.py:make", allow_code="needs.py:make", num_classes=2).out_features == 2

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from slim.batches import as_tensors
 from slim.errors import SlimError
 from slim.images import ImageSpec
 from slim.workbench.nested import length
@@ -16,7 +17,7 @@ TARGETS = ("label", "labels", "target", "targets", "y", "mask", "masks")  # usua
 
 
 def pair(batch: Any, name: str) -> tuple[Any, Any]:
-    """Return inputs and targets of a batch: of a dict what has a usual name, and the rest.
+    """Return inputs and targets of a batch: of a dict what has a usual name, and the rest. Arrays become tensors.
 
     Raises SlimError for what isn't such a batch; `name` is that of the data."""
     if isinstance(batch, Mapping):
@@ -31,11 +32,12 @@ def pair(batch: Any, name: str) -> tuple[Any, Any]:
     if not isinstance(batch, tuple | list) or len(batch) != 2:
         found = f"{len(batch)} parts" if isinstance(batch, tuple | list) else f"type {type(batch).__name__}"
         raise SlimError(f"a batch of {name} has {found}: expected (inputs, targets)")
+    inputs, targets = as_tensors(batch[0]), as_tensors(batch[1])
     try:
-        length(batch[0])
+        length(inputs)
     except TypeError as error:
         raise SlimError(f"the inputs of a batch of {name} can't be used: {error}") from None
-    return batch[0], batch[1]
+    return inputs, targets
 
 
 def _as_they_are(inputs: Any) -> Any:

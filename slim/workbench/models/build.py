@@ -180,6 +180,12 @@ def _code(arch: str, sizes: dict[str, int], kwargs: dict[str, Any], allow_code: 
     takes = signature(factory).parameters
     takes_all = any(parameter.kind is Parameter.VAR_KEYWORD for parameter in takes.values())
     sizes = {key: value for key, value in sizes.items() if takes_all or key in takes}
+    wanted = takes.get("num_classes")
+    if wanted is not None and wanted.default is Parameter.empty and "num_classes" not in sizes | kwargs:
+        raise SlimError(
+            f"{arch!r} needs num_classes, and the data name no classes: expected their names beside the data "
+            "({'train': …, 'classes': …}), or model.kwargs {num_classes: 10}"
+        )
     return _call(arch, factory, sizes | kwargs)
 
 

@@ -64,6 +64,7 @@ def images():
     return Dataset("made", spec, split, split, split)
 
 def three(): return 3
+def arrays(): return tuple([(images.numpy(), labels.numpy()) for images, labels in part] for part in lists())
 def pair(): return samples(100), samples(20)
 def four(): return [samples(20)] * 4
 
@@ -193,6 +194,13 @@ def test_a_signal_is_no_failure_of_the_users_code() -> None:
 def test_only_what_the_user_named_is_run() -> None:
     with pytest.raises(SlimError, match=r"data 'mydata.py:maps' would run 'mydata.py'.*--allow-code mydata.py:maps"):
         data.load_any(DataConfig(name="mydata.py:maps"), 0, allow_code=["other:thing"])
+
+
+def test_batches_of_arrays_are_those_of_tensors() -> None:
+    made, same = load("arrays"), load("lists")
+    assert isinstance(made, Loaders) and isinstance(same, Loaders)
+    for got, expected in zip(*(data.ordered(each, each.train, 8, torch.device("cpu")) for each in (made, same))):
+        assert torch.equal(got[0], expected[0]) and torch.equal(got[1], expected[1])
 
 
 def test_a_transform_is_called_on_the_inputs_of_every_batch() -> None:
