@@ -37,7 +37,7 @@ import numpy as np
 import torch
 from shared import NORMS, RESULTS, add_row, parser_of, ran_on, randomise, read_rows, rows_of, table
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_map, tree_map_only
 from wild_networks import NETWORKS, Network
 
 import slim
@@ -70,6 +70,7 @@ def _seed(seed: int = 0) -> None:
 def call(model: nn.Module, inputs: Any) -> list[Tensor]:
     """Every tensor that the model returns, wherever in it."""
     _seed()
+    inputs = tree_map(lambda leaf: leaf, inputs)  # forward code may change the lists that it is given
     # dropout that stays on in eval mode would draw differently for fewer channels
     with mock.patch("torch.nn.functional.dropout", lambda x, *_, **__: x):
         if isinstance(inputs, dict):

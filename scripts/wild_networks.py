@@ -6,11 +6,13 @@ variants and small inputs, because there are many. Packages are imported when th
 of their own, where each can be left out:
 
     uv pip install asteroid dynamic-network-architectures easyocr efficientnet_pytorch encodec facenet-pytorch gdown
-    uv pip install lightly pretrainedmodels pytorchvideo spikingjelly torchreid tsai
+    uv pip install lightly pretrainedmodels pytorchvideo spikingjelly torchreid
     uv pip install basicsr bottleneck-transformer-pytorch deepinv denoiser efficientnet-lite-pytorch enformer-pytorch
     uv pip install g-mlp-pytorch halonet-pytorch instanseg-torch iTransformer lambda-networks perceiver-pytorch
     uv pip install pytorch-tabnet pytorch3dunet realesrgan res-mlp-pytorch resnest rfdetr segment-anything
     uv pip install segmentation-refinement ternausnet torchgeo unet vocos yolov5
+    uv pip install bigvgan compressai fastai lpips openai-whisper pytorch-tcn torch-uncertainty torchseg x-transformers
+    uv pip install --no-deps tsai==0.4.1
 
 basicsr and realesrgan import `torchvision.transforms.functional_tensor`, which torchvision calls `functional` by now.
 """
@@ -484,6 +486,11 @@ VIT_PYTORCH: Builders = {
 }  # fmt: skip
 
 
+def super_image(name: str) -> Network:
+    package = Lazy("super_image")
+    return getattr(package, f"{name}Model")(getattr(package, f"{name}Config")(scale=2)), image(24)
+
+
 def _maps_of(height: int, width: int) -> Callable[[], dict[str, Any]]:
     """Inputs of docTR, which returns words otherwise."""
     return lambda: {"x": torch.randn(1, 3, height, width), "return_model_output": True}
@@ -528,8 +535,8 @@ OTHERS: Builders = {
     **_of("conformer", "conformer", "ConformerBlock", lambda: torch.randn(1, 32, 64), dim=64, dim_head=16, heads=4),
     **_of("denoising_diffusion", "denoising_diffusion_pytorch", "Unet",
           lambda: (image(32), torch.tensor([3])), dim=16, dim_mults=(1, 2), channels=3),
-    **_of("super_image", "super_image", "EdsrModel", partial(image, 24), key="EDSR"),
-    **_of("super_image", "super_image", "PanModel", partial(image, 24), key="PAN"),
+    "super_image:EDSR": lambda: super_image("Edsr"),
+    "super_image:PAN": lambda: super_image("Pan"),
     **_of("diffusers", "diffusers.models", "UNet2DModel", lambda: (image(32), torch.tensor([3])), sample_size=32,
           block_out_channels=(32, 64), layers_per_block=1, down_block_types=("DownBlock2D", "AttnDownBlock2D"),
           up_block_types=("AttnUpBlock2D", "UpBlock2D"), norm_num_groups=8),
@@ -551,7 +558,7 @@ OTHERS: Builders = {
     **_of("dynamic_network_architectures", "dynamic_network_architectures.architectures.unet", "ResidualEncoderUNet",
           volume, 1, 3, (16, 32, 64), nn.Conv3d, 3, (1, 2, 2), (1, 2, 2), 3, (1, 1), norm_op=nn.BatchNorm3d,
           norm_op_kwargs={}, nonlin=nn.LeakyReLU, key="ResidualEncoderUNet BN"),
-    **_of("lightly", "lightly.models", "ResNetGenerator", image, "resnet-18"),
+    **_of("lightly", "lightly.models", "ResNetGenerator", partial(image, 32), "resnet-18"),
     **_of("open_clip", "open_clip.modified_resnet", "ModifiedResNet", partial(image, 64), (1, 1, 1, 1), 64, 8,
           image_size=64, width=16),
     **_of("open_clip", "open_clip.transformer", "VisionTransformer", partial(image, 64), image_size=64, patch_size=16,
@@ -678,7 +685,61 @@ MORE: Builders = {
     "enformer:Enformer": _enformer,
 }  # fmt: skip
 
+
+def _whisper() -> Network:
+    whisper = Lazy("whisper.model")
+    sizes = whisper.ModelDimensions(20, 16, 64, 4, 2, 50, 12, 64, 4, 2)
+    return whisper.Whisper(sizes), (torch.randn(1, 20, 32), torch.randint(0, 50, (1, 8)))
+
+
+def _bigvgan() -> Network:
+    settings = Lazy("bigvgan.env").AttrDict(
+        resblock="1", upsample_rates=[4, 2], upsample_kernel_sizes=[8, 4], upsample_initial_channel=32,
+        resblock_kernel_sizes=[3], resblock_dilation_sizes=[[1, 3, 5]], activation="snakebeta", snake_logscale=True,
+        num_mels=20, use_bias_at_final=True, use_tanh_at_final=True, use_cuda_kernel=False,
+    )  # fmt: skip
+    return Lazy("bigvgan.bigvgan").BigVGAN(settings), torch.randn(1, 20, 16)
+
+
+def _x_transformer(**settings: Any) -> Network:
+    package = Lazy("x_transformers")
+    layers = package.Encoder(dim=64, depth=2, heads=4, **settings)
+    return package.ViTransformerWrapper(image_size=32, patch_size=8, num_classes=5, attn_layers=layers), image(32)
+
+
+def torchseg(name: str) -> Network:
+    architecture, _, encoder = name.partition(" ")
+    return getattr(Lazy("torchseg"), architecture)(encoder, encoder_weights=None, classes=3), image(64)
+
+
+TCN: dict[str, Any] = {"num_inputs": 8, "num_channels": [16, 32, 32], "kernel_size": 3}
+LATEST: Builders = {
+    **_of("compressai", "compressai.models", "FactorizedPrior", image, 32, 48),
+    **_of("compressai", "compressai.models", "ScaleHyperprior", image, 32, 48),
+    **_of("compressai", "compressai.models", "MeanScaleHyperprior", image, 32, 48),
+    **_of("compressai", "compressai.models", "JointAutoregressiveHierarchicalPriors", image, 32, 48),
+    **_of("compressai", "compressai.models", "Cheng2020Attention", image, 32),
+    **_of("pytorch_tcn", "pytorch_tcn", "TCN", lambda: torch.randn(1, 8, 50), key="TCN batch", use_norm="batch_norm",
+          **TCN),
+    **_of("pytorch_tcn", "pytorch_tcn", "TCN", lambda: torch.randn(1, 8, 50), key="TCN weight", use_norm="weight_norm",
+          use_skip_connections=True, causal=False, **TCN),
+    **_of("lpips", "lpips", "LPIPS", lambda: (image(), image()), net="squeeze", pretrained=False, pnet_rand=True),
+    **_of("torch_uncertainty", "torch_uncertainty.models.classification", "packed_resnet", partial(image, 32), 3, 10,
+          arch=18, num_estimators=2, alpha=2, gamma=1),
+    **_of("torch_uncertainty", "torch_uncertainty.models.classification", "batched_resnet", partial(image, 32), 3, 10,
+          arch=18, num_estimators=2),
+    "x_transformers:ViT": _x_transformer,
+    "x_transformers:ViT gated": partial(_x_transformer, ff_glu=True, use_rmsnorm=True),
+    "x_transformers:ViT rotary": partial(_x_transformer, rotary_pos_emb=True, attn_kv_heads=2),
+    "whisper:Whisper": _whisper,
+    "bigvgan:BigVGAN": _bigvgan,
+    "torchseg:Unet resnet18": partial(torchseg, "Unet resnet18"),
+    "torchseg:MAnet resnet18": partial(torchseg, "MAnet resnet18"),
+    "torchseg:UnetPlusPlus mobilenetv3_small_100": partial(torchseg, "UnetPlusPlus mobilenetv3_small_100"),
+    **_of("fastai", "fastai.vision.models.xresnet", "xresnet18", image, pretrained=False, n_out=5),
+}  # fmt: skip
+
 NETWORKS: Builders = {
     **ULTRALYTICS, **SMP, **TRANSFORMERS, **MONAI, **AUDIO, **BRAINDECODE, **TSAI, **PYTORCHCV, **TORCHREID,
-    **PRETRAINED, **TIMM, **TORCHVISION, **VIT_PYTORCH, **OTHERS, **MORE,
+    **PRETRAINED, **TIMM, **TORCHVISION, **VIT_PYTORCH, **OTHERS, **MORE, **LATEST,
 }  # fmt: skip

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_map, tree_map_only
 
 from slim.errors import SlimError
 from slim.trace.copy import unwrapped
@@ -13,8 +13,9 @@ from slim.trace.outputs import find_tensors
 
 
 def call(model: nn.Module, example_inputs: Any) -> Any:
-    """Return `model(example_inputs)`: a tensor, a tuple of positional arguments, or a dict of keyword arguments."""
-    model = unwrapped(model)
+    """Return `model(example_inputs)`: a tensor, a tuple of positional arguments, or a dict of keyword arguments. Lists
+    and dicts among them are copies, which forward code may change."""
+    model, example_inputs = unwrapped(model), tree_map(lambda leaf: leaf, example_inputs)
     if isinstance(example_inputs, dict):
         return model(**example_inputs)
     if isinstance(example_inputs, (tuple, list)):

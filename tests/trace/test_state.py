@@ -359,3 +359,23 @@ def test_whatever_changes_is_put_back(case: str) -> None:
     model, held = changed(CHANGES[case])
     assert held["cache"] == {"a": [1, 2]} and held["names"] == {"x"} and model.table.tolist() == [0, 1, 2]  # type: ignore
     assert type(model[1]) is nn.BatchNorm2d and model[1].training  # type: ignore[index]
+
+
+class ChangesItsInputs(nn.Module):
+    """pytorchvideo's SlowFast: what a stage makes of a list of clips takes their places in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 2, 1))
+
+    def forward(self, images: list[Tensor], settings: dict[str, int]) -> Tensor:
+        images[0] = images[0] * settings.pop("scale")
+        images[0] = self.body(images[0])
+        return images.pop()
+
+
+def test_forward_code_may_change_the_lists_and_dicts_that_it_is_given() -> None:
+    model, inputs = ChangesItsInputs().eval(), ([torch.randn(2, 3, 8, 8)], {"scale": 2})
+    plan = slim.plan(model, inputs, ratio=0.5, score=slim.Random(seed=0))
+    assert slim.verify(model, plan.apply(model), plan, inputs) < 1e-10
+    assert inputs[0][0].shape == (2, 3, 8, 8) and inputs[1] == {"scale": 2}
