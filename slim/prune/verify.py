@@ -215,6 +215,7 @@ def _same_weights(model: nn.Module, thin: nn.Module, plan: PruningPlan) -> None:
                 f"the thin network differs from the plan: {name} has shape {list(found.shape)}, expected "
                 f"{list(expected.shape)}"
             )
-        values, wanted = (t.to_dense() if t.layout != torch.strided else t for t in (found, expected.to(found.device)))
+        both = found.detach(), expected.detach().to(found.device)
+        values, wanted = (t.to_dense() if t.layout != torch.strided else t for t in both)
         if found.dtype != expected.dtype or not torch.equal(values.nan_to_num(), wanted.nan_to_num()):
             raise SlimError(f"the thin network differs from the plan: {name} holds other values than the original's")
