@@ -1,5 +1,6 @@
 """ONNX graphs at odds with themselves, or that ask for more memory than any network: refused in one line."""
 
+import re
 import resource
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,6 +50,21 @@ def test_a_graph_at_odds_with_itself_is_refused_in_one_line(case: str, tmp_path:
     with pytest.raises(SlimError, match=r"^(odd\.onnx: |the model can't be run)") as caught:
         slim.plan(read_onnx(file), torch.ones(1, 3, 8, 8), ratio=0.5)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    "odd, said",
+    [
+        (node("Conv", "x", "kernel", pads=[1]), "pads is [1]: expected 4 numbers"),
+        (node("Conv", "x", "kernel", dilations=2), "dilations is 2: expected 2 numbers"),
+        (node("MaxPool", "x", kernel_shape=[2, 2], strides=[1, 1, 1]), "strides is [1, 1, 1]: expected 2 numbers"),
+    ],
+)
+def test_a_window_has_a_number_for_each_dimension(odd: NodeProto, said: str, tmp_path: Path) -> None:
+    """Else the run without data fails, and one with data may take gigabytes before it does."""
+    file = written(tmp_path / "odd.onnx", [odd], {"kernel": np.ones((3, 3, 3, 3), np.float32)})
+    with pytest.raises(SlimError, match=re.escape(f"can't be read: {said}")):
+        read_onnx(file)
 
 
 LARGE = {

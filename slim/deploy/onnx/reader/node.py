@@ -47,8 +47,10 @@ class Node:
         self._attributes = {each.name: helper.get_attribute_value(each) for each in proto.attribute}
 
     def attribute(self, name: str, default: Any = None) -> Any:
-        """Return an attribute, text as str."""
+        """Return an attribute, text as str. SlimError where it hasn't as many numbers as a `default` that is a list."""
         value = self._attributes.get(name, default)
+        if default and isinstance(default, list) and not (isinstance(value, Sequence) and len(value) == len(default)):
+            raise self.refused(f"{name} is {value!r}: expected {len(default)} numbers")
         return value.decode() if isinstance(value, bytes) else value
 
     def has(self, name: str) -> bool:
