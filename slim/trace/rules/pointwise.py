@@ -250,9 +250,7 @@ def _along(op: Op, t: Tensor, codes: TensorCodes, dim: int, size: int) -> Taken 
     """Return what an operand has along a dimension of the result, counted from the end (-1 …), None where nothing."""
     own = dim + t.dim()
     vector = codes.get(own) if own >= 0 else None
-    if (
-        size == 1 and name_of(t) is not None
-    ):  # one channel always stays, so what a parameter has for it may stay as well
+    if size == 1 and name_of(t) is not None:  # one channel always stays, and so may what a parameter has for it
         return None
     if vector is not None and len(vector) != size:  # one channel spread over many: it must stay
         op.freeze(vector)
