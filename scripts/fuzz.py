@@ -55,6 +55,7 @@ from slim.workbench.config import DataConfig, RunConfig
 
 SECONDS = 5  # of the processor
 BY_THE_CLOCK = 60
+ROOT = Path(__file__).resolve().parents[1]
 TIMERS = [
     (signal.SIGPROF, signal.ITIMER_PROF, SECONDS),
     (signal.SIGALRM, signal.ITIMER_REAL, BY_THE_CLOCK),
@@ -553,7 +554,7 @@ def fuzz(name: str, base: Path, numbers: range, show: bool = False) -> Findings:
                 where = re.findall(r'File ".*?/(slim/\S+)", line (\d+)', text)
                 kind = f"{type(error).__name__} at {':'.join(where[-1]) if where else '?'}"
                 found.outcomes["failed"] += 1
-                found.failures.setdefault(kind, (number, text))
+                found.failures.setdefault(kind, (number, text.replace(f"{ROOT}{os.sep}", "")))
                 if show:
                     print(text)
             finally:
