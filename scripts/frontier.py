@@ -1,4 +1,4 @@
-"""Accuracy against FLOPs: slim and five other ways to a smaller network, all on the same number of training images.
+"""Accuracy against FLOPs: slim in two ways beside five other methods, all on the same number of training images.
 
     python scripts/frontier.py --quick                  # digits, minutes on two cores: does everything work?
     SLIM_DATA=… python scripts/frontier.py              # CIFAR-10 (JPEG), ResNet-20: hours on two cores, in pieces
@@ -10,6 +10,7 @@ fine-tunes. What is trained on the way:
 
     slim      proximal L1; channels by `slim.Residual`; `slim.recover`; fine-tuning that may learn from the unpruned
               network, too
+    direct    the same on a network trained without a penalty, as pretrained ones are: what `run.path: direct` does
     paper     Network Slimming as published: L1 by subgradient, one threshold for |γ|, channel selection before
               pre-activation blocks, fine-tuning (Liu et al., 2017); but no layer is emptied
     tp        torch-pruning's BNScalePruner: its regulariser, its pruner (global), fine-tuning
@@ -64,9 +65,10 @@ from slim.trace.size import network_size
 from slim.workbench import data, models, train
 from slim.workbench.config import ComputeConfig, OptimConfig, SparsityConfig
 
-METHODS = ("slim", "paper", "tp", "l1", "random", "scratch")
+METHODS = ("slim", "direct", "paper", "tp", "l1", "random", "scratch")
 NAMES = {
     "slim": "slim",
+    "direct": "slim, without sparse training",
     "paper": "Network Slimming, as published",
     "tp": "torch-pruning BNScalePruner",
     "l1": "L1 norm of filters",
@@ -74,6 +76,8 @@ NAMES = {
     "scratch": "slim's architecture from scratch",
 }
 Way = tuple[float, float]  # of fine-tuning: learning rate, and weight of learning from the unpruned network
+BY_RESIDUAL = ("slim", "direct", "scratch")  # methods whose channels slim chooses so
+RECOVERED = ("slim", "direct")  # … and that look at calibration images before they are fine-tuned
 CALIBRATION_PASSES = 3  # over the calibration images: scores, recalibration, regression
 
 
@@ -260,7 +264,7 @@ def kind_of(method: str) -> str:
 def thinned(bench: Bench, method: str, keep: float) -> Thinned:
     """Prune the method's trained network to `keep` of the FLOPs."""
     whole = bench.trained(kind_of(method))
-    if method in ("slim", "scratch"):
+    if method in BY_RESIDUAL:
         plan = slim.plan(whole, bench.example, slim.Flops(keep), score=slim.Residual(bench.images()))
         return Thinned(whole, plan.apply(bench.new() if method == "scratch" else whole), plan)
     if method == "paper":
@@ -285,7 +289,7 @@ def results_of(bench: Bench, method: str, keep: float, ways: Sequence[Way]) -> I
     whole, thin = made.whole, made.thin
     extra = 0  # images that recovery looks at
     pruned: dict[str, Any] = {"method": method, "keep": keep, "seed": bench.seed, "digest": made.digest}
-    if method == "slim" and made.plan is not None:
+    if method in RECOVERED and made.plan is not None:
         images = bench.images()
         extra = CALIBRATION_PASSES * len(images)
         pruned["as_is"] = bench.accuracy(thin)
@@ -484,7 +488,7 @@ def main() -> None:
                     if method == "scratch":
                         ways = [(args.lr, 0.0)]
                     elif seed in tuning:
-                        ways = list(itertools.product(args.finetune_lr, args.distill if method == "slim" else [0.0]))
+                        ways = list(itertools.product(args.finetune_lr, args.distill if method in RECOVERED else [0.0]))
                     else:
                         ways = [best[method, keep]]
                     own = [r for r in results if place(r) == (method, keep, seed)]

@@ -40,7 +40,7 @@ def test_all_methods_see_as_many_images(tmp_path: Path) -> None:
     assert results["slim"]["flops"] == results["scratch"]["flops"]
     assert (
         len(list(tmp_path.glob("*.safetensors"))) == 4
-    )  # slim and scratch share what was trained, so do l1 and random
+    )  # slim and scratch share what was trained, so do direct, l1 and random
 
 
 def test_a_stopped_training_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
