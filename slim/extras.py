@@ -26,6 +26,7 @@ EXTRA_OF = {  # package, as it is imported -> the extra of pyproject.toml that i
     "executorch": "executorch",
     "torchao": "executorch",
 }
+IN_NO_EXTRA = ("timm", "huggingface_hub")  # where networks come from
 
 
 @contextmanager
@@ -35,9 +36,10 @@ def named_if_missing() -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        if package not in EXTRA_OF:
+        if package not in EXTRA_OF and package not in IN_NO_EXTRA:
             raise
-        raise SlimError(f"{package} isn't installed: expected {install(EXTRA_OF[package])}") from None
+        command = install(EXTRA_OF[package]) if package in EXTRA_OF else f"pip install {package}"
+        raise SlimError(f"{package} isn't installed: expected {command}") from None
 
 
 def install(extra: str) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import slim
 from slim.errors import SlimError
@@ -69,10 +70,28 @@ def test_what_is_pushed_is_loaded_with_a_card_that_says_what_it_is(folder: Path,
 def test_the_card_of_a_run_and_ones_own_come_first(folder: Path, tmp_path: Path) -> None:
     _, path = saved(tmp_path)
     (tmp_path / "model_card.md").write_text("# The run's card")
+    (tmp_path / "model.onnx").write_text("what it describes")
     slim.push_to_hub(path, "me/thin")
     assert "# The run's card" in (folder / "me/thin/README.md").read_text()
-    slim.push_to_hub(path, "me/thin", card="# Mine")
-    assert "# Mine" in (folder / "me/thin/README.md").read_text()
+    assert (folder / "me/thin/model.onnx").read_text() == "what it describes"
+    slim.push_to_hub(path, "me/thin", card="---\nlicense: mit\n---\n# Mine")
+    assert (folder / "me/thin/README.md").read_text().startswith("---\nlicense: mit\n---\n# Mine")
+
+
+@pytest.mark.parametrize("arch", [None, f"{__name__}:own", "slim:vgg7"])
+def test_what_the_card_says_loads_the_network(folder: Path, tmp_path: Path, arch: str | None) -> None:
+    torch.manual_seed(0)
+    model = own()
+    slim.save(tmp_path / "whole.safetensors", model, arch=arch, arch_kwargs={"num_classes": 3} if arch else None)
+    slim.push_to_hub(tmp_path / "whole.safetensors", "me/whole")
+    code = (folder / "me/whole/README.md").read_text().partition("```python\n")[2].partition("```")[0]
+    names: dict[str, Any] = {"model": own()}
+    exec(code, names)
+    assert torch.equal(names["network"](X), model(X))
+
+
+def own(num_classes: int = 3) -> nn.Module:
+    return build("slim:vgg7", num_classes=num_classes).eval()
 
 
 def test_mistakes(folder: Path, tmp_path: Path) -> None:
@@ -80,6 +99,10 @@ def test_mistakes(folder: Path, tmp_path: Path) -> None:
     for repository, said in (("thin", "expected owner/name"), ("refused/thin", "the Hub refused refused/thin: 403")):
         with pytest.raises(SlimError, match=said):
             slim.push_to_hub(path, repository)
+    wrong: Any  # of wrong types
+    for wrong in ((path, None), (torch.nn.ReLU(), "me/thin")):
+        with pytest.raises(SlimError, match="expected"):
+            slim.push_to_hub(*wrong)
     (tmp_path / "other.safetensors").write_text("no")
     with pytest.raises(SlimError):
         slim.push_to_hub(tmp_path / "other.safetensors", "me/thin")

@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from slim.errors import SlimError, unknown
+from slim.extras import named_if_missing
 from slim.workbench.causes import told
 from slim.workbench.code import FAILURES, Allowed, import_object
 from slim.workbench.models.densenet import densenet
@@ -37,6 +38,7 @@ _SLIM: dict[str, Callable[..., nn.Module]] = {
     "unet": unet,
     "fcos": fcos,
 }
+LIBRARIES = ("slim", "torchvision", "timm")  # whose networks have names; others are code of the user's
 _FORMS = "slim:NAME, torchvision:NAME, timm:NAME, package.module:factory or file.py:factory"
 # Arguments that make torchvision or timm fetch or read weights: building a model reads no files.
 _WEIGHTS = {
@@ -109,7 +111,7 @@ def build(
         model = _timm(name, sizes, kwargs)
     else:
         model = _code(arch, sizes, kwargs, allow_code)
-    if gamma is not None and source in ("slim", "torchvision", "timm"):  # a factory's network may be trained
+    if gamma is not None and source in LIBRARIES:  # a factory's network may be trained
         for module in model.modules():
             if isinstance(module, _BatchNorm) and module.affine:
                 nn.init.constant_(module.weight, gamma)
@@ -164,10 +166,8 @@ def _torchvision_names() -> list[str]:
 
 def _timm(name: str, sizes: dict[str, int], kwargs: dict[str, Any]) -> nn.Module:
     arch = f"timm:{name}"
-    try:
+    with named_if_missing():
         import timm
-    except ImportError:
-        raise SlimError(f"model {arch!r} needs the package timm: pip install timm") from None
     if not timm.is_model(name):
         raise unknown("timm model", name, timm.list_models())
     _refuse_weights(arch, kwargs)
