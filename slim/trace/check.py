@@ -83,6 +83,10 @@ def _step_of(executed: Executed) -> str:
     return Operator.of(executed.func).step
 
 
+def _is_same_step(before: Executed, executed: Executed) -> bool:
+    return before.func is executed.func or _step_of(before) == _step_of(executed)
+
+
 def _count(codes: Iterable[Codes]) -> int:
     return sum(map(len, codes))
 
@@ -102,23 +106,23 @@ class Follower(Tracer):
         super().note(executed)
         if executed.aside:
             return
-        earlier = self.run_before.executed
-        while self.at < len(earlier) and (earlier[self.at].aside or self._is_left_out(earlier[self.at], executed)):
-            self.at += 1
-        before = earlier[self.at] if self.at < len(earlier) else None
-        if before is None or not self._is_same_step(before, executed):
+        before = self._counterpart(executed)
+        if before is None:
             raise Mismatch("forward takes another path")
-        self.at += 1
+        self._pass(before)
         if not same(before.constants, executed.constants):
             raise Mismatch(f"a constant that follows a size, in {_step_of(executed)} after {self.place}")
 
-    def _is_same_step(self, before: Executed, executed: Executed) -> bool:
-        alike = before.func is executed.func or _step_of(before) == _step_of(executed)
-        return alike or (executed.func is torch.ops.aten.alias.default and self._takes_all_left(before))
-
-    def _is_left_out(self, before: Executed, executed: Executed) -> bool:
-        """Return whether the thin network has no such step: older torch leaves a slice of all out."""
-        return not self._is_same_step(before, executed) and self._takes_all_left(before)
+    def _counterpart(self, executed: Executed) -> Executed | None:
+        """Return the operator of the earlier run that this one repeats; None where there is no such."""
+        while (before := self._next()) is not None and not _is_same_step(before, executed):
+            if not self._takes_all_left(before):
+                return None
+            self.decisions = self.run_before.decisions[: before.decided]
+            if executed.func is torch.ops.aten.alias.default:  # what newer torch makes of a slice of all
+                return before
+            self._pass(before)  # and older torch leaves it out
+        return before
 
     def _takes_all_left(self, before: Executed) -> bool:
         """Return whether a slice of the original takes channels that are all there are in the thin network, where it
@@ -128,10 +132,21 @@ class Follower(Tracer):
         made = before.made[0][1].values()
         gone = _count(before.codes) - _count(made)
         left = _count(map(self._thin.of, before.codes)) - _count(map(self._thin.of, made))
-        if not gone or left:
-            return False
-        self.decisions = self.run_before.decisions[: before.decided]
-        return True
+        return bool(gone) and not left
+
+    def _next(self) -> Executed | None:
+        """Return the operator of the earlier run that comes next, what happens aside left out."""
+        earlier, at = self.run_before.executed, self.at
+        while at < len(earlier) and earlier[at].aside:
+            at += 1
+        return earlier[at] if at < len(earlier) else None
+
+    def _pass(self, before: Executed) -> None:
+        """Go on behind an operator of the earlier run."""
+        earlier = self.run_before.executed
+        while earlier[self.at] is not before:
+            self.at += 1
+        self.at += 1
 
     def decide(self, choice: Reading, options: Sequence[Reading] = ()) -> Reading:
         if self.executed[-1].aside:
@@ -169,18 +184,9 @@ class Follower(Tracer):
                 return self._repeat(before, args)
         return super().__torch_dispatch__(func, types, args, kwargs)
 
-    def _next(self) -> Executed | None:
-        """Return the operator of the earlier run that comes next, what happens aside left out."""
-        earlier, at = self.run_before.executed, self.at
-        while at < len(earlier) and earlier[at].aside:
-            at += 1
-        return earlier[at] if at < len(earlier) else None
-
     def _repeat(self, before: Executed, args: Any) -> Any:
         """Return what an operator gives that is given what it was given before: see `repeat`."""
-        while self.run_before.executed[self.at] is not before:
-            self.at += 1
-        self.at += 1
+        self._pass(before)
         self.executed.append(before)
         self.decisions = self.run_before.decisions[: before.decided]
         self.place = before.place
