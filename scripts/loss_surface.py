@@ -20,7 +20,7 @@ import numpy as np
 import plotly.graph_objects as go
 import torch
 from plotly.subplots import make_subplots
-from shared import listed, parser_of, ran_on, save, table, write
+from shared import bullets, listed, parser_of, ran_on, save, table, write
 from torch import Tensor
 
 import slim
@@ -134,7 +134,7 @@ def draw(p: float, x: float) -> tuple[go.Figure, go.Figure]:
     solid = make_subplots(
         2, 2, specs=[[{"type": "surface"}] * 2] * 2, subplot_titles=KINDS, horizontal_spacing=0, vertical_spacing=0.03
     )
-    flat = make_subplots(2, 2, subplot_titles=KINDS)
+    flat = make_subplots(2, 2, subplot_titles=KINDS, vertical_spacing=0.12, x_title="β₁", y_title="β₂")
     colours = {"subgradient": "red", "proximal": "cyan", "coordinate": "orange"}
 
     def traces(strength: float) -> tuple[list[Any], list[Any]]:
@@ -161,11 +161,12 @@ def draw(p: float, x: float) -> tuple[go.Figure, go.Figure]:
         redraw = {"mode": "immediate", "frame": {"duration": 0, "redraw": True}, "transition": {"duration": 0}}
         steps = [{"label": f"{s:g}", "method": "animate", "args": [[f"{s:g}"], redraw]} for s in STRENGTHS]
         figure.update_layout(
-            title=f"{title}: p = {p}, x = {x}; across β₁, up β₂",
+            title=f"{title}: p = {p}, x = {x}",
             sliders=[{"steps": steps, "currentvalue": {"prefix": "λ = "}}],
             height=1000,
         )
-    solid.update_scenes(xaxis_title="β₁", yaxis_title="β₂", zaxis_title="loss")
+    eye = {"x": 1.5, "y": 1.5, "z": 1.2}  # far enough that the labels of all axes are in the picture
+    solid.update_scenes(xaxis_title="β₁", yaxis_title="β₂", zaxis_title="loss", camera_eye=eye)
     return solid, flat
 
 
@@ -191,9 +192,9 @@ def seen(ends: Sequence[End]) -> str:
         reached = f"{listed(some)} ended at an exact zero" if some else "no method ended at an exact zero"
         both = f", at the origin itself for λ = {listed([f'{s:g}' for s in origin])}" if origin else ""
         worst = {m: max(end.gap for end in mine if end.method == m) for m in methods}
-        heights = listed([f"{gap:.1e} ({method})" for method, gap in worst.items()])
+        heights = listed([f"{gap:.2g} ({method})" for method, gap in worst.items()])
         said.append(f"With {kind}, {reached}{both}; at most {heights} above the minimum.")
-    return " ".join(said)
+    return bullets(said)
 
 
 def main() -> None:
@@ -226,12 +227,12 @@ def main() -> None:
         f"{ran_on('plotly')}\n\n"
         f"p = {p}, x = {x}, from β = {START}, step size {STEP}. The minimum is in closed form.\n\n"
         + table(header, rows)
-        + f"\n\nSeen: {seen(ends)}"
+        + f"\n\nSeen:\n\n{seen(ends)}"
     )
     print("drawing", flush=True)
     see = (
         "Drag to turn a surface, scroll to zoom; the sliders choose λ. Plain, the loss depends on β₁ − β₂ alone: a "
-        f"valley without a single minimum.\n\nAfter {STEPS} steps: {seen(ends)}"
+        f"valley without a single minimum.\n\nAfter {STEPS} steps:\n\n{seen(ends)}"
     )
     html = save("loss_surface", *draw(p, x), title="The loss surface of two parameters", text=see)
     print(write("loss_surface", text).read_text())

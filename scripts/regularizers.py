@@ -15,7 +15,7 @@ import numpy as np
 import plotly.graph_objects as go
 import torch
 from plotly.subplots import make_subplots
-from shared import listed, parser_of, ran_on, save, table, write
+from shared import bullets, listed, parser_of, ran_on, save, table, write
 from sklearn.linear_model import ElasticNet, Lasso, Ridge
 from torch import Tensor, nn
 
@@ -173,7 +173,7 @@ def main() -> None:
         "A weight of 2 when only the regulariser acts (step size 0.05, λ = 1), and how many of four such weights "
         "(2, 1, 0.5, 0.2) are exactly zero after 60 steps:\n\n"
         + table(["", "start", "step 1", "2", "3", "10", "39", "40", "zeros"], steps)
-        + f"\n\nSeen: {seen(given, found, paths)}"
+        + f"\n\nSeen:\n\n{seen(given, found, paths)}"
     )
     print(write("regularizers", text).read_text())
     print(f"picture: {html}")
@@ -198,13 +198,14 @@ def seen(given: Problem, found: dict[str, Tensor], paths: dict[str, Tensor]) -> 
     best = min(missed, key=lambda name: missed[name])
     none = listed([name for name, count in right.items() if not count and name != "none"])
     said.append(f"Of {int(empty.sum())} weights that should be zero, found: {zeros}; no zero by {none}.")
-    return " ".join([*said, f"Closest to the truth: {best}, {missed[best]:.3f} from it."])
+    return bullets([*said, f"Closest to the truth: {best}, {missed[best]:.3f} from it."])
 
 
 def draw(given: Problem, found: dict[str, Tensor], paths: dict[str, Tensor]) -> go.Figure:
-    picture = make_subplots(2, 1, subplot_titles=["weights found", "only the regulariser acts: a weight by steps"])
+    titles = ["weights found", "only the regulariser acts: a weight by steps"]
+    picture = make_subplots(2, 1, subplot_titles=titles, vertical_spacing=0.16)
     feature = np.arange(FEATURES)
-    picture.add_bar(x=feature, y=given.truth.numpy(), name="truth", row=1, col=1, marker_color="black")
+    picture.add_bar(x=feature, y=given.truth.numpy(), name="truth", row=1, col=1, marker_color="gray")
     for name, w in found.items():
         picture.add_bar(x=feature, y=w.numpy(), name=name, row=1, col=1)
     for (name, path), dash in zip(paths.items(), ("solid", "dot")):

@@ -108,6 +108,11 @@ def listed(words: Sequence[str]) -> str:
     return f"{', '.join(others)} and {last}" if others else last
 
 
+def bullets(sentences: Sequence[str]) -> str:
+    """Return sentences as a list in Markdown."""
+    return "\n".join(f"- {sentence}" for sentence in sentences)
+
+
 def save(name: str, *figures: Any, title: str = "", text: str = "", quick: bool = False) -> Path:
     """Write a dated page of Plotly figures that needs no network: plotly.js is in it (so it is 5 MB and not in git). A
     quick run has a name of its own, as in `write`."""

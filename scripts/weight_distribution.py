@@ -20,7 +20,7 @@ import plotly.graph_objects as go
 import torch
 import torch.nn.functional as F
 from plotly.subplots import make_subplots
-from shared import mean_and_spread, parser_of, ran_on, real_data, save, table, write
+from shared import bullets, mean_and_spread, parser_of, ran_on, real_data, save, table, write
 from torch import Tensor, nn
 
 import slim
@@ -138,28 +138,36 @@ def accuracy(model: nn.Module, dataset: Dataset) -> float:
 
 
 def draw(courses: dict[str, Trained]) -> go.Figure:
-    """Six histograms and two curves that grow, epoch by epoch."""
+    """Six histograms, and where their epoch lies on two curves."""
     titles = [*courses, "accuracy on the test images", f"share of weights with |w| < {NEAR:g}"]
     layout: Any = [[{}, {}, {}], [{}, {}, {}], [{"colspan": 2}, None, {}]]
-    picture = make_subplots(3, 3, subplot_titles=titles, specs=layout)
+    picture = make_subplots(3, 3, subplot_titles=titles, specs=layout, vertical_spacing=0.1)
     middle = (EDGES[1:] + EDGES[:-1]) / 2
     colours = ["#444444", "#d62728", "#1f77b4", "#2ca02c", "#9467bd", "#ff7f0e"]
+
+    curves = {"accuracy": 1, "near_zero": 3}  # columns of the last row
 
     def traces(epoch: int) -> list[Any]:
         bars: list[Any] = [
             go.Bar(x=middle, y=course.histograms[epoch], name=name, marker_color=colour, showlegend=False)
             for (name, course), colour in zip(courses.items(), colours)
         ]
-        for values, shown in (("accuracy", True), ("near_zero", False)):
+        for values in curves:
             for (name, course), colour in zip(courses.items(), colours):
-                y = getattr(course, values)[: epoch + 1]
-                bars.append(go.Scatter(x=[*range(epoch + 1)], y=y, name=name, line={"color": colour}, showlegend=shown))
+                y = [getattr(course, values)[epoch]]
+                now = {"mode": "markers", "marker": {"color": colour, "size": 9}, "showlegend": False}
+                bars.append(go.Scatter(x=[epoch], y=y, name=name, **now))
         return bars
 
     epochs = len(next(iter(courses.values())).accuracy)
-    places = [(1, 1), (1, 2), (1, 3), (2, 1), (2, 2), (2, 3)] + [(3, 1)] * len(courses) + [(3, 3)] * len(courses)
+    places = [(1, 1), (1, 2), (1, 3), (2, 1), (2, 2), (2, 3)]
+    places += [(3, col) for col in curves.values() for _ in courses]
     for trace, (row, col) in zip(traces(0), places):
         picture.add_trace(trace, row=row, col=col)
+    for values, col in curves.items():
+        for (name, course), colour in zip(courses.items(), colours):
+            line = {"mode": "lines", "line": {"color": colour}, "showlegend": col == 1}
+            picture.add_trace(go.Scatter(y=getattr(course, values), name=name, **line), row=3, col=col)
     picture.frames = [go.Frame(name=str(e), data=traces(e), traces=[*range(len(places))]) for e in range(epochs)]
     now = {"mode": "immediate", "frame": {"duration": 0, "redraw": True}, "transition": {"duration": 0}}
     steps = [{"label": str(e), "method": "animate", "args": [[str(e)], now]} for e in range(epochs)]
@@ -168,9 +176,10 @@ def draw(courses: dict[str, Trained]) -> go.Figure:
     for place in range(6):
         picture.update_yaxes(type="log", range=[0, 5.2], row=1 + place // 3, col=1 + place % 3)
     best = max(max(course.accuracy) for course in courses.values())
-    picture.update_yaxes(range=[best - 0.1, min(1, best + 0.005)], row=3, col=1)
+    picture.update_yaxes(range=[best - 0.1, min(1, best + 0.01)], row=3, col=1)
     picture.update_yaxes(range=[0, 1], row=3, col=3)
-    picture.update_xaxes(range=[0, epochs - 1], row=3)
+    picture.update_xaxes(title_text="weight", row=2)
+    picture.update_xaxes(title_text="epoch", range=[-0.2, epochs - 0.8], row=3)
     picture.update_layout(
         title="All weights, by epoch (counts on a logarithmic axis)",
         height=950,
@@ -198,7 +207,7 @@ def seen(courses: dict[str, list[Trained]]) -> str:
             f"{name} leaves {f'{zero:.1%}' if zero else 'none'} of the weights at exactly zero and {near:.1%} near it "
             f"({plain:.1%} without a penalty), at {points:+.2f} points of accuracy; {pays}."
         )
-    return " ".join(said)
+    return bullets(said)
 
 
 def main() -> None:
@@ -218,7 +227,7 @@ def main() -> None:
     picture = draw({name: runs[0] for name, runs in courses.items()})
     see = (
         "Move the slider, or press play: each panel is the histogram of all weights under one penalty, epoch by epoch; "
-        f"below are accuracy and the share of weights near zero.\n\nAt the end: {seen(courses)}"
+        f"below are accuracy and the share of weights near zero.\n\nAt the end:\n\n{seen(courses)}"
     )
     html = save("weight_distribution", picture, title="Where the weights go", text=see, quick=quick)
 
@@ -245,7 +254,7 @@ def main() -> None:
         f"{words}; {count:,} weights, {args.epochs} epochs, batch 64, SGD 0.02 with momentum 0.9, cosine; "
         f"seeds {seeds} (mean ± standard deviation). Near zero: |w| < {NEAR:g}.\n\n"
         + table(header, rows)
-        + f"\n\nSeen: {seen(courses)}"
+        + f"\n\nSeen:\n\n{seen(courses)}"
     )
     print(write("weight_distribution", text, quick=quick).read_text())
     print(f"picture: {html}, {html.stat().st_size / 1e6:.1f} MB")

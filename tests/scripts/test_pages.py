@@ -20,8 +20,9 @@ def figure() -> Any:
 
 
 def test_text_is_escaped_and_nothing_is_fetched() -> None:
-    text = page("Where", "What 3 < 4 says.\n\nSeen: & so on.", [figure(), figure()])
-    assert "<p>What 3 &lt; 4 says.</p>" in text and "<p>Seen: &amp; so on.</p>" in text
+    text = page("Where", "What 3 < 4 says.\n\nSeen:\n\n- this & that\n- and so on", [figure(), figure()])
+    assert "<p>What 3 &lt; 4 says.</p>" in text and "<p>Seen:</p>" in text
+    assert "<ul><li>this &amp; that</li><li>and so on</li></ul>" in text
     assert text.count("plotly.js v") == 1 and "<script src=" not in text
 
 

@@ -147,10 +147,10 @@ def test_what_is_seen_of_weights_follows_from_the_numbers(l1: weight_distributio
 def test_what_is_seen_of_the_surface_follows_from_the_ends() -> None:
     ends = [loss_surface.End("L1", 0.1, "proximal", 0.0, 1), loss_surface.End("L1", 0.45, "proximal", 2e-9, 2)]
     ends += [loss_surface.End("L1", 0.1, "subgradient", 3e-3, 0), loss_surface.End("L2", 0.1, "proximal", 0.0, 0)]
-    first, second = loss_surface.seen(ends).split(". With ")
+    first, second = loss_surface.seen(ends).splitlines()
     assert "proximal ended at an exact zero, at the origin itself for λ = 0.45" in first
-    assert "2.0e-09 (proximal) and 3.0e-03 (subgradient)" in first
-    assert second.startswith("L2, no method ended at an exact zero;")
+    assert "2e-09 (proximal) and 0.003 (subgradient)" in first
+    assert second.startswith("- With L2, no method ended at an exact zero;")
 
 
 def test_what_is_seen_of_regularizers_follows_from_the_weights() -> None:
