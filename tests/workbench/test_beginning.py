@@ -173,6 +173,7 @@ CASES = [
     ("slim-run --sparsity.method p", {"proximal"}),
     ("slim prune --rat", {"--ratio"}),
     ("slim-train --sparsity.targ", {"--sparsity.target", "--sparsity.targets"}),
+    ("slim-export --train", set()),  # settings that don't act there
 ]
 
 

@@ -77,8 +77,10 @@ class PlainParser(argparse.ArgumentParser):
         return textwrap.indent(self.examples, "  ") + "\n\n" + super().format_help()
 
     def _list_options(self) -> NoReturn:
-        """Print the options, each with its choices."""
+        """Print the options that --help shows, each with its choices."""
         for action in self._actions:
+            if action.help == argparse.SUPPRESS:
+                continue
             metavar = action.metavar if isinstance(action.metavar, str) else ""
             choices = " ".join(_choices_of(action) or (metavar.split("|") if "|" in metavar else []))
             for option in action.option_strings:
