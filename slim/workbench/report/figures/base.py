@@ -94,6 +94,7 @@ TEMPLATE: dict[str, Any] = {
         **{"paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)", "font": _FONT, "hovermode": "closest"},
         "hoverlabel": {"bgcolor": "--raised", "bordercolor": "--faint", "align": "left", "font": _FONT},
         "legend": {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "traceorder": "normal"},
+        "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": "--faint", "activecolor": "--ink"},
         "margin": {"l": 64, "r": 14, "t": 56, "b": 44},
         **{"xaxis": _AXIS, "yaxis": _AXIS, "annotationdefaults": {"showarrow": False}},
         "shapedefaults": nested(type="line", yref="paper", layer="below", line_dash="dash"),
