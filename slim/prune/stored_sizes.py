@@ -281,7 +281,7 @@ def _width(module: nn.Module, place: str, index: int) -> int:
 
 
 def _attempts(stale: Mapping[str, Counted]) -> Iterator[dict[str, Counted]]:
-    """Yield each size alone, then all those of a module."""
+    """Yield each size alone, then all those of a module, and of all modules."""
     for name, counted in stale.items():
         yield {name: counted}
     modules = dict.fromkeys(name.rpartition(".")[0] for name in stale)
@@ -289,6 +289,8 @@ def _attempts(stale: Mapping[str, Counted]) -> Iterator[dict[str, Counted]]:
         together = {name: counted for name, counted in stale.items() if name.rpartition(".")[0] == module}
         if len(together) > 1:
             yield together
+    if len(modules) > 1:
+        yield dict(stale)
 
 
 def _further(after: Misfit | None, before: Misfit) -> bool:

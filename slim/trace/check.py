@@ -195,6 +195,11 @@ class Follower(Tracer):
             mark_step(tensor, (self.at, number))
         return result
 
+    @property
+    def is_between(self) -> bool:
+        """Return whether no operator is at work: what failed came before the next one, and has seen what that takes."""
+        return bool(self.executed) and bool(self.executed[-1].made)
+
     def is_new(self, index: Tensor) -> bool:
         """Return whether a BatchNorm selects its channels by this index, which the original doesn't have."""
         name = name_of(index)
@@ -290,8 +295,9 @@ def _follow(
         why = str(error) if isinstance(error, Mismatch) else _described(follower)
         executed = run.executed[: follower.at + AHEAD]
         stored, shared = sizes_given(traced, error, executed, followed)
+        reached = follower.at + (not isinstance(error, Mismatch) and follower.is_between)
     at = follower.at
-    for step in reversed(run.executed[: max(at, 1)]):
+    for step in reversed(run.executed[: max(reached, 1)]):
         met = [*(codes.labels for codes in step.codes), *(labels for _, labels in step.sizes)]
         loose = np.concatenate([v[~traced.classes.frozen(v)] for v in met]) if met else np.zeros(0, np.int64)
         if len(loose) and not kept[loose].all():

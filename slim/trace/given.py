@@ -37,25 +37,35 @@ def sizes_given(
 
 
 def _at_hand(traced: Trace, error: Exception) -> dict[str, StoredSize]:
-    """Return the sizes that modules hold which ran when `error` came up, by name, those of the innermost first. A
-    network's whole configuration may hang on each of them: of a dict or an object, what their code has a word for."""
+    """Return the sizes that modules hold which ran when `error` came up, or that these read of modules within them, by
+    name, those of the innermost first. A network's whole configuration may hang on each of them: of a dict or an
+    object, what their code has a word for."""
     names = {id(module): name for name, module in traced.state.modules}
-    running: list[nn.Module] = []
+    running: list[tuple[nn.Module, set[str]]] = []
     words: set[str] = set()
     trace = error.__traceback__
     while trace is not None:
         module: Any = trace.tb_frame.f_locals.get("self")
         own = isinstance(module, nn.GroupNorm | nn.Unflatten) or not type(module).__module__.startswith("torch.nn")
-        words |= words_in(trace.tb_frame.f_code, trace.tb_frame.f_globals)
+        spoken = words_in(trace.tb_frame.f_code, trace.tb_frame.f_globals)
+        words |= spoken
         if id(module) in names and own:
-            running.append(module)
+            running.append((module, spoken))
             words |= words_of(type(module)).union(*map(words_in, vars(module).values()))
         trace = trace.tb_next
 
-    def is_read(name: str) -> bool:
-        return all(key in words or key.isdigit() for key in name.split(".")[1:])
+    found: dict[str, StoredSize] = {}
+    for module, spoken in reversed(running):
+        prefix = names[id(module)]
+        found |= {prefix + name: size for name, size in sizes_within(module) if _is_said(name.split(".")[1:], words)}
+        within = (name for name in traced.sizes.read if name.startswith(prefix))
+        found |= {n: traced.sizes[n] for n in within if n not in found and _is_said(n[len(prefix) :].split("."), spoken)}
+    return found
 
-    return {names[id(m)] + name: size for m in reversed(running) for name, size in sizes_within(m) if is_read(name)}
+
+def _is_said(parts: list[str], words: set[str]) -> bool:
+    """Return whether code has a word for each part of a name, but for the numbers."""
+    return all(part in words or part.isdigit() for part in parts)
 
 
 def _counted(given: list[list[tuple[int, Ints]]], value: StoredSize) -> Counted | None:

@@ -447,6 +447,45 @@ def test_sizes_within_what_an_attribute_holds_follow(make: Callable[[], nn.Modul
     assert all(torch.equal(a, b) for a, b in zip(anew(X), thin(X)))
 
 
+class Part(nn.Module):
+    """A module that holds the width of a layer, for those that it is a part of."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.hidden, self.layer = width, conv_bn(width, width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x).relu()
+
+
+class ReadsParts(nn.Module):
+    """RAFT: channels are split by the size of a part that runs later, once what is there has been compared with it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = conv_bn(3, 48), nn.Conv2d(48, 4, 1)
+        self.parts = nn.ModuleList([Part(32)])
+        self.part = Part(16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).relu()
+        rest = x.shape[1] - self.part.hidden
+        if rest <= 0 or rest != self.parts[0].hidden:
+            raise ValueError(f"{x.shape[1]} channels: expected {self.part.hidden} and {self.parts[0].hidden}")
+        a, b = x.split([self.part.hidden, rest], 1)
+        return self.last(torch.cat([self.part(a), self.parts[0](b)], 1))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_sizes_of_modules_that_another_one_reads_follow(seed: int) -> None:
+    model = randomise(ReadsParts()).eval()
+    plan = slim.plan(model, X, ratio=0.5, score=slim.Random(seed), round_to=1)
+    thin = plan.apply(model)
+    assert plan.ratio_achieved > 0.49 and not plan.frozen
+    assert thin.part.hidden == thin.part.layer[0].in_channels and thin.parts[0].hidden < 32
+    assert difference(model, thin, plan.removed, X) < 1e-10
+
+
 def test_a_plan_of_another_network_does_not_reach_into_its_configuration() -> None:
     model = randomise(Configured({"width": 16}, lambda held: held["width"])).eval()
     plan = slim.plan(model, X, ratio=0.5, score=slim.Random(seed=1), round_to=1)
