@@ -8,6 +8,7 @@ met; each layer's best channels, as many as the floor says, always stay. Source:
 2017, section 3.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from slim.errors import SlimError, check_choice, check_type
+from slim.errors import SlimError, SlimWarning, check_choice, check_type
 from slim.prune.auto import Auto, choose_score
 from slim.prune.blocks import ScoresBlocks, add_to, removable, without
 from slim.prune.budgets import BoundBudget, Budget, Chosen, Costs, Ratio
@@ -92,6 +93,13 @@ def plan(
         planner.cost_model = round_to.cost_model(traced)
     made = budget.meet(planner)
     made.score, made.reason = name_of_score(chosen), reason
+    if passed_by := planner.traced.passed_by:
+        warnings.warn(
+            f"example_inputs lead past {', '.join(passed_by[:3])}{', …' * (len(passed_by) > 3)}, as forward code looks "
+            "at values: these stay whole, and may not fit the thin network; expected inputs that reach every layer",
+            SlimWarning,
+            stacklevel=2,
+        )
     return made
 
 
@@ -174,8 +182,12 @@ class Planner:
         """
         reason = ""
         for _ in range(ATTEMPTS):
+            known = set(self.traced.made)
             made, chosen, kept = self._attempt(budget)
-            misfit = self.sizes.follow(made, kept) or take_up(made, self.traced, kept, self.model, self.example_inputs)
+            misfit = self.sizes.follow(made, kept)
+            if self.traced.made.keys() - known:  # values led the masked network to other layers
+                continue
+            misfit = misfit or take_up(made, self.traced, kept, self.model, self.example_inputs)
             if misfit is None:
                 without(made, self.traced, [branch for branch in self.branches if not kept[branch.label]], kept)
                 return made, chosen

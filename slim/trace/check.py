@@ -218,8 +218,10 @@ class SameSteps(Follower):
         result = op.run()
         mark_result(op, result, constant=constants is None, meta=self.meta)
         if not executed.aside:
-            before = [shape for shape, _ in self.run_before.executed[self.at - 1].made]
-            if not all(map(_fills, before, tensors_of(result))):
+            before = self.run_before.executed[self.at - 1]
+            if before.read != op.read:
+                raise Mismatch(f"{op.where} takes other parameters")
+            if not all(map(_fills, [shape for shape, _ in before.made], tensors_of(result))):
                 raise Mismatch(f"{op.where} gives other sizes")  # which follow from values
         return result
 
@@ -298,10 +300,11 @@ def _follow(
         reached = follower.at + (not isinstance(error, Mismatch) and follower.is_between)
     at = follower.at
     for step in reversed(run.executed[: max(reached, 1)]):
-        met = [*(codes.labels for codes in step.codes), *(labels for _, labels in step.sizes)]
-        loose = np.concatenate([v[~traced.classes.frozen(v)] for v in met]) if met else np.zeros(0, np.int64)
-        if len(loose) and not kept[loose].all():
-            return Misfit(loose, f"forward code holds a size: {why}", at, stored, shared)
+        counted = [labels for _, labels in step.sizes]
+        for met in (counted, [*(codes.labels for codes in step.codes), *counted]):
+            loose = np.concatenate([v[~traced.classes.frozen(v)] for v in met]) if met else np.zeros(0, np.int64)
+            if len(loose) and not kept[loose].all():
+                return Misfit(loose, f"forward code holds a size: {why}", at, stored, shared)
     return Misfit(np.zeros(0, np.int64), why, at, stored, shared)
 
 
@@ -338,6 +341,7 @@ def _masked_runs(traced: Trace, kept: Bools) -> Iterator[ForwardPass]:
 def _masked_run(traced: Trace, kept: Bools, run: ForwardPass) -> ForwardPass:
     """Return the original's run with its pruned channels masked, under the classes that are known: the very run where
     it takes the same steps, else one that is traced again."""
+    kept = _of_all(traced, kept)
     masks = traced.masks(traced.pruned(kept))
 
     def mask(tensor: Tensor) -> Tensor:
@@ -362,4 +366,5 @@ def _masked_run(traced: Trace, kept: Bools, run: ForwardPass) -> ForwardPass:
     tracer = traced.tracer(training=run.training)
     with restored(masked) as state:
         outputs = run_once(masked, traced.inputs, tracer, state, training=run.training, seed=run.seed)
+    traced.take_in(tracer)
     return ForwardPass.of(tracer, outputs, training=run.training, seed=run.seed)

@@ -59,7 +59,9 @@ def _at_hand(traced: Trace, error: Exception) -> dict[str, StoredSize]:
         prefix = names[id(module)]
         found |= {prefix + name: size for name, size in sizes_within(module) if _is_said(name.split(".")[1:], words)}
         within = (name for name in traced.sizes.read if name.startswith(prefix))
-        found |= {n: traced.sizes[n] for n in within if n not in found and _is_said(n[len(prefix) :].split("."), spoken)}
+        found |= {
+            n: traced.sizes[n] for n in within if n not in found and _is_said(n[len(prefix) :].split("."), spoken)
+        }
     return found
 
 

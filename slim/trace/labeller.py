@@ -90,6 +90,7 @@ class Executed:
     decided: int = 0  # how many decisions had been made after it
     place: str = ""  # the last layer met
     aside: bool = False
+    read: Sequence[str] = ()  # the parameters and buffers among what it took
 
 
 @dataclass
@@ -204,12 +205,12 @@ class Labeller:
 
     def made(self, parameter: Tensor, dim: int) -> Codes | None:
         """Return the codes of the channels that a layer makes, along a dimension of its parameter: new ones where it is
-        first met, None where it isn't a parameter and its size is fixed."""
+        first met, None where it isn't a parameter and its size is fixed; gated where a computed weight is zero."""
         own = codes_on(parameter).get(dim)
         if own is None and name_of(parameter) is not None:
             own = Codes.of(self.classes.fresh(parameter.shape[dim]))
             set_codes(parameter, codes_on(parameter) | {dim: own})
-        return None if own is None else own.ungated()
+        return None if own is None else own.zero_or_open()
 
     def couple(self, a: Codes, b: Codes, why: str) -> None:
         """Make channels `a[i]` and `b[i]` one class for every i: they are kept or pruned together."""

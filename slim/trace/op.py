@@ -121,6 +121,11 @@ class Op:
         return tensors_in(self.args[1:], self.kwargs)
 
     @property
+    def read(self) -> list[str]:
+        """Return the names of the parameters and buffers among the arguments."""
+        return [name for tensor in self.tensors if (name := name_of(tensor)) is not None]
+
+    @property
     def labelled(self) -> bool:
         """Say whether any tensor follows channels."""
         return any(name_of(t) is not None or codes_on(t) for t in self.tensors)

@@ -15,7 +15,7 @@ from torch import nn
 from slim.errors import SlimError
 from slim.trace.attributes import KeptSizes, kind_of
 from slim.trace.classes import Classes, Ints
-from slim.trace.codes import Bools, clear, codes_on, is_labelled, name_of, set_codes, set_name
+from slim.trace.codes import Bools, clear, codes_on, is_labelled, layer_of, name_of, set_codes, set_name
 from slim.trace.constants import same
 from slim.trace.copy import Tensors, named_modules
 from slim.trace.inputs import as_meta, call, cannot_follow, cannot_run, check_inputs
@@ -119,6 +119,11 @@ class Trace:
         self.draws |= draws
         self.runs.append(run)
         self.products = tracer.products
+        self.take_in(tracer)
+        return run
+
+    def take_in(self, tracer: "Tracer") -> None:
+        """Take in what a run of the copy told, or of a masked one, which values may lead to other layers."""
         self.group_counts |= tracer.group_counts
         self.streams |= tracer.streams
         for name, tensor in self.tensors:
@@ -133,7 +138,13 @@ class Trace:
         self.bare |= tracer.bare
         self.relied += tracer.relied
         self.folds += tracer.folds
-        return run
+
+    @property
+    def passed_by(self) -> list[str]:
+        """Return the layers that no run has come to, where values say which way forward code takes."""
+        parameters = [(name, t) for name, t in self.state.registered if isinstance(t, nn.Parameter) and t.dim()]
+        unmet = [layer_of(name) for name, t in parameters if not is_labelled(t)]
+        return [] if self.inputs_are_meta else list(dict.fromkeys(unmet))
 
     def tracer(self, *, training: bool) -> "Tracer":
         """Return what traces a run in this mode, and reads operators as this trace does."""

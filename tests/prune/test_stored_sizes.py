@@ -480,7 +480,7 @@ class ReadsParts(nn.Module):
 def test_sizes_of_modules_that_another_one_reads_follow(seed: int) -> None:
     model = randomise(ReadsParts()).eval()
     plan = slim.plan(model, X, ratio=0.5, score=slim.Random(seed), round_to=1)
-    thin = plan.apply(model)
+    thin: Any = plan.apply(model)
     assert plan.ratio_achieved > 0.49 and not plan.frozen
     assert thin.part.hidden == thin.part.layer[0].in_channels and thin.parts[0].hidden < 32
     assert difference(model, thin, plan.removed, X) < 1e-10

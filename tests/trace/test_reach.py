@@ -1,6 +1,7 @@
 """Layers and operators beside the plain ones: the channels around them go, exactly, as many as were asked for."""
 
 import copy
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -550,6 +551,134 @@ def test_what_is_written_may_be_a_parameter_of_its_own() -> None:
             for dim, indices in plan.masks.get(name, {}).items():
                 tensor.index_fill_(dim, torch.tensor(indices), 0)
         torch.testing.assert_close(thin(X.double()), zeroed(X.double()), rtol=1e-12, atol=1e-12)
+
+
+def masked_conv(self: Any, x: Tensor) -> Tensor:
+    """A PixelCNN's: some of the weights count for nothing."""
+    return F.conv2d(x, self.layer.weight * self.mask, self.layer.bias, padding=1)
+
+
+def two_in_one(self: Any, x: Tensor) -> Tensor:
+    weight = self.wide.weight + F.pad(self.narrow.weight, [1, 1, 1, 1])
+    return F.conv2d(x, weight, self.wide.bias + self.narrow.bias, padding=1).relu()
+
+
+def scaled_weights(self: Any, x: Tensor) -> Tensor:
+    """StyleGAN's linear layer."""
+    return F.linear(x.mean((2, 3)), self.layer.weight * 0.1, self.layer.bias).relu()
+
+
+def by_angle(self: Any, x: Tensor) -> Tensor:
+    return F.linear(F.normalize(x.mean((2, 3))), F.normalize(self.layer.weight))
+
+
+def of_a_spectrum(self: Any, x: Tensor) -> Tensor:
+    """A fast Fourier convolution: real and imaginary parts are channels."""
+    f = torch.fft.rfft2(x)
+    parts = self.layer(torch.stack((f.real, f.imag), 2).flatten(1, 2)).unflatten(1, (-1, 2))
+    return torch.fft.irfft2(torch.complex(parts[:, :, 0], parts[:, :, 1]), s=x.shape[2:])
+
+
+def blocks_of_a_spectrum(self: Any, x: Tensor) -> Tensor:
+    """AFNO: a matrix of complex numbers for each block of channels, as a slice of one parameter for each part."""
+    f = torch.fft.rfft2(x).permute(0, 2, 3, 1).unflatten(-1, (2, -1))
+    real, imag = (torch.einsum("...bi,bio->...bo", f.real, w) for w in self.weights)
+    mixed = torch.view_as_complex(torch.stack([real, imag], -1)).flatten(-2)
+    return torch.fft.irfft2(mixed.permute(0, 3, 1, 2), s=x.shape[2:])
+
+
+def chosen_by_a_mask(self: Any, x: Tensor) -> Tensor:
+    x = x.flatten(2).mT.clone()
+    x[:, self.chosen] = self.layer(x[:, self.chosen])
+    return x.mT.unflatten(2, (12, 12))
+
+
+COMPUTED: dict[str, Callable[[], nn.Module]] = {
+    "some weights count for nothing": lambda: Between(
+        masked_conv, nn.Conv2d(8, *CONV), layer=nn.Conv2d(C, 8, 3), mask=nn.Buffer(torch.ones(8, C, 3, 3).tril())
+    ),
+    "two kernels in one": lambda: Between(
+        two_in_one, nn.Conv2d(8, *CONV), wide=nn.Conv2d(C, 8, 3), narrow=nn.Conv2d(C, 8, 1)
+    ),
+    "weights by a factor": lambda: Between(scaled_weights, nn.Linear(8, 3), layer=nn.Linear(C, 8)),
+    "angles to what stands for classes": lambda: Between(by_angle, nn.Linear(4, 3), layer=nn.Linear(C, 4)),
+    "distances from some places": lambda: Between(
+        lambda s, x: torch.cdist(x.mean((2, 3)), s.places), nn.Linear(7, 3), places=nn.Parameter(torch.randn(7, C))
+    ),
+    "distances from many places": lambda: Between(
+        lambda s, x: torch.cdist(x.mean((2, 3)), s.places), nn.Linear(30, 3), places=nn.Parameter(torch.randn(30, C))
+    ),
+    "distances from each other": lambda: Between(
+        lambda s, x: torch.cdist(x.flatten(2).mT, x.flatten(2).mT).mean(2), nn.Linear(144, 3)
+    ),
+    "real and imaginary parts": lambda: Between(of_a_spectrum, nn.Conv2d(C, *CONV), layer=normed(2 * C, 2 * C)),
+    "lengths and angles": lambda: Between(
+        lambda s, x: torch.fft.irfft2(torch.polar(torch.fft.rfft2(x).abs(), torch.fft.rfft2(x).angle()), s=(12, 12)),
+        nn.Conv2d(C, *CONV),
+    ),
+    "blocks of a spectrum": lambda: Between(
+        blocks_of_a_spectrum, nn.Conv2d(C, *CONV), weights=nn.Parameter(torch.randn(2, 2, H, H))
+    ),
+    "what a mask chooses": lambda: Between(
+        chosen_by_a_mask, nn.Conv2d(C, *CONV), layer=nn.Linear(C, C), chosen=nn.Buffer(torch.arange(144) % 3 == 0)
+    ),
+    "the first few": lambda: Between(
+        lambda s, x: torch.cat([s.layer(x[:, :6]), x[:, 6:]], 1), nn.Conv2d(C, *CONV), layer=normed(6, 6)
+    ),
+}
+
+
+@pytest.mark.parametrize("case", COMPUTED)
+@torch.no_grad()
+def test_what_makes_channels_together_goes_together(case: str) -> None:
+    """Held to the network whose parameters are zero where the plan says."""
+    model = randomised(COMPUTED[case])
+    plan = slim.plan(model, X, ratio=0.5, round_to=1, score=slim.Random(2))
+    assert plan.ratio_achieved > 0.45, plan.frozen
+    thin, zeroed = plan.apply(model).double().eval(), copy.deepcopy(model).double().eval()
+    for name, tensor in zeroed.named_parameters():
+        for dim, indices in plan.masks.get(name, {}).items():
+            tensor.index_fill_(dim, torch.tensor(indices), 0)
+    torch.testing.assert_close(thin(X.double()), zeroed(X.double()), rtol=1e-10, atol=1e-10)
+    assert slim.verify(model, plan.apply(model), plan, X) < 1e-10
+
+
+class Routed(nn.Module):
+    """A gate sends a batch to one of two layers; the channels that it goes by are those that are least important."""
+
+    def __init__(self, low: float) -> None:
+        super().__init__()
+        self.body, self.gate = body(), nn.Linear(C, 2, bias=False)
+        self.layers, self.head = nn.ModuleList([normed(), normed()]), nn.Conv2d(C, *CONV)
+        with torch.no_grad():
+            self.body[1].weight.copy_(torch.arange(C) + 1.0)  # type: ignore[operator]
+            self.gate.weight[0], self.gate.weight[1] = low * (torch.arange(C) < H), 0.01
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.body(x)
+        return self.head(self.layers[int(self.gate(x.mean((2, 3))).sum(0).argmax())](x))
+
+
+@pytest.mark.parametrize("low", [9.0, -9.0])
+def test_values_may_lead_the_masked_network_to_other_layers(low: float) -> None:
+    """Those are thin as well; layers that neither comes to are named."""
+    torch.manual_seed(0)
+    model: Any = Routed(low).eval()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        plan = slim.plan(model, X, ratio=0.5, round_to=1, layer_ratios={"body.1": 0.5})
+    assert set(plan.removed["body.1"]) == set(range(H))
+    assert [
+        str(each.message) for each in said if "lead past layers.0.0, layers.0.1, as forward" in str(each.message)
+    ] or low > 0
+    thin = plan.apply(model)
+    assert slim.verify(model, thin, plan, X) < 1e-10
+    zeroed = copy.deepcopy(model).double()
+    with torch.no_grad():
+        for name, tensor in zeroed.named_parameters():
+            for dim, indices in plan.masks.get(name, {}).items():
+                tensor.index_fill_(dim, torch.tensor(indices), 0)
+        torch.testing.assert_close(thin.double()(X.double()), zeroed(X.double()), rtol=1e-10, atol=1e-10)
 
 
 class Looking(nn.Module):

@@ -11,13 +11,17 @@ from slim.trace.codes import (
     NUMBERED,
     Codes,
     TensorCodes,
+    alike_along,
     codes_on,
+    is_blank,
     mark_fresh,
+    mark_written,
     name_of,
     set_codes,
 )
+from slim.trace.constants import number_in
 from slim.trace.op import Op
-from slim.trace.rules.registry import rule
+from slim.trace.rules.registry import no_rule, rule
 
 
 @rule("index_select")
@@ -36,21 +40,78 @@ def index(op: Op) -> Tensor:
     out: Tensor = op.run()
     x, indices = op["self"], op["indices"]
     codes = dict(op.codes())
-    taken = [d for d, each in enumerate(indices) if each is not None]
-    if any(indices[d].dtype == torch.bool for d in taken) or taken != list(range(taken[0], taken[-1] + 1)):
+    taken = _taken(indices)
+    if taken is None:
         for t in op.tensors:
             op.freeze_tensor(t)
         return op.label(out, {})
     made = out.dim() - (x.dim() - len(taken))  # dimensions in place of those
     first = taken[0]
     chosen = None
-    if len(taken) == made == 1:
+    if len(taken) == made == 1 and indices[first].dtype != torch.bool:
         chosen = _chosen(op, indices[first], codes.pop(first, None), out)
     for d in taken:
         if d in codes:
             op.freeze(codes.pop(d), _read(op))
     result = {d if d < first else d - len(taken) + made: vector for d, vector in codes.items()}
     return op.label(out, result if chosen is None else result | {first: chosen})
+
+
+def _taken(indices: list[Tensor | None]) -> list[int] | None:
+    """Return the dimensions that indices take, of which a mask takes several; None where they aren't beside each
+    other."""
+    taken: list[int] = []
+    d = 0
+    for each in indices:
+        width = each.dim() if each is not None and each.dtype == torch.bool else 1
+        taken += range(d, d + width) if each is not None else ()
+        d += width
+    return taken if taken == list(range(taken[0], taken[0] + len(taken))) else None
+
+
+@rule("index_put", "index_put_", "_index_put_impl_")
+def index_put(op: Op) -> Tensor:
+    """What is written to places given by numbers or by a mask, along the dimensions that these take."""
+    target, values, indices = op["self"], op["values"], op["indices"]
+    taken = _taken(indices)
+    if taken is None:
+        return no_rule(op)
+    before = op.codes(target) if op.in_place and not op.unset[0] else {}
+    mine, theirs = dict(op.codes(target)), dict(op.codes(values))
+    for d in mine.keys() & taken:
+        op.freeze(mine.pop(d), _read(op))
+    for each in indices:
+        if each is not None:
+            op.freeze_tensor(each)
+    codes: TensorCodes = {}
+    for d in range(target.dim()):
+        own = d - target.dim() + values.dim()  # counted from the end, as they broadcast
+        written = theirs.pop(own, None) if d > taken[-1] else None
+        vector = mine.get(d)
+        if vector is not None and written is not None and len(vector) == len(written):
+            op.couple(vector, written)
+            codes[d] = vector.gated_where_all(written).zero_or_open()
+        elif vector is not None and written is None and (own < 0 or values.shape[own] == 1):
+            codes[d] = vector.zero_or_open() if _is_zero(op, values) else vector.ungated()
+        elif written is not None and vector is None and is_blank(target) and d in alike_along(target):
+            op.count(len(written), written)
+            codes[d] = written.zero_or_open()
+        else:
+            for only in (vector, written):
+                if only is not None:
+                    op.freeze(only, f"combined with a fixed size by {op.where}")
+    for vector in theirs.values():
+        op.freeze(vector, _read(op))
+    for d, was in before.items():
+        op.lose_gate(was, codes.get(d))
+    out = op.label(op.run(), codes)
+    mark_written(out)
+    return out
+
+
+def _is_zero(op: Op, values: Tensor) -> bool:
+    """Return whether what is written is zero."""
+    return is_blank(values) or number_in(values, meta=op.labeller.meta) == 0
 
 
 def _read(op: Op) -> str:
@@ -151,7 +212,7 @@ def _elsewhere(op: Op, operands: list[Tensor], along: int) -> TensorCodes:
         sizes = {t.shape[d] for t in operands}
         labelled = [codes[d] for codes in held if d in codes]
         fixed = [t for t, codes in zip(operands, held) if d not in codes]
-        if len(sizes) > 1 or any(t.stride(d) for t in fixed):
+        if len(sizes) > 1 or any(d not in alike_along(t) for t in fixed):
             for vector in labelled:
                 op.freeze(vector, f"combined with a fixed size by {op.where}")
             continue
@@ -159,5 +220,5 @@ def _elsewhere(op: Op, operands: list[Tensor], along: int) -> TensorCodes:
             op.couple(labelled[0], vector)
         if fixed:  # one value for all of them, spread by expand
             op.count(len(labelled[0]), labelled[0])
-        found[d] = labelled[0] if d in held[0] else labelled[0].ungated()
+        found[d] = labelled[0] if d in held[0] or is_blank(operands[0]) else labelled[0].ungated()
     return found

@@ -52,13 +52,14 @@ def convolution(op: Op) -> Tensor:
     if incoming is not None and reading != "depthwise":
         op.mix(incoming, conv.why)
     outgoing = _READINGS[reading](conv, incoming)
+    computed = outgoing
     if bias is not None:
         biased = op.axis(bias, 0, outgoing, conv.why)
         outgoing = None if biased is None else biased.ungated()
     producer = None
     if outgoing is not None and not (conv.transposed and reading == "whole groups"):
         producer = op.produce("Conv", (weight, 1 if conv.transposed else 0), (bias, 0), made=outgoing)
-        outgoing = outgoing if producer is None else outgoing.add_gate(BY_PRODUCER)
+        outgoing = _of_computed(op, computed, outgoing, bias) if producer is None else outgoing.add_gate(BY_PRODUCER)
     own = codes_on(weight)
     dims: list[int | Ints] = [own[d].labels if d < 2 and d in own else n for d, n in enumerate(weight.shape)]
     positions = math.prod((x if conv.transposed else out).shape[2:])
@@ -238,18 +239,60 @@ def product(op: Op) -> Tensor:
             if only is not None and 0 not in codes:
                 op.freeze(only, f"batch of a product in {name}")
     codes |= {d: c[d].zero_or_open() for d, c in ((last - 1, of_a), (last, of_b)) if d in c}
+    computed = codes.get(last)
     if bias is not None:
         codes = {d: vector.ungated() for d, vector in codes.items()}
         own = op.axis(bias, bias.dim() - 1, codes.get(last), why)
         if own is not None:
             codes[last] = own.ungated()
     producer = _gate_products(op, codes, {last - 1: a, last: b}, bias)
+    if producer is None and last in codes:
+        codes[last] = _of_computed(op, computed, codes[last], bias)
     rows = math.prod(a.shape[:-1])
     dims: list[Any] = [_sizes(inner_a, a.shape[last]), _sizes(codes.get(last), out.shape[last])]
     if last - 1 in of_a:
         rows, dims = rows // a.shape[last - 1], [of_a[last - 1].labels, *dims]
     op.labeller.products.append(Product(name, rows, dims))
     return mark_fresh(op.label(out, codes), producer or "")
+
+
+def _of_computed(op: Op, computed: Codes | None, made: Codes, bias: Tensor | None) -> Codes:
+    """Gate what a computed weight makes where that is zero, and the bias with it."""
+    if bias is None or computed is None or computed.common_gate == OPEN:
+        return made
+    gate = computed.gate & codes_on(bias)[bias.dim() - 1].gate
+    if source_of(bias) is not None and (computed.gate != OPEN).any():
+        op.scale(bias, bias.dim() - 1)
+        gate = computed.gate & BY_PRODUCER
+    return made.with_gate(gate)
+
+
+@rule("_cdist_forward", "_euclidean_dist")
+def distances(op: Op) -> Tensor:
+    """How far the rows of one tensor are from those of another: a channel that is zero in both adds nothing."""
+    out: Tensor = op.run()
+    last, codes = out.dim() - 1, TensorCodes()
+    inner: list[Codes | None] = []
+    for place, x in enumerate((op["x1"], op["x2"])):
+        found = dict(op.codes(x))
+        channels = found.pop(x.dim() - 1, None)
+        if channels is not None and source_of(x) is not None:
+            op.scale(x, x.dim() - 1)
+            channels = channels.with_gate(BY_PRODUCER)
+        inner.append(channels)
+        rows = found.pop(x.dim() - 2, None)
+        if rows is not None:
+            codes[last - 1 + place] = rows.ungated()
+        for vector in found.values():
+            op.freeze(vector)
+    one, other = inner
+    if one is not None and other is not None:
+        op.couple(one, other)
+        op.mix(one.gated_where_all(other), f"summed over by {op.where}")
+    for only in inner:
+        if only is not None and None in inner:
+            op.freeze(only, f"combined with a fixed size by {op.where}")
+    return op.label(out, codes)
 
 
 @rule("_trilinear")

@@ -229,6 +229,7 @@ def select(op: Op) -> Any:
         op.freeze(codes.pop(d), f"taken one by one by {op.where}")
     for t in tree_leaves(outs):
         op.label(t, {k - (k > d): v for k, v in codes.items()})
+        pass_source(op.input, t, {k - (k > d): k for k in range(op.input.dim()) if k != d})
     return outs
 
 

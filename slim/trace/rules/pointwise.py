@@ -45,6 +45,7 @@ QUICK = {  # operators whose result is sure to look like their operands: no need
 UNTAGGED_POINTWISE = {  # element by element, although torch doesn't tag them so
     *("hardswish", "hardswish_", "hardsigmoid_", "_prelu_kernel", "threshold_", "masked_fill_", "fill_", "zero_"),
     *("bernoulli", "bernoulli_", "normal_", "uniform_", "exponential_", "log_sigmoid_forward", "dropout"),
+    *("complex", "polar"),
     *("hardtanh_", "leaky_relu", "leaky_relu_", "elu_", "celu_", "selu_"),  # untagged in torch 2.8
 }
 
