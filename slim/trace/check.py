@@ -108,7 +108,7 @@ class Follower(Tracer):
             return
         before = self._counterpart(executed)
         if before is None:
-            raise Mismatch("forward takes another path")
+            raise Mismatch(f"forward takes another path at {_step_of(executed)} after {self.place}")
         self._pass(before)
         if not same(before.constants, executed.constants):
             raise Mismatch(f"a constant that follows a size, in {_step_of(executed)} after {self.place}")

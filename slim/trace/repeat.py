@@ -44,13 +44,14 @@ _NOTES = frozenset({"_deferred", "_unset", "_source", "_fixed"})  # what a resul
 @dataclass(slots=True)
 class Known:
     """What an operator was given and gave: the `sources` of its tensors, with their shapes and codes, its other
-    `arguments`, and for each tensor of its result shape, codes, dtype and producer. `several`: the result is a tuple.
+    `arguments`, and for each tensor of its result shape, codes, dtype, producer and the order of its dimensions in
+    memory (None: contiguous). `several`: the result is a tuple.
     """
 
     sources: Sequence[object]
     arguments: Sequence[object]
     given: Sequence[tuple[Sequence[int], TensorCodes]]
-    results: Sequence[tuple[Sequence[int], TensorCodes, torch.dtype, str | None]]
+    results: Sequence[tuple[Sequence[int], TensorCodes, torch.dtype, str | None, list[int] | None]]
     in_place: bool
     several: bool
 
@@ -67,7 +68,7 @@ class Known:
             if not (isinstance(tensor, Tensor) and tensor.is_meta is meta and _NOTES.isdisjoint(tensor.__dict__)):
                 return None
         given = [(t.shape, codes_on(t)) for t in op.tensors]
-        made = [(t.shape, codes_on(t), t.dtype, fresh_from(t)) for t in tensors]
+        made = [(t.shape, codes_on(t), t.dtype, fresh_from(t), _order(t)) for t in tensors]
         return cls(sources, arguments(op.name, op.args), given, made, op.in_place, several)
 
     def is_given(self, name: str, args: tuple[Any, ...], thin: "ThinCodes", *, meta: bool) -> bool:
@@ -82,7 +83,7 @@ class Known:
     def again(self, func: OpOverload, args: tuple[Any, ...], thin: "ThinCodes", *, meta: bool) -> Any:
         """Return what the operator gives in the thin network."""
         out = self._empty(args, thin) if meta else func(*args)
-        for tensor, (_, codes, _, producer) in zip(out if self.several else (out,), self.results):
+        for tensor, (_, codes, _, producer, _) in zip(out if self.several else (out,), self.results):
             label(tensor, {d: thin.of(each) for d, each in codes.items()})
             if producer is not None:
                 mark_fresh(tensor, producer)
@@ -93,10 +94,22 @@ class Known:
     def _empty(self, args: tuple[Any, ...], thin: "ThinCodes") -> Any:
         """Return tensors of the shapes that the operator gives in the thin network."""
         out = [
-            args[0] if self.in_place and not number else torch.empty(thin.shape(shape, codes), dtype=dtype, device=META)
-            for number, (shape, codes, dtype, _) in enumerate(self.results)
+            args[0] if self.in_place and not number else _empty(thin.shape(shape, codes), dtype, order)
+            for number, (shape, codes, dtype, _, order) in enumerate(self.results)
         ]
         return tuple(out) if self.several else out[0]
+
+
+def _order(tensor: Tensor) -> list[int] | None:
+    """Return the dimensions of a tensor from the one of the largest steps in memory on; None where it is contiguous."""
+    steps = list(tensor.stride())
+    return None if tensor.is_contiguous() else sorted(range(tensor.dim()), key=steps.__getitem__, reverse=True)
+
+
+def _empty(shape: Sequence[int], dtype: torch.dtype, order: list[int] | None) -> Tensor:
+    if order is None:
+        return torch.empty(shape, dtype=dtype, device=META)
+    return torch.empty_permuted(shape, order, dtype=dtype, device=META)
 
 
 class ThinCodes:

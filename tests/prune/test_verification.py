@@ -392,3 +392,28 @@ def test_a_sparse_buffer_is_compared() -> None:
     thin.places = 2 * thin.get_buffer("places")
     with pytest.raises(slim.SlimError, match="places holds other values"):
         slim.verify(model, thin, plan, x)
+
+
+class FoldedHeads(nn.Module):
+    """Heads as samples: a layer weighs the places of each. A constant keeps the channels of a head, so heads go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.width = 4, 4
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU())
+        self.weigh, self.out = nn.Conv2d(4, 1, 1), nn.Conv2d(16, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        parts = x.view(len(x) * self.heads, self.width, *x.shape[2:])
+        parts = parts * (self.weigh(parts) / math.sqrt(self.width)).sigmoid()
+        return self.out(x + parts.view(len(x), self.heads * self.width, *x.shape[2:]))
+
+
+def test_layers_to_which_heads_are_samples_are_left_out() -> None:
+    model = randomise(FoldedHeads()).eval()
+    plan = slim.plan(model, X, ratio=0.5, round_to=1)
+    thin: Any = plan.apply(model)
+    assert thin.heads == 2 and thin.width == 4
+    proof = slim.verify(model, thin, plan, X)
+    assert proof < 1e-10 and proof.compared == proof.places - 1

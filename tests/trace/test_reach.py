@@ -355,6 +355,16 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
     ),
     "turned round": (lambda: Between(lambda s, x: x.flip(1), nn.Conv2d(C, *CONV)), X),
     "every other channel": (lambda: Between(lambda s, x: torch.cat([x[:, ::2], x[:, 1::2]], 1), nn.Conv2d(C, 2, 1)), X),
+    "pooled with channels last": (
+        lambda: Between(
+            lambda s, x: s.tokens(
+                F.avg_pool2d(x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
+            ),
+            nn.Linear(C, 3),
+            tokens=nn.Linear(C, C),
+        ),
+        X,
+    ),
     "an index in a buffer": (lambda: reordered(buffer=True), X),
     "an index in an attribute": (lambda: reordered(buffer=False), X),
     "one index for two streams": (lambda: reordered(buffer=True, twice=True), X),

@@ -1,7 +1,7 @@
 """How far what one network's layers give is from what another's do."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 import torch
 from torch import Tensor
@@ -13,21 +13,15 @@ def compare(
     expected: list[tuple[str, Tensor]],
     found: list[tuple[str, Tensor]],
     limit: float,
-    ill_conditioned: Collection[int] = (),
+    left_out: Collection[int] = (),
 ) -> float:
-    """Return the largest relative difference, but for the `ill_conditioned` places. Raises at the first over the
+    """Return the largest relative difference, but for the places that are `left_out`. Raises at the first over the
     limit."""
     worst = 0.0
-    there: dict[str, list[Tensor]] = {}
-    for name, tensor in found:
-        there.setdefault(name, []).append(tensor)
-    turns: dict[str, int] = {}
-    for place, (name, a) in enumerate(expected):
-        turn = turns[name] = turns.get(name, -1) + 1
-        b = there[name][turn] if turn < len(there.get(name, [])) else None
+    for place, name, a, b in _paired(expected, found):
         if b is None:
             raise SlimError(f"the thin network differs from the masked original: {name} isn't used")
-        if place in ill_conditioned:
+        if place in left_out:
             continue
         if a.shape != b.shape:
             raise SlimError(
@@ -42,6 +36,29 @@ def compare(
             )
         worst = max(worst, error)
     return worst
+
+
+def resized(expected: list[tuple[str, Tensor]], found: list[tuple[str, Tensor]], layers: Collection[str]) -> set[int]:
+    """Return the places of layers that run over less in the thin network, and can't be compared: heads that are folded
+    into the batch, where whole heads are gone. What reads them is compared."""
+    return {
+        place
+        for place, name, a, b in _paired(expected, found)
+        if name in layers and b is not None and a.shape[1:] == b.shape[1:] and len(b) < len(a)
+    }
+
+
+def _paired(
+    expected: list[tuple[str, Tensor]], found: list[tuple[str, Tensor]]
+) -> Iterator[tuple[int, str, Tensor, Tensor | None]]:
+    """Yield each place with what both networks give there in the same call of the layer; None where one has none."""
+    there: dict[str, list[Tensor]] = {}
+    for name, tensor in found:
+        there.setdefault(name, []).append(tensor)
+    turns: dict[str, int] = {}
+    for place, (name, a) in enumerate(expected):
+        turn = turns[name] = turns.get(name, -1) + 1
+        yield place, name, a, there[name][turn] if turn < len(there.get(name, [])) else None
 
 
 def differing(expected: list[tuple[str, Tensor]], otherwise: list[tuple[str, Tensor]], limit: float) -> set[int]:
