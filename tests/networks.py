@@ -240,6 +240,7 @@ def _partial(s: Any, x: Tensor) -> Tensor:
 
 # name -> (network, BatchNorms that can't be touched; None: any part may be frozen, "all" of it may not)
 ZOO = {
+    "constant slice": lambda: net(lambda s, x: s.a(x[:, 3:9]), a=cbr(6, 16)),  # what is behind it can go
     "plain": lambda: net(lambda s, x: s.a(x), a=cbr(16, 16)),
     "residual": lambda: net(lambda s, x: x + s.a(x), a=nn.Sequential(cbr(16, 16), cbr(16, 16, act=nn.Identity))),
     "residual in place": lambda: net(lambda s, x: s.a(x).add_(x), a=cbr(16, 16)),
@@ -310,7 +311,6 @@ TRAPS = {
         ["stem.1"],
     ),
     "scale that follows the width": (lambda: net(lambda s, x: s.a(x / x.shape[1] ** 0.5), a=cbr(16, 16)), ["stem.1"]),
-    "constant slice": (lambda: net(lambda s, x: s.a(x[:, 3:9]), a=cbr(6, 16)), ["stem.1"]),
     "one channel by number": (lambda: net(lambda s, x: s.a(x * x[:, 5:6]), a=cbr(16, 16)), ["stem.1"]),
     "path that follows the width": (
         lambda: net(lambda s, x: s.a(x) if x.shape[1] == 16 else s.a(x) * 2, a=cbr(16, 16)),
