@@ -93,14 +93,18 @@ def plan(
         planner.cost_model = round_to.cost_model(traced)
     made = budget.meet(planner)
     made.score, made.reason = name_of_score(chosen), reason
-    if passed_by := planner.traced.passed_by:
+    _warn_of_layers_passed_by(planner.traced)
+    return made
+
+
+def _warn_of_layers_passed_by(traced: Trace) -> None:
+    if passed_by := traced.passed_by:
         warnings.warn(
             f"example_inputs lead past {', '.join(passed_by[:3])}{', …' * (len(passed_by) > 3)}, as forward code looks "
-            "at values: these stay whole, and may not fit the thin network; expected inputs that reach every layer",
+            "at values or draws: these stay whole, and may not fit the thin network; expected inputs that reach them",
             SlimWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
-    return made
 
 
 def _check_earlier(plans: object, layer_ratios: object) -> None:

@@ -25,7 +25,7 @@ from slim.trace.meta_copy import data_copy, meta_copy
 from slim.trace.state import State, restored
 from slim.trace.tracer import ForwardPass, TraceOptions, Tracer, run_once
 
-DRAWS = 8  # of random numbers that are tried where forward code leaves layers out
+DRAWS = 16  # of random numbers in a row that lead to no new layer, where forward code leaves layers out
 SEVERAL = 3  # blocks in which the same was found, so that it will be in the others
 PER_CHANNEL = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._NormBase, nn.GroupNorm)
 KEPT = "kept on request"  # the reason for channels that could go
@@ -102,9 +102,14 @@ class Trace:
         """Run the meta-device copy in this mode, and again where forward code draws random numbers and leaves layers
         out: other numbers may lead it there. Return the first run."""
         run = self.add_run(training=training)
-        met = all(name_of(tensor) in self.labels for _, tensor in self.state.registered if tensor.dim())
-        for seed in range(DRAWS if self.draws and not met else 0):
+        seed = idle = 0
+        while self.passed_by and self.draws and idle < DRAWS:
+            unmet = self.passed_by
             self.add_run(training=training, seed=seed)
+            seed += 1
+            idle = idle + 1 if self.passed_by == unmet else 0
+            if idle:
+                self.runs.pop()  # which only takes time to follow
         return run
 
     def add_run(self, *, training: bool, seed: int | None = None) -> "ForwardPass":
@@ -141,10 +146,11 @@ class Trace:
 
     @property
     def passed_by(self) -> list[str]:
-        """Return the layers that no run has come to, where values say which way forward code takes."""
+        """Return the layers that no run has come to, where values or random numbers say which way forward takes."""
+        if self.inputs_are_meta and not self.draws:
+            return []
         parameters = [(name, t) for name, t in self.state.registered if isinstance(t, nn.Parameter) and t.dim()]
-        unmet = [layer_of(name) for name, t in parameters if not is_labelled(t)]
-        return [] if self.inputs_are_meta else list(dict.fromkeys(unmet))
+        return list(dict.fromkeys(layer_of(name) for name, t in parameters if not is_labelled(t)))
 
     def tracer(self, *, training: bool) -> "Tracer":
         """Return what traces a run in this mode, and reads operators as this trace does."""

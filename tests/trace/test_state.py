@@ -3,6 +3,7 @@
 import functools
 import random
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -280,7 +281,7 @@ class Selecting(DroppedPath):
 def test_sizes_that_follow_from_values_may_be_others_in_inference() -> None:
     model = Selecting()
     plan = slim.plan(model, X, ratio=0.25)
-    assert plan.removed.keys() == {"again"} and plan.frozen == {"index after norm": {"norm": 8}}
+    assert plan.removed.keys() == {"again"} and plan.frozen == {"read through an index after norm": {"norm": 8}}
     assert difference(Selecting, plan.apply(model), plan.removed) < 1e-10
 
 
@@ -296,6 +297,30 @@ def test_layers_that_other_draws_or_the_other_mode_run_are_planned(choose: str) 
     for draw in range(8):
         torch.manual_seed(draw)
         assert thin.train(draw % 2 == 0)(X).shape == (4, 2, 6, 6)
+
+
+class OneOfMany(Stateful):
+    """More layers than a few draws lead to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Sequential(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), nn.ReLU()) for _ in range(7))
+
+    def between(self, x: Tensor) -> Tensor:
+        return self.layers[random.randrange(7)](x)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_all_layers_that_draws_lead_to_are_planned_and_recovery_knows_that_they_differ(seed: int) -> None:
+    random.seed(seed)
+    model = OneOfMany()
+    plan = slim.plan(model, X, ratio=0.5)
+    assert {layer.name for layer in plan.layers} == {"norm", *(f"layers.{i}.1" for i in range(7))}
+    thin: Any = plan.apply(model)
+    for layer in thin.layers:
+        assert layer[0].in_channels == thin.norm.num_features < 8
+    recovered = slim.recover(model, thin, plan, X.repeat(4, 1, 1, 1))
+    assert recovered.model(X).shape == (4, 2, 6, 6)
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -243,6 +243,8 @@ class _Work:
         self.left: dict[str, str] = {}
 
     def visit(self, layer: LayerCall, before: LayerCall, wanted: Tensor) -> Tensor:
+        if layer.name not in self.uses.counts:
+            raise OutOfStep(f"{layer.name} runs at times only")
         if self.uses.counts[layer.name] == 1:  # one that is used twice can't suit both
             if layer.kind == "norm":
                 self._match_statistics(layer, before)

@@ -53,6 +53,9 @@ def index(op: Op) -> Tensor:
     for d in taken:
         if d in codes:
             op.freeze(codes.pop(d), _read(op))
+    for each in op.others:
+        if each.dtype == torch.bool:
+            op.freeze_tensor(each, _read(op))
     result = {d if d < first else d - len(taken) + made: vector for d, vector in codes.items()}
     return op.label(out, result if chosen is None else result | {first: chosen})
 
