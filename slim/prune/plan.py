@@ -17,7 +17,7 @@ from slim.prune.migrate import migrate_optimizer, replacements
 from slim.prune.plan_format import FORMAT, VERSION, check_record, hash_of
 from slim.prune.rebuild import Change, rebuild
 from slim.tables import FittingTable, Shown, render
-from slim.trace.copy import named_tensors
+from slim.trace.copy import named_modules, named_tensors
 
 BAR = 20  # characters for a whole layer
 
@@ -81,24 +81,30 @@ class PruningPlan(Shown):
     def apply(self, model: nn.Module) -> nn.Module:
         """Return a new, thinner model; `model` is untouched. Raises SlimError where the plan is for another model."""
         check_type("model", model, "a torch.nn.Module", nn.Module)
-        for name, found in self.misfits(model):
-            expected = self.shapes[name]
-            raise SlimError(f"the plan doesn't fit this model: {name} has shape {found}, expected {list(expected)}")
+        self.check_fits(model)
         return rebuild(model, self.change)
 
-    def misfits(self, model: nn.Module) -> Iterator[tuple[str, list[int] | str]]:
-        """Yield the tensors of a model that aren't as the plan expects them, with the shapes that they have. Buffers
-        may have grown, as caches do, where none of their channels go."""
+    def check_fits(self, model: nn.Module) -> None:
+        """Raise SlimError where a model isn't the one that was planned, or like it."""
+        for said in self._misfits(model):
+            inside = (name for name, module in named_modules(model) if name and not any(self._misfits(module)))
+            inner = next(inside, None)  # as in an average of weights
+            step = "" if inner is None else f": expected its {inner[:-1]!r}, which it fits"
+            raise SlimError(f"the plan doesn't fit this model: {said}{step}")
+
+    def _misfits(self, model: nn.Module) -> Iterator[str]:
+        """Say of the tensors of a model what isn't as the plan expects it. Buffers may have grown, as caches do, where
+        none of their channels go."""
         named = dict(named_tensors(model))
         for name, shape in self.shapes.items():
             tensor = named.get(name)
             if tensor is None:
-                yield name, "nothing"
+                yield f"it has no {name}"
             elif list(tensor.shape) != list(shape):
                 dims = [d for d in self.cuts[name] if 0 <= d < len(shape)]
                 grown = not isinstance(tensor, nn.Parameter) and tensor.dim() == len(shape)
                 if not grown or any(tensor.shape[d] != shape[d] for d in dims):
-                    yield name, list(tensor.shape)
+                    yield f"{name} has shape {list(tensor.shape)}, expected {list(shape)}"
 
     @property
     def change(self) -> Change:

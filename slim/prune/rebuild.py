@@ -18,7 +18,7 @@ from slim.prune.folds import Constants, fold
 from slim.trace.attention import run_headwise
 from slim.trace.attributes import fields_of, size_in, with_size
 from slim.trace.codes import NUMBERED
-from slim.trace.copy import all_tensors, attribute_tensors, clone, detached, named_modules
+from slim.trace.copy import COMPILED, all_tensors, attribute_tensors, clone, detached, named_modules, unwrapped
 from slim.trace.emptied import empty
 from slim.trace.lengths import PARAMETRIZED, owner_of, weight_norms
 from slim.trace.on_the_fly import OnTheFly
@@ -156,9 +156,12 @@ def _fits(cut: Mapping[int, list[int]], tensor: Tensor) -> bool:
 
 
 def take_over(model: nn.Module, thin: nn.Module) -> None:
-    """Make `model`, the object that others hold, the network `thin`. Its modules are those of `thin` from then on."""
+    """Make `model`, the object that others hold, the network `thin`. Its modules are those of `thin` from then on.
+    Where it is compiled, in a wrapper or in place, it still is."""
+    model, thin = unwrapped(model), unwrapped(thin)
+    compiled = {key: value for key, value in vars(model).items() if key == COMPILED}
     model.__class__ = type(thin)
-    object.__setattr__(model, "__dict__", thin.__dict__)
+    object.__setattr__(model, "__dict__", thin.__dict__ | compiled)
 
 
 @contextmanager

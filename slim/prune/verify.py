@@ -99,8 +99,7 @@ def _check_arguments(model: nn.Module, plan: PruningPlan, example_inputs: Any) -
     """SlimError where the plan is of another model, or a weight or an input isn't a number: nothing to compare."""
     if not isinstance(plan, PruningPlan):
         raise SlimError(f"plan is a {type(plan).__name__}: expected what slim.plan returned")
-    for name, found in plan.misfits(model):
-        raise SlimError(f"the plan isn't of this model: {name} is {found}, expected {list(plan.shapes[name])}")
+    plan.check_fits(model)
     check_inputs(example_inputs)
     given = find_tensors(example_inputs, "example_inputs")
     for name, tensor in (*named_tensors(model), *given.items()):

@@ -21,6 +21,7 @@ from slim.trace.outputs import find_tensors
 _PLAIN = {bool, int, float, complex, str, bytes, type(None), type, BuiltinFunctionType, ModuleType, torch.dtype}
 _CONTAINERS = {dict, OrderedDict, list, set}
 _FLAT = {tuple, *_CONTAINERS}
+COMPILED = "_compiled_call_impl"  # of model.compile(), in place
 INTERNAL = frozenset(nn.Module().__dict__)  # attributes that every module has
 
 
@@ -148,7 +149,7 @@ def clone(
             for k, v in old.__dict__.items()  # most are plain, or empty
             if k in INTERNAL or not isinstance(getattr(type(old), k, None), cached_property)  # it is worked out anew
         }
-        copied.pop("_compiled_call_impl", None)  # model.compile(): it runs the original
+        copied.pop(COMPILED, None)  # it runs the original
         if "_orig_mod" in old._modules:  # torch.compile(module): so does its forward
             copied["forward"] = memo[id(old._modules["_orig_mod"])]
         object.__setattr__(new, "__dict__", copied)

@@ -98,6 +98,13 @@ class Slimming:
     ) -> None:
         if not at or any(isinstance(n, bool) or not isinstance(n, int) for n in at) or list(at) != sorted({*at}):
             raise SlimError(f"at {list(at)}: expected steps in increasing order, such as [600, 800, 1000]")
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        processes = torch.distributed.get_world_size() if distributed else 1
+        if processes > 1:
+            raise SlimError(
+                f"slim.Slimming in a training of {processes} processes: expected one, or slim.sparsify there and a "
+                "plan that each applies to its network"
+            )
         self.network, self.optimizer, self.example_inputs, self.budget = network, optimizer, example_inputs, budget
         self.at, self.step, self.rules = list(at), 0, rules or {}
         self.images = None if images is None else as_one(images, MOST)

@@ -194,6 +194,10 @@ def test_a_plan_for_another_model_is_refused(tmp_path: Path) -> None:
     for other in (build("slim:vgg13", num_classes=10), build("slim:resnet20", num_classes=10)):
         with pytest.raises(slim.SlimError, match="doesn't fit this model"):
             plan.apply(other)
+    averaged = torch.optim.swa_utils.AveragedModel(vgg())
+    with pytest.raises(slim.SlimError, match=r"it has no conv1\.weight: expected its 'module', which it fits"):
+        plan.apply(averaged)
+    averaged.module = plan.apply(averaged.module)
     (tmp_path / "broken.json").write_text("{")
     with pytest.raises(slim.SlimError, match="isn't a plan"):
         slim.PruningPlan.load(tmp_path / "broken.json")

@@ -174,7 +174,7 @@ def test_arguments_in_another_order_are_refused_in_one_line() -> None:
     thin = plan.apply(model)
     tries: list[tuple[Callable[[], object], str]] = [
         (lambda: slim.plan(X, model), "model is a Tensor"),  # type: ignore[arg-type]
-        (lambda: slim.verify(thin, model, plan, X), "the plan isn't of this model: 0.weight is"),
+        (lambda: slim.verify(thin, model, plan, X), "the plan doesn't fit this model: 0.weight has shape"),
         (lambda: slim.verify(model, plan, thin, X), "is a PruningPlan: expected a torch.nn.Module"),  # type: ignore
         (lambda: slim.verify(model, thin, X, plan), "plan is a Tensor: expected what slim.plan"),  # type: ignore
         (lambda: plan.apply(None), "model is of type NoneType"),  # type: ignore[arg-type]

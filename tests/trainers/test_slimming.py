@@ -65,7 +65,42 @@ def test_without_penalty_and_images_it_only_prunes() -> None:
     assert after <= 0.3 * before
 
 
+@pytest.mark.parametrize("how", ["around", "within", "in place"])
+def test_a_compiled_network_gets_thinner_and_stays_compiled(how: str) -> None:
+    """Whichever of the two is given: who holds the network within its compiled wrapper saves what was trained."""
+    runs: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
+        def run(*inputs: Any) -> Any:
+            runs.append(len(inputs))
+            return graph(*inputs)
+
+        return run
+
+    network = untrained()
+    compiled: Any = network
+    if how == "in place":
+        network.compile(backend=backend)
+    else:
+        compiled = torch.compile(network, backend=backend)
+    given = network if how == "within" else compiled
+    slimming, _ = train(given, 1, [10], images=digits()[0][:64])
+    assert sum(p.numel() for p in network.parameters()) == slimming.plans[0].totals["params"][1]
+    torch._dynamo.reset()
+    runs.clear()
+    x = digits()[0][:8]
+    plain = nn.Sequential(*network.children()).eval()
+    assert torch.equal(compiled.eval()(x), plain(x)) and runs
+
+
 @pytest.mark.parametrize("at", [[], [20, 10], [10, 10], [1.5]])
 def test_steps_that_can_t_be(at: list[Any]) -> None:
     with pytest.raises(SlimError, match="expected steps in increasing order"):
         train(untrained(), 1, at)
+
+
+def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    with pytest.raises(SlimError, match=r"a training of 2 processes: expected one, or slim\.sparsify"):
+        train(untrained(), 1, [10])
