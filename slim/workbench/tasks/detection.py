@@ -60,7 +60,7 @@ class Detection(Task):
         """Return the mean average precision; 0 where nothing is there to be found."""
         from torchmetrics.detection import MeanAveragePrecision  # imports pycocotools
 
-        counted = MeanAveragePrecision()
+        counted = MeanAveragePrecision(sync_on_compute=False)  # of one process alone, or of them all already
         counted.warn_on_many_detections = False
         found, there = zip(*sums)
         counted.update(list(found), list(there))

@@ -91,6 +91,14 @@ def test_mean_average_precision_of_one_box(box: list[float], label: int, expecte
     assert task.loss(outputs, tensor) is None and task.tally({"a": torch.ones(1)}, tensor) is None
 
 
+def test_one_process_of_several_counts_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first evaluates alone, while the others wait for it at another place."""
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda *_: 2)
+    boxes = {"boxes": torch.tensor([[0.0, 0, 10, 10]]), "labels": torch.tensor([1])}
+    assert Detection().value([({**boxes, "scores": torch.tensor([0.9])}, boxes)]) == pytest.approx(1)
+
+
 def test_losses_and_samples_of_their_own_sizes() -> None:
     task = Detection()
     assert task.loss({"a": torch.tensor(1.0), "b": torch.tensor(2.5)}, None) == 3.5
