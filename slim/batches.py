@@ -33,7 +33,13 @@ def in_batches(images: Any) -> Iterator[Any]:
     for batch in images:
         if isinstance(batch, tuple | list) and not batch:
             raise SlimError("a batch of images is empty: expected what the network takes, and its targets after it")
-        yield as_tensors(batch[0] if isinstance(batch, tuple | list) else batch)
+        yield inputs_of(batch)
+
+
+def inputs_of(batch: Any) -> Any:
+    """Return what the network takes of one of several batches. Several inputs come as a list from a DataLoader."""
+    first = batch[0] if isinstance(batch, tuple | list) else batch
+    return as_tensors(tuple(first) if isinstance(first, list) else first)
 
 
 def as_tensors(batch: Any) -> Any:

@@ -2,23 +2,25 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
-from slim.batches import as_one
+from slim.batches import as_one, as_tensors, inputs_of
 from slim.deploy.cost.runtime import Runtime, Runtimes, usual_runtimes
 from slim.deploy.guard import Compared, Guarded, against, fastest_planned, in_words
 from slim.errors import SlimError
 from slim.prune.auto import Auto
 from slim.prune.budgets import Budget
-from slim.prune.calibration import MOST, part
+from slim.prune.calibration import MOST, part, running
 from slim.prune.loss import as_number
 from slim.prune.plan import PruningPlan
 from slim.prune.planner import plan
@@ -27,6 +29,7 @@ from slim.prune.verify import verify
 from slim.tables import FittingTable, Shown, change, count, duration, render
 from slim.trace.copy import clone
 from slim.trace.inputs import call
+from slim.trace.intercept import evaluating
 
 RATE = 5e-4  # of AdamW, highest
 WARMUP = 0.05  # share of the steps
@@ -79,7 +82,8 @@ class Compressed(Shown):
         return "\n".join(filter(None, [*lines, self.plan.shortfall, *self.notes, *in_words(self.compared)]))
 
 
-Tune = Callable[[nn.Module], nn.Module | None]
+Tune = Callable[[nn.Module], Any]
+Loss = Callable[[Any, Any], Tensor]
 
 
 def compress(
@@ -90,7 +94,7 @@ def compress(
     *,
     evaluate: Callable[[nn.Module], float] | None = None,
     finetune: Tune | Literal[False] | None = None,
-    loss: Callable[[Any, Any], Tensor] | None = None,
+    loss: Loss | None = None,
     epochs: int = 5,
     score: Any = None,
     round_to: Runtime | Runtimes | int | Literal["auto"] | None = "auto",
@@ -106,7 +110,8 @@ def compress(
     thousand inputs choose the channels (`slim.Auto`) and recover the network. None: neither happens, nor is it tuned.
     Batches without targets, or images in one tensor, recover it and don't tune it.
     `evaluate(network)`: a metric, for the table of what every stage is worth.
-    `finetune(network)`: your own training, which changes the network or returns another one; False: none.
+    `finetune(network)`: your own training, which changes the network or returns another one, alone or beside others;
+    False: none.
     By default `epochs` (5) over the batches with AdamW and a cosine, on `loss(outputs, targets)`: cross-entropy where
     targets are whole numbers, else the squared error. `score`: see `slim.plan`.
     `round_to`: as of `slim.plan`, or "auto": onnxruntime on one thread and on all, with one image and with 32, if it is
@@ -115,6 +120,13 @@ def compress(
     The network is left as it is. Raises SlimError as `slim.plan`, `slim.verify` and `slim.recover` do, and where a loss
     isn't finite.
     """
+    for name, function in (("evaluate", evaluate), ("loss", loss), ("finetune", finetune)):
+        if not (function is None or callable(function) or (function is False and name == "finetune")):
+            raise SlimError(f"{name} {function!r:.60}: expected a function")
+    tune = finetune or None
+    if finetune is None and _tunes(train_batches):
+        tune = partial(fit, batches=train_batches, loss=loss or default_loss, epochs=epochs)
+        _check_tuning(model, train_batches, loss or default_loss, epochs)
     clock, made = time.perf_counter, Compressed(model, None, 0.0)  # type: ignore[arg-type]  # the plan follows
 
     def stage(name: str, started: float, network: nn.Module) -> None:
@@ -134,19 +146,23 @@ def compress(
         started = clock()
         made.recovery = recover(model, thin, made.plan, images)
         stage("recovered", started, made.recovery.model)
-    if finetune or (finetune is None and _have_targets(train_batches)):
+    if tune is not None:
         started = clock()
         network = clone(made.model)
-        tune = finetune or partial(fit, batches=train_batches, loss=loss or default_loss, epochs=epochs)
-        tuned = tune(network)
-        stage("fine-tuned", started, network if tuned is None else tuned)
+        tuned = [each for each in tree_leaves(tune(network)) if isinstance(each, nn.Module)]  # beside its losses, say
+        stage("fine-tuned", started, tuned[0] if tuned else network)
     return made
 
 
-def _have_targets(batches: Any) -> bool:
-    """Say whether batches are (inputs, targets)."""
-    if batches is None or isinstance(batches, Tensor | tuple | Mapping):  # inputs in one, see `slim.batches`
-        return False
+def _tunes(batches: Any) -> bool:
+    """Say whether batches are (inputs, targets), to tune a network on."""
+    if not isinstance(batches, Iterable) or isinstance(batches, Tensor | np.ndarray | tuple | Mapping):
+        return False  # inputs in one, see `slim.batches`
+    if isinstance(batches, Iterator):
+        raise SlimError(
+            f"train_batches is a {type(batches).__name__}, which ends after it was gone through once: expected a list "
+            "or a DataLoader, or finetune=False"
+        )
     return any(isinstance(batch, tuple | list) and len(batch) > 1 for batch in islice(batches, 1))
 
 
@@ -165,14 +181,47 @@ def _planned(model: nn.Module, example_inputs: Any, budget: Budget | None, score
     return fastest_planned(lambda step: wanted(round_to=step), round_to, against(model, example_inputs, round_to))
 
 
+def _check_tuning(model: nn.Module, batches: Any, loss: Loss, epochs: int) -> None:
+    """Raise SlimError before any work where a network can't be tuned so."""
+    if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
+        raise SlimError(f"epochs {epochs!r:.60}: expected a whole number of at least 1, or finetune=False")
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise SlimError("no parameter takes a gradient: expected model.requires_grad_(), or finetune=False")
+    with evaluating(model):
+        _loss_of(model, next(iter(batches)), loss, next(model.parameters()).device)
+
+
 def default_loss(outputs: Any, targets: Any) -> Tensor:
     """Return the cross-entropy where targets are whole numbers, else the squared error."""
-    if not isinstance(outputs, Tensor) or not isinstance(targets, Tensor):
-        raise SlimError(f"outputs of type {type(outputs).__name__} have no loss by default: expected loss=…")
-    return F.mse_loss(outputs, targets) if targets.is_floating_point() else F.cross_entropy(outputs, targets)
+    for name, value in (("outputs", outputs), ("targets", targets)):
+        if not isinstance(value, Tensor):
+            raise SlimError(f"{name} of type {type(value).__name__} have no loss by default: expected loss=…")
+    floats = targets.is_floating_point()
+    return F.mse_loss(outputs, targets) if floats else F.cross_entropy(outputs, targets.long())
 
 
-def fit(network: nn.Module, batches: Any, loss: Callable[[Any, Any], Tensor], epochs: int) -> None:
+def _loss_of(network: nn.Module, batch: Any, loss: Loss, device: torch.device) -> Tensor:
+    inputs, targets = part(inputs_of(batch), ..., device), part(as_tensors(batch[1]), ..., device)
+    with running("the network"):
+        outputs = call(network, inputs)
+    try:
+        value = loss(outputs, targets)
+    except SlimError:
+        raise
+    except Exception as error:
+        sizes = [list(each.shape) if isinstance(each, Tensor) else type(each).__name__ for each in (outputs, targets)]
+        raise SlimError(
+            f"outputs {sizes[0]} and targets {sizes[1]} have no such loss ({type(error).__name__}: {error}): expected "
+            "loss=…, a function of both"
+        ) from error
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise SlimError(f"the loss is {found}: expected a tensor of one number")
+    return value
+
+
+@torch.enable_grad()
+def fit(network: nn.Module, batches: Any, loss: Loss, epochs: int) -> None:
     """Train the network in place: AdamW without decay on vectors, a short warm-up, then a cosine over all steps."""
     device = next(network.parameters()).device
     vectors = [parameter for parameter in network.parameters() if parameter.dim() < 2]
@@ -185,15 +234,17 @@ def fit(network: nn.Module, batches: Any, loss: Callable[[Any, Any], Tensor], ep
     done = 0
     for _ in range(epochs):
         for batch in batches:
-            inputs, targets = part(batch[0], ..., device), part(batch[1], ..., device)
             for group in optimizer.param_groups:
                 group["lr"] = RATE * min(
                     (done + 1) / max(1, WARMUP * steps), (1 + math.cos(math.pi * done / steps)) / 2
                 )
             optimizer.zero_grad()
-            value = loss(call(network, inputs), targets)
+            value = _loss_of(network, batch, loss, device)
             if not value.isfinite():
-                raise SlimError(f"the loss is {float(value)} after {done} steps of fine-tuning: expected a number")
+                raise SlimError(
+                    f"the loss is {float(value)} after {done} steps of fine-tuning: expected a number, or finetune=… "
+                    "of your own"
+                )
             value.backward()
             optimizer.step()
             done += 1

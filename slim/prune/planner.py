@@ -123,7 +123,7 @@ def _one_budget(budget: Any, ratio: float | None) -> Budget:
         raise SlimError(f"one budget at a time: got ratio {ratio!r} and {budget!r}")
     budget = budget if budget is not None else Ratio(0.5 if ratio is None else ratio)
     if not isinstance(budget, Budget):
-        raise SlimError(f"budget {budget!r}: expected one such as slim.Flops(0.5), or ratio=0.5")
+        raise SlimError(f"budget {budget!r:.60}: expected one such as slim.Flops(0.5), or ratio=0.5")
     return budget
 
 

@@ -358,6 +358,8 @@ def trace(model: nn.Module, example_inputs: Any, *, select: bool = False, whole_
     """
     _check_kind(model)
     check_inputs(example_inputs)
+    if torch.is_inference_mode_enabled():  # operators are seen undivided there
+        raise SlimError("networks can't be traced within torch.inference_mode(): expected torch.no_grad()")
     traced = _trace_somehow(model, example_inputs, set(), whole_groups).read_best()
     if not select:
         return traced

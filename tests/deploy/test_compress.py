@@ -101,9 +101,12 @@ def test_ones_own_finetuning_and_none() -> None:
     made = slim.compress(model, X, train_batches=batches()[:2], finetune=in_place)
     assert made.model is seen[0] and next(made.model.parameters()).abs().sum() == 0
     assert not made.metrics and "metric" not in str(made)
-    other = slim.compress(model, X, train_batches=batches()[:2], finetune=copy.deepcopy)
-    assert other.model is not other.recovery.model  # type: ignore[union-attr]
-    none = slim.compress(model, X, slim.Params(0.5), train_batches=batches()[:2], finetune=False)
+    for tune in (copy.deepcopy, lambda network: (copy.deepcopy(network), [0.3, 0.2])):
+        other = slim.compress(model, X, train_batches=batches()[:2], finetune=tune)
+        assert other.model is not other.recovery.model  # type: ignore[union-attr]
+    told = slim.compress(model, X, train_batches=batches()[:2], finetune=lambda network: [in_place(network), 0.3])  # type: ignore[func-returns-value]
+    assert told.model is seen[1]
+    none = slim.compress(model, X, slim.Params(0.5), train_batches=iter(batches()[:2]), finetune=False)
     assert list(none.seconds) == ["original", "pruned", "recovered"]
     bare = slim.compress(model, X, slim.Params(0.5), evaluate=accuracy)
     assert list(bare.metrics) == ["original", "pruned"]
@@ -121,6 +124,7 @@ def test_targets_that_are_numbers_and_a_loss_of_ones_own() -> None:
         return nn.functional.mse_loss(outputs, targets)
 
     slim.compress(model, X, train_batches=data, loss=loss, epochs=20)
+    losses = losses[1:]  # of a trial before the work
     assert len(losses) == 80 and sum(losses[-4:]) < 0.5 * sum(losses[:4])
     plain = slim.compress(model, X, train_batches=data, epochs=1)
     assert "fine-tuned" in plain.seconds
@@ -136,11 +140,60 @@ def test_targets_that_are_numbers_and_a_loss_of_ones_own() -> None:
             {"train_batches": batches()[:1], "loss": lambda o, t: o.sum() * float("nan")},
             "the loss is nan after 0 steps",
         ),
+        ({"budget": batches()}, r"budget \[\(tensor.{50,55}: expected one such as"),
+        ({"evaluate": 0.5}, "evaluate 0.5: expected a function"),
+        ({"finetune": True}, "finetune True: expected a function"),
+        ({"train_batches": iter(batches())}, "a list_iterator, which ends after it was gone through once"),
+        ({"train_batches": batches(), "epochs": 0}, "epochs 0: expected a whole number of at least 1"),
+        ({"train_batches": batches(), "loss": lambda o, t: 1.0}, "the loss is float: expected a tensor of one"),
+        ({"train_batches": batches(), "loss": lambda o, t: o}, r"the loss is \[64, 10\]: expected a tensor of one"),
+        ({"train_batches": batches(), "loss": lambda o, t: t / "a"}, r"outputs \[64, 10\] and targets \[64\] have no"),
+        ({"train_batches": [(x, y[:3]) for x, y in batches()]}, r"and targets \[3\] have no such loss \(ValueError"),
+        ({"train_batches": [(x, y.tolist()) for x, y in batches()]}, "targets of type list have no loss by default"),
     ],
 )
 def test_mistakes(settings: Any, said: str) -> None:
     with pytest.raises(SlimError, match=said):
         slim.compress(learnt(), X, **settings)
+
+
+def not_reached(network: nn.Module) -> float:
+    raise AssertionError("work has begun")
+
+
+def test_what_is_wrong_is_said_before_the_work() -> None:
+    with pytest.raises(SlimError, match=r"no parameter takes a gradient: expected model\.requires_grad_"):
+        slim.compress(copy.deepcopy(learnt()).requires_grad_(False), X, train_batches=batches())
+    with pytest.raises(SlimError, match="and targets"):
+        slim.compress(learnt(), X, train_batches=[(x, y + 5) for x, y in batches()], evaluate=not_reached)
+
+
+def test_batches_as_others_have_them() -> None:
+    """Arrays of numpy's, labels of 32 bits, no gradients around the call: all the same."""
+    weights = []
+    for data in (batches()[:2], [(x.numpy(), y.int().numpy()) for x, y in batches()[:2]]):
+        with torch.no_grad():
+            made = slim.compress(learnt(), X, slim.Flops(0.5), data, epochs=1, round_to=None)
+        weights.append(next(made.model.parameters()))
+    assert torch.equal(*weights)
+
+
+class TwoInputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(*list(trained(1).children())[:-1])
+        self.last = nn.Linear(33, 10)
+
+    def forward(self, images: Tensor, more: Tensor) -> Tensor:
+        return self.last(torch.cat([self.features(images), more], 1))
+
+
+def test_several_inputs_as_a_loader_gives_them() -> None:
+    images, labels, _, _ = digits()
+    samples = [((image, torch.ones(1)), label) for image, label in zip(images[:64], labels)]
+    loader: Any = torch.utils.data.DataLoader(samples, 32)  # type: ignore[arg-type]
+    made = slim.compress(TwoInputs().eval(), (X, torch.ones(1, 1)), slim.Flops(0.5), loader, epochs=1, round_to=None)
+    assert list(made.seconds) == ["original", "pruned", "recovered", "fine-tuned"]
 
 
 @pytest.mark.parametrize("batches", [[torch.randn(8, 3, 8, 8)], torch.randn(8, 3, 8, 8)])

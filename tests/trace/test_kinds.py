@@ -177,6 +177,7 @@ def test_arguments_in_another_order_are_refused_in_one_line() -> None:
         (lambda: slim.verify(thin, model, plan, X), "the plan doesn't fit this model: 0.weight has shape"),
         (lambda: slim.verify(model, plan, thin, X), "is a PruningPlan: expected a torch.nn.Module"),  # type: ignore
         (lambda: slim.verify(model, thin, X, plan), "plan is a Tensor: expected what slim.plan"),  # type: ignore
+        (lambda: torch.inference_mode()(slim.plan)(model, X), "within torch.inference_mode"),
         (lambda: plan.apply(None), "model is of type NoneType"),  # type: ignore[arg-type]
     ]
     for refused, said in tries:
