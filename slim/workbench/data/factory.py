@@ -7,14 +7,16 @@ The factory is called with those of `root`, `image_size`, `batch_size` and `seed
   names, and `transform`, a function of a batch's inputs that is called on the device where they are used. A tuple of
   two has no validation data; a LightningDataModule gives its own. Each is a data set of samples (input, target), as
   torch's DataLoader takes them, or an iterable of batches, such as a DataLoader. Inputs come (from `transform`) as the
-  network takes them. Validation data may be missing: of samples, `data.val_fraction` are held out then. So may test
-  data, or all but one data set: a fifth of its samples is held out.
+  network takes them; without it, uint8 images [C, H, W] are normalised as those of data sets are. Validation data may
+  be missing: of samples, `data.val_fraction` are held out then. So may test data, or all but one data set: a fifth of
+  its samples is held out.
 
     def make(root):
         return datasets.Country211(root, "train", TRANSFORM), None, datasets.Country211(root, "test", TRANSFORM)
 """
 
 import inspect
+import itertools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -31,8 +33,8 @@ from slim.workbench import nested, tasks
 from slim.workbench.causes import explain, told
 from slim.workbench.code import FAILURES, Allowed, import_object
 from slim.workbench.config import DataConfig
-from slim.workbench.data.loaders import Loaders, pair
-from slim.workbench.data.splits import PARTS, Dataset
+from slim.workbench.data.loaders import Loaders, is_raw, pair
+from slim.workbench.data.splits import PARTS, STATISTICS_FROM, Dataset, statistics
 from slim.workbench.data.workers import prepare_worker, watched
 from slim.workbench.tasks import Task
 
@@ -74,7 +76,7 @@ def from_factory(cfg: DataConfig, seed: int, task: str, allow_code: Allowed) -> 
     train, val, test = (_batches(part, cfg, wanted, shuffle=part is train) for part in (train, val, test))
     loaders = Loaders(train, val, test, task=wanted, name=cfg.name, spec=ImageSpec(None, classes))
     loaders = replace(loaders, transform=partial(_transformed, transform, cfg.name))
-    return replace(loaders, spec=ImageSpec(_shape(loaders), classes))
+    return replace(loaders, spec=_spec(loaders, classes, transform is None))
 
 
 def _transformed(transform: Callable[[Any], Any] | None, name: str, inputs: Any) -> Any:
@@ -169,14 +171,23 @@ def _classes(train: Any) -> tuple[str, ...] | None:
     return None
 
 
-def _shape(loaders: Loaders) -> tuple[int, ...] | None:
-    """Return the shape of one input, as the network takes it, where it is a tensor."""
+def _spec(loaders: Loaders, classes: tuple[str, ...] | None, may_be_raw: bool) -> ImageSpec:
+    """Return what is known of the inputs: the shape of one, as the network takes it, where it is a tensor; and of raw
+    images mean and std of the first ones."""
     if iter(loaders.train) is loaders.train:
         raise SlimError(
             f"the training data of {loaders.name!r} can be had once only: expected an iterable, such as a list"
         )
-    for batch in watched(loaders.train, loaders.name):
-        inputs = loaders.transform(pair(batch, loaders.name)[0])
-        inputs = inputs[0][None] if isinstance(inputs, nested.Samples) else inputs
-        return tuple(inputs.shape[1:]) if isinstance(inputs, Tensor) else None
-    raise SlimError(f"the data factory {loaders.name!r} gave no training batch: expected at least one")
+    batches = (loaders.transform(pair(batch, loaders.name)[0]) for batch in watched(loaders.train, loaders.name))
+    first = next(batches, None)
+    if first is None:
+        raise SlimError(f"the data factory {loaders.name!r} gave no training batch: expected at least one")
+    one = first[0][None] if isinstance(first, nested.Samples) else first
+    shape = tuple(one.shape[1:]) if isinstance(one, Tensor) else None
+    images: list[Tensor] = []
+    for each in itertools.chain([first], batches):
+        if not may_be_raw or not is_raw(each) or each.shape[1:] != shape or sum(map(len, images)) >= STATISTICS_FROM:
+            break
+        images.append(each)
+    mean, std = statistics(torch.cat(images)) if images else (None, None)
+    return ImageSpec(shape, classes, mean, std)

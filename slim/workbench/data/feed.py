@@ -103,7 +103,7 @@ class LoaderFeed:
 
     def few(self) -> tuple[Any, Any]:
         inputs, targets = (part(half, slice(2)) for half in self.first)
-        return self.loaders.transform(moved(inputs, self.device)), moved(targets, self.device)
+        return self.loaders.prepared(moved(inputs, self.device)), moved(targets, self.device)
 
     def epoch(self, seed: int, start: int, shard: Shard) -> Iterator[Batch]:
         if start and isinstance(self.train, Iterator):
@@ -189,4 +189,4 @@ def _own(loaders: Loaders, inputs: Any, targets: Any, shard: Shard, device: torc
     """Return this process's samples of a batch, on its device, as the network takes them."""
     if shard[1] > 1:
         inputs, targets = (part(half, slice(shard[0], None, shard[1])) for half in (inputs, targets))
-    return loaders.transform(moved(inputs, device)), moved(targets, device)
+    return loaders.prepared(moved(inputs, device)), moved(targets, device)

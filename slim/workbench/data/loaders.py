@@ -4,6 +4,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from slim.batches import as_tensors
 from slim.errors import SlimError
 from slim.images import ImageSpec
@@ -54,7 +57,8 @@ class Loaders:
     spec: what is known of the inputs
     transform: what is done to the inputs of each batch on the device where they are used, such as to normalise them
 
-    Batches come as the network takes them, normalised, or get so by `transform`. Several processes share each batch:
+    Batches come as the network takes them, normalised, or get so by `transform`; where `spec` has mean and std, uint8
+    images [N, C, H, W] are normalised by these. Several processes share each batch:
     every one must get the same ones, and takes every n-th sample.
 
     >>> import torch
@@ -69,3 +73,18 @@ class Loaders:
     name: str = "the data"
     spec: ImageSpec = field(default_factory=ImageSpec)
     transform: Callable[[Any], Any] = _as_they_are
+
+    def prepared(self, inputs: Any) -> Any:
+        """Return the inputs of a batch as the network takes them."""
+        inputs = self.transform(inputs)
+        if self.spec.mean is None or self.spec.std is None or not is_raw(inputs):
+            return inputs
+        mean, std = (
+            inputs.new_tensor(each, dtype=torch.float32)[:, None, None] for each in (self.spec.mean, self.spec.std)
+        )
+        return (inputs / 255 - mean) / std
+
+
+def is_raw(inputs: Any) -> bool:
+    """Say whether inputs are images as files have them: uint8 [N, C, H, W] with at most 4 channels."""
+    return isinstance(inputs, Tensor) and inputs.dtype == torch.uint8 and inputs.ndim == 4 and inputs.shape[1] <= 4

@@ -19,10 +19,9 @@ from slim.workbench.data.augment import operations
 from slim.workbench.data.factory import from_factory
 from slim.workbench.data.loaders import Loaders
 from slim.workbench.data.shapes import CLASSES, render_shapes
-from slim.workbench.data.splits import Dataset, Split, hold_out, spec_of
+from slim.workbench.data.splits import STATISTICS_FROM, Dataset, Split, hold_out, spec_of
 
 TEST_FRACTION = 0.2  # held out for testing where the source has no test set of its own
-STATISTICS_FROM = 4096  # training images that give mean and deviation, where they are still in their files
 
 
 def load_any(

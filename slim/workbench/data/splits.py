@@ -11,6 +11,7 @@ from slim.images import ImageSpec
 from slim.workbench.data.files import ImageFiles
 from slim.workbench.tasks import Classification, Task
 
+STATISTICS_FROM = 4096  # training images that give mean and deviation, where not all are in memory
 PARTS = {  # usual names of splits
     **{word: "train" for word in ("train", "training")},
     **{word: "val" for word in ("val", "validation", "valid", "dev")},

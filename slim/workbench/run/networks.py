@@ -71,10 +71,10 @@ def times_pruned(path: Path) -> int:
 
 def normalised_as(images: ImageSpec, dataset: Data) -> Data:
     """Return the data set normalised by the mean and std that a network's file names, or by its own where it names
-    none, and with the file's classes where it has none. Loaders normalise by themselves."""
-    if isinstance(dataset, Loaders):
-        return dataset
+    none, and with the file's classes where it has none. Loaders normalise by themselves what isn't uint8."""
     spec = dataset.spec
+    if isinstance(dataset, Loaders) and spec.mean is None:
+        return dataset
     mean, std, classes = images.mean or spec.mean, images.std or spec.std, spec.classes or images.classes
     return replace(dataset, spec=replace(spec, mean=mean, std=std, classes=classes))
 

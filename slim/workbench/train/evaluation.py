@@ -162,6 +162,6 @@ def _refused(error: Exception, inputs: Any, name: str) -> SlimError:
 
 
 _RAW = (
-    "expected floats, as the network takes them, such as those that a transform of the data makes: "
-    "{'train': …, 'test': …, 'transform': lambda images: images / 255}"
+    "expected images [N, C, H, W], or floats as the network takes them, such as those that a transform of the data "
+    "makes: {'train': …, 'test': …, 'transform': lambda images: images / 255}"
 )

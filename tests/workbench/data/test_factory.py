@@ -8,10 +8,12 @@ import torch
 from torch import nn
 
 from slim.errors import Interrupted, SlimError
+from slim.images import ImageSpec
 from slim.workbench import data
 from slim.workbench.config import ComputeConfig, DataConfig, OptimConfig
 from slim.workbench.data import Dataset, Loaders
 from slim.workbench.nested import Samples
+from slim.workbench.run.networks import normalised_as
 from slim.workbench.tasks import Classification
 from slim.workbench.train import evaluate, fit
 
@@ -63,6 +65,13 @@ def images():
     spec = ImageSpec((1, 6, 6), ("low", "middle", "high"), (0.5,), (0.3,))
     return Dataset("made", spec, split, split, split)
 
+def raw():
+    draw = torch.Generator().manual_seed(0)
+    def some(count): return torch.randint(256, (count, 1, 6, 6), dtype=torch.uint8, generator=draw)
+    return [TensorDataset(some(count), torch.arange(count) % 3) for count in (60, 20, 20)]
+
+def raw_whitened(): return dict(zip(("train", "val", "test"), raw()), transform=lambda images: images / 127.5 - 1)
+def raw_as_they_are(): return dict(zip(("train", "val", "test"), raw()), transform=lambda images: images)
 def three(): return 3
 def arrays(): return tuple([(images.numpy(), labels.numpy()) for images, labels in part] for part in lists())
 def pair(): return samples(100), samples(20)
@@ -94,6 +103,19 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def load(factory: str, **settings: Any) -> Dataset | Loaders:
     name = f"mydata.py:{factory}"
     return data.load_any(DataConfig(name=name, **settings), 3, allow_code=[name])
+
+
+@pytest.mark.parametrize(("factory", "spread"), [("raw", 1.0), ("raw_whitened", 0.577)])
+def test_images_in_bytes_are_normalised_where_no_transform_does_it(factory: str, spread: float) -> None:
+    made = load(factory)
+    assert isinstance(made, Loaders) and made.spec.shape == (1, 6, 6)
+    own = normalised_as(ImageSpec(mean=(0.0,), std=(1 / 255,)), made)  # as a network was trained
+    for loaders, deviation in ((made, spread), (own, spread if factory == "raw_whitened" else 255 / 12**0.5)):
+        found = torch.cat([images for images, _ in data.ordered(loaders, loaders.test or [], 20, torch.device("cpu"))])
+        assert found.dtype == torch.float32 and float(found.std()) == pytest.approx(deviation, rel=0.05)
+    kept = data.ordered(load("raw_as_they_are"), made.test or [], 20, torch.device("cpu"))
+    assert next(iter(kept))[0].dtype == torch.uint8  # for a network that normalises them itself
+    fit(network(), made, OptimConfig(epochs=1), compute=ComputeConfig(device="cpu"))
 
 
 def network() -> nn.Module:

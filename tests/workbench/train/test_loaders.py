@@ -174,7 +174,10 @@ BATCH = (torch.zeros(4, 1, 8, 8), torch.zeros(4, dtype=torch.int64))
         ([{"image": BATCH[0], "size": 3}], "a batch of the data is a dict of image, size: expected .* one of label,"),
         ([(BATCH[0], BATCH[1][:, None])], r"the targets are int64 \[2, 1\]: expected class numbers \[N\]"),
         ([(BATCH[0], BATCH[1] + 99)], "can't judge the network's outputs by the targets .*Target 99 is out of bounds"),
-        ([(BATCH[0].to(torch.uint8), BATCH[1])], r"can't run on images .* \(uint8 \[2, 1, 8, 8\]\): expected floats"),
+        (
+            [(BATCH[0].to(torch.uint8), BATCH[1])],
+            r"can't run on images .* \(uint8 \[2, 1, 8, 8\]\): expected images \[N, C",
+        ),
         ([(BATCH[0], torch.ones(4, 3))], "add up to 3: .* --task multilabel"),
         ([(*BATCH, 1)], r"a batch of the data has 3 parts: expected \(inputs, targets\)"),
         ([("image", 3)], "the inputs of a batch of the data can't be used: it holds no tensor"),
