@@ -7,9 +7,9 @@ The factory is called with those of `root`, `image_size`, `batch_size` and `seed
   names, and `transform`, a function of a batch's inputs that is called on the device where they are used. A tuple of
   two has no validation data; a LightningDataModule gives its own. Each is a data set of samples (input, target), as
   torch's DataLoader takes them, or an iterable of batches, such as a DataLoader. Inputs come (from `transform`) as the
-  network takes them; without it, uint8 images [C, H, W] are normalised as those of data sets are. Validation data may
-  be missing: of samples, `data.val_fraction` are held out then. So may test data, or all but one data set: a fifth of
-  its samples is held out.
+  network takes them; without it, uint8 images [C, H, W], or Pillow's, are normalised as those of data sets are.
+  Validation data may be missing: of samples, `data.val_fraction` are held out then. So may test data, or all but one
+  data set: a fifth of its samples is held out.
 
     def make(root):
         return datasets.Country211(root, "train", TRANSFORM), None, datasets.Country211(root, "test", TRANSFORM)
@@ -22,18 +22,21 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
+from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, IterableDataset, random_split
 from torch.utils.data import Dataset as Samples
 
 from slim.errors import SlimError
-from slim.images import ImageSpec
+from slim.images import ImageSpec, read_image
 from slim.workbench import nested, tasks
 from slim.workbench.causes import explain, told
 from slim.workbench.code import FAILURES, Allowed, import_object
 from slim.workbench.config import DataConfig
-from slim.workbench.data.loaders import Loaders, is_raw, pair
+from slim.workbench.data.loaders import TARGETS, Loaders, is_raw, pair
 from slim.workbench.data.splits import PARTS, STATISTICS_FROM, Dataset, statistics
 from slim.workbench.data.workers import prepare_worker, watched
 from slim.workbench.tasks import Task
@@ -80,12 +83,15 @@ def from_factory(cfg: DataConfig, seed: int, task: str, allow_code: Allowed) -> 
 
 
 def _transformed(transform: Callable[[Any], Any] | None, name: str, inputs: Any) -> Any:
-    """Return the inputs as the network takes them, float64, which is numpy's, in float32."""
+    """Return the inputs as the network takes them, in float32, whatever floats they are."""
     try:
-        inputs = inputs if transform is None else transform(inputs)
-        return inputs.float() if isinstance(inputs, Tensor) and inputs.dtype == torch.float64 else inputs
+        return tree_map(_as_float, inputs if transform is None else transform(inputs))
     except FAILURES as error:
         raise explain(error) or SlimError(f"the transform of {name!r} failed ({told(error, None)})") from error
+
+
+def _as_float(leaf: Any) -> Any:
+    return leaf.float() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
 
 
 def _of_module(module: Any) -> tuple[Any, ...]:
@@ -154,12 +160,35 @@ def _batches(part: Any, cfg: DataConfig, task: Task, *, shuffle: bool) -> Any:
         part,
         cfg.batch_size,
         shuffle=shuffle and not isinstance(part, IterableDataset),
-        collate_fn=task.collate,
+        collate_fn=partial(_collated, task),
         num_workers=cfg.workers or 0,
         worker_init_fn=prepare_worker,
         timeout=cfg.timeout if cfg.workers else 0,
         drop_last=shuffle and (_length(part) or 0) > cfg.batch_size,  # as of our own data sets
     )
+
+
+def _collated(task: Task, samples: list[Any]) -> Any:
+    """Return samples as a batch, Pillow's pictures as bytes: images [C, H, W], and maps of classes [H, W]."""
+    return task.collate([_in_bytes(sample) for sample in samples])
+
+
+def _in_bytes(sample: Any) -> Any:
+    if isinstance(sample, Mapping):
+        return {key: tree_map(_map if key in TARGETS else _image, value) for key, value in sample.items()}
+    if isinstance(sample, tuple | list) and len(sample) == 2:
+        return tree_map(_image, sample[0]), tree_map(_map, sample[1])
+    return sample
+
+
+def _image(leaf: Any) -> Any:
+    if not isinstance(leaf, Image.Image):
+        return leaf
+    return torch.tensor(read_image(leaf, channels=1 if leaf.mode in ("1", "L") else 3)).permute(2, 0, 1)
+
+
+def _map(leaf: Any) -> Any:
+    return torch.tensor(np.asarray(leaf)) if isinstance(leaf, Image.Image) else leaf  # of a palette the numbers
 
 
 def _classes(train: Any) -> tuple[str, ...] | None:

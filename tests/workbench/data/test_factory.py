@@ -19,6 +19,7 @@ from slim.workbench.train import evaluate, fit
 
 FILE = """
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from torch.utils.data import Dataset as Dataset_
 from slim.errors import Interrupted
@@ -70,7 +71,23 @@ def raw():
     def some(count): return torch.randint(256, (count, 1, 6, 6), dtype=torch.uint8, generator=draw)
     return [TensorDataset(some(count), torch.arange(count) % 3) for count in (60, 20, 20)]
 
+class Pictures(Dataset_):
+    def __init__(self, images): self.images = images
+    def __len__(self): return len(self.images)
+    def __getitem__(self, i): return Image.fromarray(self.images[i][0][0].numpy()), i % 3
+
+def pictures(): return [Pictures(part) for part in raw()]
+class Masks(Pictures):
+    def __getitem__(self, i):
+        mask = Image.fromarray(torch.full((6, 6), 255 if i else 2).byte().numpy())
+        if i % 2:
+            mask = mask.convert("P")
+            mask.putpalette([9, 8, 7] * 256)
+        return {"image": super().__getitem__(i)[0], "mask": mask}
+
+def masks(): return [Masks(part) for part in raw()]
 def raw_whitened(): return dict(zip(("train", "val", "test"), raw()), transform=lambda images: images / 127.5 - 1)
+def halves(): return {"train": samples(60), "test": samples(20), "transform": lambda images: {"x": images.half()}}
 def raw_as_they_are(): return dict(zip(("train", "val", "test"), raw()), transform=lambda images: images)
 def three(): return 3
 def arrays(): return tuple([(images.numpy(), labels.numpy()) for images, labels in part] for part in lists())
@@ -105,16 +122,20 @@ def load(factory: str, **settings: Any) -> Dataset | Loaders:
     return data.load_any(DataConfig(name=name, **settings), 3, allow_code=[name])
 
 
-@pytest.mark.parametrize(("factory", "spread"), [("raw", 1.0), ("raw_whitened", 0.577)])
+@pytest.mark.parametrize(("factory", "spread"), [("raw", 1.0), ("pictures", 1.0), ("raw_whitened", 0.577)])
 def test_images_in_bytes_are_normalised_where_no_transform_does_it(factory: str, spread: float) -> None:
     made = load(factory)
     assert isinstance(made, Loaders) and made.spec.shape == (1, 6, 6)
     own = normalised_as(ImageSpec(mean=(0.0,), std=(1 / 255,)), made)  # as a network was trained
-    for loaders, deviation in ((made, spread), (own, spread if factory == "raw_whitened" else 255 / 12**0.5)):
+    for loaders, deviation in ((made, spread), (own, spread if spread < 1 else 255 / 12**0.5)):
         found = torch.cat([images for images, _ in data.ordered(loaders, loaders.test or [], 20, torch.device("cpu"))])
         assert found.dtype == torch.float32 and float(found.std()) == pytest.approx(deviation, rel=0.05)
+    _, maps = next(iter(data.ordered(load("masks"), load("masks").test or [], 20, torch.device("cpu"))))
+    assert maps.shape == (20, 6, 6) and maps[0].eq(2).all() and maps[1:].eq(255).all()
     kept = data.ordered(load("raw_as_they_are"), made.test or [], 20, torch.device("cpu"))
     assert next(iter(kept))[0].dtype == torch.uint8  # for a network that normalises them itself
+    halves = data.ordered(load("halves"), load("halves").test or [], 20, torch.device("cpu"))
+    assert next(iter(halves))[0]["x"].dtype == torch.float32
     fit(network(), made, OptimConfig(epochs=1), compute=ComputeConfig(device="cpu"))
 
 
