@@ -20,7 +20,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
 import slim
 from slim import tables
@@ -260,6 +260,22 @@ def test_bound_inputs_and_outputs_give_the_same(files: dict[str, Path]) -> None:
 
     bound_run(Session(), feed, "cpu")()
     assert np.array_equal(bound[0], session.run(None, feed)[0])
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_network_with_several_inputs(named: bool) -> None:
+    seen: list[list[int]] = []
+
+    class Two(nn.Module):
+        def forward(self, images: Tensor, more: Tensor) -> Tensor:
+            seen.append([len(images), len(more)])
+            return images.flatten(1) + more
+
+    example: Any = (torch.randn(2, 1, 2, 2), torch.randn(2, 1))
+    runner = TorchRunner(Two(), dict(zip(("images", "more"), example)) if named else example, threads=1)
+    assert runner.shapes == [(1, 2, 2), (1,)]
+    slim.benchmark({"two": runner}, batch_sizes=[3], runs=1, warmup=0, memory=False)
+    assert set(map(tuple, seen)) == {(3, 3)}
 
 
 def test_a_module_runs_in_pytorch(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:

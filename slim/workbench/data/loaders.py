@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from slim.batches import as_tensors
+from slim.batches import as_tensors, inputs_of
 from slim.errors import SlimError
 from slim.images import ImageSpec
 from slim.workbench.nested import length
@@ -35,7 +35,7 @@ def pair(batch: Any, name: str) -> tuple[Any, Any]:
     if not isinstance(batch, tuple | list) or len(batch) != 2:
         found = f"{len(batch)} parts" if isinstance(batch, tuple | list) else f"type {type(batch).__name__}"
         raise SlimError(f"a batch of {name} has {found}: expected (inputs, targets)")
-    inputs, targets = as_tensors(batch[0]), as_tensors(batch[1])
+    inputs, targets = inputs_of(batch), as_tensors(batch[1])
     try:
         length(inputs)
     except TypeError as error:

@@ -65,14 +65,15 @@ def _in_pytorch(run: Run, name: str, path: Path) -> "dict[str, Runner]":
     """Return a checkpoint as what is timed: "NAME (eager)" and, where the settings say so, "NAME (compiled)"."""
     from slim.deploy.bench.modules import TorchRunner
 
-    shape, bench = checkpoint.read_metadata(path)["input_shape"], run.settings.bench
-    if shape is None:
+    example, bench = run.example(), run.settings.bench
+    example = checkpoint.read_metadata(path)["input_shape"] if example is None else example
+    if example is None:
         raise SlimError(f"{path} doesn't say how large its images are: expected images= in slim.save")
     model = models.load(path, allow_code=run.allow_code)
     modes = {"eager": False, "compiled": True} if bench.compiled else {"eager": False}
     return {
         f"{name} ({mode})": TorchRunner(
-            model, shape, compiled=compiled, provider=bench.provider, threads=bench.threads[0], file=path
+            model, example, compiled=compiled, provider=bench.provider, threads=bench.threads[0], file=path
         )
         for mode, compiled in modes.items()
     }

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from slim.errors import SlimError
 from slim.prune.budgets import Ratio
 from slim.workbench.config import ComputeConfig, OptimConfig, SparsityConfig
-from slim.workbench.data import Loaders
+from slim.workbench.data import Loaders, sample_inputs
 from slim.workbench.tasks import Classification
 from slim.workbench.train import Snapshots, evaluate, fit
 from slim.workbench.train.gradual import Pruning
@@ -158,6 +158,7 @@ def test_inputs_and_targets_of_any_nesting(nest: Callable[[Tensor, Tensor], Any]
     records = fit(model, Loaders(nested, val=nested, task=OfDict(3)), OPTIM, compute=compute)
     fit(expected, plain, OPTIM, compute=compute)
     assert same(model.net, expected) and records[-1]["val_accuracy"] > 0.5
+    assert isinstance(sample_inputs(Loaders(nested), 20, 0), tuple | dict)  # one batch, where a list would be several
     scores = evaluate(model, nested, Loaders(nested, task=OfDict(3)), compute=ON_CPU)
     assert scores["accuracy"] == records[-1]["val_accuracy"]
 
