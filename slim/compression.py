@@ -83,7 +83,7 @@ class Compressed(Shown):
 
 
 Tune = Callable[[nn.Module], Any]
-Loss = Callable[[Any, Any], Tensor]
+Criterion = Callable[[Any, Any], Tensor]
 
 
 def compress(
@@ -94,7 +94,7 @@ def compress(
     *,
     evaluate: Callable[[nn.Module], float] | None = None,
     finetune: Tune | Literal[False] | None = None,
-    loss: Loss | None = None,
+    loss: Criterion | None = None,
     epochs: int = 5,
     score: Any = None,
     round_to: Runtime | Runtimes | int | Literal["auto"] | None = "auto",
@@ -110,23 +110,17 @@ def compress(
     thousand inputs choose the channels (`slim.Auto`) and recover the network. None: neither happens, nor is it tuned.
     Batches without targets, or images in one tensor, recover it and don't tune it.
     `evaluate(network)`: a metric, for the table of what every stage is worth.
-    `finetune(network)`: your own training, which changes the network or returns another one, alone or beside others;
-    False: none.
-    By default `epochs` (5) over the batches with AdamW and a cosine, on `loss(outputs, targets)`: cross-entropy where
-    targets are whole numbers, else the squared error. `score`: see `slim.plan`.
+    `finetune(network)`: your own training, which changes the network or returns one, alone or beside others; False:
+    none. By default `epochs` (5) over the batches with AdamW and a cosine, on `loss(outputs, targets)`: cross-entropy
+    where targets are whole numbers, else the squared error. `score`: see `slim.plan`.
     `round_to`: as of `slim.plan`, or "auto": onnxruntime on one thread and on all, with one image and with 32, if it is
     installed and takes the network. Where the thin network is slower there, one with wider steps takes its place.
 
-    The network is left as it is. Raises SlimError as `slim.plan`, `slim.verify` and `slim.recover` do, and where a loss
-    isn't finite.
+    The network is left as it is. Raises SlimError as `slim.plan`, `slim.verify` and `slim.recover` do, and for a loss
+    that isn't a finite number.
     """
-    for name, function in (("evaluate", evaluate), ("loss", loss), ("finetune", finetune)):
-        if not (function is None or callable(function) or (function is False and name == "finetune")):
-            raise SlimError(f"{name} {function!r:.60}: expected a function")
-    tune = finetune or None
-    if finetune is None and _tunes(train_batches):
-        tune = partial(fit, batches=train_batches, loss=loss or default_loss, epochs=epochs)
-        _check_tuning(model, train_batches, loss or default_loss, epochs)
+    _check_functions(evaluate=evaluate, loss=loss, finetune=finetune or None)
+    tune = _own_tuning(model, train_batches, loss or default_loss, epochs) if finetune is None else finetune
     clock, made = time.perf_counter, Compressed(model, None, 0.0)  # type: ignore[arg-type]  # the plan follows
 
     def stage(name: str, started: float, network: nn.Module) -> None:
@@ -146,11 +140,11 @@ def compress(
         started = clock()
         made.recovery = recover(model, thin, made.plan, images)
         stage("recovered", started, made.recovery.model)
-    if tune is not None:
+    if tune:
         started = clock()
         network = clone(made.model)
-        tuned = [each for each in tree_leaves(tune(network)) if isinstance(each, nn.Module)]  # beside its losses, say
-        stage("fine-tuned", started, tuned[0] if tuned else network)
+        given = [each for each in tree_leaves(tune(network)) if isinstance(each, nn.Module)]  # beside its losses, say
+        stage("fine-tuned", started, [*given, network][0])
     return made
 
 
@@ -181,14 +175,24 @@ def _planned(model: nn.Module, example_inputs: Any, budget: Budget | None, score
     return fastest_planned(lambda step: wanted(round_to=step), round_to, against(model, example_inputs, round_to))
 
 
-def _check_tuning(model: nn.Module, batches: Any, loss: Loss, epochs: int) -> None:
-    """Raise SlimError before any work where a network can't be tuned so."""
+def _check_functions(**given: Any) -> None:
+    for name, function in given.items():
+        if function is not None and not callable(function):
+            raise SlimError(f"{name} {function!r:.60}: expected a function")
+
+
+def _own_tuning(model: nn.Module, batches: Any, loss: Criterion, epochs: int) -> Tune | None:
+    """Return `fit` on these batches, None where they have no targets. Raises SlimError, before any work, where the
+    network can't be tuned so."""
+    if not _tunes(batches):
+        return None
     if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
         raise SlimError(f"epochs {epochs!r:.60}: expected a whole number of at least 1, or finetune=False")
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise SlimError("no parameter takes a gradient: expected model.requires_grad_(), or finetune=False")
     with evaluating(model):
         _loss_of(model, next(iter(batches)), loss, next(model.parameters()).device)
+    return partial(fit, batches=batches, loss=loss, epochs=epochs)
 
 
 def default_loss(outputs: Any, targets: Any) -> Tensor:
@@ -200,7 +204,7 @@ def default_loss(outputs: Any, targets: Any) -> Tensor:
     return F.mse_loss(outputs, targets) if floats else F.cross_entropy(outputs, targets.long())
 
 
-def _loss_of(network: nn.Module, batch: Any, loss: Loss, device: torch.device) -> Tensor:
+def _loss_of(network: nn.Module, batch: Any, loss: Criterion, device: torch.device) -> Tensor:
     inputs, targets = part(inputs_of(batch), ..., device), part(as_tensors(batch[1]), ..., device)
     with running("the network"):
         outputs = call(network, inputs)
@@ -221,7 +225,7 @@ def _loss_of(network: nn.Module, batch: Any, loss: Loss, device: torch.device) -
 
 
 @torch.enable_grad()
-def fit(network: nn.Module, batches: Any, loss: Loss, epochs: int) -> None:
+def fit(network: nn.Module, batches: Any, loss: Criterion, epochs: int) -> None:
     """Train the network in place: AdamW without decay on vectors, a short warm-up, then a cosine over all steps."""
     device = next(network.parameters()).device
     vectors = [parameter for parameter in network.parameters() if parameter.dim() < 2]
@@ -242,7 +246,7 @@ def fit(network: nn.Module, batches: Any, loss: Loss, epochs: int) -> None:
             value = _loss_of(network, batch, loss, device)
             if not value.isfinite():
                 raise SlimError(
-                    f"the loss is {float(value)} after {done} steps of fine-tuning: expected a number, or finetune=… "
+                    f"the loss is {value.item()} after {done} steps of fine-tuning: expected a number, or finetune=… "
                     "of your own"
                 )
             value.backward()
