@@ -85,6 +85,12 @@ LARGE = {
 }
 
 
+def test_a_file_in_half_precision_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    path = written(tmp_path / "half.onnx", [node("Conv", "x", "w")], {"w": np.ones((4, 3, 1, 1), np.float16)})
+    with pytest.raises(SlimError, match=r"is float16: expected float32 \(export it in that, and convert the thin"):
+        slim.prune_onnx(path, None, slim.Flops(0.5), out=tmp_path / "thin.onnx")
+
+
 @pytest.mark.parametrize("case", LARGE)
 def test_a_constant_beyond_measure_takes_no_memory(case: str, tmp_path: Path) -> None:
     nodes, constants = LARGE[case]

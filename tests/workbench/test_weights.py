@@ -234,6 +234,7 @@ def test_what_does_not_fit_is_named(content: Callable[[dict[str, Tensor]], Any],
         (ARCH, "none.pth", "none.pth' can't be read: No such file"),
         (ARCH, "none.safetensors", "can't be read: No such file"),
         (ARCH, "broken.pt", "are broken|pickled object"),
+        (ARCH, "half.pt", "can't be read: cut short|are broken"),
         (ARCH, "pointer.pt", "are no file of torch.save"),
         (ARCH, "script.pt", "hold a TorchScript program: expected tensors alone"),
         (ARCH, "DEFAULT", "expected a file that ends in"),
@@ -245,6 +246,8 @@ def test_weights_that_are_not_there(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("broken.pt").write_bytes(b"PK\x03\x04 no archive")
+    torch.save(trained().state_dict(), "whole.pt")
+    Path("half.pt").write_bytes(Path("whole.pt").read_bytes()[: Path("whole.pt").stat().st_size // 2])
     Path("pointer.pt").write_text("version https://git-lfs.github.com/spec/v1")
     torch.jit.script(nn.ReLU()).save("script.pt")
     with pytest.raises(SlimError, match=message) as caught:

@@ -1,5 +1,6 @@
 """Trained weights: what is known of them, and how they are read from a file."""
 
+import errno
 import pickle
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -106,7 +107,9 @@ def _unpickled(path: Path) -> Any:
         with torch.serialization.safe_globals([(_Inert, name) for name in strange]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise SlimError(f"weights {str(path)!r} can't be read: {error.strerror or error}") from None
+        short = error.errno == errno.EINVAL  # an archive that points behind its end
+        reason = "cut short" if short else error.strerror or error
+        raise SlimError(f"weights {str(path)!r} can't be read: {reason}") from None
     except SlimError:
         raise
     except pickle.UnpicklingError:

@@ -89,7 +89,9 @@ class _Graph:
         constants = {each.name: numpy_helper.to_array(each) for each in model.graph.initializer}
         for name, array in constants.items():
             if array.dtype == np.float16 or array.dtype.kind not in "fiub":
-                raise SlimError(f"weight {name!r} is {array.dtype}: expected float32")
+                raise SlimError(
+                    f"weight {name!r} is {array.dtype}: expected float32 (export it in that, and convert the thin file)"
+                )
         self.inputs = [entry for entry in model.graph.input if entry.name not in constants]
         first = shape_of(self.inputs[0]) if self.inputs else None
         batch = first[0] if first else None
