@@ -39,7 +39,7 @@ def in_batches(images: Any) -> Iterator[Any]:
 def inputs_of(batch: Any) -> Any:
     """Return what the network takes of one of several batches. Several inputs come as a list from a DataLoader."""
     first = batch[0] if isinstance(batch, tuple | list) else batch
-    return as_tensors(tuple(first) if isinstance(first, list) else first)
+    return as_tensors(tuple(first) if type(first) is list else first)  # Samples is another list
 
 
 def as_tensors(batch: Any) -> Any:
