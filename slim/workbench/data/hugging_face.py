@@ -1,5 +1,6 @@
-"""Data sets of the package `datasets`, `data.name: huggingface`: as `data.root` a folder that `save_to_disk` wrote, or
-`owner/name`, through the user's cache."""
+"""Data sets of the package `datasets`, `data.name: huggingface`: as `data.root` a folder that `save_to_disk` wrote,
+another that the package reads (parquet, class folders), a file such as parquet, or `owner/name`, through the user's
+cache."""
 
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from slim.workbench.data.splits import PARTS, Split
 from slim.workbench.data.targets import targets_of
 
 IMAGES = ("image", "img", "picture")  # usual names of a column of images
+SAVED = ("dataset_dict.json", "dataset_info.json")  # in what `save_to_disk` wrote
 SHARE_OF_MEMORY = 0.25  # that decoded images may take: see `slim.workbench.data.folder`
 
 
@@ -45,9 +47,14 @@ def _loaded(cfg: DataConfig) -> dict[str, Any]:
     with named_if_missing():
         import datasets
 
-    name = cfg.root
+    name, path = cfg.root, Path(cfg.root)
     try:
-        made = datasets.load_from_disk(name) if Path(name).is_dir() else datasets.load_dataset(name)
+        if any((path / file).is_file() for file in SAVED):
+            made = datasets.load_from_disk(name)
+        elif path.is_file():
+            made = datasets.load_dataset(path.suffix[1:], data_files=name)
+        else:
+            made = datasets.load_dataset(name)
     except Exception as error:  # what is missing, unreachable or broken raises errors of many kinds
         reason = told(error, 200)
         raise SlimError(f"can't get the data set {name!r} ({reason})") from error

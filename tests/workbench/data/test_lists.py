@@ -180,8 +180,9 @@ def test_a_run_on_a_list(photos: Path, monkeypatch: pytest.MonkeyPatch, command:
     )
 
 
-def test_a_data_set_of_hugging_face(tmp_path: Path) -> None:
+def test_a_data_set_of_hugging_face(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     names = ["red", "green", "blue"]  # not in the order of the alphabet
     features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=names)})
     images = [Image.fromarray(np.full((6, 5, 3), COLOURS[name], np.uint8)) for name in names for _ in range(5)]
@@ -193,8 +194,18 @@ def test_a_data_set_of_hugging_face(tmp_path: Path) -> None:
     for split in (data.train, data.test):
         expected = torch.tensor([COLOURS[names[label]] for label in split.labels])
         assert torch.equal(split.decoded()[:, :, 2, 2].int(), expected.int())
+    parquet, classes = tmp_path / "parquet", tmp_path / "classes"
+    parquet.mkdir()
+    made.to_parquet(parquet / "train.parquet")
+    for number, (image, label) in enumerate(zip(images, labels)):
+        (classes / names[label]).mkdir(parents=True, exist_ok=True)
+        image.save(classes / names[label] / f"{number}.png")
+    for root in (parquet, parquet / "train.parquet", classes):
+        data = load(DataConfig("huggingface", str(root), val_fraction=0), 0)
+        expected = torch.tensor([COLOURS[data.classes[label]] for label in data.train.labels])
+        assert torch.equal(data.train.decoded()[:, :, 2, 2].int(), expected.int())
     made.select(range(5)).map(lambda row: {"label": -1}).save_to_disk(str(tmp_path / "unknown"))
     with pytest.raises(SlimError, match="image 1 of split train has no label"):
         load(DataConfig("huggingface", str(tmp_path / "unknown")), 0)
     with pytest.raises(SlimError, match="can't get the data set"):
-        load(DataConfig("huggingface", str(tmp_path)), 0)
+        load(DataConfig("huggingface", str(tmp_path / "cache")), 0)
