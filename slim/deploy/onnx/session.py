@@ -66,7 +66,7 @@ def open_session(
     except Exception as error:  # onnxruntime's own errors share no base class
         if isinstance(model, bytes):
             raise SlimError(f"onnxruntime can't run this graph: {brief(error)}") from error
-        raise SlimError(f"{str(model)!r} {_cause(str(error))}") from error
+        raise SlimError(f"{str(model)!r} {_cause(str(error), Path(model).suffix)}") from error
     started = session.get_providers()[0]
     if provider != "auto" and started != wanted:
         raise SlimError(f"provider {provider!r} doesn't start here (onnxruntime would use {started})")
@@ -145,13 +145,15 @@ def bound_run(session: onnxruntime.InferenceSession, feed: Mapping[str, np.ndarr
     return run
 
 
-def _cause(message: str) -> str:
-    """Say what is wrong with a file that onnxruntime refuses with this message."""
+def _cause(message: str, suffix: str) -> str:
+    """Say what is wrong with a file of such a name that onnxruntime refuses with this message."""
     runtime = f"onnxruntime {onnxruntime.__version__}"
     if opset := re.search(r"Opset (\d+) .*?domain (\S+) is till opset (\d+)", message, re.DOTALL):
         return f"needs opset {opset[1]} of {opset[2]}: expected at most {opset[3]}, which {runtime} knows"
     if version := re.search(r"IR version: (\d+), max supported IR version: (\d+)", message):
         return f"has ONNX IR version {version[1]}: expected at most {version[2]}, which {runtime} reads"
+    if suffix == ".safetensors":
+        return "is a checkpoint: expected an ONNX file, which slim-export makes of it"
     return f"is not an ONNX file that onnxruntime can run: {brief(message)}"
 
 

@@ -130,13 +130,15 @@ class ParsedCommand:
         return run.replace(allow_code=(arch, *([example] if example else []), *run.allow_code))
 
     def run_after(self, stage: str) -> "tuple[Run, Path]":
-        """Return the run of the file of a stage, with its settings, and that file: the one given, or the newest of the
-        run given by --name, or the newest of all."""
+        """Return the run of the file of a stage, with its settings, and that file: the one given, that of
+        the folder given, the newest of the run given by --name, or the newest of all."""
         from slim.workbench.run.stages import newest
 
         try:
             file = getattr(self.arguments, "file", None)
             path = Path(file) if file else newest(stage, run=self.name or "*")
+            if path.is_dir():  # of a run
+                path = newest(stage, path, ".")
             stored = self._stored(path)
         except SlimError:
             self.settings()  # which may be shown before there is a run
