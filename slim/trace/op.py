@@ -9,7 +9,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils._pytree import tree_map_only
 
-from slim.trace.codes import Codes, TensorCodes, codes_on, label, name_of, origin_of, pop_unset, source_of
+from slim.trace.codes import BY_PRODUCER, Codes, TensorCodes, codes_on, label, name_of, origin_of, pop_unset, source_of
 from slim.trace.labeller import Labeller, Reading
 from slim.trace.meta import META, run_on_meta
 
@@ -198,6 +198,13 @@ class Op:
         name = None if origin is None else self.labeller.produce("Scale", [(origin, dim)])
         if name is not None:
             self.labeller.bare.add(name)
+
+    def gated_as_own(self, codes: Codes, tensor: Tensor, dim: int) -> Codes:
+        """Return the codes along `dim` of a tensor gated where that is the network's own, which can be zero there."""
+        if source_of(tensor) is None:
+            return codes
+        self.scale(tensor, dim)
+        return codes.with_gate(BY_PRODUCER)
 
     def fresh(self, n: int) -> Codes:
         """Return codes of `n` new channels, each in a class of its own."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from slim.trace.codes import BY_NORM, BY_PRODUCER, Codes, source_of
+from slim.trace.codes import BY_NORM, Codes
 from slim.trace.meta import META
 from slim.trace.op import Op
 from slim.trace.rules.pointwise import pointwise
@@ -58,10 +58,7 @@ def reduce(op: Op) -> Any:
             gated = vector.zero_or_open() if op.name in COUNTS else vector
             result[at] = gated if op.name in KEEPS_GATE else vector.ungated()
         elif op.name == "sum" or _is_norm(op):
-            if source_of(x) is not None:  # the network's own, which can be zero as well
-                op.scale(x, d)
-                vector = vector.with_gate(BY_PRODUCER)
-            op.mix(vector, f"summed over by {op.where}")
+            op.mix(op.gated_as_own(vector, x, d), f"summed over by {op.where}")
         else:
             folded.append(vector)
     for t in tree_leaves(out):

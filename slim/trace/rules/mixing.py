@@ -276,10 +276,7 @@ def distances(op: Op) -> Tensor:
     for place, x in enumerate((op["x1"], op["x2"])):
         found = dict(op.codes(x))
         channels = found.pop(x.dim() - 1, None)
-        if channels is not None and source_of(x) is not None:
-            op.scale(x, x.dim() - 1)
-            channels = channels.with_gate(BY_PRODUCER)
-        inner.append(channels)
+        inner.append(None if channels is None else op.gated_as_own(channels, x, x.dim() - 1))
         rows = found.pop(x.dim() - 2, None)
         if rows is not None:
             codes[last - 1 + place] = rows.ungated()
