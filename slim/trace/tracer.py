@@ -113,7 +113,7 @@ class Tracer(Labeller, TorchDispatchMode):
             mark_alike(result, range(result.dim()))
         self._note_bare(op, result)
         executed.decided, executed.place = len(self.decisions), self.place
-        executed.read = op.read
+        executed.read = () if self.meta else op.read  # only values lead forward to other parameters
         executed.made = [(_lasting_shape(t), codes_on(t)) for t in tensors_of(result)]
         if constants is not None:
             self.remember(executed, op, sources, result)
