@@ -113,37 +113,47 @@ class StoredSizes:
         return bool(refuted)
 
     def couple(self, misfit: Misfit) -> bool:
-        """Couple the same places of layers that one stored size serves, such as the heads of an attention; return
-        whether that is new."""
+        """Couple the same places of layers that one stored size serves, such as the heads of an attention, and those of
+        which forward code takes the size of one for the other; return whether that is new."""
         new = False
         for name in misfit.shared.keys() & self.followed.keys():
             labels, counted = misfit.shared[name], np.asarray(self.followed[name])
-            if not self._united(name, labels, counted):
-                continue
-            new = True
-            kind = kind_of(name)
-            self._coupled[kind] = self._coupled.get(kind, 0) + 1
-            if kind is not None and self._coupled[kind] >= SEVERAL:
-                self._couple_alike(name, kind, labels, counted)
+            new |= self._couple_all(name, labels, counted)
+        if misfit.alike is not None:
+            new |= self._couple_all(*misfit.alike)
         return new
+
+    def _couple_all(self, name: str, labels: Ints, counted: Ints) -> bool:
+        """Couple the labels with those that are counted, in the other blocks as well where several had to have that: to
+        find out in each would take a trace. Return whether that is new."""
+        if not self._united(name, labels, counted):
+            return False
+        kind = kind_of(name)
+        self._coupled[kind] = self._coupled.get(kind, 0) + 1
+        if kind is not None and self._coupled[kind] >= SEVERAL:
+            self._couple_alike(name, kind, labels, counted)
+        return True
 
     def _united(self, name: str, labels: Ints, counted: Ints) -> bool:
         """Couple the labels with those that a stored size counts; return whether that is new."""
         classes = self.traced.classes
         counted = np.resize(counted, len(labels))  # over and over, for each part
         apart = bool((classes.roots(labels) != classes.roots(counted)).any())
-        classes.unite(labels, counted, f"{name} holds the size of both")
+        classes.unite(labels, counted, f"{name} has one size for both")
         return apart
 
     def _couple_alike(self, name: str, kind: str, labels: Ints, counted: Ints) -> None:
-        """Couple in the other blocks what several had to have coupled: to find out in each would take a trace."""
+        """Couple in the blocks of a kind what was coupled in one of them."""
         sizes = self.traced.sizes
-        for other, size in sizes.items():
-            if other == name or kind_of(other) != kind or size != sizes.get(name):
+        own = name.rpartition(".")[2]
+        likes = {prefix + own for prefix in self._modules if kind_of(prefix + own) == kind} - {name}
+        for other in sorted(likes):
+            if sizes.get(other) != sizes.get(name):
                 continue
             theirs = self._counterparts(np.concatenate([labels, counted]), _holder(name), _holder(other))
             if theirs is not None:
-                self.followed.setdefault(other, theirs[len(labels) :])
+                if other in sizes:
+                    self.followed.setdefault(other, theirs[len(labels) :])
                 self._united(other, theirs[: len(labels)], theirs[len(labels) :])
 
     def _counterparts(self, labels: Ints, block: str, other: str) -> Ints | None:

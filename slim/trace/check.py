@@ -6,6 +6,7 @@ stored split size, a constant in a view) shows as a union that doesn't hold or a
 met there must stay.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from slim.trace.classes import Classes, Ints
 from slim.trace.codes import Bools, Codes, codes_on, is_blank, label, mark_step, name_of, set_codes, set_name
 from slim.trace.constants import constants_among, constants_of, mark_result, same
 from slim.trace.copy import clone
-from slim.trace.given import AHEAD, Counted, sizes_given
+from slim.trace.given import AHEAD, Counted, labels_at_hand, sizes_given, taken_for
 from slim.trace.labeller import Executed, Mismatch, Reading
 from slim.trace.op import Op, Operator, tensors_of
 from slim.trace.repeat import Known, ThinCodes
@@ -36,7 +37,8 @@ class Misfit:
     `step` is how far the thin network came. `stored` are attributes of the modules that ran there, each of which holds
     a size that operators before were given: "module.attribute" -> the labels that it counts. `shared` are those that
     follow their channels already, and that an operator here was given for other channels: heads of attention of one
-    stored size.
+    stored size. `alike` are channels of which there must be as many as of others, as forward code takes the size of
+    those for these, under its name.
     """
 
     labels: Ints
@@ -44,6 +46,7 @@ class Misfit:
     step: int
     stored: dict[str, Counted]
     shared: dict[str, Ints] = field(default_factory=dict)
+    alike: tuple[str, Ints, Ints] | None = None
 
 
 class Settled(Classes):
@@ -298,14 +301,22 @@ def _follow(
         executed = run.executed[: follower.at + AHEAD]
         stored, shared = sizes_given(traced, error, executed, followed)
         reached = follower.at + (not isinstance(error, Mismatch) and follower.is_between)
+        alike = taken_for(traced, error, executed, kept)
+        asked = labels_at_hand(traced, error)
     at = follower.at
-    for step in reversed(run.executed[: max(reached, 1)]):
-        counted = [labels for _, labels in step.sizes]
-        for met in (counted, [*(codes.labels for codes in step.codes), *counted]):
-            loose = np.concatenate([v[~traced.classes.frozen(v)] for v in met]) if met else np.zeros(0, np.int64)
-            if len(loose) and not kept[loose].all():
-                return Misfit(loose, f"forward code holds a size: {why}", at, stored, shared)
+    met = (labels for step in reversed(run.executed[:reached]) for labels in _met(step))
+    ahead = (labels for step in run.executed[reached:] for labels in _met(step))
+    for some in itertools.chain(met, [asked], ahead):
+        loose = some[~traced.classes.frozen(some)]
+        if len(loose) and not kept[loose].all():
+            return Misfit(loose, f"forward code holds a size: {why}", at, stored, shared, alike)
     return Misfit(np.zeros(0, np.int64), why, at, stored, shared)
+
+
+def _met(step: Executed) -> tuple[Ints, Ints]:
+    """Return the labels that an operator's sizes count, and all that it met."""
+    counted = [np.zeros(0, np.int64), *(labels for _, labels in step.sizes)]
+    return np.concatenate(counted), np.concatenate([*(codes.labels.ravel() for codes in step.codes), *counted])
 
 
 def _hold_against(follower: Follower, copied: nn.Module, inputs: Any, state: State, *, training: bool) -> None:

@@ -1,6 +1,7 @@
 """Which attributes of modules hold sizes that operators were given: those that must follow their channels."""
 
 import itertools
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,12 +37,22 @@ def sizes_given(
     return found, _shared_sizes(given[: AHEAD + 1], found, followed, list(held), traced.classes)
 
 
-def _at_hand(traced: Trace, error: Exception) -> dict[str, StoredSize]:
-    """Return the sizes that modules hold which ran when `error` came up, or that these read of modules within them, by
-    name, those of the innermost first. A network's whole configuration may hang on each of them: of a dict or an
-    object, what their code has a word for."""
+def labels_at_hand(traced: Trace, error: Exception) -> Ints:
+    """Return the labels of the tensors of the innermost module that ran when `error` came up, of which its code has a
+    word: it may ask them for a size that no operator is given."""
+    running, _ = _running(traced, error)
+    found = [np.zeros(0, np.int64)]
+    for prefix, _, spoken in running[-1:]:
+        for dims in (traced.labels.get(prefix + word, {}) for word in sorted(spoken)):
+            found += dims.values()
+    return np.concatenate(found)
+
+
+def _running(traced: Trace, error: Exception) -> tuple[list[tuple[str, nn.Module, set[str]]], set[str]]:
+    """Return the modules that ran when `error` came up, each with how the names of what it holds begin and the words in
+    the code that ran; and the words in all code that did, and that these modules may call."""
     names = {id(module): name for name, module in traced.state.modules}
-    running: list[tuple[nn.Module, set[str]]] = []
+    running: list[tuple[str, nn.Module, set[str]]] = []
     words: set[str] = set()
     trace = error.__traceback__
     while trace is not None:
@@ -50,13 +61,19 @@ def _at_hand(traced: Trace, error: Exception) -> dict[str, StoredSize]:
         spoken = words_in(trace.tb_frame.f_code, trace.tb_frame.f_globals)
         words |= spoken
         if id(module) in names and own:
-            running.append((module, spoken))
+            running.append((names[id(module)], module, spoken))
             words |= words_of(type(module)).union(*map(words_in, vars(module).values()))
         trace = trace.tb_next
+    return running, words
 
+
+def _at_hand(traced: Trace, error: Exception) -> dict[str, StoredSize]:
+    """Return the sizes that modules hold which ran when `error` came up, or that these read of modules within them, by
+    name, those of the innermost first. A network's whole configuration may hang on each of them: of a dict or an
+    object, what their code has a word for."""
+    running, words = _running(traced, error)
     found: dict[str, StoredSize] = {}
-    for module, spoken in reversed(running):
-        prefix = names[id(module)]
+    for prefix, module, spoken in reversed(running):
         found |= {prefix + name: size for name, size in sizes_within(module) if _is_said(name.split(".")[1:], words)}
         within = (name for name in traced.sizes.read if name.startswith(prefix))
         found |= {
@@ -119,6 +136,25 @@ def _shared_sizes(
                 shared[name] = np.concatenate(others)
                 break
     return shared
+
+
+def taken_for(traced: Trace, error: Exception, executed: list[Executed], kept: Bools) -> tuple[str, Ints, Ints] | None:
+    """Return the channels of which the last operators were given the number, and others of which there were as many,
+    where forward code takes the size of these for that: it fails with what is left of them, as the message says. Its
+    name comes first.
+
+    None where the others can't go: nothing is won by cutting both alike.
+    """
+    said = {int(number) for number in re.findall(r"\d+", str(error))}
+    read = [codes.labels for step in reversed(executed[-RECENT:]) for codes in step.codes]
+    for size, labels in itertools.chain(*(step.sizes for step in executed[-AHEAD - 1 :])):
+        left = kept[labels].sum()
+        for others in read if size == len(labels) else ():
+            now = kept[others].sum() if len(others) == size else left
+            if now != left and int(now) in said and not traced.classes.frozen(others).any():
+                running, _ = _running(traced, error)
+                return f"{running[-1][0] if running else ''}forward", labels, others
+    return None
 
 
 def kept_size(counted: Counted, kept: Bools) -> int | list[int]:

@@ -53,6 +53,21 @@ class Conformer(nn.Module):
         return x + self.out(F.silu(self.after(self.depthwise(F.glu(self.norm(x), 1)))))
 
 
+class AsMany(nn.Module):
+    """Attention as fastvit has it: forward takes the number of the stream's channels for that of the heads'."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.qkv = body(), nn.Conv2d(C, 3 * C, 1)
+        self.after, self.head = nn.BatchNorm2d(C), nn.Conv2d(C, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.body(x)
+        b, c, h, w = x.shape
+        q, k, v = self.qkv(x).reshape(b, 3, 4, -1, h * w).unbind(1)
+        return self.head(self.after((q @ F.normalize(k.mT @ v)).reshape(b, c, h, w)))
+
+
 def recurrent(kind: Callable[..., nn.RNNBase], **settings: Any) -> nn.Module:
     layer = kind(C, 5, **settings)
     width = 5 * (2 if layer.bidirectional else 1)
@@ -247,6 +262,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
     "LSTM, time first, two layers, both ways": (lambda: recurrent(nn.LSTM, num_layers=2, bidirectional=True), S),
     "GRU": (lambda: recurrent(nn.GRU, batch_first=True, bidirectional=True), S),
     "RNN": (lambda: recurrent(nn.RNN, nonlinearity="relu"), S),
+    "as many of the one as of the other": (AsMany, X),
     "numpy's whole number": (
         lambda: Between(lambda s, x: x.view(-1, s.width, 144).mean(2), nn.Linear(C, 3), width=np.int64(C)),
         X,
@@ -497,6 +513,26 @@ def test_what_needs_its_channels_keeps_them(case: str) -> None:
     plan = slim.plan(model, X, ratio=0.25)
     assert set(plan.removed) == {"first.1"} and plan.frozen
     assert difference(model, plan.apply(model), plan.removed, X) < 1e-10
+
+
+class AsksBefore(nn.Module):
+    """Asks how long a table is before anything reads it, and before any layer: as timm's rotary positions do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.second, self.head = body(), body(made=2 * C), nn.Conv2d(3 * C, 3, 1)
+        self.table = nn.Buffer(torch.rand(C, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.table.numel() == 2 * H
+        return self.head(torch.cat([self.body(x) * self.table, self.second(x)], 1))
+
+
+def test_what_forward_asks_of_a_table_before_anything_reads_it_keeps_that_alone() -> None:
+    model = randomised(AsksBefore)
+    plan = slim.plan(model, X, ratio=0.3, round_to=1)
+    assert {*plan.removed} == {"second.1"} and plan.ratio_achieved == pytest.approx(0.3, abs=0.02)
+    assert slim.verify(model, plan.apply(model), plan, X) < 1e-10
 
 
 class AroundMedians(nn.Module):
