@@ -9,7 +9,8 @@ function's code; else slim is imported with it.
 
     python scripts/mutation.py --mutants 200
 
-writes scripts/results/mutation-DATE.md and .jsonl, and goes on where it was stopped. Survivors that were looked at, and
+writes scripts/results/mutation_seedN-DATE.md and .jsonl, and goes on where it was stopped. Mutants of other results
+aren't drawn again: those of a new seed are fresh. Survivors that were looked at, and
 found to do the same as the original, are named in scripts/results/mutation-equivalent.json, with the reason. `--again`
 tries the survivors of that file once more, with the tests as they are now and all the time they take, or those of
 `--tests`. Which tests reach what is found out first, and kept in a folder for temporary files.
@@ -56,7 +57,6 @@ ROOT = Path(__file__).resolve().parent.parent
 MUTATED = ("slim/trace/**/*.py", "slim/prune/*.py", "slim/sparsity/*.py")
 TESTS = ("tests/trace", "tests/prune", "tests/sparsity")
 LEFT_OUT = {"test_recovery", "test_merging", "test_distances", "test_wild"}  # of another room, or of minutes
-ROWS = shared.RESULTS / f"mutation-{date.today()}.jsonl"
 EQUIVALENT = shared.RESULTS / "mutation-equivalent.json"
 FORKED = multiprocessing.get_context("fork")  # from this process, which has torch and nothing of slim
 IMPORTED = ["torch", "torch._dynamo", "torchvision", "timm", "lightning", "sklearn.datasets", "torch_pruning", "onnx"]
@@ -473,15 +473,18 @@ def main() -> None:
         import_module(module)
     reach = Reach.of_all(given.tests)
     check_unchanged(reach, given.seconds or 30)
-    rows = {row["change"]: row for row in shared.read_rows(ROWS)}
+    name = f"mutation_seed{given.seed}"
+    file = shared.RESULTS / f"{name}-{date.today()}.jsonl"
+    rows = {row["change"]: row for row in shared.read_rows(file)}
+    known = {row["change"] for path in shared.RESULTS.glob("mutation*.jsonl") for row in shared.read_rows(path)}
     seconds = given.seconds or (float("inf") if given.again else 30)
-    drawn = (mutant for mutant in islice(sampled(given.seed), given.mutants) if mutant.change not in rows)
+    drawn = (mutant for mutant in islice(sampled(given.seed), given.mutants) if mutant.change not in known)
     mutants = survivors(rows.values()) if given.again else drawn
     for row in outcomes([Wanted.of(mutant, reach, seconds) for mutant in mutants]):
         rows[row["change"]] = row
-        shared.add_row(ROWS, row)
+        shared.add_row(file, row)
         print(row["outcome"], row["change"], row.get("by", ""), sep="  ", flush=True)
-    print(shared.write("mutation", page_of(list(rows.values()), equivalents())))
+    print(shared.write(name, page_of(list(rows.values()), equivalents())))
 
 
 def alive(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -251,7 +251,7 @@ class PruningPlan(Shown):
         table.add_column("stays", no_wrap=True)
         for i, layer in enumerate(self.layers):
             bar = "█" * max(1, round(BAR * layer.after / layer.before)) if layer.after else ""
-            holds = [str(numbers[i] or "") for numbers in held.values()]
+            holds = [f"{numbers[i]:,}" if numbers[i] else "" for numbers in held.values()]
             table.add_row(layer.name, f"{layer.before:,}", f"{layer.after:,}", *holds, bar.ljust(BAR, "░"))
         return table
 
@@ -260,9 +260,10 @@ class PruningPlan(Shown):
         timed."""
         said = []
         for kind, (before, after) in self.totals.items():
-            said.append(f"{kind} {before:,} → {after:,} ({1 - after / max(before, 1):.1%} fewer)")
+            said.append(f"{kind} {before:,} → {after:,} ({(before - after) / max(before, 1):.1%} fewer)")
         if self.blocks:
-            said.append(f"{len(self.blocks)} whole block{'s' * (len(self.blocks) > 1)} go: {', '.join(self.blocks)}")
+            count = "1 whole block goes" if len(self.blocks) == 1 else f"{len(self.blocks)} whole blocks go"
+            said.append(f"{count}: {', '.join(self.blocks)}")
         if self.constants:
             said.append(f"constants that are left of channels go into the bias of {', '.join(self.constants)}")
         if self.rounding:
@@ -283,7 +284,8 @@ class PruningPlan(Shown):
 
     def headline(self) -> str:
         """Return one line: the share of channels that go, and what is left of parameters and FLOPs."""
-        left = (f"{after / max(before, 1):.1%} of the {kind} stay" for kind, (before, after) in self.totals.items())
+        shares = {kind: 1 - (before - after) / max(before, 1) for kind, (before, after) in self.totals.items()}
+        left = (f"{share:.1%} of the {kind} stay" for kind, share in shares.items())
         return f"{self.ratio_achieved:.1%} of all {' and '.join(self.kinds)} channels go; {', '.join(left)}"
 
     def __str__(self) -> str:
