@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 
 import slim
 from slim.errors import SlimError
+from slim.prune.sensitivity import Sensitive, Sensitivity
 
 X = torch.randn(64, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 
@@ -130,3 +133,78 @@ def test_a_time_limit_leaves_the_rest_and_a_file_goes_on(tmp_path: Path, monkeyp
 def test_mistakes(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(SlimError, match=said):
         slim.sensitivity(branches(), X[:1], **settings)
+
+
+# -- in words, of a table that lies ready ------------------------------------------------------------------------------
+
+
+NAN = math.nan
+TABLE = Sensitivity(
+    "metric",
+    0.98765,
+    [0.25, 0.5],
+    [
+        Sensitive(["a<b", "c", "d"], 1024, [0.9, 0.5], [0.95, 0.7]),
+        Sensitive(["e"], 8, [NAN, 0.99], [NAN, 0.98765]),
+        Sensitive(["f", "g"], 16, [0.6]),
+    ],
+    complete=False,
+    of="hash",
+)
+PRINTED = """\
+metric by share of a group's channels removed;
+unpruned 0.9877
+
+ layers    channels         −25%            −50%
+ ───────────────────────────────────────────────
+ a<b + 2      1,024   0.9 → 0.95       0.5 → 0.7
+ e                8            –   0.99 → 0.9877
+ f + 1           16          0.6               …
+right after pruning → recovered
+… not measured yet: the time limit came first"""
+
+
+def test_the_table_in_print() -> None:
+    assert str(TABLE) == PRINTED
+    assert TABLE.headline() == "metric of 3 groups of layers, each with 2 shares removed"
+    plain = replace(TABLE, groups=[Sensitive(["e"], 8, [0.9, 0.8])], complete=True)
+    assert str(plain).splitlines()[-1].split() == ["e", "8", "0.9", "0.8"]
+
+
+@pytest.mark.parametrize(
+    ("larger_is_better", "shares"),
+    [(True, [["0.10", "0.74"], ["0.00", "0.00"], ["1.00", "0.00"]]), (False, [["0.00"] * 2] * 3)],
+)
+def test_the_table_in_colours(larger_is_better: bool, shares: list[list[str]]) -> None:
+    """The more red, the more is lost of what is lost at most: 0.388, where f falls to 0.6, with nothing recovered."""
+    shown = replace(TABLE, larger_is_better=larger_is_better)._repr_html_()
+    rows = re.findall(r"<tr><th>([^<]*)</th><td>([^<]*)</td>(.*?)</tr>", shown)
+    assert [row[:2] for row in rows] == [("a&lt;b + 2", "1,024"), ("e", "8"), ("f + 1", "16")]
+    cells = [re.findall(r'<td style="background: rgba\(214, 69, 65, ([\d.]+)\)">([^<]*)</td>', row[2]) for row in rows]
+    assert [[text for _, text in row] for row in cells] == [
+        ["0.9 → 0.95", "0.5 → 0.7"], ["–", "0.99 → 0.9877"], ["0.6", "…"]
+    ]  # fmt: skip
+    assert [[share for share, _ in row] for row in cells] == shares
+    assert shown.startswith(
+        "<table><thead><tr><th>layers</th><th>channels</th><th>−25%</th><th>−50%</th></tr></thead><tbody><tr>"
+    )
+
+
+def test_the_table_as_data(tmp_path: Path) -> None:
+    record = TABLE.to_dict()
+    assert record["groups"][1] == {"layers": ["e"], "channels": 8, "pruned": [None, 0.99], "recovered": [None, 0.98765]}
+    again = Sensitivity.from_dict(json.loads(json.dumps(record)))
+    assert repr(again.__dict__) == repr(TABLE.__dict__)
+    assert [TABLE.lost(0.9), replace(TABLE, larger_is_better=False).lost(0.9)] == pytest.approx([0.08765, -0.08765])
+    for broken in (None, [], {}, record | {"format": "other"}, record | {"shares": ["x"]}, record | {"groups": [{}]}):
+        with pytest.raises(SlimError, match=r"^not a table of sensitivity: expected what Sensitivity\.to_dict gives"):
+            Sensitivity.from_dict(broken)
+
+
+def test_files_that_hold_no_table(tmp_path: Path) -> None:
+    file = tmp_path / "table.json"
+    with pytest.raises(SlimError, match=f"^can't read {str(file)!r}: No such file"):
+        Sensitivity.load(file)
+    file.write_text("{")
+    with pytest.raises(SlimError, match=rf"^{str(file)!r} isn't a table of sensitivity: expected JSON \(Expecting"):
+        Sensitivity.load(file)
