@@ -131,12 +131,11 @@ def _shortfall(
     """Return one line on what held the plan back, or nothing where it meets the budget to within a point."""
     if budget.missed(achieved) <= SHORT:
         return ""
-    floors = sum(layer.floor for layer in layers)
+    floors = sum(layer.after - layer.frozen for layer in layers)
     large = f"the next group of channels is too large{', as ' * bool(rounding)}{rounding}"
     why = [] if exhausted else [large]
     why += [f"floors keep {floors} channels"] if floors and exhausted else []
     why += [f"{sum(where.values())} channels are frozen ({reason})" for reason, where in frozen.items()]
-    why = why or [f"floors keep {sum(layer.after - layer.frozen for layer in layers)} channels"]
     return f"asked for {budget.name} {budget.asked:g}, reached {achieved:.4g}: {'; '.join(why)}"
 
 

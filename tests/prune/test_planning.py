@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import nn
 import slim
 from slim.prune.budgets import Budget, Cost, Costs, Ratio
 from slim.prune.plan_format import hash_of
+from slim.prune.planner import check_prunable
 from slim.prune.rebuild import Change, rebuild
 from slim.trace.size import network_size
 from slim.workbench.models import build
@@ -252,6 +254,134 @@ def test_nothing_to_prune() -> None:
         slim.plan(broken, X)
 
 
+def stack(*widths: int) -> nn.Module:
+    """Layers in a row, named 1, 4, …"""
+    rows = [(nn.Conv2d(i, o, 1), nn.BatchNorm2d(o), nn.ReLU()) for i, o in zip((3, *widths), widths)]
+    return randomise(nn.Sequential(*(layer for row in rows for layer in row), nn.Conv2d(widths[-1], 2, 1))).eval()
+
+
+SMALL = X[..., :4, :4]
+BY_DEFAULT = "layers of 32 channels and more keep a multiple of 8 (round_to 1: any number)"
+
+
+@pytest.mark.parametrize(
+    ("settings", "rounding", "shortfall"),
+    [
+        ({"ratio": 0.9, "floor": 0.5}, BY_DEFAULT, "ratio 0.9, reached 0.4167: floors keep 28 channels"),
+        ({"ratio": 0.9, "floor": 0.5, "round_to": 1}, "", "ratio 0.9, reached 0.5: floors keep 24 channels"),
+        (
+            {"ratio": 0.9, "floor": 0.5, "round_to": 16},
+            "layers keep a multiple of 16",
+            "ratio 0.9, reached 0.1667: floors keep 40 channels",
+        ),
+        ({"ratio": 0.99, "floor": 20, "round_to": 1}, "", "ratio 0.99, reached 0.4167: floors keep 28 channels"),
+        (
+            {"ratio": 0.9, "keep": "1", "round_to": 1},
+            "",
+            "ratio 0.9, reached 0.75: floors keep 4 channels; 8 channels are frozen (kept on request)",
+        ),
+        ({"budget": slim.Flops(0.05)}, BY_DEFAULT, "flops 0.05, reached 0.06368: floors keep 9 channels"),
+        (
+            {"budget": slim.Flops(2000), "round_to": 8},
+            "layers keep a multiple of 8",
+            "flops 2000, reached 3328: floors keep 16 channels",
+        ),
+        ({"ratio": 0.5, "round_to": 1}, "", ""),
+        ({"ratio": 0.512, "floor": 0.5, "round_to": 1}, "", "ratio 0.512, reached 0.5: floors keep 24 channels"),
+        ({"ratio": 0.508, "floor": 0.5, "round_to": 1}, "", ""),  # to within a point
+    ],
+)  # fmt: skip
+def test_what_holds_a_plan_back(settings: dict[str, Any], rounding: str, shortfall: str) -> None:
+    plan = slim.plan(stack(8, 40), SMALL, **settings)
+    assert (plan.rounding, plan.shortfall) == (rounding, shortfall and f"asked for {shortfall}")
+
+
+def test_a_group_that_is_too_large_holds_a_plan_back() -> None:
+    """Groups of 13 channels each: a ratio stops before the one that would lead over it, and so do four of them."""
+    models = [randomise(Stream(width)).eval() for width in (8, 16)]
+    for model, width in zip(models, (8, 16)):
+        model.last = nn.Sequential(nn.Conv2d(width, 2, 1))
+    one, four = (slim.plan(m, SMALL, ratio=r, round_to=n) for m, r, n in zip(models, (0.24, 0.45), (1, 4)))
+    assert one.shortfall == "asked for ratio 0.24, reached 0.125: the next group of channels is too large"
+    assert four.shortfall == (
+        "asked for ratio 0.45, reached 0.25: the next group of channels is too large, as layers keep a multiple of 4"
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (
+            {"ratio": 0.9, "keep": ["1", "4"]},
+            "ratio 0.9 would remove nothing: all channels are frozen (kept on request)",
+        ),
+        ({"ratio": 1e-4}, "ratio 0.0001 would remove nothing: the smallest group that may go holds 1 of 48 channels"),
+        ({"ratio": 0.3, "floor": 0.999}, "ratio 0.3 would remove nothing: every group of channels would empty a layer"),
+        ({"layer_ratios": {"0": 0.5}}, "layer_ratios '0': 0 isn't ranked by itself: expected one such as '1'"),
+        (
+            {"layer_ratios": {"6": 0.5}},
+            "layer_ratios '6': 6 isn't ranked by itself, as its channels are frozen (the model's output): expected one "
+            "such as '1'",
+        ),
+        ({"layer_ratios": {"z": 0.5}}, "layer_ratios 'z' matches no layer: expected a name such as '1'"),
+        ({"layer_ratios": {"*": 1.0}}, "layer_ratios '*': 1.0 is out of range: expected 0 <= ratio < 1"),
+        ({"layer_ratios": {"*": -0.1}}, "layer_ratios '*': -0.1 is out of range: expected 0 <= ratio < 1"),
+        ({"layer_ratios": {1: 0.5}}, "a pattern is of type int: expected a shell pattern of layers"),
+        ({"keep": "z"}, "keep 'z' matches no layer: expected a name such as '0'"),
+        ({"keep": 1}, "keep is of type int: expected a shell pattern or several"),
+        ({"after": [3]}, "after is of type int: expected what slim.plan returned"),
+        ({"after": 3}, "after is of type int: expected the plans that made the model, in a list"),
+        ({"floor": 2.5}, "floor 2.5: expected a share from 0 to below 1, or a whole number of channels"),
+        ({"floor": 10**400}, f"floor 1{39 * '0'} is not a finite number: expected one"),
+        ({"round_to": 4097}, "round_to 4097: expected a whole number from 1 to 4096, or a slim.Runtime"),
+    ],
+)
+def test_plans_that_are_refused(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(slim.SlimError) as error:
+        slim.plan(stack(8, 40), SMALL, **settings)
+    assert str(error.value) == said
+
+
+def test_plans_after_plans_that_are_refused() -> None:
+    plan = slim.plan(stack(8, 40), SMALL, ratio=0.5, round_to=1)
+    with pytest.raises(slim.SlimError, match=r"^the model has 48 prunable channels: expected the 24 that the plans in"):
+        slim.plan(stack(8, 40), SMALL, ratio=0.6, after=[plan])
+    with pytest.raises(slim.SlimError, match=r"^layer_ratios can't be planned after other plans: expected a budget"):
+        slim.plan(plan.apply(stack(8, 40)), SMALL, after=[plan], layer_ratios={"1": 0.2})
+
+
+SOFTMAX = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Softmax(1), nn.Conv2d(4, 3, 1))
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (stack(8, 40), ["40 groups: 4", "8 groups: 1"]),
+        (SOFTMAX, ["frozen: 4 groups in 1: _softmax after 1 needs all of its channels"]),
+        (nn.Conv2d(3, 4, 1), ["nothing to prune: all channels are frozen (the model's output)"]),
+        (
+            nn.Softmax(1),
+            [
+                "nothing to prune: no layer makes channels: expected convolutions or linear layers as modules of the "
+                "network"
+            ],
+        ),
+    ],
+)
+def test_networks_explained(model: nn.Module, said: list[str]) -> None:
+    assert sorted(slim.explain(model, SMALL).splitlines()) == sorted(said)
+    if not said[0].startswith("nothing"):
+        return
+    with pytest.raises(slim.SlimError, match=re.escape(said[0])):
+        check_prunable(model, SMALL)
+
+
+def test_networks_none_of_whose_channels_can_go_are_told_before_a_plan() -> None:
+    check_prunable(stack(8, 40), SMALL)
+    with pytest.raises(slim.SlimError, match=r"all channels are frozen \(_softmax after 1 .*; the model's output\)"):
+        check_prunable(SOFTMAX, SMALL)
+
+
 def test_ratio_zero_is_a_copy() -> None:
     model = vgg().eval()
     plan = slim.plan(model, X, ratio=0.0)
@@ -482,13 +612,14 @@ def test_text_that_is_no_plan(tmp_path: Path) -> None:
 
 
 class Stream(nn.Module):
-    """A stream of 8 channels that 12 layers share, all small, and one layer of its own with larger scales."""
+    """A stream of channels that 12 layers share, all small, and one layer of its own with larger scales."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = 8) -> None:
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8))
-        self.blocks = nn.ModuleList(nn.Sequential(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)) for _ in range(12))
-        self.last = nn.Sequential(nn.Conv2d(8, 40, 1), nn.BatchNorm2d(40), nn.ReLU(), nn.Conv2d(40, 2, 1))
+        self.stem = nn.Sequential(nn.Conv2d(3, width, 1), nn.BatchNorm2d(width))
+        layers = (nn.Sequential(nn.Conv2d(width, width, 1), nn.BatchNorm2d(width)) for _ in range(12))
+        self.blocks = nn.ModuleList(layers)
+        self.last = nn.Sequential(nn.Conv2d(width, 40, 1), nn.BatchNorm2d(40), nn.ReLU(), nn.Conv2d(40, 2, 1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.stem(x)
