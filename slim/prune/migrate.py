@@ -38,7 +38,7 @@ class Replacement:
         """Return which values of the original are left: bool, in its shape."""
         stays = torch.ones(original.shape, dtype=torch.bool, device=original.device)
         for dim, removed in self.cuts.items():
-            stays.index_fill_(dim, torch.tensor(removed, device=original.device), False)
+            stays.index_fill_(dim, torch.tensor(removed, dtype=torch.int64, device=original.device), False)
         return stays
 
 

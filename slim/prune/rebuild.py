@@ -272,7 +272,7 @@ def _keep_singular_value(
     if weight.is_meta:
         return
     for dim, indices in masked.items():
-        weight.index_fill_(dim, torch.tensor(indices, device=weight.device), 0)
+        weight.index_fill_(dim, torch.tensor(indices, dtype=torch.int64, device=weight.device), 0)
     wanted = singular_value(weight, _held(whole, normed.u), _held(whole, normed.v), normed.dim)
     v = _held(thin, normed.v)
     found = singular_value(_held(thin, normed.weight), _held(thin, normed.u), v, normed.dim)

@@ -186,7 +186,7 @@ def mask(model: nn.Module, plan: PruningPlan) -> None:
     with torch.no_grad():
         for name in plan.masks.keys() & tensors.keys():
             for dim, pruned in plan.masks[name].items():
-                tensors[name].index_fill_(dim, torch.tensor(pruned, device=tensors[name].device), 0)
+                tensors[name].index_fill_(dim, torch.tensor(pruned, dtype=torch.int64, device=tensors[name].device), 0)
 
 
 def _check_masks(plan: PruningPlan) -> None:

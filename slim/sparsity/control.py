@@ -162,7 +162,7 @@ def removed_by(plan: PruningPlan, parameters: Mapping[str, Tensor]) -> Tensor:
             raise SlimError(f"the target's plan isn't of this model: {name} is {shape}: expected {plan.shapes[name]}")
         mark = torch.zeros(parameter.shape, dtype=torch.bool)
         for dim, removed in plan.cuts.get(name, {}).items():
-            mark.index_fill_(dim, torch.tensor(removed), True)
+            mark.index_fill_(dim, torch.tensor(removed, dtype=torch.int64), True)
         marks.append(mark.reshape(-1))
     found = torch.cat(marks)
     if not found.any():

@@ -269,14 +269,15 @@ class GroupLasso(Penalty):
         self._set_index(torch.cat(rows))
 
     def _set_index(self, labels: Tensor) -> None:
-        _, self._index, counts = labels.cpu().unique(return_inverse=True, return_counts=True)
-        self._root = counts.double().sqrt()  # √n of each group
+        _, self._index, self._counts = labels.cpu().unique(return_inverse=True, return_counts=True)
+        self._root = self._counts.double().sqrt()  # √n of each group
 
     def _sum(self, x: Tensor) -> Tensor:
         """Sum x over each group."""
         if len(self._index) != len(x):
             raise SlimError(f"GroupLasso has groups for {len(self._index)} values, not {len(x)}: expected one for each")
-        self._index, self._root = self._index.to(x.device), self._root.to(device=x.device, dtype=x.dtype)
+        if (self._root.dtype, self._root.device) != (x.dtype, x.device):
+            self._index, self._root = self._index.to(x.device), self._counts.to(device=x.device, dtype=x.dtype).sqrt()
         return torch.zeros_like(self._root).index_add_(0, self._index, x)
 
     def value(self, x: Tensor) -> Tensor:

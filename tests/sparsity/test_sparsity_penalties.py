@@ -157,6 +157,13 @@ def test_group_lasso_against_a_minimiser(uneven: bool) -> None:
     assert (ours[:6] == 0).all() and (ours[6:] != 0).all()
 
 
+def test_group_lasso_in_float32_leaves_float64_exact() -> None:
+    x, penalty = values(21), slim.GroupLasso(LAMBDA, torch.arange(21) % 7)
+    expected = penalty.value(x)
+    assert penalty.value(x.float()).dtype == torch.float32
+    assert torch.equal(penalty.value(x), expected)
+
+
 def test_group_lasso_with_equal_steps_is_block_soft_thresholding_in_float32() -> None:
     v = torch.randn(30, generator=torch.Generator().manual_seed(3))
     groups = torch.arange(30) // 3
