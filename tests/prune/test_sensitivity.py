@@ -196,7 +196,15 @@ def test_the_table_as_data(tmp_path: Path) -> None:
     again = Sensitivity.from_dict(json.loads(json.dumps(record)))
     assert repr(again.__dict__) == repr(TABLE.__dict__)
     assert [TABLE.lost(0.9), replace(TABLE, larger_is_better=False).lost(0.9)] == pytest.approx([0.08765, -0.08765])
-    for broken in (None, [], {}, record | {"format": "other"}, record | {"shares": ["x"]}, record | {"groups": [{}]}):
+    records: list[Any] = [
+        None,
+        [],
+        {},
+        record | {"format": "other"},
+        record | {"shares": ["x"]},
+        record | {"groups": [{}]},
+    ]
+    for broken in records:
         with pytest.raises(SlimError, match=r"^not a table of sensitivity: expected what Sensitivity\.to_dict gives"):
             Sensitivity.from_dict(broken)
 
