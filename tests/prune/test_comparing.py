@@ -102,8 +102,8 @@ class Counts(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        torch.manual_seed(0)
         self.conv, self.norm = nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2)
+        self.conv.weight.data = torch.tensor([1.0, -2.0]).view(2, 1, 1, 1)
 
     def forward(self, x: Tensor, places: Tensor | None = None) -> Tensor:
         return self.norm(self.conv(x))

@@ -74,3 +74,101 @@ def test_a_grid_varies_along_a_dimension_whose_places_differ() -> None:
     assert not grid.varies_along(0) and grid.varies_along(1)
     gates = codes([(1, OPEN), (1, OPEN), (1, BY_NORM), (1, BY_NORM)]).reshape(2, 2)
     assert gates.varies_along(0) and not gates.varies_along(1)
+
+
+# -- channels that are one number --------------------------------------------------------------------------------------
+
+Triple = tuple[int, int, int]  # a label, its gate, and what makes it one number
+MIXED: list[Triple] = [
+    (3, OPEN, OPEN),
+    (1, OPEN, BY_PRODUCER),
+    (2, OPEN, BY_NORM),
+    (4, BY_PRODUCER, BY_PRODUCER),
+    (5, BY_NORM, BY_NORM),
+]
+ALIKE: list[Triple] = [(3, OPEN, BY_NORM), (1, OPEN, BY_NORM)]
+
+
+def held(given: list[Triple]) -> Codes:
+    return Codes.join(Codes.of(np.array([label])).with_gate(gate, constant) for label, gate, constant in given)
+
+
+def triples(found: Codes) -> list[Triple]:
+    return [(int(n), int(g), int(c)) for n, g, c in zip(found.labels, found.gate, found.constant)]
+
+
+CONSTANT: dict[str, tuple[Callable[[Codes], Codes], Callable[[Triple], Triple]]] = {
+    "as they are": (lambda c: c, lambda t: t),
+    "without gates": (lambda c: c.ungated(), lambda t: (t[0], OPEN, OPEN)),
+    "zero by norms": (lambda c: c.with_gate(), lambda t: (t[0], BY_NORM, BY_NORM)),
+    "one number": (lambda c: c.with_gate(OPEN, BY_NORM), lambda t: (t[0], OPEN, BY_NORM)),
+    "zero, and one number by more": (
+        lambda c: c.with_gate(BY_PRODUCER, BY_NORM),
+        lambda t: (t[0], BY_PRODUCER, BY_NORM),
+    ),
+    "no longer zero": (lambda c: c.no_longer_zero(), lambda t: (t[0], OPEN, t[2])),
+    "zero or open": (lambda c: c.zero_or_open(), lambda t: (t[0], t[1], t[1])),
+    "one more gate": (lambda c: c.add_gate(BY_PRODUCER), lambda t: (t[0], t[1] | BY_PRODUCER, t[2] | BY_PRODUCER)),
+    "zero where another is": (
+        lambda c: c.gated_where_any(Codes.of(np.arange(len(c))).with_gate(BY_PRODUCER, BY_NORM)),
+        lambda t: (t[0], t[1] | BY_PRODUCER, t[2] | BY_PRODUCER),
+    ),
+    "where another is one number, too": (
+        lambda c: c.gated_where_all(Codes.of(np.arange(len(c))).with_gate(BY_PRODUCER, BY_NORM)),
+        lambda t: (t[0], t[1] & BY_PRODUCER, t[2] & BY_NORM),
+    ),
+    "gates one by one": (
+        lambda c: c.with_gate(np.full(len(c), BY_PRODUCER), np.full(len(c), BY_NORM)),
+        lambda t: (t[0], BY_PRODUCER, BY_NORM),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CONSTANT)
+@pytest.mark.parametrize("given", [MIXED, ALIKE, ALIKE[:1]])
+def test_what_is_one_number_stays_one_where_it_does(given: list[Triple], case: str) -> None:
+    ours, each = CONSTANT[case]
+    found, expected = ours(held(given)), [each(one) for one in given]
+    assert triples(found) == expected
+    if found.common_gates is not None:
+        assert {g + 4 * c for _, g, c in expected} == {found.common_gates}
+        assert ({g for _, g, _ in expected}, {c for _, _, c in expected}) == (
+            {found.common_gate},
+            {found.common_constant},
+        )
+    else:
+        assert found.common_gate is None and np.array_equal(found.common_constant, found.constant)
+
+
+def test_gates_that_are_known_to_be_alike_are_told() -> None:
+    same, mixed = held(ALIKE), held(MIXED)
+    assert (same.common_gates, same.common_gate, same.common_constant) == (4 * BY_NORM, OPEN, BY_NORM)
+    assert (mixed.common_gates, mixed.common_gate) == (None, None)
+    for code in (same[::-1], same.repeat(2), same.tile(2), same.reshape(1, 2).columns, same.no_longer_zero()):
+        assert code.common_gates == 4 * BY_NORM
+    assert same.add_gate(BY_PRODUCER).common_gates == 4 * BY_NORM + BY_PRODUCER
+    assert same.with_gate(OPEN, BY_NORM) is same and same.repeat(1) is same and same.tile(1) is same
+
+
+def test_equal_codes_are_those_of_the_same_labels_and_gates() -> None:
+    assert held(MIXED).equals(held(MIXED)) and not held(MIXED).equals(held(MIXED[:4]))
+    for other in (held(MIXED).ungated(), held(MIXED)[::-1], held(MIXED).no_longer_zero()):
+        assert not held(MIXED).equals(other)
+    assert Codes.fixed(3).labels.tolist() == [0, 0, 0] and Codes.fixed(3).common_gate == OPEN
+
+
+@pytest.mark.parametrize(
+    ("grid", "along"),
+    [
+        ([[1, 1], [1, 1]], []),
+        ([[1, 2], [1, 2]], [1]),
+        ([[1, 1], [2, 2]], [0]),
+        ([[1, 2], [3, 4]], [0, 1]),
+        ([[1, 2]], [1]),
+    ],
+)
+def test_where_a_grid_varies(grid: list[list[int]], along: list[int]) -> None:
+    made = Codes.of(np.array(grid))
+    assert [dim for dim in (0, 1) if made.varies_along(dim)] == along
+    assert [row.tolist() for row in made.with_last(0).labels] == np.array(grid).T.tolist()
+    assert made.first_row().labels.tolist() == grid[0]

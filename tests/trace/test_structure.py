@@ -539,6 +539,163 @@ CASES: dict[str, tuple[str, Between, nn.Module, dict[str, Any]]] = {
         conv(),
         {"table": nn.Embedding(4, 8)},
     ),
+    # -- one number whatever the image, zero or another ---------------------------------------------------------------
+    "constants": (
+        "a abcdefgh; norm abcdefgh",
+        lambda s, a, b: s.norm(a).sigmoid(),
+        conv(),
+        {"norm": nn.BatchNorm2d(8)},
+    ),
+    "constants padded": (
+        "a --------; norm --------; not zero where next reads it",
+        lambda s, a, b: s.next(s.norm(a).sigmoid()),
+        conv(4),
+        {"norm": nn.BatchNorm2d(8), "next": nn.Conv2d(8, 4, 3, padding=1)},
+    ),
+    "constants padded by themselves": (
+        "a abcdefgh; norm abcdefgh",
+        lambda s, a, b: s.next(s.norm(a).sigmoid()),
+        conv(4),
+        {"norm": nn.BatchNorm2d(8), "next": nn.Conv2d(8, 4, 3, padding=1, padding_mode="replicate")},
+    ),
+    "constants pooled": (
+        "a abcdefgh; norm abcdefgh",
+        lambda s, a, b: F.max_pool2d(s.norm(a).sigmoid(), 2),
+        conv(),
+        {"norm": nn.BatchNorm2d(8)},
+    ),
+    "constants enlarged": (
+        "a abcdefgh; norm abcdefgh",
+        lambda s, a, b: F.interpolate(s.norm(a).sigmoid(), scale_factor=2.0),
+        conv(),
+        {"norm": nn.BatchNorm2d(8)},
+    ),
+    "constants one by one": (
+        "a abcdefgh; next abcdefgh; norm abcdefgh",
+        lambda s, a, b: s.next(s.norm(a).sigmoid()),
+        conv(8),
+        {"norm": nn.BatchNorm2d(8), "next": nn.Conv2d(8, 8, 3, groups=8)},
+    ),
+    "constants one by one, padded": (
+        "a abcdefgh; next abcdefgh; norm abcdefgh",
+        lambda s, a, b: s.next(s.norm(a).sigmoid()),
+        conv(8),
+        {"norm": nn.BatchNorm2d(8), "next": nn.Conv2d(8, 8, 3, groups=8, padding=1)},
+    ),
+    "constants read transposed": (
+        "a --------; norm --------; not zero where next reads it",
+        lambda s, a, b: s.next(s.norm(a).sigmoid()),
+        conv(4),
+        {"norm": nn.BatchNorm2d(8), "next": nn.ConvTranspose2d(8, 4, 2, stride=2)},
+    ),
+    "constants in groups": (
+        "a abcdabcd; next efef; norm abcdabcd",
+        lambda s, a, b: s.next(s.norm(a).sigmoid()),
+        conv(4),
+        {"norm": nn.BatchNorm2d(8), "next": nn.Conv2d(8, 4, 1, groups=2)},
+    ),
+    "constants summed": (
+        "a --------; norm --------; summed over by sum after norm",
+        lambda s, a, b: s.norm(a).sigmoid().sum(1, keepdim=True),
+        conv(1),
+        {"norm": nn.BatchNorm2d(8)},
+    ),
+    "constants averaged over places": (
+        "a abcdefgh; norm abcdefgh",
+        lambda s, a, b: s.norm(a).sigmoid().mean((2, 3)),
+        linear(),
+        {"norm": nn.BatchNorm2d(8)},
+    ),
+    "constants summed over places": (
+        "a --------; norm --------; not zero where out reads it",
+        lambda s, a, b: s.norm(a).sigmoid().sum((2, 3)),
+        linear(),
+        {"norm": nn.BatchNorm2d(8)},
+    ),
+    "constants times channels": (
+        "a abcdefgh; b abcdefgh; norm abcdefgh",
+        lambda s, a, b: s.norm(a).sigmoid() * b,
+        conv(),
+        {"norm": nn.BatchNorm2d(8)},
+    ),
+    "constants and channels": (
+        "a abcdefgh; b abcdefgh; norm abcdefgh",
+        lambda s, a, b: s.norm(a).sigmoid() + b,
+        conv(),
+        {"norm": nn.BatchNorm2d(8)},
+    ),
+    "constants written over": (
+        "a abcdefgh; b abcdefgh; norm abcdefgh",
+        lambda s, a, b: s.norm(a).sigmoid().mul_(b),
+        conv(),
+        {"norm": nn.BatchNorm2d(8)},
+    ),
+    "a view of what loses its zeros": (
+        "a --------; norm --------; add_ after norm",
+        lambda s, a, b: _lost(s.norm(a)),
+        conv(),
+        {"norm": nn.BatchNorm2d(8)},
+    ),
+    "constants padded with zeros": (
+        "a --------; norm --------; not zero where out reads it",
+        lambda s, a, b: F.pad(s.norm(a).sigmoid(), (1, 1, 1, 1)),
+        conv(),
+        {"norm": nn.BatchNorm2d(8)},
+    ),
+    "constants flattened": (
+        "a abcdefgh; norm abcdefgh",
+        lambda s, a, b: s.norm(a).sigmoid().flatten(1),
+        linear(128),
+        {"norm": nn.BatchNorm2d(8)},
+    ),
+    "constants sorted": (
+        "a --------; norm --------; not zero where out reads it",
+        lambda s, a, b: s.norm(a).sigmoid().sort(2)[0],
+        conv(),
+        {"norm": nn.BatchNorm2d(8)},
+    ),
+    "constants in a product": (
+        "a abcdefgh; b abcdefgh; norm abcdefgh",
+        lambda s, a, b: s.norm(a).sigmoid().flatten(2).mT @ b.flatten(2),
+        linear(16),
+        {"norm": nn.BatchNorm2d(8)},
+    ),
+    "zeros in a product": (
+        "a abcdefgh; b abcdefgh; norm abcdefgh",
+        lambda s, a, b: s.norm(a).relu().flatten(2).mT @ b.sigmoid().flatten(2),
+        linear(16),
+        {"norm": nn.BatchNorm2d(8)},
+    ),
+    "random zeros": (
+        "a abcdefgh; norm abcdefgh",
+        lambda s, a, b: F.rrelu(s.norm(a), training=s.training),
+        conv(),
+        {"norm": nn.BatchNorm2d(8)},
+    ),
+    "drawn": (
+        "a --------; norm --------; not zero where out reads it",
+        lambda s, a, b: torch.bernoulli(s.norm(a).sigmoid()),
+        conv(),
+        {"norm": nn.BatchNorm2d(8)},
+    ),
+    "constants of a norm without scale": (
+        "a --------; norm.running_mean --------; not zero where out reads it",
+        lambda s, a, b: s.norm(a.sigmoid()),
+        conv(),
+        {"norm": nn.BatchNorm2d(8, affine=False)},
+    ),
+    "the norm of open channels": (
+        "a --------; norm --------; summed over by linalg_vector_norm after norm",
+        lambda s, a, b: s.norm(a).sigmoid().norm(dim=1, keepdim=True),
+        conv(1),
+        {"norm": nn.BatchNorm2d(8)},
+    ),
+    "the root of a sum": (
+        "a abcdefgh; norm abcdefgh",
+        lambda s, a, b: (s.norm(a).square().sum(1, keepdim=True) + 1).sqrt() * b,
+        conv(),
+        {"norm": nn.BatchNorm2d(8)},
+    ),
     # -- without a rule ------------------------------------------------------------------------------------------------
     "an operator without a rule": (
         "a --------; b --------; no rule for _linalg_solve_ex after b",
@@ -547,6 +704,12 @@ CASES: dict[str, tuple[str, Between, nn.Module, dict[str, Any]]] = {
         {},
     ),
 }
+
+
+def _lost(x: Tensor) -> Tensor:
+    view = x[:, :, :2]
+    x.add_(1)
+    return view
 
 
 def _written(memory: Tensor, left: Tensor, right: Tensor) -> Tensor:
@@ -598,3 +761,94 @@ def test_what_can_go_goes_and_what_holds_a_size_is_told(case: str) -> None:
         return
     assert case not in HELD and plan.removed
     assert slim.verify(model, plan.apply(model), plan, X) < (1e-6 if case in ROUNDED else 1e-10)
+
+
+SETTINGS: dict[str, tuple[str, str, dict[str, bool], Between, nn.Module, dict[str, Any]]] = {
+    "whole groups": (
+        "a abcdabcd; next efef",
+        "a aaaabbbb; next aabb",
+        {"whole_groups": True},
+        lambda s, a, b: s.next(a),
+        conv(4),
+        {"next": nn.Conv2d(8, 4, 1, groups=2)},
+    ),
+    "whole groups, transposed": (
+        "a abcdabcd; next efef",
+        "a --------; not zero where out reads it",
+        {"whole_groups": True},
+        lambda s, a, b: s.next(a),
+        conv(4),
+        {"next": nn.ConvTranspose2d(8, 4, 1, groups=2)},
+    ),
+    "whole groups of an image": (
+        "next abab",
+        "next ----; not zero where next reads it",
+        {"whole_groups": True},
+        lambda s, a, b: s.next(torch.ones(2, 8, 4, 4)),
+        conv(4),
+        {"next": nn.Conv2d(8, 4, 1, groups=2)},
+    ),
+    "one by one": (
+        "a abcdefgh; next abcdefgh",
+        "a abcdefgh; next abcdefgh",
+        {"whole_groups": True},
+        lambda s, a, b: s.next(a),
+        conv(8),
+        {"next": nn.Conv2d(8, 8, 1, groups=8)},
+    ),
+    "one by one, two of each": (
+        "a abcdefgh; next aabbccddeeffgghh",
+        "a abcdefgh; next aabbccddeeffgghh",
+        {"whole_groups": True},
+        lambda s, a, b: s.next(a),
+        conv(16),
+        {"next": nn.Conv2d(8, 16, 1, groups=8)},
+    ),
+    "groups of a computed weight": (
+        "a abcdabcd",
+        "a --------; not zero where out reads it",
+        {"whole_groups": True},
+        lambda s, a, b: F.conv2d(a, s.weight.sigmoid(), groups=2),
+        conv(4),
+        {"weight": nn.Parameter(torch.rand(4, 4, 1, 1))},
+    ),
+    "a norm of a layer": (
+        "a abcdefgh; norm abcdefgh",
+        "a abcdefgh; norm abcdefgh",
+        {"select": True},
+        lambda s, a, b: s.norm(a),
+        conv(),
+        {"norm": nn.BatchNorm2d(8)},
+    ),
+    "a norm of a sum": (
+        "a abcdefgh; b abcdefgh; norm abcdefgh",
+        "a --------; b --------; read through an index by norm",
+        {"select": True},
+        lambda s, a, b: s.norm(a + b),
+        conv(),
+        {"norm": nn.BatchNorm2d(8)},
+    ),
+    "a norm of two joined": (
+        "a abcdefgh; b ijklmnop; norm abcdefghijklmnop",
+        "a --------; b --------; read through an index by norm",
+        {"select": True},
+        lambda s, a, b: s.norm(torch.cat([a, b], 1)),
+        conv(16),
+        {"norm": nn.BatchNorm2d(16)},
+    ),
+    "norms of a stream": (
+        "a abcdefgh; b abcdefgh; last ijklmnop; next ijklmnop; norm abcdefgh; other abcdefgh",
+        "a --------; b --------; last abcdefgh; next abcdefgh; read through an index by norm",
+        {"select": True},
+        lambda s, a, b: s.next(s.norm(a + b)) + s.last(s.other(a + b)),
+        conv(),
+        {"norm": nn.BatchNorm2d(8), "other": nn.BatchNorm2d(8), "next": nn.Conv2d(8, 8, 1), "last": nn.Conv2d(8, 8, 1)},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SETTINGS)
+def test_other_settings_couple_otherwise(case: str) -> None:
+    plain, otherwise, settings, between, out, parts = SETTINGS[case]
+    model = Net(between, out, **parts)
+    assert structure(model) == plain and structure(model, **settings) == otherwise
