@@ -116,3 +116,49 @@ def test_where_any_cut_loses_too_much_it_says_so() -> None:
         slim.plan(
             model, X[:1], slim.Loss(0.01, lambda m: float(sum(p.numel() for p in m.parameters()) == whole)), round_to=1
         )
+
+
+def test_where_nothing_can_go_it_says_what_was_tried() -> None:
+    """Each share would remove nothing, so none is evaluated."""
+    model = network()
+    with pytest.raises(NothingToPrune) as error:
+        slim.plan(model, X[:1], slim.Loss(0.01, constant(1)), floor=0.999, round_to=1)
+    assert str(error.value) == "loss 0.01 allows no cut that was tried: the smallest keeps 0.0% and loses 0"
+
+
+def test_the_smallest_cut_that_lost_too_much_is_told() -> None:
+    model = network()
+    whole = share_of(model)
+    budget = slim.Loss(0.01, lambda m: 1.0 if whole(m) == 1 else 0.75 - 0.5 * whole(m), evaluations=2)
+    with pytest.raises(NothingToPrune) as error:
+        slim.plan(model, X[:1], budget, round_to=1)
+    assert str(error.value).startswith("loss 0.01 allows no cut that was tried: the smallest keeps 50.0% and loses 0.")
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"asked": float("inf")}, "loss inf is not a finite number: expected one"),
+        ({"asked": -1}, "loss -1 is out of range: expected what may be lost of the metric, such as 0.01"),
+        ({"evaluate": 3}, "evaluate 3: expected a function of a network that returns its metric"),
+        ({"evaluations": True}, "evaluations True: expected a whole number of at least 2"),
+        ({"evaluations": 2.0}, "evaluations 2.0: expected a whole number of at least 2"),
+    ],
+)
+def test_settings_that_are_none(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(SlimError) as error:
+        slim.Loss(**{"asked": 0.1, "evaluate": constant(1), **settings})
+    assert str(error.value) == said
+
+
+def test_what_a_loss_is() -> None:
+    assert (slim.Loss(0, constant(1)).asked, slim.Loss(0.1, constant(1)).evaluations) == (0, 12)
+    assert slim.Loss(0.1, constant(1), evaluations=2).evaluations == 2 and not slim.Loss(0.1, constant(1)).by_time
+    with pytest.raises(SlimError, match=r"^a loss can't be reached in steps: expected Flops, Params or Channels$"):
+        slim.Loss(0.1, constant(1)).part(0.5, 10)
+    model = network()
+    plan = slim.plan(model, X[:1], ratio=0.5, round_to=1)
+    with pytest.raises(
+        SlimError, match=r"^loss can't be planned after other plans: expected ratio, Channels, Flops or"
+    ):
+        slim.plan(plan.apply(model), X[:1], slim.Loss(0.1, constant(1)), after=[plan])

@@ -696,6 +696,173 @@ CASES: dict[str, tuple[str, Between, nn.Module, dict[str, Any]]] = {
         conv(),
         {"norm": nn.BatchNorm2d(8)},
     ),
+    # -- what loses its zeros, weights that are computed, and biases that are added ------------------------------------
+    "some zero, some constant, times others": (
+        "a abcdefgh; b abcdefgh; norm abcdefgh",
+        lambda s, a, b: torch.cat([s.norm(a), b.sigmoid()], 1) * torch.cat([b, a], 1).sigmoid(),
+        conv(16),
+        {"norm": nn.BatchNorm2d(8)},
+    ),
+    "some zero, some constant, plus others": (
+        "a abcdefgh; b abcdefgh; norm abcdefgh",
+        lambda s, a, b: torch.cat([s.norm(a), b.sigmoid()], 1) + torch.cat([b, s.norm(a)], 1),
+        conv(16),
+        {"norm": nn.BatchNorm2d(8)},
+    ),
+    "some zero, some open, times zeros": (
+        "a abcdefgh; b abcdefgh; norm abcdefgh",
+        lambda s, a, b: torch.cat([s.norm(a), b.cumsum(2).sigmoid()], 1) * torch.cat([b, s.norm(a)], 1),
+        conv(16),
+        {"norm": nn.BatchNorm2d(8)},
+    ),
+    "some open": (
+        "a --------; b --------; norm --------; not zero where out reads it",
+        lambda s, a, b: torch.cat([s.norm(a).relu(), b.sigmoid()], 1).softmax(2),
+        conv(16),
+        {"norm": nn.BatchNorm2d(8)},
+    ),
+    "a weight of short rows": (
+        "a --------; renorm after weight runs over it",
+        lambda s, a, b: F.linear(a.mean((2, 3)), s.weight.renorm(2, 0, 0.1)),
+        linear(4),
+        {"weight": nn.Parameter(torch.rand(4, 8))},
+    ),
+    "a weight of short columns": (
+        "",
+        lambda s, a, b: F.linear(a.mean((2, 3)), s.weight.renorm(2, 1, 0.1)),
+        linear(4),
+        {"weight": nn.Parameter(torch.rand(4, 8))},
+    ),
+    "a weight of directions and lengths": (
+        "a --------; g ----; _weight_norm_interface after v runs over it; the model's output",
+        lambda s, a, b: torch._weight_norm(s.v, s.g, 0) @ a.mean((2, 3)).T,
+        linear(2),
+        {"v": nn.Parameter(torch.rand(4, 8)), "g": nn.Parameter(torch.rand(4, 1))},
+    ),
+    "a weight of directions and lengths of columns": (
+        "",
+        lambda s, a, b: F.linear(a.mean((2, 3)), torch._weight_norm(s.v, s.g, 1)),
+        linear(4),
+        {"v": nn.Parameter(torch.rand(4, 8)), "g": nn.Parameter(torch.rand(1, 8))},
+    ),
+    "a view of what is put": (
+        "a --------; norm --------; read through an index after norm",
+        lambda s, a, b: _viewed(
+            s.norm(a), lambda x: x.index_put_((torch.tensor([0]), torch.tensor([1])), torch.ones(()))
+        ),
+        conv(),
+        {"norm": nn.BatchNorm2d(8)},
+    ),
+    "a view of what numbers are put into": (
+        "a --------; norm --------; index_put_ after norm",
+        lambda s, a, b: _viewed(s.norm(a), lambda x: x.__setitem__((slice(None), slice(None), torch.tensor([0])), 1.0)),
+        conv(),
+        {"norm": nn.BatchNorm2d(8)},
+    ),
+    "a view of what zeros are put into": (
+        "a abcdefgh; norm abcdefgh",
+        lambda s, a, b: _viewed(s.norm(a), lambda x: x.__setitem__((slice(None), slice(None), torch.tensor([0])), 0.0)),
+        conv(),
+        {"norm": nn.BatchNorm2d(8)},
+    ),
+    "a view of what ones are scattered into": (
+        "a --------; norm --------; scatter_ after norm",
+        lambda s, a, b: _viewed(s.norm(a), lambda x: x.scatter_(2, torch.zeros(2, 8, 1, 4, dtype=torch.long), 1.0)),
+        conv(),
+        {"norm": nn.BatchNorm2d(8)},
+    ),
+    "a view of what channels are scattered into": (
+        "a --------; b --------; norm --------; scatter_ after norm",
+        lambda s, a, b: _viewed(s.norm(a), lambda x: x.scatter_(2, b.argsort(2), b.sigmoid())),
+        conv(),
+        {"norm": nn.BatchNorm2d(8)},
+    ),
+    "a view of what slices are added to": (
+        "a --------; b --------; norm --------; index_add_ after norm",
+        lambda s, a, b: _viewed(s.norm(a), lambda x: x.index_add_(2, torch.tensor([0]), b[:, :, :1].sigmoid())),
+        conv(),
+        {"norm": nn.BatchNorm2d(8)},
+    ),
+    "a view of what is filled where": (
+        "a --------; norm --------; masked_fill_ after norm",
+        lambda s, a, b: _viewed(s.norm(a), lambda x: x.masked_fill_(torch.ones(4, 4, dtype=torch.bool), 1.0)),
+        conv(),
+        {"norm": nn.BatchNorm2d(8)},
+    ),
+    "a view of what is copied over": (
+        "a --------; b --------; norm --------; copy_ after norm",
+        lambda s, a, b: _viewed(s.norm(a), lambda x: x.copy_(b.sigmoid())),
+        conv(),
+        {"norm": nn.BatchNorm2d(8)},
+    ),
+    "a view of what is drawn anew": (
+        "a --------; norm --------; normal_ after norm",
+        lambda s, a, b: _viewed(s.norm(a), lambda x: x.normal_()),
+        conv(),
+        {"norm": nn.BatchNorm2d(8)},
+    ),
+    "a view of what is multiplied": (
+        "a abcdefgh; b abcdefgh; norm abcdefgh",
+        lambda s, a, b: _viewed(s.norm(a), lambda x: x.mul_(b)),
+        conv(),
+        {"norm": nn.BatchNorm2d(8)},
+    ),
+    "a view of constants that are multiplied": (
+        "a abcdefgh; b abcdefgh; norm abcdefgh",
+        lambda s, a, b: _viewed(s.norm(a).sigmoid(), lambda x: x.mul_(b.cumsum(2))),
+        conv(),
+        {"norm": nn.BatchNorm2d(8)},
+    ),
+    "masked places of all channels": (
+        "a abcdefgh; b abcdefgh; norm abcdefgh",
+        lambda s, a, b: torch.where(s.mask, s.norm(a), b),
+        conv(),
+        {"norm": nn.BatchNorm2d(8), "mask": torch.ones(4, 4, dtype=torch.bool)},
+    ),
+    "packed": (
+        "",
+        lambda s, a, b: (
+            nn.utils.rnn.pack_padded_sequence(a.flatten(2).mT, torch.tensor([16, 9]), batch_first=True).data
+        ),
+        linear(),
+        {},
+    ),
+    "a bias of its own": (
+        "",
+        lambda s, a, b: (F.linear(a.mean((2, 3)), s.weight) + s.bias).cumsum(0),
+        linear(4),
+        {"weight": nn.Parameter(torch.rand(4, 8)), "bias": nn.Parameter(torch.rand(4))},
+    ),
+    "a bias of its own, first": (
+        "",
+        lambda s, a, b: (s.bias + F.linear(a.mean((2, 3)), s.weight)).cumsum(0),
+        linear(4),
+        {"weight": nn.Parameter(torch.rand(4, 8)), "bias": nn.Parameter(torch.rand(4))},
+    ),
+    "a bias of its own, in place": (
+        "weight ----; add_ after bias",
+        lambda s, a, b: F.linear(a.mean((2, 3)), s.weight).add_(s.bias).cumsum(0),
+        linear(4),
+        {"weight": nn.Parameter(torch.rand(4, 8)), "bias": nn.Parameter(torch.rand(4))},
+    ),
+    "a number for each that is no bias": (
+        "a abcdefgh; bias abcdefgh",
+        lambda s, a, b: (a.mean((2, 3)).relu() + s.bias).cumsum(0),
+        linear(),
+        {"bias": nn.Parameter(torch.rand(8))},
+    ),
+    "a bias for each place": (
+        "bias abcd; weight abcd",
+        lambda s, a, b: (F.linear(a.mT.transpose(1, 3), s.weight) + s.bias).cumsum(1),
+        linear(4),
+        {"weight": nn.Parameter(torch.rand(4, 8)), "bias": nn.Parameter(torch.rand(4, 4))},
+    ),
+    "twice its bias": (
+        "",
+        lambda s, a, b: torch.add(F.linear(a.mean((2, 3)), s.weight), s.bias, alpha=2).cumsum(0),
+        linear(4),
+        {"weight": nn.Parameter(torch.rand(4, 8)), "bias": nn.Parameter(torch.rand(4))},
+    ),
     # -- without a rule ------------------------------------------------------------------------------------------------
     "an operator without a rule": (
         "a --------; b --------; no rule for _linalg_solve_ex after b",
@@ -709,6 +876,13 @@ CASES: dict[str, tuple[str, Between, nn.Module, dict[str, Any]]] = {
 def _lost(x: Tensor) -> Tensor:
     view = x[:, :, :2]
     x.add_(1)
+    return view
+
+
+def _viewed(x: Tensor, write: Callable[[Tensor], object]) -> Tensor:
+    x = x.clone()
+    view = x[:, :, :2]
+    write(x)
     return view
 
 
