@@ -138,6 +138,105 @@ def test_blocks_that_stay(kind: type[nn.Module]) -> None:
     assert find_branches(trace(around(kind(16)), SMALL)) == []
 
 
+class Variant(Block):
+    """What a function makes of the stream and the layers."""
+
+    def __init__(self, between: Callable[[Any, Tensor], Tensor], **parts: nn.Module | nn.Parameter) -> None:
+        super().__init__(8)
+        self.between = between
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.between(self, x)
+
+
+class Squeezed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.up = nn.Conv2d(8, 4, 1), nn.Conv2d(4, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.up(self.down(x.mean((2, 3), keepdim=True)).relu()).sigmoid()
+
+
+def narrowed() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(8, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 8, 1), nn.BatchNorm2d(8))
+
+
+Variation = tuple[Callable[[], nn.Module], list[tuple[str, int, int, int]], list[tuple[str, int]]]
+LAST = [("1.conv1", 0), ("1.bn1", 0), ("1.conv2", 0), ("1.bn2", 8)]
+RELU = [*LAST, ("1.relu", 0)]
+VARIANTS: dict[str, Variation] = {  # name, addition, operand and steps of each; what is emptied, and still gives
+    "first": (lambda: Variant(lambda s, x: s.branch(x) + x), [("1", 0, 0, 5)], RELU),
+    "second": (lambda: Variant(lambda s, x: x + s.branch(x)), [("1", 0, 1, 5)], RELU),
+    "in place": (lambda: Variant(lambda s, x: x.add_(s.branch(x))), [("1", 0, 1, 5)], RELU),
+    "scaled": (lambda: Variant(lambda s, x: x + 0.5 * s.branch(x)), [("1", 0, 1, 6)], RELU),
+    "with scales": (
+        lambda: Variant(lambda s, x: x + s.scale * s.branch(x), scale=nn.Parameter(torch.ones(8, 1, 1))),
+        [("1", 0, 1, 6)],
+        RELU,
+    ),
+    "of positive numbers": (lambda: Variant(lambda s, x: x + s.branch(x).relu()), [("1", 0, 1, 6)], RELU),
+    "not zero at its end": (lambda: Variant(lambda s, x: x + s.branch(x).sigmoid()), [], []),
+    "not zero within": (
+        lambda: Variant(lambda s, x: x + s.bn2(s.conv2(s.bn1(s.conv1(x)).sigmoid()))),
+        [("1", 0, 1, 5)],
+        LAST,
+    ),
+    "without a norm at its end": (
+        lambda: Variant(lambda s, x: x + s.conv2(s.bn1(s.conv1(x)).relu())),
+        [("1", 0, 1, 4)],
+        [("1.conv1", 0), ("1.bn1", 0), ("1.conv2", 8)],
+    ),
+    "squeeze and excitation": (
+        lambda: Variant(lambda s, x: x + s.se(s.branch(x)), se=Squeezed()),
+        [("1", 0, 1, 11)],
+        [*LAST[:3], ("1.bn2", 0), ("1.relu", 0), ("1.se", 8)],
+    ),
+    "two ways to its end": (
+        lambda: Variant(
+            lambda s, x: x + s.bn2(s.conv2(s.bn1(s.conv1(x)).relu())) * s.gate(x).tanh(), gate=nn.Conv2d(8, 8, 1)
+        ),
+        [("1", 0, 1, 8)],
+        [*LAST, ("1.gate", 8)],
+    ),
+    "a stream that is added again": (lambda: Variant(lambda s, x: (x + s.branch(x)) + x), [("1", 0, 1, 5)], RELU),
+    "doubled": (lambda: Variant(lambda s, x: x + (lambda y: y + y)(s.branch(x))), [("1", 1, 1, 6)], RELU),
+    "plus a number": (lambda: Variant(lambda s, x: x + (s.branch(x) + 1)), [], []),
+    "subtracted": (lambda: Variant(lambda s, x: x - s.branch(x)), [], []),
+    "beside a projection": (
+        lambda: Variant(
+            lambda s, x: s.side(x) + s.branch(x), side=nn.Sequential(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8))
+        ),
+        [("1", 0, 1, 5)],
+        RELU,
+    ),
+    "two of them": (
+        lambda: Variant(lambda s, x: x + s.branch(x) + s.more(x), more=narrowed()),
+        [("1", 0, 1, 5), ("1.more", 1, 1, 4)],
+        [*RELU, ("1.more", 8)],
+    ),
+    "one within another": (
+        lambda: Variant(lambda s, x: x + s.more(x + s.branch(x)), more=narrowed()),
+        [("1", 0, 1, 5)],
+        RELU,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", VARIANTS)
+def test_what_a_branch_is(case: str) -> None:
+    make, branches, emptied = VARIANTS[case]
+    found = find_branches(trace(around(make(), width=8), SMALL[:2]))
+    assert [(b.name, b.addition, b.operand, len(b.steps)) for b in found] == branches
+    assert [(name, len(labels)) for b in found for name, (_, labels) in b.emptied.items()] == emptied
+    assert {dim for b in found for dim, _ in b.emptied.values()} <= {1} and {b.dim for b in found} <= {1}
+    for branch in found:
+        assert {name.rpartition(".")[0] for name in branch.tensors} == {*branch.producers}
+        assert all(name.startswith(tuple(branch.emptied)) for name in branch.tensors) and len(branch.stream) == 8
+
+
 def thinned(keep: float = 0.3) -> tuple[nn.Module, nn.Module, PruningPlan]:
     """A network of four blocks, without two of them and some channels."""
     net = around(*(Block(16) for _ in range(4)))
