@@ -1,7 +1,7 @@
 """Whole numbers that modules keep in plain attributes, and which of them forward code reads."""
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import CodeType, FunctionType
 from typing import Any
@@ -102,7 +102,7 @@ class KeptSizes(Mapping[str, StoredSize]):
         self._sizes: dict[str, StoredSize] = {}
         self._places: dict[tuple[int, str], str] = {}  # (a module's id, attribute) -> name
         self._noting: list[tuple[nn.Module, type]] = []  # what notes the reads, and its class while it does
-        kinds: dict[type, type | None] = {}
+        kinds: dict[tuple[type, frozenset[str]], type | None] = {}
         others: dict[type, frozenset[str]] = {}  # attributes that are no such sizes
         for prefix, module in {id(module): (prefix, module) for prefix, module in reversed(modules)}.values():
             kind = type(module)
@@ -114,9 +114,9 @@ class KeptSizes(Mapping[str, StoredSize]):
             mine = {k: size for k, size in held.items() if size is not None}
             if not mine:
                 continue
-            if kind not in kinds:
-                kinds[kind] = _noting(kind, self._places, self.read)
-            noting = kinds[kind]
+            if (of := (kind, frozenset(mine))) not in kinds:
+                kinds[of] = _noting(*of, self._places, self.read)
+            noting = kinds[of]
             self._sizes |= {prefix + key: value for key, value in mine.items()}
             self._places |= {(id(module), key): prefix + key for key in mine}
             if noting is None:
@@ -205,17 +205,25 @@ def with_size(value: Any, path: Sequence[str], size: Any) -> Any:
     return made
 
 
-def _noting(kind: type, kept: Mapping[tuple[int, str], str], read: set[str]) -> type | None:
-    """Return a subclass that notes which of the `kept` attributes are read; None for a class that can't have one."""
-    getattribute: Any = kind.__getattribute__
+def _noting(kind: type, attributes: Iterable[str], kept: Mapping[tuple[int, str], str], read: set[str]) -> type | None:
+    """Return a subclass that notes which of these attributes are read, by the names under which they are `kept`; None
+    for a class that can't have one."""
 
-    def __getattribute__(self: Any, attribute: str) -> Any:
-        name = kept.get((id(self), attribute))
-        if name is not None:
-            read.add(name)
-        return getattribute(self, attribute)
+    def noted(attribute: str) -> property:
+        def get(self: Any) -> Any:
+            read.add(kept[id(self), attribute])
+            try:
+                return self.__dict__[attribute]
+            except KeyError:
+                raise AttributeError(attribute) from None
 
-    members = {"__getattribute__": __getattribute__, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
+        return property(
+            get,
+            lambda self, value: self.__dict__.__setitem__(attribute, value),
+            lambda self: self.__dict__.__delitem__(attribute),
+        )
+
+    members = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, **{a: noted(a) for a in attributes}}
     try:
         return type(kind)(kind.__name__, (kind,), members)
     except Exception:  # a class may say how it is subclassed

@@ -138,8 +138,12 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, complex)) and not isinstance(value, bool)
 
 
-_FROM_NUMBERS = {torch.tensor, torch.as_tensor, torch.scalar_tensor, torch.full}
+_FROM_NUMBERS = {torch.tensor, torch.as_tensor}
 TAKES_VALUES = {torch.Tensor.__getitem__, torch.Tensor.new_tensor, torch.Tensor.new_full, *_FROM_NUMBERS}
+
+
+class ValuesNeeded(Exception):
+    """Forward code has made a tensor from numbers that its operators don't show: functions must be watched as well."""
 
 
 class KeepValues(TorchFunctionMode):
@@ -154,10 +158,10 @@ class KeepValues(TorchFunctionMode):
         elif func is torch.Tensor.new_tensor and _without_data(args[0]):
             func, kwargs = torch.tensor, {"dtype": args[0].dtype, **kwargs, "device": "cpu"}
             args = args[1:]
-        elif func is torch.Tensor.new_full and _without_data(args[0]) and _is_small(args[1:], kwargs):
+        elif func is torch.Tensor.new_full and _without_data(args[0]) and is_small((*args[1:], kwargs.get("size"))[0]):
             func, kwargs = torch.full, {"dtype": args[0].dtype, **kwargs, "device": "cpu"}
             args = args[1:]
-        elif func in _FROM_NUMBERS and _names_meta(kwargs) and (func is not torch.full or _is_small(args, kwargs)):
+        elif func in _FROM_NUMBERS and _names_meta(kwargs):
             kwargs = {**kwargs, "device": "cpu"}
         return func(*args, **kwargs)
 
@@ -170,9 +174,9 @@ def _names_meta(kwargs: dict[str, Any]) -> bool:
     return kwargs.get("device") is not None and torch.device(kwargs["device"]) == META
 
 
-def _is_small(args: Any, kwargs: dict[str, Any]) -> bool:
-    size = args[0] if args else kwargs.get("size", ())
-    return math.prod((size,) if isinstance(size, int) else size) <= SMALL
+def is_small(size: Sequence[int]) -> bool:
+    """Return whether a tensor of this size keeps its values in a run without data."""
+    return math.prod(size) <= SMALL
 
 
 def _indices(index: Any) -> Any:

@@ -116,6 +116,7 @@ class Labeller:
         self.whole_groups = whole_groups
         self.stated_anew: Container[str] = ()
         self.meta = True  # whether the run is one without data
+        self.watches_functions = False  # whether what forward code calls is seen before torch makes operators of it
         self.group_counts: dict[str, Ints] = {}
         self.streams: set[str] = set()  # BatchNorms that read what isn't straight out of a layer
         self.producers: dict[str, Producer] = {}

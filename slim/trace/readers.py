@@ -1,7 +1,7 @@
 """Layers whose bias can take up channels that are constant where they read them, so that these can go."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -9,7 +9,6 @@ from typing import Any
 from torch import nn
 
 from slim.trace.copy import Modules
-from slim.trace.hooks import hooked
 from slim.trace.labeller import Labeller
 
 _FORWARDS = {nn.Linear.forward, nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward}
@@ -51,14 +50,18 @@ def _meets_zeros(module: nn.Module) -> bool:
 def noting_readers(labeller: Labeller, modules: Modules) -> Iterator[None]:
     """Let a run know which of these layers is at work."""
 
-    def note(name: str | None, *_: object) -> None:
+    def at_work(name: str, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         labeller.reader = name
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            labeller.reader = None
 
     found = readers(modules)
-    before = [module.register_forward_pre_hook(partial(note, name)) for name, module in found.items()]
-    after = [module.register_forward_hook(partial(note, None)) for module in found.values()]
+    for name, module in found.items():  # hooks would take longer than what they surround
+        module.__dict__["forward"] = partial(at_work, name, module.forward)
     try:
-        with hooked([*before, *after]):
-            yield
+        yield
     finally:
-        labeller.reader = None
+        for module in found.values():
+            module.__dict__.pop("forward", None)

@@ -3,13 +3,21 @@
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
+from slim.trace.attributes import words_of
 from slim.trace.constants import TAKES_VALUES, KeepValues
+from slim.trace.copy import Modules
 from slim.trace.labeller import Labeller
 
 _RECURRENT = {torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu}
+_NAMES = {"lstm", "gru", "rnn_tanh", "rnn_relu"}
+
+
+def is_recurrent(modules: Modules) -> bool:
+    """Say whether there are recurrent layers among modules, or such as may call their functions."""
+    return any(isinstance(module, nn.RNNBase) or not _NAMES.isdisjoint(words_of(type(module))) for _, module in modules)
 
 
 class OneStep(KeepValues):

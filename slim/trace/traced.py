@@ -16,12 +16,13 @@ from slim.errors import SlimError
 from slim.trace.attributes import KeptSizes, kind_of
 from slim.trace.classes import Classes, Ints
 from slim.trace.codes import Bools, clear, codes_on, is_labelled, layer_of, name_of, set_codes, set_name
-from slim.trace.constants import same
+from slim.trace.constants import ValuesNeeded, same
 from slim.trace.copy import Tensors, named_modules
 from slim.trace.inputs import as_meta, call, cannot_follow, cannot_run, check_inputs
 from slim.trace.labeller import INDEXED, Ambiguous, Executed, Fold, Producer, Product
 from slim.trace.lengths import stated_anew
 from slim.trace.meta_copy import data_copy, meta_copy
+from slim.trace.recurrence import is_recurrent
 from slim.trace.state import State, restored
 from slim.trace.tracer import ForwardPass, TraceOptions, Tracer, run_once
 
@@ -76,6 +77,7 @@ class Trace:
     meta_copy: nn.Module = field(default_factory=nn.Module)
     inputs: Any = None
     inputs_are_meta: bool = True
+    watches_functions: bool = False  # whether runs see more than operators
     state: State = field(init=False)  # of the copy before each run, taken once
     tensors: Tensors = field(init=False)  # all of the copy's
     sizes: KeptSizes = field(init=False)  # which its modules keep
@@ -89,6 +91,7 @@ class Trace:
                 set_name(tensor, name)
         self.sizes = KeptSizes(self.state.modules)
         self.stated_anew = stated_anew(self.state.modules)
+        self.watches_functions = self.watches_functions or is_recurrent(self.state.modules)
         registered = self.state.registered
         self.stored = {name for name, _ in self.tensors[len(registered) :]} - {name for name, _ in registered}
         named = {id(t): name for name, t in reversed(registered) if isinstance(t, nn.Parameter)}
@@ -96,7 +99,9 @@ class Trace:
 
     @property
     def options(self) -> TraceOptions:
-        return TraceOptions(self.selecting, self.whole_groups, self.stated_anew, self.inputs_are_meta)
+        return TraceOptions(
+            self.selecting, self.whole_groups, self.stated_anew, self.inputs_are_meta, self.watches_functions
+        )
 
     def add_runs(self, *, training: bool) -> "ForwardPass":
         """Run the meta-device copy in this mode, and again where forward code draws random numbers and leaves layers
@@ -114,6 +119,13 @@ class Trace:
 
     def add_run(self, *, training: bool, seed: int | None = None) -> "ForwardPass":
         """Run the meta-device copy once more, in this mode, and take in what it tells."""
+        try:
+            return self._run(training=training, seed=seed)
+        except ValuesNeeded:
+            self.watches_functions = True
+            return self._run(training=training, seed=seed)
+
+    def _run(self, *, training: bool, seed: int | None) -> "ForwardPass":
         tracer = self.tracer(training=training)
         with restored(self.meta_copy, self.state), self.sizes.noting():
             before = self.state.drawn()

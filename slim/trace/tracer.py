@@ -72,13 +72,14 @@ class TraceOptions:
 
     `select` names BatchNorms that choose their own channels of a shared stream; with `whole_groups`, grouped
     convolutions lose whole groups; `stated_anew` names parameters whose norms may run over fewer channels; in a `meta`
-    run tensors hold no data.
+    run tensors hold no data; where it `watches_functions`, torch's own are seen, too, which takes time.
     """
 
     select: Container[str] = ()
     whole_groups: bool = False
     stated_anew: Container[str] = ()
     meta: bool = True
+    watches_functions: bool = False
 
 
 class Tracer(Labeller, TorchDispatchMode):
@@ -88,6 +89,7 @@ class Tracer(Labeller, TorchDispatchMode):
         super().__init__(classes, options.select, options.whole_groups)
         self.stated_anew = options.stated_anew
         self.meta = options.meta
+        self.watches_functions = options.watches_functions
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:  # nothing is compiled here, and the guard against it costs a quarter
@@ -193,7 +195,8 @@ def run_once(
     if seed is not None:
         state.seed(seed)
     noting = noting_readers(tracer, state.modules), noting_widths(tracer, state.modules)
-    with tracing_mode(state.modules, training=training), noting[0], noting[1], OneStep(tracer), tracer:
+    watching = OneStep(tracer) if tracer.watches_functions else nullcontext()
+    with tracing_mode(state.modules, training=training), noting[0], noting[1], watching, tracer:
         outputs = output_tensors(call(copied, example_inputs), numbers=True)
     for name, written in state.written().items():
         if name in state.tensors:

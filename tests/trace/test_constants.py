@@ -39,6 +39,8 @@ FOLLOW: dict[str, Operation] = {
     "a scalar tensor": lambda x: x / torch.tensor(x.shape[1]),
     "the root of one": lambda x: x / torch.sqrt(torch.tensor(float(x.shape[1]))),
     "one on the device": lambda x: x / torch.tensor(x.shape[1], device=x.device),
+    "one that is moved there": lambda x: x / torch.tensor(x.shape[1]).to(x.device),
+    "numpy's on the device": lambda x: x / torch.as_tensor(np.array(x.shape[1]), device=x.device),
     "new_tensor": lambda x: x * x.new_tensor(x.shape[1]),
     "new_tensor of a list": lambda x: x * x.new_tensor([x.shape[1]]).rsqrt(),
     "as_tensor": lambda x: x * torch.as_tensor(1 / x.shape[1]),

@@ -3,7 +3,9 @@
 from torch import Tensor
 
 from slim.trace.codes import Codes, TensorCodes, mark_alike, mark_blank, mark_unset
+from slim.trace.constants import ValuesNeeded, is_constant, is_small
 from slim.trace.op import Op
+from slim.trace.rules.pointwise import same
 from slim.trace.rules.registry import rule
 
 
@@ -12,6 +14,29 @@ def scalar_tensor(op: Op) -> Tensor:
     """A number: it keeps its value where the network runs without data."""
     made: Tensor = op.func(*op.args, **{**op.kwargs, "device": "cpu"})
     return made
+
+
+@rule("lift_fresh", "lift_fresh_copy")
+def of_numbers(op: Op) -> Tensor:
+    """A tensor of Python's numbers."""
+    _keep_values(op)
+    made: Tensor = same(op)
+    return made
+
+
+@rule("_to_copy")
+def moved(op: Op) -> Tensor:
+    """Of another dtype, or on another device: a constant keeps its values where the network runs without data."""
+    if op.labeller.meta and not op.input.is_meta and is_constant(op.input, True):
+        op.kwargs.pop("device", None)
+    made: Tensor = same(op)
+    return made
+
+
+def _keep_values(op: Op) -> None:
+    """Raise ValuesNeeded where numbers have been lost on the way to the operator, but needn't be."""
+    if op.input.is_meta and not op.labeller.watches_functions:
+        raise ValuesNeeded
 
 
 @rule("zeros_like", "empty_like", "new_zeros", "new_empty", "new_empty_strided")
@@ -30,12 +55,16 @@ def new_memory(op: Op) -> Tensor:
 
 @rule("ones_like", "full_like", "rand_like", "randn_like", "randint_like", "new_ones", "new_full")
 def something(op: Op) -> Tensor:
+    if op.name == "new_full" and is_small(op["size"]):
+        _keep_values(op)
     made = op.label(op.run(), {d: codes.ungated() for d, codes in _sized_after(op).items()})
     return made if "rand" in op.name else _filled(op, made)
 
 
 @rule("full", "ones", "zeros")
 def full(op: Op) -> Tensor:
+    if op.name == "full" and op.labeller.meta and is_small(op["size"]):
+        op.kwargs.pop("device", None)  # so that it keeps its values
     return _filled(op, op.func(*op.args, **op.kwargs))
 
 

@@ -332,7 +332,7 @@ def _gate_of(op: Op, operands: list[Codes | None], size: int) -> Ints | int:
 
 
 @rule(
-    *("clone", "detach", "alias", "_to_copy", "contiguous", "lift_fresh", "lift_fresh_copy", "native_dropout"),
+    *("clone", "detach", "alias", "contiguous", "native_dropout"),
     *("_conj", "_neg_view", "resolve_conj", "resolve_neg"),
 )
 def same(op: Op) -> Any:
