@@ -82,7 +82,10 @@ class Groups:
         labels = np.concatenate([*self.labels.values(), np.zeros(0, np.int64)])
         self.layer = np.repeat(np.arange(len(self.names)), [len(labels) for labels in self.labels.values()])
         self.widths = np.bincount(self.layer)
-        self.roots, self.member = np.unique(classes.roots(labels), return_inverse=True)
+        rooted = classes.roots(labels)
+        met = np.zeros(len(classes), bool)
+        met[rooted] = True
+        self.roots, self.member = np.flatnonzero(met), (np.cumsum(met) - 1)[rooted]
         self.size = np.bincount(self.member)
         self.savings = self.size.astype(np.float64)
         self.blocks = slice(len(self.roots), len(self.roots))  # those of the groups that are residual branches

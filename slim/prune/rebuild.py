@@ -132,6 +132,7 @@ def rebuild(model: nn.Module, change: Change) -> nn.Module:
     thin = clone(model, thinner, thinner)
     modules = dict(named_modules(thin))
     _adjust(modules, change)
+    _check_whole(modules, change.cuts)
     _forget(thin)
     state_anew(dict(named_modules(model)), modules, change)
     return thin
@@ -150,8 +151,9 @@ def _forget(thin: nn.Module) -> None:
 
 
 def _fits(cut: Mapping[int, list[int]], tensor: Tensor) -> bool:
+    """Return whether a tensor has all that a cut, in rising order, takes of it."""
     return all(
-        d == NUMBERED or (d < tensor.dim() and (not gone or max(gone) < tensor.shape[d])) for d, gone in cut.items()
+        d == NUMBERED or (d < tensor.dim() and (not gone or gone[-1] < tensor.shape[d])) for d, gone in cut.items()
     )
 
 
@@ -210,7 +212,6 @@ def _adjust(modules: Mapping[str, nn.Module], change: Change) -> None:
     for owner in {owner_of(name) for name in change.cuts}:
         if (module := modules.get(owner and owner + ".")) is not None:
             resize(module, groups_are_set=f"{owner}.groups".lstrip(".") in change.sizes)
-            _check_whole(owner, module)
             run_headwise(module)  # a nn.MultiheadAttention
     for name, index in change.selects.items():
         bn = modules[name + "."]
@@ -288,16 +289,20 @@ def _held(modules: Mapping[str, nn.Module], name: str) -> Tensor:
     return held
 
 
-def _check_whole(name: str, module: nn.Module) -> None:
+def _check_whole(modules: Mapping[str, nn.Module], cuts: Cuts) -> None:
     """Raise SlimError where what a layer has for each of its channels isn't as long as its weight."""
-    if not isinstance(module, PER_CHANNEL):
-        return
-    sizes = ("out_channels", "out_features", "num_features", "num_channels")
-    made = next(getattr(module, size) for size in sizes if hasattr(module, size))
-    for key in ("bias", "running_mean", "running_var"):
-        tensor = getattr(module, key, None)
-        if isinstance(tensor, Tensor) and tensor.ndim == 1 and isinstance(made, int) and len(tensor) != made:
-            raise SlimError(f"the plan contradicts itself: it leaves {len(tensor)} of {name}.{key} for {made} channels")
+    for name in {owner_of(name) for name in cuts}:
+        module = modules.get(name and f"{name}.")
+        if not isinstance(module, PER_CHANNEL):
+            continue
+        sizes = ("out_channels", "out_features", "num_features", "num_channels")
+        made = next(getattr(module, size) for size in sizes if hasattr(module, size))
+        for key in ("bias", "running_mean", "running_var"):
+            tensor = getattr(module, key, None)
+            if isinstance(tensor, Tensor) and tensor.ndim == 1 and isinstance(made, int) and len(tensor) != made:
+                raise SlimError(
+                    f"the plan contradicts itself: it leaves {len(tensor)} of {name}.{key} for {made} channels"
+                )
 
 
 def resize(module: nn.Module, *, groups_are_set: bool = False) -> None:

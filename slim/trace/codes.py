@@ -322,6 +322,21 @@ def fresh_from(tensor: Tensor) -> str | None:
     return found
 
 
+_PLAIN = {"_codes", "_fresh", "_step", "_constant", "_fixed"}
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Return whether a step of the run made a tensor of which nothing is noted that a copy hasn't, too."""
+    notes = tensor.__dict__
+    return "_step" in notes and _PLAIN.issuperset(notes) and tensor.is_contiguous()
+
+
+def pass_notes(tensor: Tensor, out: Tensor) -> Tensor:
+    """Let `out` carry what is noted of `tensor`, and return it."""
+    out.__dict__.update(tensor.__dict__)
+    return out
+
+
 Source = tuple[Tensor, dict[int, int]]  # a parameter or buffer, and which of its dimensions each one of a view of it is
 
 

@@ -144,10 +144,11 @@ def clone(
             new = memo[id(module)] = object.__new__(type(module))  # a class's own __new__ may take arguments
             fresh.append((module, new))
     for old, new in fresh:  # all are known by now, so attributes that refer to other modules find their copies
+        worked_out = _worked_out(type(old))
         copied = {
             k: v if (kind := type(v)) in _PLAIN else kind() if kind in _CONTAINERS and not v else _copy(v, memo)
             for k, v in old.__dict__.items()  # most are plain, or empty
-            if k in INTERNAL or not isinstance(getattr(type(old), k, None), cached_property)  # it is worked out anew
+            if k not in worked_out
         }
         copied.pop(COMPILED, None)  # it runs the original
         if "_orig_mod" in old._modules:  # torch.compile(module): so does its forward
@@ -162,6 +163,18 @@ def clone(
             ) from error
     made: nn.Module = memo[id(model)]
     return made
+
+
+_anew: dict[type, set[str]] = {}
+
+
+def _worked_out(kind: type) -> set[str]:
+    """Return the attributes that a class works out when they are first read: in a copy, anew."""
+    if kind in _anew:
+        return _anew[kind]
+    found = {k for base in kind.__mro__ for k, v in vars(base).items() if isinstance(v, cached_property)}
+    _anew[kind] = {k for k in found if isinstance(getattr(kind, k, None), cached_property)}  # no subclass has another
+    return _anew[kind]
 
 
 def _is_simple(kind: type) -> bool:

@@ -4,6 +4,7 @@ import random
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from operator import is_
 from types import FunctionType
 from typing import Any
 
@@ -16,7 +17,7 @@ from slim.trace.outputs import find_tensors
 
 _CONTAINERS = {dict, OrderedDict, defaultdict, list, set, deque}
 _REGISTERED = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"}  # which hold no containers
-_NOTED = _CONTAINERS | {FunctionType}
+_HOLDING = _CONTAINERS | {FunctionType}
 _Act = Callable[[Any, Any], object]
 _GENERATORS: dict[type, tuple[Callable[[Any], Any], _Act, _Act]] = {  # read and set what they hold, and seed them
     random.Random: (random.Random.getstate, random.Random.setstate, random.Random.seed),
@@ -32,6 +33,12 @@ _GENERATORS: dict[type, tuple[Callable[[Any], Any], _Act, _Act]] = {  # read and
     ),
     torch.Generator: (torch.Generator.get_state, torch.Generator.set_state, torch.Generator.manual_seed),
 }
+_NOTED = {*_HOLDING, *_GENERATORS}
+
+
+def _is_as_before(now: dict[Any, Any], before: dict[Any, Any]) -> bool:
+    """Say whether a dict holds the very objects that it held."""
+    return now.keys() == before.keys() and all(map(is_, now.values(), before.values()))
 
 
 @contextmanager
@@ -68,17 +75,20 @@ class State:
         self._containers: dict[int, tuple[Any, Any]] = {}
         self.tensors: dict[str, Tensor] = {}
         self._draws: list[tuple[Any, Any]] = []  # generators of the modules' own, and what they hold
+        self._own: list[tuple[str, Any]] = []  # containers in attributes, by name
         for prefix, module, _, attributes in self._modules:
             for name, value in attributes.items():
                 kind = type(value)
-                if kind in _GENERATORS:
-                    self._draws.append((value, _GENERATORS[kind][0](value)))
-                if kind not in _NOTED:
+                if kind not in _NOTED:  # most aren't
                     continue
                 if name in _REGISTERED:
                     self._containers[id(value)] = value, value.copy()
+                elif kind in _GENERATORS:
+                    self._draws.append((value, _GENERATORS[kind][0](value)))
                 elif value or name not in INTERNAL:  # forward code adds no hooks
                     self._note(value)
+                    if name not in INTERNAL:
+                        self._own.append((prefix + name, value))
             for key, tensor in module._buffers.items():
                 if tensor is not None:
                     self.tensors[prefix + key] = tensor
@@ -99,7 +109,7 @@ class State:
             if id(value) not in self._containers:
                 self._containers[id(value)] = value, dict(value) if isinstance(value, dict) else list(value)
                 for item in value.values() if isinstance(value, dict) else value:
-                    if type(item) in _NOTED:
+                    if type(item) in _HOLDING:
                         self._note(item)
         elif kind is FunctionType:
             for cell in value.__closure__ or ():
@@ -117,9 +127,12 @@ class State:
             for key, tensor in module._buffers.items():
                 if tensor is not None:
                     found[prefix + key] = tensor
-            for name, value in module.__dict__.items():
-                if name not in INTERNAL and (value is not attributes.get(name) or self._is_filled(value)):
+            for name, value in () if _is_as_before(module.__dict__, attributes) else module.__dict__.items():
+                if name not in INTERNAL and value is not attributes.get(name):
                     found |= find_tensors(value, prefix + name, arrays=False)
+        for path, value in self._own:
+            if self._is_filled(value):
+                found |= find_tensors(value, path, arrays=False)
         return {n: t for n, t in found.items() if t is not self.tensors.get(n)}
 
     def _is_filled(self, value: Any) -> bool:
@@ -128,7 +141,7 @@ class State:
             return False
         before = self._containers[id(value)][1]
         if isinstance(value, dict):
-            return len(value) != len(before) or any(before.get(key) is not item for key, item in value.items())
+            return not _is_as_before(value, before)
         return len(value) != len(before) or any(a is not b for a, b in zip(value, before))
 
     def drawn(self) -> list[object]:
@@ -151,9 +164,10 @@ class State:
         for _, module, kind, attributes in self._modules:
             if type(module) is not kind:
                 module.__class__ = kind
-            object.__setattr__(module, "__dict__", {**attributes})
+            if not _is_as_before(module.__dict__, attributes):
+                object.__setattr__(module, "__dict__", {**attributes})
         for container, before in self._containers.values():
-            if container or before:
+            if (container or before) and not (isinstance(container, dict) and _is_as_before(container, before)):
                 container.clear()
                 container.update(before) if isinstance(container, dict | set) else container.extend(before)
         for generator, held in self._draws:

@@ -27,11 +27,14 @@ from slim.trace.codes import (
     codes_on,
     fresh_from,
     is_fixed,
+    is_plain,
     is_uniform,
     mark_alike,
+    mark_blank,
     mark_fixed,
     mark_step,
     mark_varying,
+    pass_notes,
 )
 from slim.trace.constants import Constant, constants_among, constants_of, mark_result
 from slim.trace.copy import Modules
@@ -47,6 +50,7 @@ from slim.trace.state import State
 from slim.trace.widths import noting_widths
 
 COPIES = {"clone", "detach"}  # autograd detaches what it keeps
+EMPTY, CLONE, DETACH = torch.ops.aten.empty.memory_format, torch.ops.aten.clone.default, torch.ops.aten.detach.default
 
 
 @dataclass
@@ -96,6 +100,10 @@ class Tracer(Labeller, TorchDispatchMode):
         return False
 
     def __torch_dispatch__(self, func: OpOverload, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is EMPTY:  # a third of what runs in training is this and copies, for the backward pass
+            return mark_blank(func(*args, **kwargs))
+        if self.meta and (func is CLONE or func is DETACH) and is_plain(args[0]):  # with data, numpy may come next
+            return pass_notes(args[0], func(*args, **(kwargs or {})))
         op = Op(func, args, kwargs or {}, self)
         taken = [codes for tensor in op.tensors for codes in codes_on(tensor).values()]
         constants = constants_of(op, meta=self.meta)
