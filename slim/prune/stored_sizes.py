@@ -1,6 +1,6 @@
 """Sizes that modules store follow their channels, so that forward code of the thin network lines up."""
 
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +26,7 @@ class StoredSizes:
     traced: Trace
     followed: dict[str, Counted] = field(default_factory=dict)
     _coupled: dict[str | None, int] = field(default_factory=dict)  # kinds of sizes -> how many were found to be shared
+    _helped: dict[frozenset[str], None] = field(default_factory=dict)  # kinds of sizes that were followed together
     _on_trial: set[str] = field(default_factory=set)  # followed although they brought the network no further
     _refuted: set[str] = field(default_factory=set)  # followed on trial, and wrongly
 
@@ -50,26 +51,47 @@ class StoredSizes:
             misfit = self._misfit(plan, kept)
         while misfit is not None:
             stale = self._stale(misfit, kept)
-            for tried in _attempts(stale):
-                after = self._misfit(plan, kept, tried)
-                if not _further(after, misfit):
-                    continue
-                for name in tried if len(tried) > 1 else ():  # one of them may only look like the size at hand
-                    fewer = {other: counted for other, counted in tried.items() if other != name}
-                    without = self._misfit(plan, kept, fewer)
-                    if _further(without, misfit):
-                        tried, after = fewer, without
-                self.followed |= tried
-                misfit = after
-                break
-            else:  # one size that serves several layers brings the network no further until these are coupled
+            found = self._bring_further(stale, misfit, plan, kept)
+            if found is None:  # one size that serves several layers brings it no further until these are coupled
                 shared = {name: counted for name, counted in stale.items() if name in misfit.shared}
                 self.followed |= shared
                 self._on_trial |= shared.keys()
                 break
+            tried, misfit = found
+            self.followed |= tried
         if misfit is not None or not self._fits_with_unread(plan, kept):
             self._note(plan, kept)
         return misfit
+
+    def _bring_further(
+        self, stale: Mapping[str, Counted], misfit: Misfit, plan: PruningPlan, kept: Bools
+    ) -> tuple[dict[str, Counted], Misfit | None] | None:
+        """Return which of the stale sizes bring the thin network further than this misfit, and to which it brings it;
+        None where none does."""
+        for tried in (*self._as_before(stale), *_attempts(stale)):
+            after = self._misfit(plan, kept, tried)
+            if not _further(after, misfit):
+                if after is not None and len(tried) == len(stale) and after.step == misfit.step:
+                    break  # all of them make no difference
+                continue
+            known = _kinds(tried) in self._helped
+            for name in tried if len(tried) > 1 and not known else ():  # one may only look like the size at hand
+                fewer = {other: counted for other, counted in tried.items() if other != name}
+                without = self._misfit(plan, kept, fewer)
+                if _further(without, misfit):
+                    tried, after = fewer, without
+            self._helped.setdefault(_kinds(tried))
+            return tried, after
+        return None
+
+    def _as_before(self, stale: Mapping[str, Counted]) -> list[dict[str, Counted]]:
+        """Return those of the stale sizes whose likes in other blocks brought the network further."""
+        found = []
+        for kinds in self._helped:
+            likes = {name: counted for name, counted in stale.items() if _kinds([name]) <= kinds}
+            if _kinds(likes) == kinds:
+                found.append(likes)
+        return found
 
     def _note(self, plan: PruningPlan, kept: Bools, tried: Mapping[str, Counted] | None = None) -> dict[str, Counted]:
         """Note in `plan.sizes` what is followed, and what is `tried`; return both."""
@@ -291,16 +313,21 @@ def _width(module: nn.Module, place: str, index: int) -> int:
 
 
 def _attempts(stale: Mapping[str, Counted]) -> Iterator[dict[str, Counted]]:
-    """Yield each size alone, then all those of a module, and of all modules."""
+    """Yield each size of the first module alone, then those together, then all sizes, and the same of the others."""
+    modules: dict[str, dict[str, Counted]] = {}
     for name, counted in stale.items():
-        yield {name: counted}
-    modules = dict.fromkeys(name.rpartition(".")[0] for name in stale)
-    for module in modules:
-        together = {name: counted for name, counted in stale.items() if name.rpartition(".")[0] == module}
-        if len(together) > 1:
-            yield together
-    if len(modules) > 1:
-        yield dict(stale)
+        modules.setdefault(name.rpartition(".")[0], {})[name] = counted
+    for number, sizes in enumerate(modules.values()):
+        yield from ({name: counted} for name, counted in sizes.items())
+        if len(sizes) > 1:
+            yield sizes
+        if number == 0 and len(modules) > 1:
+            yield dict(stale)
+
+
+def _kinds(names: Iterable[str]) -> frozenset[str]:
+    """Return what names have in common with their likes in other blocks."""
+    return frozenset(kind_of(name) or name for name in names)
 
 
 def _further(after: Misfit | None, before: Misfit) -> bool:

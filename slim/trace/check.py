@@ -25,9 +25,10 @@ from slim.trace.given import AHEAD, Counted, labels_at_hand, sizes_given, taken_
 from slim.trace.labeller import Executed, Mismatch, Reading
 from slim.trace.op import Op, Operator, tensors_of
 from slim.trace.repeat import Known, ThinCodes
+from slim.trace.rules.builtin import rule_for
 from slim.trace.state import State, restored
 from slim.trace.traced import Trace
-from slim.trace.tracer import ForwardPass, Tracer, mark_steps, passes_on, run_once, shapes_of
+from slim.trace.tracer import ForwardPass, Tracer, mark_steps, pass_on_uniform, passes_on, run_once, shapes_of
 
 
 @dataclass
@@ -218,8 +219,9 @@ class SameSteps(Follower):
         constants = constants_of(op, meta=self.meta)
         executed = Executed(func, constants or (), [], aside=constants is None or passes_on(op))
         self.note(executed)
-        result = op.run()
+        result = op.run() if op.tensors else rule_for(func)(op)  # which marks what holds one value all over
         mark_result(op, result, constant=constants is None, meta=self.meta)
+        pass_on_uniform(op, result)
         if not executed.aside:
             before = self.run_before.executed[self.at - 1]
             if before.read != op.read:

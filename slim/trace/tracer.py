@@ -119,8 +119,7 @@ class Tracer(Labeller, TorchDispatchMode):
                 mark_fixed(tensor)
         elif op.in_place:
             mark_varying(op.input)
-        if func.is_view and isinstance(result, Tensor) and is_uniform(op.input):
-            mark_alike(result, range(result.dim()))
+        pass_on_uniform(op, result)
         self._note_bare(op, result)
         executed.decided, executed.place = len(self.decisions), self.place
         executed.read = () if self.meta else op.read  # only values lead forward to other parameters
@@ -161,6 +160,12 @@ def passes_on(op: Op) -> bool:
         return op.name in COPIES
     places = range(op.input.shape[op["dim"]])
     return len(places[slice(op["start"], op["end"], op["step"])]) == len(places)
+
+
+def pass_on_uniform(op: Op, result: Any) -> None:
+    """Mark a view of what holds one value all over."""
+    if op.func.is_view and isinstance(result, Tensor) and is_uniform(op.input):
+        mark_alike(result, range(result.dim()))
 
 
 def mark_steps(op: Op, sources: Sequence[object], result: Any, step: int) -> None:

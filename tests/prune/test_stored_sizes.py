@@ -312,6 +312,42 @@ def test_what_holds_in_several_blocks_is_not_found_out_in_each(
     assert counts[0] == counts[1]
 
 
+class Split(nn.Module):
+    """Attention that splits its channels by two sizes, and joins them by a third, as LeViT's does."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.c, self.key, self.value, self.joined = width, 4, 8, 32
+        self.qkv, self.proj = conv_bn(width, 4 * 16), conv_bn(32, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, _, h, w = x.shape
+        q, k, v = self.qkv(x).view(b, 4, -1, h * w).split([self.key, self.key, self.value], 2)
+        seen = (q.transpose(2, 3) @ k).softmax(3)
+        return x + self.proj((v @ seen).reshape(b, self.joined, h, w))
+
+
+def test_sizes_that_helped_in_one_block_are_tried_first_in_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    tries: list[object] = []
+    misfit = StoredSizes._misfit
+
+    def counted(*args: Any) -> Any:
+        tries.append(args)
+        return misfit(*args)
+
+    monkeypatch.setattr(StoredSizes, "_misfit", counted)
+    counts = []
+    for number in (3, 8):
+        torch.manual_seed(0)
+        model = randomise(Stack(Split, number)).eval()
+        tries.clear()
+        plan = slim.plan(model, X, ratio=0.4, round_to=1)
+        counts.append(len(tries))
+        assert plan.ratio_achieved > 0.35
+        assert difference(model, plan.apply(model), plan.removed, X) < 1e-12
+    assert counts[1] - counts[0] <= 3 * 5
+
+
 def test_a_table_of_numbers_is_read_once_for_each_number() -> None:
     """And not at all once one of them has no meaning: position tables hold tens of thousands."""
 
