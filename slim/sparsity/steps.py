@@ -156,5 +156,6 @@ def _stacked(each: Sequence[float | Tensor]) -> float | Tensor:
         return each[0]
     if any(isinstance(number, Tensor) for number in each):
         device = next(number.device for number in each if isinstance(number, Tensor))
-        return torch.stack([torch.as_tensor(number, device=device) for number in each])
+        made = [number if isinstance(number, Tensor) else torch.full((), number, device=device) for number in each]
+        return torch.stack(made)
     return each[0] if each.count(each[0]) == len(each) else torch.tensor(each)

@@ -11,7 +11,7 @@ Random draws follow from the seed of each step as they do without: a replay read
 
 import warnings
 from collections.abc import Callable, Hashable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import torch
@@ -55,11 +55,25 @@ class CudaGraphRecorder:
         return result
 
     def record(self, function: Callable[[], Result]) -> tuple[Result, Callable[[], None]]:
-        graph = torch.cuda.CUDAGraph()
-        # Other threads may pin memory meanwhile.
-        with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
-            result = function()
+        graph, pool, stream = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle(), torch.cuda.current_stream()
+        try:
+            # Other threads may pin memory meanwhile.
+            with torch.cuda.graph(graph, pool, self.stream, capture_error_mode="thread_local"):
+                result = function()
+        except BaseException:
+            self._give_up(pool, stream)
+            raise
         return result, graph.replay
+
+    def _give_up(self, pool: Any, stream: torch.cuda.Stream) -> None:
+        """Undo what torch leaves of a recording that failed: its stream is the current one, memory goes to its pool,
+        and whatever draws random numbers on the device fails from then on."""
+        torch.cuda.set_stream(stream)
+        device = self.stream.device_index
+        generator = torch.cuda.default_generators[device]
+        generator.graphsafe_set_state(generator.clone_state())
+        with suppress(RuntimeError):  # newer versions have done so
+            torch._C._cuda_endAllocateToPool(device, pool)
 
 
 def graph_recorder_for(

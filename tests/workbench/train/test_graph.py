@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from slim.errors import SlimError
 from slim.workbench.config import ComputeConfig, OptimConfig, SparsityConfig
 from slim.workbench.data import Dataset, batches, epoch
 from slim.workbench.train import fit, loop, step
-from slim.workbench.train.graph import MOST, WARM_UP, Recorded, graph_recorder_for
+from slim.workbench.train.graph import MOST, WARM_UP, CudaGraphRecorder, Recorded, graph_recorder_for
 from slim.workbench.train.snapshots import Snapshots
 
 ON_CPU = ComputeConfig(device="cpu", precision="32-true", channels_last=False)
@@ -194,6 +195,32 @@ def test_a_network_that_cannot_be_recorded_trains_without(digits: Dataset, recor
             fit(model, digits, OptimConfig(epochs=2), compute=compute)
         ends.append(model)
     assert same(*ends) and recorders[0].replayed == 0
+
+
+def test_a_recording_that_fails_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator, done = Mock(), Mock()
+    cuda: dict[str, Any] = {
+        "CUDAGraph": Mock(),
+        "graph_pool_handle": lambda: "pool",
+        "current_stream": lambda: "before",
+    }
+    cuda |= {"Stream": Mock(return_value=Mock(device_index=1)), "default_generators": [None, generator]}
+    cuda |= {"set_stream": done.set_stream, "graph": lambda *_, **__: nullcontext()}
+    for name, stand_in in cuda.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", done.end, raising=False)
+    done.end.side_effect = RuntimeError("not recording")  # a version of torch that has done so
+    recorder = CudaGraphRecorder(torch.device("cuda", 1))
+
+    def looks_at_values() -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    with pytest.raises(RuntimeError, match="not permitted"):
+        recorder.record(looks_at_values)
+    done.set_stream.assert_called_once_with("before")
+    done.end.assert_called_once_with(1, "pool")
+    generator.graphsafe_set_state.assert_called_once_with(generator.clone_state())
+    assert recorder.record(lambda: 3)[0] == 3 and done.set_stream.call_count == 1
 
 
 def test_shapes_and_numbers_are_recorded_apart_and_not_without_end() -> None:
