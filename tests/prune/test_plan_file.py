@@ -399,7 +399,8 @@ def planned() -> tuple[nn.Module, PruningPlan]:
     """Two layers, a cache that grows, and the plan for them."""
     model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
     model.register_buffer("cache", torch.zeros(5, 3))
-    cuts = {"0.weight": {0: [1]}, "0.bias": {0: [1]}, "1.weight": {1: [1]}, "cache": {1: [1]}}
+    model.register_buffer("rows", torch.zeros(3, 2))
+    cuts = {"0.weight": {0: [1]}, "0.bias": {0: [1]}, "1.weight": {1: [1]}, "cache": {1: [1]}, "rows": {0: [1]}}
     shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items() if name in cuts}
     masks = {name: cuts[name] for name in ("0.weight", "0.bias")}
     return model, PruningPlan({"ratio": 0.3}, {}, {"0": [1]}, cuts, shapes, masks)
@@ -410,6 +411,8 @@ def planned() -> tuple[nn.Module, PruningPlan]:
     [
         ({}, None),
         ({"cache": torch.zeros(9, 3)}, None),
+        ({"rows": torch.zeros(3, 9)}, None),
+        ({"rows": torch.zeros(9, 2)}, r"rows has shape \[9, 2\], expected \[3, 2\]"),
         ({"cache": torch.zeros(5, 4)}, r"cache has shape \[5, 4\], expected \[5, 3\]"),
         ({"cache": torch.zeros(5)}, r"cache has shape \[5\], expected \[5, 3\]"),
         ({"cache": None}, "it has no cache"),

@@ -863,6 +863,36 @@ CASES: dict[str, tuple[str, Between, nn.Module, dict[str, Any]]] = {
         linear(4),
         {"weight": nn.Parameter(torch.rand(4, 8)), "bias": nn.Parameter(torch.rand(4))},
     ),
+    "a number spread, times another": (
+        "",
+        lambda s, a, b: a * (torch.full((1, 1, 1), 2.0).expand(a.shape[1], 1, 1) * torch.full((1, 1), 3.0)),
+        conv(),
+        {},
+    ),
+    "a number spread, times several": (
+        "",
+        lambda s, a, b: a * (torch.full((1, 1, 1), 2.0).expand(a.shape[1], 1, 1) * torch.arange(4.0)),
+        conv(),
+        {},
+    ),
+    "two numbers spread": (
+        "",
+        lambda s, a, b: (
+            a
+            * (
+                torch.full((1, 1, 1), 2.0).expand(a.shape[1], 1, 1)
+                + torch.full((1, 1, 1), 2.0).expand(a.shape[1], 1, 1)
+            )
+        ),
+        conv(),
+        {},
+    ),
+    "spread beside places": (
+        "a --------; combined with a fixed size by mul after b",
+        lambda s, a, b: a * (torch.full((1, 1, 1), 2.0).expand(a.shape[1], 1, 1) * torch.arange(8.0)[:, None, None]),
+        conv(),
+        {},
+    ),
     # -- without a rule ------------------------------------------------------------------------------------------------
     "an operator without a rule": (
         "a --------; b --------; no rule for _linalg_solve_ex after b",
