@@ -61,13 +61,15 @@ def mismasked(
 def _within_groups(
     removed: Sequence[int], places: Mapping[str, Mapping[Any, Sequence[int]]], shapes: Mapping[str, Sequence[int]]
 ) -> bool:
-    """Say whether these channels lie at the same places of each group, which is all that the weight of a transposed
-    convolution in groups tells."""
+    """Say whether these channels lie at the same places of each group, or are all that groups make, which is all that
+    the weight of a transposed convolution in groups tells."""
     return any(
-        [group * shapes[name][int(dim)] + i for group in range(len(removed) // len(own)) for i in own] == [*removed]
+        [*removed] in ([group * size + i for group in groups for i in own], [i * many + k for i in own for k in groups])
         for name in places.keys() & shapes.keys()
         for dim, own in places[name].items()
         if own and 0 <= int(dim) < len(shapes[name])
+        for size, many in [(shapes[name][int(dim)], len(removed) // len(own))]
+        for groups in [range(many)]
     )
 
 

@@ -292,6 +292,9 @@ def test_files_that_hold_no_plan(text: str, said: str, tmp_path: Path) -> None:
         ({"t": [1, 3, 5, 6]}, {"t.weight": {1: [1, 3]}}, "t"),
         ({"t": [1, 3, 4, 7]}, {"t.weight": {1: [1, 3]}}, "t"),
         ({"t": [1, 3]}, {"t.weight": {1: [1, 3]}}, None),
+        ({"t": [2, 3, 6, 7]}, {"t.weight": {1: [1, 3]}}, None),  # both of two that each group makes
+        ({"t": [2, 3, 6, 6]}, {"t.weight": {1: [1, 3]}}, "t"),
+        ({"t": [2, 3, 7]}, {"t.weight": {1: [1, 3]}}, "t"),
         ({"t": [1, 2]}, {"t.weight": {1: [1, 3]}}, "t"),
         ({"t": [1, 3, 5, 7]}, {"t.weight": {4: [1, 3]}}, "t"),
         ({"t": [1, 3]}, {"t.weight": {1: [1, 2, 3]}, "t.bias": {0: [1, 3]}}, "t.weight"),

@@ -305,6 +305,24 @@ CASES: dict[str, tuple[str, Between, nn.Module, dict[str, Any]]] = {
         conv(16),
         {"next": nn.ConvTranspose2d(8, 16, 1, groups=8)},
     ),
+    "read one by one, transposed, without a bias": (
+        "a abcdefgh; next aabbccddeeffgghh",
+        lambda s, a, b: s.next(a),
+        conv(16),
+        {"next": nn.ConvTranspose2d(8, 16, 1, groups=8, bias=False)},
+    ),
+    "read one by one, transposed, one of each": (
+        "a abcdefgh; next abcdefgh",
+        lambda s, a, b: s.next(a),
+        conv(),
+        {"next": nn.ConvTranspose2d(8, 8, 1, groups=8)},
+    ),
+    "read one by one, transposed, by code that looks at values": (
+        "a abcdefgh; next aabbccddeeffgghh",
+        lambda s, a, b: s.next(a) * (1.0 if float(a.sum()) < 1e9 else -1.0),
+        conv(16),
+        {"next": nn.ConvTranspose2d(8, 16, 1, groups=8)},
+    ),
     "read in two groups": (
         "a abcdabcd; next efef",
         lambda s, a, b: s.next(a),

@@ -58,7 +58,8 @@ def convolution(op: Op) -> Tensor:
         outgoing = None if biased is None else biased.ungated()
     producer = None
     if outgoing is not None and not (conv.transposed and reading == "whole groups"):
-        producer = op.produce("Conv", (weight, 1 if conv.transposed else 0), (bias, 0), made=outgoing)
+        dim = 1 if conv.transposed and reading != "depthwise" else 0
+        producer = op.produce("Conv", (weight, dim), (bias, 0), made=outgoing)
         outgoing = _of_computed(op, computed, outgoing, bias) if producer is None else outgoing.add_gate(BY_PRODUCER)
     own = codes_on(weight)
     dims: list[int | Ints] = [own[d].labels if d < 2 and d in own else n for d, n in enumerate(weight.shape)]
