@@ -25,7 +25,7 @@ from slim.trace.attributes import (
 )
 from slim.trace.branches import _common
 from slim.trace.classes import Classes
-from slim.trace.constants import SMALL, Table, _indices, _is_small, same
+from slim.trace.constants import SMALL, Table, _indices, is_small, same
 from slim.trace.copy import named_modules, named_tensors, unwrapped
 from slim.trace.inputs import call, cannot_follow, cannot_run, check_inputs
 from slim.trace.lengths import owner_of, stated_anew
@@ -133,18 +133,11 @@ def test_numbers_of_two_runs(a: Any, b: Any, alike: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("args", "kwargs", "small"),
-    [
-        ((SMALL,), {}, True),
-        ((SMALL + 1,), {}, False),
-        (((8, 8),), {}, True),
-        (((8, 9),), {}, False),
-        ((), {"size": (65,)}, False),
-        ((), {}, True),
-    ],
+    ("size", "small"),
+    [((SMALL,), True), ((SMALL + 1,), False), ((8, 8), True), ([8, 9], False), ((), True), ((0, 99), True)],
 )
-def test_small_tensors_keep_their_values(args: Any, kwargs: Any, small: bool) -> None:
-    assert _is_small(args, kwargs) is small
+def test_small_tensors_keep_their_values(size: Any, small: bool) -> None:
+    assert is_small(size) is small
 
 
 def test_lists_in_an_index_hold_data() -> None:
