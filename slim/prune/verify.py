@@ -6,7 +6,8 @@ arbitrary statistics the outputs of many deep networks hardly depend on their in
 kept channels of what every layer gives, not only the outputs.
 """
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -118,7 +119,8 @@ def _same_function(
     masked, thinner = (converted(network, dtype).eval() for network in (model, thin))
     state_anew(dict(named_modules(masked)), dict(named_modules(thinner)), plan.change)  # to this precision
     mask(masked, plan)
-    with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    drawing = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+    with torch.no_grad(), drawing, _in_full_precision():
         inputs, expected = _reference(masked, candidates(model, example_inputs, device, dtype), plan)
         copy_statistics(masked, thinner, plan)
         for name, tensor in expected:
@@ -143,6 +145,18 @@ def _same_function(
         )
     modules = dict(masked.named_modules())
     return Proof(worst, len({name for name, _ in expected if name in modules}), places, compared)
+
+
+@contextmanager
+def _in_full_precision() -> Iterator[None]:
+    """Compute products of float32 as such: GPUs keep ten bits of their factors by default (TensorFloat-32)."""
+    matmul = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(matmul)
 
 
 def _reference(masked: nn.Module, candidates: list[Any], plan: PruningPlan) -> tuple[Any, list[tuple[str, Tensor]]]:

@@ -4,7 +4,7 @@ import copy
 import math
 import pickle
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -91,6 +91,8 @@ def test_a_wrong_plan_is_caught() -> None:
 class Insists(nn.Module):
     """Forward code that takes no float64, which it says, or that fails on it for another reason."""
 
+    full_precision: ClassVar[set[bool]] = set()  # whether a GPU would have multiplied numbers as they are, in all runs
+
     def __init__(self, says: str) -> None:
         super().__init__()
         self.says = says
@@ -99,6 +101,9 @@ class Insists(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.dtype == torch.float64:
             raise RuntimeError(self.says)
+        self.full_precision.add(
+            not torch.backends.cudnn.allow_tf32 and torch.get_float32_matmul_precision() == "highest"
+        )
         out: Tensor = self.body(x)
         return out
 
@@ -106,7 +111,14 @@ class Insists(nn.Module):
 def test_forward_code_that_takes_no_float64_is_checked_in_its_own_precision() -> None:
     model = randomise(Insists("expected m1 and m2 to have the same dtype, but got: double != float")).eval()
     plan = slim.plan(model, X, ratio=0.5)
-    assert slim.verify(model, plan.apply(model), plan, X) < 1e-4
+    model.full_precision.clear()
+    torch.set_float32_matmul_precision("high")
+    try:
+        assert slim.verify(model, plan.apply(model), plan, X) < 1e-4
+        assert Insists.full_precision == {True}
+        assert torch.backends.cudnn.allow_tf32 and torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")
     thin = plan.apply(model)
     thin.get_parameter("body.0.weight").data[0, 0] += 1e-2
     with pytest.raises(slim.SlimError, match="holds other values"):
