@@ -64,7 +64,12 @@ def rows_of(values: Tensor, dim: int) -> Tensor:
     if len(rows) > PLACES:
         chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:PLACES]
         rows = rows[chosen.to(rows.device)]
-    return rows.double() if rows.device.type != "mps" else rows.cpu().double()
+    return in_float64(rows)
+
+
+def in_float64(tensor: Tensor) -> Tensor:
+    """Return a tensor in float64, on its own device where that has such numbers."""
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
 
 
 def readings(layer: LayerCall, labels: Ints) -> Iterator[ChannelsRead]:

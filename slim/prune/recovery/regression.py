@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from slim.prune.reading import in_float64
 from slim.trace.intercept import CONVOLUTIONS, TRANSPOSED, LayerCall
 
 RIDGES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-8, 1e-12)  # relative to the mean variance of what a layer reads
@@ -39,7 +40,7 @@ def fits(layer: LayerCall) -> bool:
 @dataclass
 class Moments:
     """Means of patches u (F features) and targets t (O outputs) and their second moments about the means, for each of g
-    groups, float64."""
+    groups, float64, on the layer's device."""
 
     count: int
     u: Tensor  # [g, F]
@@ -60,12 +61,12 @@ class Moments:
             gram.add(u)
             products = {"u": u.sum(2), "t": t.sum(2), "tu": t @ u.mT, "tt": (t * t).sum(2)}
             for key, value in products.items():
-                sums[key] = value.cpu().double() if key not in sums else sums[key].add_(value.cpu())
+                sums[key] = in_float64(value) if key not in sums else sums[key].add_(value.to(sums[key].device))
             count += u.shape[2]
         assert near is not None
         u, t, tu, tt = (sums[key].div_(count) for key in ("u", "t", "tu", "tt"))
         uu = gram.total().div_(count)
-        mean_u, mean_t = (value + shift[:, :, 0].cpu().double() for value, shift in zip((u, t), near))
+        mean_u, mean_t = (value + in_float64(shift[:, :, 0]) for value, shift in zip((u, t), near))
         return cls(count, mean_u, mean_t, _add_outer(uu, u, u, -1), _add_outer(tu, t, u, -1), tt - t**2)
 
     def __add__(self, other: "Moments") -> "Moments":
@@ -117,7 +118,7 @@ class Rows:
 
     @classmethod
     def of(cls, chunks: "Chunks") -> "Rows":
-        patches, targets = zip(*((u.mT.cpu().double(), t.mT.cpu().double()) for u, t in chunks))
+        patches, targets = zip(*((in_float64(u.mT), in_float64(t.mT)) for u, t in chunks))
         return cls(torch.cat(patches, 1), torch.cat(targets, 1))
 
     def __add__(self, other: "Rows") -> "Rows":
@@ -169,10 +170,11 @@ class _Gram:
     def add(self, u: Tensor) -> None:
         features = u.shape[1]
         if self.sums is None:
-            self.sums = torch.zeros(len(u), features, features, dtype=torch.float64)
+            self.sums = in_float64(u.new_zeros(())).new_zeros(len(u), features, features)
         for start in range(0, features, BLOCK):
             block = slice(start, start + BLOCK)
-            self.sums[:, block, : start + BLOCK].add_((u[:, block] @ u[:, : start + BLOCK].mT).cpu())
+            products = u[:, block] @ u[:, : start + BLOCK].mT
+            self.sums[:, block, : start + BLOCK].add_(products.to(self.sums.device))
 
     def total(self) -> Tensor:
         assert self.sums is not None
@@ -276,11 +278,11 @@ def _search(first: Any, second: Any, old: Tensor) -> dict[float, float]:
 
 
 def _as_matrix(layer: LayerCall, weight: Tensor) -> Tensor:
-    """[g, O, F] in float64 on the CPU, where O and F are outputs and features of one group."""
+    """[g, O, F] in float64, where O and F are outputs and features of one group."""
     if layer.func in TRANSPOSED:
         weight = weight.transpose(0, 1)
     groups = layer.arguments.get("groups", 1)
-    return weight.detach().double().cpu().reshape(groups, weight.shape[0] // groups, -1)
+    return in_float64(weight.detach()).reshape(groups, weight.shape[0] // groups, -1)
 
 
 def _as_weight(layer: LayerCall, matrix: Tensor, like: Tensor) -> Tensor:
