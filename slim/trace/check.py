@@ -105,6 +105,7 @@ class Follower(Tracer):
         self.producers = {**traced.made}
         self.names = traced.shapes.keys()
         self._thin = thin
+        self.astray: list[Codes] = []  # of what an operator takes that the earlier run doesn't have
 
     def note(self, executed: Executed) -> None:
         super().note(executed)
@@ -112,6 +113,7 @@ class Follower(Tracer):
             return
         before = self._counterpart(executed)
         if before is None:
+            self.astray = executed.codes
             raise Mismatch(f"forward takes another path at {_step_of(executed)} after {self.place}")
         self._pass(before)
         if not same(before.constants, executed.constants):
@@ -127,6 +129,15 @@ class Follower(Tracer):
                 return before
             self._pass(before)  # and older torch leaves it out
         return before
+
+    def counterpart(self, codes: Codes) -> Ints | None:
+        """Return the original's labels of which these are what is left; None where no operator met such."""
+        for step in reversed(self.run_before.executed[: self.at]):
+            for whole in (*step.codes, *(each for _, made in step.made for each in made.values())):
+                left = self._thin.of(whole)
+                if left.shape == codes.shape and (left.labels == codes.labels).all():
+                    return whole.labels
+        return None
 
     def _takes_all_left(self, before: Executed) -> bool:
         """Return whether a slice of the original takes channels that are all there are in the thin network, where it
@@ -301,14 +312,15 @@ def _follow(
     except Exception as error:
         why = str(error) if isinstance(error, Mismatch) else _described(follower)
         executed = run.executed[: follower.at + AHEAD]
-        stored, shared = sizes_given(traced, error, executed, followed)
+        taken = [whole for codes in follower.astray if (whole := follower.counterpart(codes)) is not None]
+        stored, shared = sizes_given(traced, error, executed, followed, taken)
         reached = follower.at + (not isinstance(error, Mismatch) and follower.is_between)
         alike = taken_for(traced, error, executed, kept)
         asked = labels_at_hand(traced, error)
     at = follower.at
     met = (labels for step in reversed(run.executed[:reached]) for labels in _met(step))
     ahead = (labels for step in run.executed[reached:] for labels in _met(step))
-    for some in itertools.chain(met, [asked], ahead):
+    for some in itertools.chain(taken, met, [asked], ahead):
         loose = some[~traced.classes.frozen(some)]
         if len(loose) and not kept[loose].all():
             return Misfit(loose, f"forward code holds a size: {why}", at, stored, shared, alike)

@@ -20,21 +20,33 @@ RECENT = 60  # operators back from a failure, among which the one that was given
 
 
 def sizes_given(
-    traced: Trace, error: Exception, executed: list[Executed], followed: Mapping[str, Counted]
+    traced: Trace,
+    error: Exception,
+    executed: list[Executed],
+    followed: Mapping[str, Counted],
+    taken: list[Ints],
 ) -> tuple[dict[str, Counted], dict[str, Ints]]:
     """Return attributes of the modules that ran when `error` came up, and that hold what an operator was given; and
-    those of `followed` among them that the last operator was given for other labels."""
+    those of `followed` among them that the last operator was given for other labels. `taken` are the channels that an
+    operator takes which the thin network alone has: forward code has compared their number, it may be."""
     given = [step.sizes for step in reversed(executed[-RECENT:]) if step.sizes]
     held = _at_hand(traced, error)
     found = {name: counted for name, value in held.items() if (counted := _counted(given, value)) is not None}
+    if taken:
+        found = {**_of_widths(held, taken), **found}
     if not found and not followed.keys() & held.keys():
         parts = {name: part for name, value in held.items() if (part := _several(given, value)) is not None}
         if parts:
             return {name: own for name, (own, _) in parts.items()}, {name: rest for name, (_, rest) in parts.items()}
         # forward code may check a width that it gives to no operator
-        widths = {len(codes): codes.labels for step in executed[-AHEAD - 1 :] for codes in step.codes}
-        found = {name: widths[value] for name, value in held.items() if isinstance(value, int) and value in widths}
+        found = _of_widths(held, [codes.labels for step in executed[-AHEAD - 1 :] for codes in step.codes])
     return found, _shared_sizes(given[: AHEAD + 1], found, followed, list(held), traced.classes)
+
+
+def _of_widths(held: Mapping[str, StoredSize], taken: list[Ints]) -> dict[str, Counted]:
+    """Return the attributes that hold how many these channels are."""
+    widths = {len(labels): labels for labels in taken}
+    return {name: widths[value] for name, value in held.items() if isinstance(value, int) and value in widths}
 
 
 def labels_at_hand(traced: Trace, error: Exception) -> Ints:

@@ -397,6 +397,33 @@ class Windows(nn.Module):
         return self.head((x + self.mlp(self.norm(x))).mean((1, 2)))
 
 
+class ChannelsLast(nn.Module):
+    """Turns maps whose last dimension is as long as the channels should be, as torchseg does at the end of an encoder:
+    a thin one that is as wide as it was before passes for one of those."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList([conv_bn(3, 12), conv_bn(12, 20), conv_bn(20, 24)])
+        self.out_channels, self.head = [12, 20, 24], nn.Conv2d(56, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = [x := stage(x) for stage in self.stages]
+        for i, width in enumerate(self.out_channels):
+            if maps[i].shape[1] != width and maps[i].shape[-1] == width:
+                maps[i] = maps[i].permute(0, 3, 1, 2)
+        return self.head(torch.cat([*maps[:-1], maps[-1].relu().tanh().sin()], 1))
+
+
+def test_a_size_that_forward_compares_later_follows() -> None:
+    torch.manual_seed(0)
+    model = randomise(ChannelsLast()).eval()
+    plan = slim.plan(model, X, ratio=0.4, round_to=1, layer_ratios={"stages.0.*": 0.25})
+    assert plan.ratio_achieved == pytest.approx(0.4, abs=0.02), plan.frozen
+    thin: Any = plan.apply(model)
+    assert thin.out_channels[0] == 9
+    assert difference(model, thin, plan.removed, X) < 1e-12
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_size_that_only_looks_like_that_of_several_layers_is_given_up(seed: int) -> None:
     torch.manual_seed(0)
