@@ -237,7 +237,9 @@ def state_anew(whole: Mapping[str, nn.Module], thin: Mapping[str, nn.Module], ch
     for prefix, module, norm in weight_norms(list(whole.items())):
         cut = cuts.get(f"{prefix}{norm.name}_v", {})
         if cut.keys() - {norm.dim}:
-            expected = thin_tensor(norm.compute_weight(module), cut)
+            parts = (f"{norm.name}_{part}" for part in "vg")
+            v, g = (_masked(module.get_parameter(part), masks.get(prefix + part, {})) for part in parts)
+            expected = thin_tensor(torch._weight_norm(v, g, norm.dim), cut)
             thin[prefix].get_parameter(f"{norm.name}_v").copy_(expected)
             thin[prefix].get_parameter(f"{norm.name}_g").copy_(torch.norm_except_dim(expected, 2, norm.dim))
     for tensor, cut in cuts.items():
@@ -249,7 +251,7 @@ def state_anew(whole: Mapping[str, nn.Module], thin: Mapping[str, nn.Module], ch
         chain: Any = module.get_submodule(f"parametrizations.{key}")
         if any(True for _ in chain.buffers()):  # such as spectral norm's, which keeps its channels
             continue
-        before: Tensor = getattr(original, key)
+        before = _computed(original, key, masks, tensor.removesuffix(rest))
         if before.is_meta or before.shape != original.get_parameter(f"parametrizations.{rest}").shape:
             continue
         expected = thin_tensor(before, cut)
@@ -264,16 +266,32 @@ def state_anew(whole: Mapping[str, nn.Module], thin: Mapping[str, nn.Module], ch
             raise SlimError(f"{name}.{key} is computed in a way that fewer channels change: expected keep={name!r}")
 
 
+def _computed(module: nn.Module, key: str, masks: Mapping[str, Mapping[int, list[int]]], prefix: str) -> Tensor:
+    """Return a weight that a parametrization computes, of what it is computed of as that is masked."""
+    chain = module.get_submodule(f"parametrizations.{key}")
+    masked: dict[str, Tensor] = {}
+    for name, own in chain.named_parameters():
+        if mask := masks.get(f"{prefix}{key}.{name}"):
+            masked[name] = _masked(own, mask)
+    found: Tensor = torch.func.functional_call(chain, masked, ()) if masked else getattr(module, key)
+    return found
+
+
+def _masked(tensor: Tensor, mask: Mapping[int, list[int]]) -> Tensor:
+    for dim, indices in mask.items():
+        tensor = tensor.index_fill(dim, torch.tensor(indices, dtype=torch.int64, device=tensor.device), 0)
+    return tensor
+
+
 def _keep_singular_value(
     normed: Normed, whole: Mapping[str, nn.Module], thin: Mapping[str, nn.Module], masked: Mapping[int, list[int]]
 ) -> None:
     """Let the thin network divide a weight by what the masked original does: its v is as much longer, until the next
     step of training makes that as long as one again."""
-    weight = _held(whole, normed.weight).detach().clone()
+    weight = _held(whole, normed.weight).detach()
     if weight.is_meta:
         return
-    for dim, indices in masked.items():
-        weight.index_fill_(dim, torch.tensor(indices, dtype=torch.int64, device=weight.device), 0)
+    weight = _masked(weight, masked)
     wanted = singular_value(weight, _held(whole, normed.u), _held(whole, normed.v), normed.dim)
     v = _held(thin, normed.v)
     found = singular_value(_held(thin, normed.weight), _held(thin, normed.u), v, normed.dim)

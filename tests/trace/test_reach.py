@@ -480,6 +480,34 @@ def test_the_ratio_is_reached_exactly(case: str) -> None:
     assert difference(model, plan.apply(model.double()), plan.removed, x) < 1e-10
 
 
+ALL: Any = None  # dimensions share a length
+ONE_LENGTH: dict[str, Callable[[], nn.Module]] = {
+    "weight norm": lambda: read_by(parametrizations.weight_norm(nn.Conv2d(C, C, 3), dim=ALL)),
+    "weight norm of a linear layer": lambda: nn.Sequential(
+        *(body(), nn.Flatten(2), nn.AdaptiveAvgPool1d(1), nn.Flatten()),
+        *(parametrizations.weight_norm(nn.Linear(C, 2 * C), dim=ALL), nn.ReLU(), nn.Linear(2 * C, 3)),
+    ),
+    "weight norm of old": lambda: read_by(old_weight_norm(nn.Conv2d(C, C, 3), dim=ALL)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+@pytest.mark.parametrize("score", [slim.Gamma(), slim.Magnitude()])
+@pytest.mark.parametrize("case", ONE_LENGTH)
+def test_a_weight_of_one_length_is_what_the_masked_one_is(case: str, score: Any) -> None:
+    model = randomised(ONE_LENGTH[case]).double()
+    plan = slim.plan(model, X.double(), ratio=0.5, score=score)
+    thin = plan.apply(model)
+    assert plan.ratio_achieved == pytest.approx(0.5, abs=0.02)
+    assert slim.verify(model, thin, plan, X.double()) < 1e-10
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    with torch.no_grad():
+        for name, dims in plan.masks.items():
+            for dim, gone in dims.items():
+                tensors[name].index_fill_(dim, torch.tensor(gone), 0)
+    torch.testing.assert_close(thin(X.double()), model(X.double()), rtol=1e-10, atol=1e-12)
+
+
 class ShortenedInForward(nn.Module):
     """The same by the network's own forward code, where nothing says what a thin weight would be made of."""
 

@@ -62,6 +62,9 @@ def convolution(op: Op) -> Tensor:
         producer = op.produce("Conv", (weight, dim), (bias, 0), made=outgoing)
         outgoing = _of_computed(op, computed, outgoing, bias) if producer is None else outgoing.add_gate(BY_PRODUCER)
     own = codes_on(weight)
+    for d, vector in own.items():
+        if d > 1:  # a computed weight knows them, too
+            op.freeze(vector, f"the window of {conv.name}")
     dims: list[int | Ints] = [own[d].labels if d < 2 and d in own else n for d, n in enumerate(weight.shape)]
     positions = math.prod((x if conv.transposed else out).shape[2:])
     made = {} if outgoing is None else {1: outgoing}
