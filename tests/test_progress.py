@@ -1,7 +1,9 @@
 """A bar for what takes long: in a terminal, one at a time."""
 
+import contextlib
 import io
 import sys
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -48,6 +50,18 @@ def test_no_terminal_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     assert file.getvalue() == ""
 
 
+def test_a_bar_that_begins_in_silence_leaves_what_follows_to_be_read(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    in_terminal(monkeypatch)
+    monkeypatch.setattr(module, "PATIENCE", 0.1)
+    with progress("exporting", 1) as advance, contextlib.redirect_stdout(io.StringIO()):
+        time.sleep(0.2)
+        advance(1)
+    print("the plan")
+    assert capsys.readouterr().out == "the plan\n"
+
+
 def network() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.Flatten()).eval()
@@ -66,8 +80,12 @@ IMAGES = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(0))
             lambda net: slim.plan(net, IMAGES[:1], slim.Loss(0.5, lambda n: float(np.tanh(n(IMAGES).std().item())))),
             "looking for the largest cut",
         ),
+        (
+            lambda net: slim.benchmark({"net": net}, IMAGES[:1], batch_sizes=[1], runs=1, warmup=0),
+            "timing side by side",
+        ),
     ],
-    ids=["residual", "taylor", "sensitivity", "loss"],
+    ids=["residual", "taylor", "sensitivity", "loss", "benchmark"],
 )
 def test_long_work_shows_a_bar(
     work: Callable[[nn.Module], object], shown: str, monkeypatch: pytest.MonkeyPatch

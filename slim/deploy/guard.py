@@ -17,8 +17,10 @@ from slim.deploy.cost.runtime import Runtime, Runtimes
 from slim.deploy.target import Executable, InputArrays
 from slim.deploy.timing import Rounds, Times, speedup_interval, time_in_turn
 from slim.errors import NothingToPrune, SlimError
+from slim.progress import progress
 from slim.prune.plan import PruningPlan
 
+COMPARING = "timing the thin network beside the original"
 PRECISION = 0.03  # of the speed-up: half of its interval, from which on it is known well enough
 SECONDS = 2.0  # for each setting
 PROFILED = (20, 5)  # runs, and those before that aren't counted
@@ -78,8 +80,12 @@ def in_words(settings: Sequence[Compared]) -> list[str]:
 
 def compare(original: Network, thin: Network, runtime: Runtime | Runtimes) -> list[Compared]:
     """Time two networks in turn in each setting of `runtime`, 2 s at most for each."""
-    pairs = zip(original.opened, thin.opened, thin.feeds)
-    return [_compared(str(each), *pair) for each, pair in zip(runtime.each, pairs)]
+    found = []
+    with progress(COMPARING, len(runtime.each)) as advance:
+        for each, before, after, feed in zip(runtime.each, original.opened, thin.opened, thin.feeds):
+            found.append(_compared(str(each), before, after, feed))
+            advance(1)
+    return found
 
 
 def against(model: nn.Module, example_inputs: Any, runtime: Runtime | Runtimes) -> Comparison:
@@ -99,10 +105,12 @@ def compare_files(
 
     `image_size`: pixels, where they leave height and width open."""
     found = []
-    for each in runtime.each:
-        before, after = (FileRunner(path.name, path, each.target, image_size) for path in (original, thin))
-        if before.batch.holds(each.batch_size) and after.batch.holds(each.batch_size):
-            found.append(_compared(str(each), before.opened, after.opened, after.feed(each.batch_size)))
+    with progress(COMPARING, len(runtime.each)) as advance:
+        for each in runtime.each:
+            before, after = (FileRunner(path.name, path, each.target, image_size) for path in (original, thin))
+            if before.batch.holds(each.batch_size) and after.batch.holds(each.batch_size):
+                found.append(_compared(str(each), before.opened, after.opened, after.feed(each.batch_size)))
+            advance(1)
     return found
 
 

@@ -1,5 +1,6 @@
 """The whole chain of commands in an empty folder: the files that it leaves, and what they say."""
 
+import io
 import json
 import shutil
 import subprocess
@@ -114,6 +115,19 @@ def test_predict_as_json_says_the_same(folder: Path, tmp_path: Path, command: Co
     assert said["image"] == str(path) and len(said["classes"]) == 10
     assert said["classes"][0]["label"] == expected[0]
     assert sum(c["probability"] for c in said["classes"]) == pytest.approx(1, abs=1e-5)
+
+
+def test_answers_go_to_a_file_while_the_bar_is_in_the_terminal(
+    folder: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.fromarray(np.full((8, 8), 90, np.uint8)).save(tmp_path / "digit.png")
+    monkeypatch.setattr("slim.progress.PATIENCE", -1.0)
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    answers = command("predict", "checkpoints/digits-vgg7/model.onnx", *[str(tmp_path / "digit.png")] * 120)
+    assert answers.count("digit.png: ") == 120
+    assert "images" in terminal.getvalue() and "digit.png" not in terminal.getvalue()
 
 
 def test_predict_takes_folders_and_gets_over_broken_files(

@@ -22,6 +22,7 @@ from slim.deploy.target import BatchUnit, NodeTime
 from slim.deploy.targets import target_of
 from slim.deploy.timing import Rounds, machine, time_in_turn
 from slim.errors import SlimError
+from slim.progress import progress
 
 if TYPE_CHECKING:
     from torch import nn
@@ -100,13 +101,18 @@ def _rows(
     memory: bool,
 ) -> tuple[list[BenchRow], float]:
     """Return the rows of one number of threads, and the share of the machine that others took while it was busiest."""
-    times, busiest = {}, 0.0
-    for batch_size in dict.fromkeys(size for sizes in taken.values() for size in sizes):
-        calls = {name: runner.prepare(batch_size) for name, runner in runners.items() if batch_size in taken[name]}
-        with OtherWork() as others:
-            times[batch_size] = time_in_turn(calls, rounds, warmup)
-        busiest = max(busiest, others.share or 0.0)
-    peaks = {name: peak_memory(runner, taken[name]) for name, runner in runners.items()} if memory else {}
+    times, busiest, peaks = {}, 0.0, {}
+    batch_sizes, watched = dict.fromkeys(size for sizes in taken.values() for size in sizes), runners if memory else {}
+    with progress("timing side by side", len(batch_sizes) + len(watched)) as advance:
+        for batch_size in batch_sizes:
+            calls = {name: runner.prepare(batch_size) for name, runner in runners.items() if batch_size in taken[name]}
+            with OtherWork() as others:
+                times[batch_size] = time_in_turn(calls, rounds, warmup)
+            busiest = max(busiest, others.share or 0.0)
+            advance(1)
+        for name, runner in watched.items():
+            peaks[name] = peak_memory(runner, taken[name])
+            advance(1)
     sizes = {name: runner.file_size for name, runner in runners.items()}
     rows: list[BenchRow] = []
     for batch_size, each in times.items():

@@ -74,7 +74,10 @@ class ParsedCommand:
 
     def run(self, settings: RunConfig, folder: Path | None = None) -> "Run":
         """Return the run in `folder`, by default the one that the settings name."""
-        from slim.workbench.run.folder import ROOT, Run
+        from slim.progress import progress
+
+        with progress("loading PyTorch", 1):
+            from slim.workbench.run.folder import ROOT, Run
 
         resume = getattr(self.arguments, "resume", False)
         own_data = bool(self._own("data").keys() & {"name", "root"})

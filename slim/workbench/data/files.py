@@ -12,6 +12,7 @@ from torch import Tensor
 
 from slim.errors import SlimError
 from slim.images import MOST_PIXELS, read_image
+from slim.progress import progress
 from slim.workbench.data.workers import Workers, watched
 from slim.workbench.malloc import give_back_freed_memory
 
@@ -73,16 +74,12 @@ class ImageFiles:
 
     def decoded(self) -> Tensor:
         """Return all images in memory, uint8 [N, 3, H, W]."""
-        from rich.console import Console
-        from rich.progress import Progress
-
         images = torch.empty(len(self), *self.image_size, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
         chunks = [slice(start, start + CHUNK) for start in range(0, len(self), CHUNK)]
-        with Progress(console=Console(stderr=True), transient=True, disable=len(self) < 2 * WORTHWHILE) as bar:
-            task = bar.add_task("decoding images", total=len(self))
+        with progress("decoding images", len(self)) as advance:
             for chunk, part in zip(chunks, self.stream(chunks, "cpu")):
                 images[chunk] = part
-                bar.update(task, advance=len(part))
+                advance(len(part))
         return images.contiguous()
 
     def _numbers(self, index: Tensor | slice) -> np.ndarray:
