@@ -14,8 +14,9 @@ from slim.prune.groups import Groups
 from slim.prune.migrate import _readings, _shapes, _thin_copies, _thinned, _Unknown, replacements
 from slim.prune.plan import PruningPlan
 from slim.prune.scores import name_of_score, ranked
-from slim.prune.stored_sizes import _attempts
+from slim.prune.stored_sizes import StoredSizes, _attempts
 from slim.prune.taylor import _own_loss
+from slim.trace.check import Misfit
 from slim.trace.given import _counted, _is_said, _several, kept_size
 from slim.trace.traced import trace
 
@@ -248,3 +249,20 @@ def test_state_that_starts_anew_is_told() -> None:
     ):
         plan.prune_optimizer(optimizer, model, thin)
     assert not optimizer.state
+
+
+def test_sizes_at_a_misfit_that_are_tried() -> None:
+    """Neither what is followed already, nor what was tried in vain, nor what stays as large."""
+    sizes = StoredSizes(trace(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)), torch.zeros(1, 3, 2, 2)))
+    kept = np.ones(20, bool)
+    kept[[3, 4]] = False
+    changes, stays = np.arange(2, 6), np.arange(6, 9)
+    sizes.followed, sizes._refuted = {"a.followed": changes}, {"a.refuted"}
+    stored: Any = {
+        "a.followed": changes,
+        "a.refuted": changes,
+        "a.stays": stays,
+        "a.tried": changes,
+        "a.list": [stays, changes],
+    }
+    assert [*sizes._stale(Misfit(changes, "", 0, stored), kept)] == ["a.tried", "a.list"]

@@ -911,6 +911,24 @@ CASES: dict[str, tuple[str, Between, nn.Module, dict[str, Any]]] = {
         conv(),
         {},
     ),
+    # -- new memory ----------------------------------------------------------------------------------------------------
+    "zeros as large": ("", lambda s, a, b: a + a.new_zeros(a.shape), conv(), {}),
+    "zeros as large by number": ("", lambda s, a, b: a + a.new_zeros(2, a.shape[1], 4, 4), conv(), {}),
+    "zeros of more dimensions": (
+        "a --------; combined with a fixed size by add after b",
+        lambda s, a, b: a + a.new_zeros(2, 8, 4, 4, 3).amax(-1),
+        conv(),
+        {},
+    ),
+    "zeros of fewer dimensions": ("", lambda s, a, b: a + a.new_zeros(4, 4), conv(), {}),
+    "ones as large": ("", lambda s, a, b: a + torch.ones_like(a), conv(), {}),
+    "ones times channels": ("", lambda s, a, b: a * torch.ones_like(a), conv(), {}),
+    "drawn as large": (
+        "a --------; b --------; not zero where out reads it",
+        lambda s, a, b: b + torch.rand_like(a),
+        conv(),
+        {},
+    ),
     # -- without a rule ------------------------------------------------------------------------------------------------
     "an operator without a rule": (
         "a --------; b --------; no rule for _linalg_solve_ex after b",

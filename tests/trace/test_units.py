@@ -12,6 +12,7 @@ from torch.nn.utils import parametrizations
 from torch.nn.utils import weight_norm as old_weight_norm
 
 from slim.errors import SlimError
+from slim.trace import check
 from slim.trace.attributes import (
     KeptSizes,
     fields_of,
@@ -35,7 +36,8 @@ from slim.trace.rules.folding import _dims
 from slim.trace.rules.gathering import _taken
 from slim.trace.rules.moving import _blocks, _carried
 from slim.trace.size import channels, network_size
-from slim.trace.traced import trace
+from slim.trace.traced import Trace, trace
+from slim.trace.tracer import ForwardPass
 
 # -- moving ------------------------------------------------------------------------------------------------------------
 
@@ -431,3 +433,17 @@ def test_classes_keep_the_first_reason_and_the_smallest_label() -> None:
 def test_layers_that_inputs_lead_past_have_no_part_in_a_trace() -> None:
     traced = trace(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)), torch.zeros(1, 3, 2, 2))
     assert list(traced.passed_by) == [] and [*traced.made] == ["0", "1"]
+
+
+def test_the_masked_network_runs_once_for_each_choice_of_channels(monkeypatch: pytest.MonkeyPatch) -> None:
+    traced = trace(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)), torch.zeros(1, 3, 2, 2))
+    made: list[Any] = []
+
+    def masked(traced: Trace, kept: Any, run: ForwardPass) -> ForwardPass:
+        made.append(kept)
+        return run
+
+    monkeypatch.setattr(check, "_masked_run", masked)
+    kept, fewer = np.ones(9, bool), np.arange(9) > 2
+    for asked, count in ((kept, 1), (kept.copy(), 1), (fewer, 2), (fewer, 2), (kept, 3)):
+        assert [*check._masked_runs(traced, asked)] == traced.runs and len(made) == count
