@@ -37,7 +37,7 @@ from slim.trace.rules.gathering import _taken
 from slim.trace.rules.moving import _blocks, _carried
 from slim.trace.size import channels, network_size
 from slim.trace.traced import Trace, trace
-from slim.trace.tracer import ForwardPass
+from slim.trace.tracer import ForwardPass, tracing_mode
 
 # -- moving ------------------------------------------------------------------------------------------------------------
 
@@ -447,3 +447,27 @@ def test_the_masked_network_runs_once_for_each_choice_of_channels(monkeypatch: p
     kept, fewer = np.ones(9, bool), np.arange(9) > 2
     for asked, count in ((kept, 1), (kept.copy(), 1), (fewer, 2), (fewer, 2), (kept, 3)):
         assert [*check._masked_runs(traced, asked)] == traced.runs and len(made) == count
+
+
+class Told(nn.Module):
+    """Notes the modes that it is put into, as modules do that drop what they keep for inference."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.modes: list[bool] = []
+        self.line, self.dropout = nn.Linear(2, 2), nn.Dropout()
+
+    def train(self, mode: bool = True) -> "Told":
+        self.modes.append(mode)
+        return super().train(mode)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_modules_are_told_of_the_mode_of_a_run_and_noise_stays_off(training: bool) -> None:
+    model, grad = nn.Sequential(Told(), nn.BatchNorm1d(2)), torch.is_grad_enabled()
+    told: Any = model[0]
+    with tracing_mode(named_modules(model), training=training):
+        assert told.modes == [True, training] and torch.is_grad_enabled() is training
+        assert [told.training, told.line.training, model[1].training] == [training] * 3
+        assert not told.dropout.training
+    assert torch.is_grad_enabled() is grad
