@@ -429,3 +429,23 @@ def test_layers_to_which_heads_are_samples_are_left_out() -> None:
     assert thin.heads == 2 and thin.width == 4
     proof = slim.verify(model, thin, plan, X)
     assert proof < 1e-10 and proof.compared == proof.places - 1
+
+
+class OneOfOne(nn.Module):
+    """Takes one image, of which a norm sees one place: statistics can't be fitted to what has no spread."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.out = nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > 1:
+            raise ValueError("one image at a time")
+        return self.out(self.norm(self.conv(x).mean((2, 3), keepdim=True)))
+
+
+def test_statistics_that_can_not_be_fitted_stay_as_they_are() -> None:
+    model = randomise(OneOfOne()).eval()
+    plan = slim.plan(model, X[:1], ratio=0.5)
+    proof = slim.verify(model, plan.apply(model), plan, X[:1])
+    assert proof < 1e-10 and (proof.layers, proof.compared) == (3, 4)

@@ -173,7 +173,7 @@ def test_an_optimizer_that_takes_no_step_is_warned_of_once() -> None:
         ({}, "proximal"),
         ({"optimizer": torch.optim.RMSprop}, "subgradient"),
         ({"penalty": slim.Polarization(0.1)}, "subgradient"),
-        ({"optimizer": torch.optim.AdamW}, "proximal"),
+        ({"optimizer": torch.optim.Adam}, "proximal"),
     ],
 )
 def test_auto_takes_the_method_that_can_act(settings: dict[str, Any], method: str) -> None:

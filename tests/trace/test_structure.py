@@ -319,7 +319,7 @@ CASES: dict[str, tuple[str, Between, nn.Module, dict[str, Any]]] = {
     ),
     "read one by one, transposed, by code that looks at values": (
         "a abcdefgh; next aabbccddeeffgghh",
-        lambda s, a, b: s.next(a) * (1.0 if float(a.sum()) < 1e9 else -1.0),
+        lambda s, a, b: s.next(a) * (1.0 if float(a.detach().sum()) < 1e9 else -1.0),
         conv(16),
         {"next": nn.ConvTranspose2d(8, 16, 1, groups=8)},
     ),
@@ -910,6 +910,72 @@ CASES: dict[str, tuple[str, Between, nn.Module, dict[str, Any]]] = {
         lambda s, a, b: a * (torch.full((1, 1, 1), 2.0).expand(a.shape[1], 1, 1) * torch.arange(8.0)[:, None, None]),
         conv(),
         {},
+    ),
+    "a rounded weight": (
+        "",
+        lambda s, a, b: F.linear(a.mean((2, 3)), torch.fake_quantize_per_tensor_affine(s.weight, 0.1, 0, -8, 7)),
+        linear(4),
+        {"weight": nn.Parameter(torch.rand(4, 8))},
+    ),
+    "a weight rounded by rows": (
+        "",
+        lambda s, a, b: F.linear(
+            a.mean((2, 3)), torch.fake_quantize_per_channel_affine(s.weight, s.steps, s.zeros, 0, -8, 7)
+        ),
+        linear(4),
+        {
+            "weight": nn.Parameter(torch.rand(4, 8)),
+            "steps": torch.full((4,), 0.1),
+            "zeros": torch.zeros(4, dtype=torch.int32),
+        },
+    ),
+    "a cloned weight": (
+        "",
+        lambda s, a, b: F.linear(a.mean((2, 3)), s.weight.clone()),
+        linear(4),
+        {"weight": nn.Parameter(torch.rand(4, 8))},
+    ),
+    "a turned weight": (
+        "",
+        lambda s, a, b: F.linear(a.mean((2, 3)), s.weight.T),
+        linear(4),
+        {"weight": nn.Parameter(torch.rand(8, 4))},
+    ),
+    "a split weight": (
+        "weight abcdabcd",
+        lambda s, a, b: F.linear(a.mean((2, 3)), s.weight.chunk(2)[1]),
+        linear(4),
+        {"weight": nn.Parameter(torch.rand(8, 8))},
+    ),
+    "a norm of each batch by computed numbers": (
+        "a --------; norm --------; not zero where out reads it",
+        lambda s, a, b: F.batch_norm(s.norm(a), None, None, s.w.sigmoid(), s.v.sigmoid(), training=True),
+        conv(),
+        {"norm": nn.BatchNorm2d(8), "w": nn.Parameter(torch.rand(8)), "v": nn.Parameter(torch.rand(8))},
+    ),
+    "a norm of each batch": (
+        "a abcdefgh; norm abcdefgh",
+        lambda s, a, b: F.batch_norm(s.norm(a), None, None, training=True),
+        conv(),
+        {"norm": nn.BatchNorm2d(8)},
+    ),
+    "a norm of each batch by numbers of its own": (
+        "a abcdefgh; norm abcdefgh; w abcdefgh",
+        lambda s, a, b: F.batch_norm(s.norm(a), None, None, s.w, s.v, training=True),
+        conv(),
+        {"norm": nn.BatchNorm2d(8), "w": nn.Parameter(torch.rand(8)), "v": nn.Parameter(torch.rand(8))},
+    ),
+    "a norm by given numbers": (
+        "a abcdefgh; m abcdefgh",
+        lambda s, a, b: F.batch_norm(a, s.m, s.n),
+        conv(),
+        {"m": torch.rand(8), "n": torch.rand(8)},
+    ),
+    "a norm by given numbers of zeros": (
+        "a abcdefgh; m abcdefgh; norm abcdefgh",
+        lambda s, a, b: F.batch_norm(s.norm(a).relu(), s.m, s.n),
+        conv(),
+        {"norm": nn.BatchNorm2d(8), "m": torch.rand(8), "n": torch.rand(8)},
     ),
     # -- new memory ----------------------------------------------------------------------------------------------------
     "zeros as large": ("", lambda s, a, b: a + a.new_zeros(a.shape), conv(), {}),
