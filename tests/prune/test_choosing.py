@@ -12,6 +12,8 @@ from torch import nn
 
 import slim
 from slim.errors import NothingToPrune
+from slim.prune.knapsack import CostPart
+from slim.trace.traced import Trace
 
 X = torch.zeros(1, 3, 4, 4)
 NAMES, WIDTHS = ["1", "4", "7"], [4, 6, 9]
@@ -177,3 +179,54 @@ def test_plans_in_two_steps_end_where_one_does(share: float) -> None:
     assert flops(after) <= share * flops(WIDTHS)
     assert second.totals["flops"] == (first.totals["flops"][1], flops(after))
     assert second.achieved["flops"] == pytest.approx(flops(after) / flops(WIDTHS))
+
+
+class Stairs:
+    """A runtime in which operators work on blocks of four channels."""
+
+    def __str__(self) -> str:
+        return "blocks of 4"
+
+    def cost_model(self, traced: Trace) -> "Blocks":
+        return Blocks(traced)
+
+
+class Blocks:
+    def __init__(self, traced: Trace) -> None:
+        self.traced = traced
+
+    def parts(self) -> list[CostPart]:
+        def cost(reads: Any, makes: Any) -> Any:
+            return np.ceil(np.asarray(reads) / 4) * np.ceil(np.asarray(makes) / 4)
+
+        def computed(reads: Any, makes: Any) -> Any:
+            return np.asarray(reads, np.float64) * np.asarray(makes)
+
+        found = []
+        for product in self.traced.products:
+            made, read = product.dims[:2]
+            found.append(CostPart(read, made, (4, 4), cost, computed))
+        return found
+
+    def of(self, kept: Any) -> float:
+        sizes = [[d if isinstance(d, int) else int(kept[d].sum()) for d in (p.reads, p.makes)] for p in self.parts()]
+        return float(sum(part.cost(*size) for part, size in zip(self.parts(), sizes)))
+
+
+@pytest.mark.parametrize("budget", [slim.Flops(0.6), slim.Params(0.6), slim.Channels(0.6), slim.Flops(0.3)])
+def test_with_a_runtime_layers_keep_whole_steps_of_it(budget: slim.Budget) -> None:
+    torch.manual_seed(0)
+    rows = [(nn.Conv2d(i, o, 1), nn.BatchNorm2d(o)) for i, o in ((3, 16), (16, 12), (12, 16))]
+    model = nn.Sequential(*(layer for row in rows for layer in row), nn.Conv2d(16, 2, 1)).eval()
+    plan = slim.plan(model, X, budget, score=slim.Magnitude(), floor=0, round_to=Stairs())
+    assert all(layer.after % 4 == 0 for layer in plan.layers) and any(
+        layer.after < layer.before for layer in plan.layers
+    )
+    assert plan.rounding == "layers keep numbers of channels that suit blocks of 4"
+    assert plan.achieved[budget.name] <= budget.asked
+
+
+def test_a_budget_that_whole_steps_can_not_reach_is_reached_without_them() -> None:
+    model = network()
+    plan = slim.plan(model, X, slim.Channels(0.2), score=slim.Magnitude(), floor=0, round_to=Stairs())
+    assert plan.achieved["channels"] <= 0.2 and any(layer.after % 4 for layer in plan.layers)
