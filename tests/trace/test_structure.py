@@ -977,6 +977,13 @@ CASES: dict[str, tuple[str, Between, nn.Module, dict[str, Any]]] = {
         conv(),
         {"norm": nn.BatchNorm2d(8), "m": torch.rand(8), "n": torch.rand(8)},
     ),
+    "a LayerNorm by numbers that scale another": (
+        "a --------; b --------; native_layer_norm after b; native_layer_norm after b needs all of its channels",
+        lambda s, a, b: torch.cat([F.layer_norm(a.mean((2, 3)), (8,), s.w), (b * s.w[:, None, None]).mean((2, 3))], 1),
+        linear(16),
+        {"w": nn.Parameter(torch.rand(8))},
+    ),
+    "the smaller": ("a abcdefgh; b abcdefgh", lambda s, a, b: torch.min(a, b), conv(), {}),
     # -- new memory ----------------------------------------------------------------------------------------------------
     "zeros as large": ("", lambda s, a, b: a + a.new_zeros(a.shape), conv(), {}),
     "zeros as large by number": ("", lambda s, a, b: a + a.new_zeros(2, a.shape[1], 4, 4), conv(), {}),
@@ -987,7 +994,7 @@ CASES: dict[str, tuple[str, Between, nn.Module, dict[str, Any]]] = {
         {},
     ),
     "zeros of fewer dimensions": ("", lambda s, a, b: a + a.new_zeros(4, 4), conv(), {}),
-    "ones as large": ("", lambda s, a, b: a + torch.ones_like(a), conv(), {}),
+    "ones as large": ("a --------; not zero where out reads it", lambda s, a, b: a + torch.ones_like(a), conv(), {}),
     "ones times channels": ("", lambda s, a, b: a * torch.ones_like(a), conv(), {}),
     "drawn as large": (
         "a --------; b --------; not zero where out reads it",
@@ -1052,7 +1059,7 @@ HELD = {  # what the thin network's forward code can't do: it freezes channels t
     "gathered along places": "combined with a fixed size by gather after b",
     "gathered, spread": "combined with a fixed size by gather after b",
 }
-ROUNDED = {"how many places are"}  # to float32, whatever the network is in
+ROUNDED = {"how many places are", "a weight rounded by rows"}  # to float32, whatever the network is in
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -9,7 +9,6 @@ from torch.utils._pytree import tree_leaves
 from slim.trace.codes import BY_NORM, Codes
 from slim.trace.meta import META
 from slim.trace.op import Op
-from slim.trace.rules.pointwise import pointwise
 from slim.trace.rules.registry import rule
 
 KEEPS_GATE = {  # 0 of zeros
@@ -38,8 +37,6 @@ def _dims(value: Any, n: int) -> list[int]:
 )
 def reduce(op: Op) -> Any:
     """A reduction keeps the channels that it does not run along. A plain sum over gated channels loses nothing."""
-    if len(op.tensors) > 1:  # max(a, b) and its like
-        return pointwise(op)
     x = op.tensors[0]
     dims = _dims(op.get("dim"), x.dim())
     if op.name == "mean" and x.is_meta and op.get("dtype") is None:
