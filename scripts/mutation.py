@@ -388,11 +388,10 @@ class Reach:
 
     def tests(self, mutant: Mutant) -> list[str]:
         """Return the tests that reach what a mutant changes, the quickest first. What runs on import, any that comes
-        by its module can tell."""
-        reached, lines = self.lines.get(mutant.file, {}), statement(mutant)
-        found = [test for test, own in reached.items() if test and own & lines]
-        if not found and reached.get("", set()) & lines:
-            found = [test for test in reached if test]
+        by its module can tell, not only the one that happens to import it."""
+        lines = statement(mutant) if function_of(mutant) else None
+        reached = {test: own for test, own in self.lines.get(mutant.file, {}).items() if test}
+        found = [test for test, own in reached.items() if lines is None or own & lines]
         return sorted(found, key=lambda test: self.seconds[test])
 
     def within(self, tests: Sequence[str], seconds: float) -> list[str]:

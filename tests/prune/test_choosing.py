@@ -230,3 +230,10 @@ def test_a_budget_that_whole_steps_can_not_reach_is_reached_without_them() -> No
     model = network()
     plan = slim.plan(model, X, slim.Channels(0.2), score=slim.Magnitude(), floor=0, round_to=Stairs())
     assert plan.achieved["channels"] <= 0.2 and any(layer.after % 4 for layer in plan.layers)
+
+
+@pytest.mark.parametrize("ratio", [0.1, 0.5, 0.8])
+def test_a_ratio_stops_short_with_a_runtime_too(ratio: float) -> None:
+    """The last steps are smaller ones, so that the ratio is reached to within a channel."""
+    plan = slim.plan(network(), X, ratio=ratio, score=slim.Magnitude(), floor=0, round_to=Stairs())
+    assert ratio - 1 / sum(WIDTHS) < plan.ratio_achieved <= ratio

@@ -10,9 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import slim
+from slim.prune.calibration import drawn, fitting, part
 from slim.prune.groups import Groups
 from slim.prune.migrate import _readings, _shapes, _thin_copies, _thinned, _Unknown, replacements
 from slim.prune.plan import PruningPlan
+from slim.prune.residual_blocks import Added
 from slim.prune.scores import name_of_score, ranked
 from slim.prune.stored_sizes import StoredSizes, _attempts
 from slim.prune.taylor import _own_loss
@@ -266,3 +268,55 @@ def test_sizes_at_a_misfit_that_are_tried() -> None:
         "a.list": [stays, changes],
     }
     assert [*sizes._stale(Misfit(changes, "", 0, stored), kept)] == ["a.tried", "a.list"]
+
+
+# -- images ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("size", "batches"), [(64, 16), (1000, 2), (1024, 1), (1025, 1), (2000, 1)])
+def test_so_many_batches_are_taken_that_they_hold_1024_images(size: int, batches: int) -> None:
+    given = iter([torch.zeros(size, 1, 1, 1)] * 20)
+    _, count = drawn(given, 1, "scores")
+    assert count == size * batches and len([*given]) == 20 - batches
+
+
+@pytest.mark.parametrize(
+    ("images", "size", "fit"),
+    [(100, (400, 400), 40), (100, (4096, 4096), 8), (10, (32, 32), 10), (9, (9999, 9999), 8)],
+)
+def test_of_large_images_fewer_fit(images: int, size: tuple[int, int], fit: int) -> None:
+    assert fitting(images, size) == fit
+
+
+def test_images_are_drawn_in_one_order() -> None:
+    images = torch.arange(40.0).view(10, 1, 2, 2)
+    order = torch.randperm(10, generator=torch.Generator().manual_seed(0))
+    found, count = drawn({"x": images, "n": torch.tensor(3)}, 10, "scores")
+    assert count == 10 and torch.equal(found["x"], images[order]) and int(found["n"]) == 3
+    assert torch.equal(part((images, 5), slice(2))[0], images[:2]) and torch.equal(part(images, order), images[order])
+
+
+@pytest.mark.parametrize(
+    ("images", "least", "said"),
+    [
+        (torch.zeros(3, 1), 4, "scores from [3] images: expected one batch of at least 4"),
+        (
+            (torch.zeros(3, 1), torch.zeros(2, 1)),
+            1,
+            "scores from [2, 3] images: expected one batch, a tensor [N, C, H, W] for example",
+        ),
+        (torch.tensor([[0.0], [float("nan")]]), 1, "scores: image 1 has values that aren't finite: expected numbers"),
+    ],
+)
+def test_images_that_are_refused(images: Any, least: int, said: str) -> None:
+    with pytest.raises(slim.SlimError) as error:
+        drawn(images, least, "scores")
+    assert str(error.value) == said
+
+
+def test_the_share_of_a_stream_that_a_branch_adds() -> None:
+    added: Any = object.__new__(Added)
+    added.residual, added.spread = np.diag([0.5, 1.5]), np.array([1.0, 3.0])
+    assert added.share == pytest.approx(0.2)
+    added.spread = np.zeros(2)
+    assert added.share == pytest.approx(2e30)

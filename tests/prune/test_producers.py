@@ -394,6 +394,21 @@ def test_headwise_attention_is_torchs(
         assert (a is None and b is None) or torch.allclose(a, b, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("weights", [True, False])
+def test_headwise_attention_of_one_sequence(weights: bool) -> None:
+    """Without a batch, of one token as well."""
+    torch.manual_seed(0)
+    theirs = nn.MultiheadAttention(12, 3).double().eval()
+    ours = HeadwiseAttention(12, 3).double().eval()
+    ours.load_state_dict(theirs.state_dict())
+    for tokens in (5, 1):
+        query = torch.randn(tokens, 12, dtype=torch.float64)
+        for a, b in zip(
+            theirs(query, query, query, need_weights=weights), ours(query, query, query, need_weights=weights)
+        ):
+            assert (a is None and b is None) or (a.shape == b.shape and torch.allclose(a, b, rtol=1e-10, atol=1e-12))
+
+
 @pytest.mark.parametrize("name", ["vit", "convnext_tiny", "swin_t"])
 def test_torchvision_without_batchnorm(name: str) -> None:
     torch.manual_seed(0)
