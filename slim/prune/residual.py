@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -36,15 +37,21 @@ class ReadingGroup:
     `labels` are the roots of the channels' classes. `precision` is the inverse of the covariance of the channels that
     are left, and `gram` holds the products of the weights that read two channels, summed over kernel positions and
     outputs; both [channels, channels]. `total` is the variance of what the layer gives, taking the pixels of a kernel
-    as independent. Removing a channel changes both matrices by few vectors, which are gathered and applied together.
+    as independent. Removing a channel changes both matrices by few vectors, which are gathered and applied together;
+    once a quarter of the channels has gone, the others go on without them.
     """
 
     def __init__(self, labels: NDArray[np.int64], precision: Floats, gram: Floats, total: float) -> None:
         self.labels, self.total = labels, total
         self._precision, self._gram = precision, gram
         self._left, self._weight = np.diagonal(precision).copy(), np.diagonal(gram).copy()
+        self._place = np.arange(len(labels))  # of each channel that there was among those that are here
+        self._gather()
+
+    def _gather(self) -> None:
+        """Gather vectors, from none."""
         self._waiting = 0
-        self._rows, self._shares, self._reads = np.zeros((3, GATHERED, len(labels)))
+        self._rows, self._shares, self._reads = np.zeros((3, GATHERED, len(self.labels)))
 
     def costs(self) -> Floats:
         """Return share of the layer's variance that is missed for good when a channel goes; 0 for one that has gone."""
@@ -53,8 +60,10 @@ class ReadingGroup:
         return out
 
     def remove(self, channel: int) -> None:
-        """Fold the channel into the others: each weight that read it goes to them in the shares that predict it."""
-        if self._left[channel] <= 0:
+        """Fold a channel, by its number, into the others: each weight that read it goes to them in the shares that
+        predict it."""
+        channel = int(self._place[channel])
+        if channel < 0 or self._left[channel] <= 0:
             return
         rows, shares, reads = (v[: self._waiting] for v in (self._rows, self._shares, self._reads))
         row = self._precision[channel] - rows[:, channel] @ rows
@@ -72,6 +81,17 @@ class ReadingGroup:
             self._precision -= self._rows.T @ self._rows
             self._gram -= crossed + crossed.T
             self._waiting = 0
+            if 4 * np.count_nonzero(self._left > 0) <= 3 * len(self._left):
+                self._shrink()
+
+    def _shrink(self) -> None:
+        """Go on with the channels that are left."""
+        left = self._left > 0
+        self.labels, self._left, self._weight = self.labels[left], self._left[left], self._weight[left]
+        self._precision, self._gram = self._precision[np.ix_(left, left)], self._gram[np.ix_(left, left)]
+        places = np.where(left, np.cumsum(left) - 1, -1)
+        self._place = np.where(self._place < 0, -1, places[self._place])
+        self._gather()
 
 
 @dataclass(frozen=True)
@@ -151,5 +171,7 @@ def _prepared(reading: ChannelsRead) -> ReadingGroup:
     """Return a group of a layer in the form in which channels are removed from it."""
     n = len(reading.labels)
     ridge = RIDGE * max(float(np.trace(reading.covariance)) / n, 1e-30)
-    precision = np.linalg.inv(reading.covariance + ridge * np.eye(n)).astype(np.float64)
+    ridged = torch.from_numpy(reading.covariance + ridge * np.eye(n))
+    factor, failed = torch.linalg.cholesky_ex(ridged)  # takes half of the time that inv does
+    precision: Floats = (torch.linalg.inv(ridged) if failed else torch.cholesky_inverse(factor)).numpy()
     return ReadingGroup(reading.labels, precision, reading.gram, reading.total)
