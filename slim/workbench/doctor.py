@@ -116,8 +116,8 @@ def verdict(checks: list[Check]) -> str:
     *_, last = checks
     if last.failed:
         missing = [package for package in EXTRA_OF if last.result.startswith(f"{package} isn't installed")]
-        how = " as far as it goes" if missing else "NOT"
-        return f"this installation can {how} be trusted: {last.name}: {last.result}".replace("  ", " ")
+        how = "can be trusted as far as it goes" if missing else "can NOT be trusted"
+        return f"this installation {how}: {last.name}: {last.result}"
     seconds = sum(check.seconds for check in checks)
     return f"this installation can be trusted: {len(checks)} checks passed in {seconds:.1f} s"
 

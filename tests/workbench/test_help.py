@@ -50,6 +50,24 @@ def test_help_names_the_settings_of_the_stage(
     assert set(acts) <= set(shown) and not set(does_nothing) & set(shown)
 
 
+def test_help_of_a_command_is_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    said = []
+    for argv in (["help", "prune"], ["prune", "--help"]):
+        with pytest.raises(SystemExit):
+            main(argv)
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1] != ""
+
+
+def test_whoever_has_read_enough_is_told_nothing_more() -> None:
+    """As in `slim-run --list | head`."""
+    program = Path(sys.executable).with_name("slim-run")
+    listing = subprocess.Popen([program, "--list"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert listing.stdout is not None and listing.stderr is not None
+    listing.stdout.close()
+    assert listing.stderr.read() == "" and listing.wait() == 141
+
+
 @pytest.mark.parametrize("argv", [["--dry-run", "--data.image-size", "64"], ["--dry_run", "--data.image_size=64"]])
 def test_dashes_are_as_good_as_underscores(argv: list[str], command: Command) -> None:
     text = command("prune", "--arch", "torchvision:resnet18", "--layer-ratios", "{layer1*: 0.1}", *argv)

@@ -469,3 +469,5 @@ def test_data_take_the_size_of_the_weights(tmp_path: Path, monkeypatch: pytest.M
     assert about["mean"] == [0.485, 0.456, 0.406] and about["config"]["data"]["image_size"] == 224
     argv += ["--data.root", "photos", "--recover", "false", "--score", "mean", "--ratio", "0.2", "--dry-run"]
     assert "holds a run of other settings" not in command("prune", *argv)
+    argv += ["--score", "auto", "--data.image_size", "32"]
+    assert "ranked by Residual" in command("prune", *argv)  # by images, as without --dry-run

@@ -28,6 +28,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from slim import tables
 from slim.batches import first_batch
 from slim.deploy.onnx.arguments import Arguments, run_forward
 from slim.deploy.onnx.compare import check, check_float64
@@ -63,6 +64,10 @@ class ExportReport:
     file_size: int  # bytes
     float64_error: float | None = None  # the same in float64, before optimisation; None: not asked for, or no kernels
     float64_engine: str | None = None  # what ran it: "onnxruntime", "onnx reference", or "none" and why
+
+    def __str__(self) -> str:
+        error = f"{self.max_relative_error:.0e}"
+        return f"{self.path}: {tables.size(self.file_size)}, equals PyTorch's network to {error} (relative)"
 
 
 class WithPreprocessing(nn.Module):

@@ -74,10 +74,8 @@ class ParsedCommand:
 
     def run(self, settings: RunConfig, folder: Path | None = None) -> "Run":
         """Return the run in `folder`, by default the one that the settings name."""
-        from slim.progress import progress
-
-        with progress("loading PyTorch", 1):
-            from slim.workbench.run.folder import ROOT, Run
+        _load()
+        from slim.workbench.run.folder import ROOT, Run
 
         resume = getattr(self.arguments, "resume", False)
         own_data = bool(self._own("data").keys() & {"name", "root"})
@@ -135,6 +133,7 @@ class ParsedCommand:
     def run_after(self, stage: str) -> "tuple[Run, Path]":
         """Return the run of the file of a stage, with its settings, and that file: the one given, that of
         the folder given, the newest of the run given by --name, or the newest of all."""
+        _load()
         from slim.workbench.run.stages import newest
 
         try:
@@ -181,3 +180,11 @@ def closing(wrote: Sequence[Path], following: str) -> str:
     names = [str(path) for path in wrote] if len(wrote) < 4 else [f"{len(wrote)} files in {wrote[0].parent}"]
     *others, last = names or ["nothing"]
     return f"wrote {', '.join(others) + ' and ' if others else ''}{last}; next: {following}"
+
+
+def _load() -> None:
+    """Import what is heavy, with a bar where that takes long."""
+    from slim.progress import progress
+
+    with progress("loading PyTorch", 1):
+        import slim.workbench.run  # noqa: F401

@@ -33,6 +33,8 @@ def report_user_errors(program: str, argv: Sequence[str] | None = None, resumes:
         with _sigterm_raises(), named_if_missing(), _warnings_of_one_line(program):
             yield words
     except (SlimError, OSError) as e:
+        if isinstance(e, BrokenPipeError) and _nobody_reads():
+            sys.exit(141)  # as shells call SIGPIPE
         _say(f"{program}: error: {one_line(e)}")
         sys.exit(2)
     except (MemoryError, RuntimeError) as e:
@@ -88,6 +90,16 @@ def _sigterm_raises() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _nobody_reads() -> bool:
+    """Say whether whoever read stdout, such as `| head`, has seen enough; then the rest of it goes nowhere."""
+    try:
+        print(flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains when it ends
+        return True
+    return False
 
 
 def _say(line: str) -> None:

@@ -27,6 +27,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command that the first word names: `slim prune` is `slim-prune`."""
     words = list(sys.argv[1:] if argv is None else argv)
     with report_user_errors("slim", argv):
+        if words[:1] == ["help"] and len(words) > 1:
+            words = [*words[1:], "--help"]
         if not words or words[0] in ("-h", "--help", "help"):
             print(overview())
             return

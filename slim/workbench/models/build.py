@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from slim.errors import SlimError, unknown
 from slim.extras import named_if_missing
+from slim.progress import progress
 from slim.workbench.causes import told
 from slim.workbench.code import FAILURES, Allowed, import_object
 from slim.workbench.models.densenet import densenet
@@ -139,7 +140,8 @@ def _slim(name: str, sizes: dict[str, int], kwargs: dict[str, Any]) -> nn.Module
 
 
 def _torchvision(name: str, sizes: dict[str, int], kwargs: dict[str, Any]) -> nn.Module:
-    from torchvision import models
+    with progress("loading torchvision", 1):
+        from torchvision import models
 
     arch = f"torchvision:{name}"
     known = _torchvision_names()

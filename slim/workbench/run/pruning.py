@@ -36,7 +36,8 @@ def prune_stage(run: Run, source: Path) -> list[Path]:
     plan's."""
     with run.lock():
         run.records.check()
-        before, images, made = _planned(run, source)
+        before = run.open(source)
+        images, made = _planned(run, before)
         thin = made.apply(before.model)
         error = verify(before.model, thin, made, before.example)
         plan_path = run.folder / "plan.json"
@@ -61,25 +62,29 @@ def prune_stage(run: Run, source: Path) -> list[Path]:
 
 def plan_file(run: Run, source: Path) -> PruningPlan:
     """Print the plan that `prune_stage` would follow, and write nothing."""
-    return _planned(run, source)[2]
+    return _planned(run, run.open(source))[1]
 
 
 def prune_given(run: Run) -> list[Path]:
     """Save the network that the settings name, with its weights, as the baseline of a new run, and prune it; with data,
     evaluate and recover it. Returns the files of both and the plan's."""
-    run = with_size_of_weights(run)
+    run, network = _given(run)
     with run.lock():
-        network = first_network(run, "baseline", run.dataset() if run.own_data else None)
         run.save("baseline", network, fresh=True)
         return [run.path("baseline"), *prune_stage(run, run.path("baseline"))]
 
 
 def plan_given(run: Run) -> PruningPlan:
-    """Print the plan for the network that the settings name, with its weights, and write nothing."""
-    network = first_network(run, "baseline", None)
-    made = _made(run, network.model.eval(), network.example)
-    _show(made, run.console)
-    return made
+    """Print the plan that `prune_given` would follow, and write nothing."""
+    run, network = _given(run)
+    network.model.eval()
+    return _planned(run, network)[1]
+
+
+def _given(run: Run) -> tuple[Run, Trained]:
+    """Return the network that the settings name, with its weights, for the data that the user named."""
+    run = with_size_of_weights(run)
+    return run, first_network(run, "baseline", run.dataset() if run.own_data else None)
 
 
 def plan_architecture(run: Run) -> PruningPlan:
@@ -117,9 +122,8 @@ def calibration_images(dataset: Data, prune: PruneConfig, seed: int) -> Any:
     return data.sample_inputs(dataset, count if shape is None else fitting(count, shape[1:]), seed)
 
 
-def _planned(run: Run, source: Path) -> tuple[Trained, Any, PruningPlan]:
-    """Return the network in `source`, images to calibrate on, and the plan for it, and show that."""
-    before = run.open(source)
+def _planned(run: Run, before: Trained) -> tuple[Any, PruningPlan]:
+    """Return images to calibrate on, and the plan for a network, and show that."""
     settings = run.settings
     images = calibration_images(before.dataset, settings.prune, settings.seed) if before.dataset else None
     within = before.metrics.get("prunes", 0)  # of its own training, which count towards the same budget
@@ -137,7 +141,7 @@ def _planned(run: Run, source: Path) -> tuple[Trained, Any, PruningPlan]:
         run.console.print(f"the {within} prunes within the training left nothing to remove")
     else:
         _show(made, run.console)
-    return before, images, made
+    return images, made
 
 
 def _made(

@@ -141,7 +141,8 @@ def effort(epochs: Sequence[dict[str, Any]]) -> str:
     """Return what a training took in one line."""
     took = totals(epochs)
     speed, waiting = f"{took['images_per_second']:,.0f} images/s", percent(took["waiting"])
-    return f"{len(epochs)} epochs in {duration(took['seconds'])}; steps at {speed}, {waiting} of it waiting for images"
+    trained = f"{len(epochs)} epoch{'s' * (len(epochs) > 1)} in {duration(took['seconds'])}"
+    return f"{trained}; steps at {speed}, {waiting} of it waiting for images"
 
 
 def _before(stage: str, fresh: bool) -> list[str]:
