@@ -18,7 +18,7 @@ from slim.prune.folds import Constants, fold
 from slim.trace.attention import run_headwise
 from slim.trace.attributes import fields_of, size_in, with_size
 from slim.trace.codes import NUMBERED
-from slim.trace.copy import COMPILED, all_tensors, attribute_tensors, clone, detached, named_modules, unwrapped
+from slim.trace.copy import COMPILED, all_tensors, attribute_tensors, clone, detached, dotted, named_modules, unwrapped
 from slim.trace.emptied import empty
 from slim.trace.lengths import PARAMETRIZED, owner_of, weight_norms
 from slim.trace.on_the_fly import OnTheFly
@@ -211,7 +211,7 @@ def _adjust(modules: Mapping[str, nn.Module], change: Change) -> None:
     set_sizes(modules, change.sizes)  # first, because the number of groups tells how many channels they take
     for owner in {owner_of(name) for name in change.cuts}:
         if (module := modules.get(owner and owner + ".")) is not None:
-            resize(module, groups_are_set=f"{owner}.groups".lstrip(".") in change.sizes)
+            resize(module, groups_are_set=dotted(owner, "groups") in change.sizes)
             run_headwise(module)  # a nn.MultiheadAttention
     for name, index in change.selects.items():
         bn = modules[name + "."]

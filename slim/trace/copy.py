@@ -57,6 +57,15 @@ def named_modules(model: nn.Module) -> Modules:
     return found
 
 
+def dotted(*parts: str) -> str:
+    """Return the name of what lies within what: parts without a name, such as the network itself, are left out.
+
+    >>> dotted("", "weight"), dotted("features.3", "weight")
+    ('weight', 'features.3.weight')
+    """
+    return ".".join(filter(None, parts))
+
+
 def named_tensors(model: nn.Module) -> Tensors:
     """List every parameter and buffer under each of its names (a shared one has several)."""
     return registered_tensors(named_modules(model))

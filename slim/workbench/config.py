@@ -14,6 +14,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -409,6 +410,14 @@ class Setting:
 def settings() -> dict[str, Setting]:
     """Return every setting by its dotted key, in the order of the file."""
     return {s.key: s for s in _walk(RunConfig(), "")}
+
+
+def flattened(value: Any, name: str = "") -> dict[str, Any]:
+    """Return nested settings in one level, by names such as "prune.ratio"."""
+    if not isinstance(value, Mapping) or not value:
+        return {name: value}
+    inner = (flattened(each, f"{name}.{key}" if name else key).items() for key, each in value.items())
+    return dict(chain.from_iterable(inner))
 
 
 def _walk(config: Any, prefix: str) -> Iterator[Setting]:

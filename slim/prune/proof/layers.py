@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from slim.prune.plan import PruningPlan
 from slim.prune.rebuild import kept, thin_tensor
 from slim.trace.attention import layer_by_layer
-from slim.trace.copy import all_tensors, named_tensors
+from slim.trace.copy import all_tensors, dotted, named_tensors
 from slim.trace.inputs import call
 from slim.trace.intercept import Intercept, LayerCall
 from slim.trace.outputs import output_tensors
@@ -122,7 +122,7 @@ def _watched(model: nn.Module, plan: PruningPlan | None) -> Iterator[tuple[str, 
         if not isinstance(module, (nn.modules.conv._ConvNd, nn.Linear, NORMS)) or weight is None:
             continue
         dim = 1 if getattr(module, "transposed", False) else 0
-        sources = [named[source] for suffix in WEIGHTS if (source := f"{name}.{suffix}".lstrip(".")) in named]
+        sources = [named[source] for suffix in WEIGHTS if (source := dotted(name, suffix)) in named]
         cut = next((cuts.get(id(tensor), {}) for tensor in sources if tensor.shape == weight.shape), {})
         interleaved = dim == 1 and module.groups != 1 and bool(cut)
         gone = not weight.numel() or any(len(cut[d]) == weight.shape[d] for d in cut)

@@ -25,6 +25,7 @@ from slim.trace.codes import (
     pass_source,
     source_of,
 )
+from slim.trace.copy import dotted
 from slim.trace.labeller import Product
 from slim.trace.lengths import owner_of
 from slim.trace.meta import META
@@ -148,7 +149,7 @@ class Convolution:
         source = origin_of(self.weight)
         name = None if source is None else name_of(source[0])
         if name is not None:
-            self.op.labeller.group_counts[f"{owner_of(name)}.groups".lstrip(".")] = codes.labels
+            self.op.labeller.group_counts[dotted(owner_of(name), "groups")] = codes.labels
 
     def dense(self, incoming: Codes | None) -> Codes | None:
         self.axis(0 if self.transposed else 1, incoming)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from slim.errors import SlimError, unknown
 from slim.files import check_regular
+from slim.trace.copy import dotted
 
 PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".tar", ".pkl")
 WHERE = ("state_dict", "model", "model_state_dict", "ema", "model_ema", "state_dict_ema", "net", "weights", "params")
@@ -65,7 +66,7 @@ def file_and_key(source: str) -> tuple[str, str | None]:
 
 def tensors_under(key: str, states: States, source: str) -> States:
     """Return the tensors under a key of a file, or whose names begin with it."""
-    named = {f"{at}.{name}".lstrip("."): each for at, state in states.items() for name, each in state.items()}
+    named = {dotted(at, name): each for at, state in states.items() for name, each in state.items()}
     found = {name.removeprefix(f"{key}."): each for name, each in named.items() if name.startswith(f"{key}.")}
     if not found:
         raise unknown(f"key of tensors in {source!r}", key, dict.fromkeys(name.partition(".")[0] for name in named))

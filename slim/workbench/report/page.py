@@ -6,9 +6,8 @@ compressed: it takes 2 MB instead of 5. A content security policy forbids every 
 
 import base64
 import gzip
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import yaml
 
 from slim import tables
 from slim.files import replacing
+from slim.workbench.config import flattened
 from slim.workbench.report import advice
 from slim.workbench.report.collect import RunRecords, drawn_from
 from slim.workbench.report.columns import columns, conditions, every_column, speed
@@ -134,18 +134,10 @@ def _facts(run: RunRecords) -> dict[str, str]:
 
 def _differences(runs: Sequence[RunRecords]) -> dict[str, list[Any]]:
     """Return the settings in which runs differ: name -> the value of each."""
-    flat = [_flat(run.settings) for run in runs]
+    flat = [flattened(run.settings) for run in runs]
     keys = [key for key in dict.fromkeys(key for each in flat for key in each) if key != "name"]
     found = {key: [each.get(key, "") for each in flat] for key in keys}
     return {key: values for key, values in found.items() if len({str(value) for value in values}) > 1}
-
-
-def _flat(value: Any, name: str = "") -> dict[str, Any]:
-    """Return nested settings in one level, by names such as "prune.ratio"."""
-    if not isinstance(value, Mapping) or not value:
-        return {name: value}
-    inner = (_flat(each, f"{name}.{key}".lstrip(".")).items() for key, each in value.items())
-    return dict(chain.from_iterable(inner))
 
 
 @cache

@@ -5,7 +5,7 @@ it stays offline, is up to its own settings (WANDB_MODE=offline, MLFLOW_TRACKING
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,7 +16,7 @@ from slim.errors import SlimError, SlimWarning
 from slim.extras import named_if_missing
 from slim.workbench.causes import told
 from slim.workbench.code import FAILURES
-from slim.workbench.config import RunConfig
+from slim.workbench.config import RunConfig, flattened
 from slim.workbench.train.tensorboard import SCALARS, TensorBoard
 
 PROJECT = "slim"
@@ -68,7 +68,7 @@ class MLflow:
         self._mlflow = mlflow
         mlflow.set_experiment(PROJECT)
         mlflow.start_run(run_name=run)
-        mlflow.log_params(dict(_flat(settings)))
+        mlflow.log_params(flattened(settings))
 
     def epoch(self, record: dict[str, Any], model: nn.Module) -> None:
         self._mlflow.log_metrics(numbers(record), step=record["epoch"])
@@ -136,12 +136,3 @@ def _opened(name: str, run: str, folder: Path, settings: RunConfig) -> Tracker:
         case "mlflow":
             return MLflow(run, asdict(settings))
     return TensorBoard(folder / "tensorboard" / run.rpartition("/")[2])
-
-
-def _flat(settings: Mapping[str, Any], within: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield settings by their names, such as train.lr."""
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{within}{name}.")
-        else:
-            yield f"{within}{name}", value
