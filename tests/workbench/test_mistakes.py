@@ -57,7 +57,10 @@ from slim.workbench.run import Run, export_stage, finetune_stage, prune_stage, r
         (["prune", "--arch", "slim:vgg7", "--weights", "none.pth"], ["none.pth", "No such file"]),
         (["prune", "--arch", "slim:vgg7", "x.safetensors"], ["x.safetensors", "one of them"]),
         (["prune", "--arch", "torchvision:resnet81", "--dry-run"], ["resnet81", "resnet"]),
+        (["prune", "--arch", "slim:vgg7", "--weights", "none.pth", "--latency", "4"], ["latency 4.0", "4.0ms"]),
+        (["prune", "net.pth"], ["expected --arch NETWORK --weights net.pth"]),
         (["run", "none.yaml"], ["none.yaml"]),
+        (["train", "digits", "cifar10"], ["'cifar10'", "one CONFIG"]),
     ],
     ids=" ".join,
 )

@@ -151,6 +151,8 @@ class SettingsParser(PlainParser):
         self.add_argument("--resume", action="store_true", help="go on where this was interrupted")
 
     def _unexpected(self, word: str) -> SlimError:
+        if word in presets.names():
+            return SlimError(f"settings {word!r}: expected one CONFIG, as the first argument")
         near = get_close_matches(word, presets.names(), n=1)
         return SlimError(f"no settings {word!r}: did you mean {near[0]}?") if near else super()._unexpected(word)
 

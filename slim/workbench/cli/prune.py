@@ -23,6 +23,7 @@ EXAMPLES = """
 slim-prune --ratio 0.5                  # the network trained last
 slim-prune --arch torchvision:resnet18 --weights FILE --flops 0.5 --dry-run
 """
+WEIGHTS = (".pt", ".pth", ".bin", ".ckpt")  # which hold no settings
 SHOWN = [
     "bench.provider",
     "bench.threads",
@@ -67,6 +68,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if arguments.arch:
             _prune_given(given)
             return
+        if arguments.file and Path(arguments.file).suffix.lower() in WEIGHTS:
+            raise SlimError(f"{arguments.file} holds weights alone: expected --arch NETWORK --weights {arguments.file}")
         if arguments.file and arguments.file.lower().endswith(".onnx"):
             _prune_onnx(given, Path(arguments.file))
             return

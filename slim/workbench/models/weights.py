@@ -118,7 +118,7 @@ def _unpickled(path: Path) -> Any:
             raise SlimError(f"weights {str(path)!r} are no file of torch.save: expected one, or safetensors") from None
         raise SlimError(_pickled(path)) from None
     except Exception as error:  # a broken archive, of which there are many kinds
-        raise SlimError(f"weights {str(path)!r} are broken ({type(error).__name__})") from None
+        raise SlimError(f"weights {str(path)!r} are broken ({type(error).__name__}): expected the whole file") from None
 
 
 _EXPECTED = "expected tensors alone, as torch.save(model.state_dict(), …) writes them where the model's code is"

@@ -83,6 +83,7 @@ def plan_given(run: Run) -> PruningPlan:
 
 def _given(run: Run) -> tuple[Run, Trained]:
     """Return the network that the settings name, with its weights, for the data that the user named."""
+    asked.check(run.settings)
     run = with_size_of_weights(run)
     return run, first_network(run, "baseline", run.dataset() if run.own_data else None)
 
