@@ -15,7 +15,7 @@ from slim.trace.check import Misfit
 from slim.trace.copy import unwrapped
 from slim.trace.hooks import hooked
 from slim.trace.inputs import call
-from slim.trace.readers import readers, weight_of
+from slim.trace.readers import weight_of
 from slim.trace.traced import Trace
 
 SPREAD = 1e3  # roundings by which a constant may differ from place to place, of the largest number there
@@ -41,7 +41,7 @@ def take_up(plan: PruningPlan, traced: Trace, kept: Bools, model: nn.Module, exa
 
 def _count_new_biases(plan: PruningPlan, traced: Trace) -> None:
     """Add the biases of layers that have none to the parameters that the thin network has."""
-    for name, layer in readers(traced.state.modules).items():
+    for name, layer in traced.readers.items():
         if name in plan.constants and layer.bias is None:
             gone = plan.cuts.get(f"{name}.{weight_of(layer)}", {}).get(0, [])
             before, after = plan.totals["params"]

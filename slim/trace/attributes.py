@@ -138,12 +138,12 @@ class KeptSizes(Mapping[str, StoredSize]):
         """Add to `read` the name of each size that something reads for as long as the context lasts."""
         was = [(module, type(module)) for module, _ in self._noting]
         for module, kind in self._noting:
-            module.__class__ = kind
+            object.__setattr__(module, "__class__", kind)
         try:
             yield
         finally:
             for module, kind in was:
-                module.__class__ = kind
+                object.__setattr__(module, "__class__", kind)
 
 
 def size_in(value: Any) -> StoredSize | None:

@@ -1,7 +1,7 @@
 """Layers whose bias can take up channels that are constant where they read them, so that these can go."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -47,8 +47,8 @@ def _meets_zeros(module: nn.Module) -> bool:
 
 
 @contextmanager
-def noting_readers(labeller: Labeller, modules: Modules) -> Iterator[None]:
-    """Let a run know which of these layers is at work."""
+def noting_readers(labeller: Labeller, modules: Modules, names: Container[str]) -> Iterator[None]:
+    """Let a run know which of these layers, of those that are named, is at work."""
 
     def at_work(name: str, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         labeller.reader = name
@@ -57,7 +57,7 @@ def noting_readers(labeller: Labeller, modules: Modules) -> Iterator[None]:
         finally:
             labeller.reader = None
 
-    found = readers(modules)
+    found = {prefix[:-1]: module for prefix, module in modules if prefix[:-1] in names}
     for name, module in found.items():  # hooks would take longer than what they surround
         module.__dict__["forward"] = partial(at_work, name, module.forward)
     try:

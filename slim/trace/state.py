@@ -124,9 +124,8 @@ class State:
         """Return the tensors that have been put into attributes since, new ones or in the place of others, by name."""
         found: dict[str, Tensor] = {}
         for prefix, module, _, attributes in self._modules:
-            for key, tensor in module._buffers.items():
-                if tensor is not None:
-                    found[prefix + key] = tensor
+            if not _is_as_before(buffers := module._buffers, self._held(buffers)):
+                found |= {prefix + key: tensor for key, tensor in buffers.items() if tensor is not None}
             for name, value in () if _is_as_before(module.__dict__, attributes) else module.__dict__.items():
                 if name not in INTERNAL and value is not attributes.get(name):
                     found |= find_tensors(value, prefix + name, arrays=False)
@@ -134,6 +133,10 @@ class State:
             if self._is_filled(value):
                 found |= find_tensors(value, path, arrays=False)
         return {n: t for n, t in found.items() if t is not self.tensors.get(n)}
+
+    def _held(self, container: Any) -> Any:
+        """Return what a container held, nothing where it wasn't there."""
+        return self._containers.get(id(container), (None, {}))[1]
 
     def _is_filled(self, value: Any) -> bool:
         """Say whether a container of an attribute holds something else than before."""

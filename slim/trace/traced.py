@@ -22,6 +22,7 @@ from slim.trace.inputs import as_meta, call, cannot_follow, cannot_run, check_in
 from slim.trace.labeller import INDEXED, Ambiguous, Executed, Fold, Producer, Product
 from slim.trace.lengths import stated_anew
 from slim.trace.meta_copy import data_copy, meta_copy
+from slim.trace.readers import readers
 from slim.trace.recurrence import is_recurrent
 from slim.trace.state import State, restored
 from slim.trace.tracer import ForwardPass, TraceOptions, Tracer, run_once
@@ -82,6 +83,7 @@ class Trace:
     tensors: Tensors = field(init=False)  # all of the copy's
     sizes: KeptSizes = field(init=False)  # which its modules keep
     stated_anew: set[str] = field(init=False)  # names of parameters whose norms may run over fewer channels
+    readers: dict[str, nn.Module] = field(init=False)  # layers whose bias can take up constants
 
     def __post_init__(self) -> None:
         self.state = State(self.meta_copy)
@@ -91,6 +93,7 @@ class Trace:
                 set_name(tensor, name)
         self.sizes = KeptSizes(self.state.modules)
         self.stated_anew = stated_anew(self.state.modules)
+        self.readers = readers(self.state.modules)
         self.watches_functions = self.watches_functions or is_recurrent(self.state.modules)
         registered = self.state.registered
         self.stored = {name for name, _ in self.tensors[len(registered) :]} - {name for name, _ in registered}
@@ -100,7 +103,12 @@ class Trace:
     @property
     def options(self) -> TraceOptions:
         return TraceOptions(
-            self.selecting, self.whole_groups, self.stated_anew, self.inputs_are_meta, self.watches_functions
+            self.selecting,
+            self.whole_groups,
+            self.stated_anew,
+            self.readers,
+            self.inputs_are_meta,
+            self.watches_functions,
         )
 
     def add_runs(self, *, training: bool) -> "ForwardPass":

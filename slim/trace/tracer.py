@@ -75,13 +75,15 @@ class TraceOptions:
     """How a network is traced.
 
     `select` names BatchNorms that choose their own channels of a shared stream; with `whole_groups`, grouped
-    convolutions lose whole groups; `stated_anew` names parameters whose norms may run over fewer channels; in a `meta`
-    run tensors hold no data; where it `watches_functions`, torch's own are seen, too, which takes time.
+    convolutions lose whole groups; `stated_anew` names parameters whose norms may run over fewer channels, and
+    `readers` layers whose bias can take up constants; in a `meta` run tensors hold no data; where it
+    `watches_functions`, torch's own are seen, too, which takes time.
     """
 
     select: Container[str] = ()
     whole_groups: bool = False
     stated_anew: Container[str] = ()
+    readers: Container[str] = ()
     meta: bool = True
     watches_functions: bool = False
 
@@ -94,6 +96,7 @@ class Tracer(Labeller, TorchDispatchMode):
         self.stated_anew = options.stated_anew
         self.meta = options.meta
         self.watches_functions = options.watches_functions
+        self.readers = options.readers
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:  # nothing is compiled here, and the guard against it costs a quarter
@@ -207,7 +210,7 @@ def run_once(
     """
     if seed is not None:
         state.seed(seed)
-    noting = noting_readers(tracer, state.modules), noting_widths(tracer, state.modules)
+    noting = noting_readers(tracer, state.modules, tracer.readers), noting_widths(tracer, state.modules)
     watching = OneStep(tracer) if tracer.watches_functions else nullcontext()
     with tracing_mode(state.modules, training=training), noting[0], noting[1], watching, tracer:
         outputs = output_tensors(call(copied, example_inputs), numbers=True)
