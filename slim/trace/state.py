@@ -167,10 +167,9 @@ class State:
         for _, module, kind, attributes in self._modules:
             if type(module) is not kind:
                 module.__class__ = kind
-            if not _is_as_before(module.__dict__, attributes):
-                object.__setattr__(module, "__dict__", {**attributes})
+            object.__setattr__(module, "__dict__", {**attributes})
         for container, before in self._containers.values():
-            if (container or before) and not (isinstance(container, dict) and _is_as_before(container, before)):
+            if container or before:
                 container.clear()
                 container.update(before) if isinstance(container, dict | set) else container.extend(before)
         for generator, held in self._draws:
