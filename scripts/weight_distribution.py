@@ -24,6 +24,7 @@ from shared import bullets, mean_and_spread, parser_of, ran_on, real_data, save,
 from torch import Tensor, nn
 
 import slim
+from slim.tables import points
 from slim.workbench import data
 from slim.workbench.config import DataConfig
 from slim.workbench.data import Dataset, Split
@@ -200,12 +201,12 @@ def seen(courses: dict[str, list[Trained]]) -> str:
     plain, said = mean("none", lambda run: run.near_zero[-1]), []
     for name in (name for name in courses if name != "none"):
         zero, near = mean(name, lambda run: run.zero), mean(name, lambda run: run.near_zero[-1])
-        points = 100 * (mean(name, lambda run: run.accuracy[-1]) - mean("none", lambda run: run.accuracy[-1]))
+        change = points(*(mean(each, lambda run: run.accuracy[-1]) for each in ("none", name)))
         saved = 1 - mean(name, lambda run: run.sparse_bytes) / mean(name, lambda run: run.dense_bytes)
         pays = f"storing it sparse saves {saved:.0%}" if saved >= PAYS else "storing it sparse gains nothing"
         said.append(
             f"{name} leaves {f'{zero:.1%}' if zero else 'none'} of the weights at exactly zero and {near:.1%} near it "
-            f"({plain:.1%} without a penalty), at {points:+.2f} points of accuracy; {pays}."
+            f"({plain:.1%} without a penalty), at {change} of accuracy; {pays}."
         )
     return bullets(said)
 

@@ -133,7 +133,7 @@ def course(zero: float, near: float, accuracy: float, sparse: int) -> weight_dis
 @pytest.mark.parametrize(
     ("l1", "said"),
     [
-        (course(0.9, 0.92, 0.97, 300), ["L1 leaves 90.0% of the weights at exactly zero", "saves 70%", "-1.00 points"]),
+        (course(0.9, 0.92, 0.97, 300), ["L1 leaves 90.0% of the weights at exactly zero", "saves 70%", "−1.00 points"]),
         (course(0.025, 0.3, 0.98, 1000), ["L1 leaves 2.5% of the weights", "gains nothing", "+0.00 points"]),
         (course(0.0, 0.1, 0.99, 1000), ["L1 leaves none of the weights at exactly zero", "gains nothing"]),
     ],

@@ -171,4 +171,4 @@ def test_counts_are_short(number: int, text: str) -> None:
 def test_the_headline_compares() -> None:
     before = {"accuracy": 0.98, "params": 1000, "flops": 200}
     after = {"accuracy": 0.975, "params": 100, "flops": 50, "speedup": 2.5}
-    assert report.headline(before, after) == "accuracy -0.50 points, -90% parameters, -75% FLOPs, 2.50× as fast"
+    assert report.headline(before, after) == "accuracy −0.50 points, −90% parameters, −75% FLOPs, 2.50× as fast"

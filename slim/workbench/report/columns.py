@@ -90,7 +90,7 @@ def headline(before: Record, after: Record) -> str:
     parts = [f"{metric.title} {metric.format_change(before[metric.name], after[metric.name])}"] if both else []
     for key in ("params", "flops"):
         if before.get(key) and key in after:
-            parts.append(f"{after[key] / before[key] - 1:+.0%} {COLUMNS[key].heading}")
+            parts.append(f"{after[key] / before[key] - 1:+.0%} {COLUMNS[key].heading}".replace("-", "−"))
     return ", ".join([*parts, speed(after)] if "speedup" in after else parts)
 
 

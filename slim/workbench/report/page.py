@@ -84,7 +84,7 @@ def lede(run: RunRecords) -> str:
     said += f" took {removed['params']:.1%} of the parameters and {removed['flops']:.1%} of the FLOPs"
     was, now = before.get(metric.name), after.get(metric.name)
     if was is not None and now is not None:
-        by, nothing = (metric.format_change(was, value).lstrip("+-") for value in (now, was))
+        by, nothing = (metric.format_change(was, value).lstrip("+−") for value in (now, was))
         change = "did not change" if by == nothing else f"{'rose' if now > was else 'fell'} by {by}"
         said += f"; {metric.title} {change}"
     fast = f"; {speed(after)}" if after.get("speedup") else ""

@@ -52,8 +52,8 @@ class Metric:
     def format_change(self, before: float, after: float, digits: int = 2) -> str:
         """Write a change with its sign: in points where the metric is a share."""
         if self.share:
-            return f"{100 * (after - before):+.{digits}f} points"
-        return f"{after - before:+.{digits + 2}g}{self.unit}"
+            return f"{100 * (after - before):+.{digits}f} points".replace("-", "−")
+        return f"{after - before:+.{digits + 2}g}".replace("-", "−") + self.unit
 
     def to_dict(self) -> dict[str, Any]:
         """Return the metric as JSON."""

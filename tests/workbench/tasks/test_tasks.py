@@ -66,7 +66,7 @@ def test_its_epochs_and_stages_are_shown_in_its_own_terms() -> None:
 @pytest.mark.parametrize(
     ("metric", "better", "worse", "shown", "change"),
     [
-        (Metric("accuracy", "max"), 0.9, 0.5, "90.00%", "-40.00 points"),
+        (Metric("accuracy", "max"), 0.9, 0.5, "90.00%", "−40.00 points"),
         (Metric("error", "min", share=False, unit=" px"), 1.0, 2.5, "1 px", "+1.5 px"),
         (Metric("miss_rate", "min"), 0.01, 0.02, "1.00%", "+1.00 points"),
     ],
