@@ -95,8 +95,8 @@ def test_layers_keep_the_names_that_the_file_has_for_them(tmp_path: Path) -> Non
 @pytest.mark.parametrize("batch", [None, 1])
 def test_a_thin_file_keeps_names_batch_and_metadata_and_comes_close(batch: int | None, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    how = "torchscript 11, folded"
-    path = exported(shake(Detector()), (3, 32, 32), tmp_path / "net.onnx", how, batch=batch)
+    how, net = "torchscript 11, folded", shake(Detector())
+    path = exported(net, (3, 32, 32), tmp_path / "net.onnx", how, batch=batch)
     model = onnx.load(path)
     model.doc_string, model.model_version, model.domain, model.graph.name = "finds shapes", 7, "org.me", "shapes"
     model.graph.input[0].doc_string = "0 to 1"
@@ -105,6 +105,8 @@ def test_a_thin_file_keeps_names_batch_and_metadata_and_comes_close(batch: int |
     done = slim.prune_onnx(
         path, images.split(16), slim.Flops(0.6), out=tmp_path / "thin.onnx", bench=QUICK, round_to=None
     )
+    of_one_image = slim.plan(net, images[:1], score=slim.Magnitude()).totals
+    assert done.plan.totals["flops"][0] == of_one_image["flops"][0]
     before, after = onnx.load(path), onnx.load(tmp_path / "thin.onnx")
     assert [entry.name for entry in (*after.graph.input, *after.graph.output)] == ["picture", "found"]
     first = after.graph.input[0].type.tensor_type.shape.dim[0]

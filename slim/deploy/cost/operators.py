@@ -93,6 +93,7 @@ class Recorder(Tracer):
         super().__init__(traced.classes, traced.options)
         example = next(leaf for leaf in tree_leaves(traced.inputs) if isinstance(leaf, Tensor))
         self.switches = traced.switches
+        self.step = -1  # the place of the operator at hand in the run
         self.images, self.batch_size = max(1, example.shape[0]) if example.dim() else 1, batch_size
         self.found: list[PlacedKernel] = []
         self.tails: dict[int, int] = {}  # id of a tensor that nothing has read yet -> its operator
@@ -103,6 +104,7 @@ class Recorder(Tracer):
         absent = {id(t) for t in taken if stands_in(t)}  # of a branch that is gone: no file has them
         products = len(self.products)
         out = super().__torch_dispatch__(func, types, args, kwargs)
+        self.step += 1
         made = out[0] if isinstance(out, (tuple, list)) and len(out) else out
         if isinstance(made, Tensor) and taken and not is_blank(made):
             self.alive += [made, *taken]
@@ -137,7 +139,7 @@ class Recorder(Tracer):
         else:
             operator = self._other(name, args, made, data[0])
         self.tails[id(made)] = len(self.found)
-        self.found.append(replace(operator, switch=self.switches.get(self.number)))
+        self.found.append(replace(operator, switch=self.switches.get(self.step)))
 
     def _channels(self, tensor: Tensor) -> Width:
         dim = self._dim(tensor)

@@ -42,8 +42,11 @@ class OnnxSource:
 
     @property
     def example(self) -> Inputs:
-        """Return what the network is traced with."""
-        return tuple(tensor[: self.opened.batch.example] for tensor in self.held_out)
+        """Return what the thin network is proved and exported with."""
+        return self._batch(self.opened.batch.example)
+
+    def _batch(self, size: int) -> Inputs:
+        return tuple(tensor[:size] for tensor in self.held_out)
 
     @property
     def open_size(self) -> bool:
@@ -65,7 +68,7 @@ class OnnxSource:
         """
         given = {"score": Residual(self.images) if self.images else Magnitude(), "round_to": "auto"} | rules
         round_to = given.pop("round_to")
-        wanted = partial(plan, self.net, self.example, budget, **given)
+        wanted = partial(plan, self.net, self._batch(self.opened.batch.unit), budget, **given)  # FLOPs of one image
         if budget is not None and budget.by_time:
             return Guarded(wanted(), [])
         if round_to == "auto":
