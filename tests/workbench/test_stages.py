@@ -1,15 +1,20 @@
 """The stages of a run: which file is the newest, and what stage each follows from."""
 
+import io
+import json
 import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from slim.deploy.guard import Compared
 from slim.errors import SlimError
 from slim.workbench.config import RunConfig
 from slim.workbench.run import Run
+from slim.workbench.run.exporting import show_slower
 from slim.workbench.run.stages import newest
 from slim.workbench.train import Snapshots
 
@@ -81,3 +86,31 @@ def test_a_benchmark_lies_with_the_result_that_it_is_of(tmp_path: Path) -> None:
         summary = records.summary()
         assert [stage for stage in stages if "bench" in summary[stage]] == [place]
         assert summary["finetuned"]["speedup"] == 2.0 and summary["baseline"]["latency_ms"] == 4.0
+
+
+@pytest.mark.parametrize(
+    ("low", "said"),
+    [
+        (1.2, ["faster than the unpruned network in all 2 settings, 1.80× or more"]),
+        (
+            0.9,
+            [
+                "faster than the unpruned network in all 2 settings, 1.80× or more",
+                "but the benchmark shows no speed-up at batch 32, 1 thread: measure again on a quiet machine, "
+                "with slim-bench",
+            ],
+        ),
+    ],
+)
+def test_a_benchmark_that_contradicts_is_named(low: float, said: list[str], tmp_path: Path) -> None:
+    settings = [Compared(f"batch {size}", 1.8, 1.7, 1.9) for size in (1, 32)]
+    rows = [
+        {"model": model, "batch_size": size, "threads": 1, "speedup_low": 1.5 if size == 1 else low}
+        for size in (1, 32)
+        for model in ("baseline", "onnx")
+    ]
+    record = {"settings": [each.to_dict() for each in settings], "bench": {"rows": rows}}
+    (tmp_path / "summary.json").write_text(json.dumps({"onnx": record}))
+    console = Console(file=io.StringIO(), width=200)
+    show_slower(Run(tmp_path, RunConfig(), console))
+    assert isinstance(console.file, io.StringIO) and console.file.getvalue().splitlines() == said

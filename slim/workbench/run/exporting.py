@@ -11,6 +11,7 @@ from torch import Tensor
 from slim.deploy.guard import Compared, compare_files, in_words
 from slim.deploy.targets import SUFFIXES, export
 from slim.errors import SlimError
+from slim.tables import threads_in_words
 from slim.workbench import data, report
 from slim.workbench.config import RunConfig
 from slim.workbench.data import Data
@@ -148,10 +149,19 @@ def write_onnx(network: Trained, path: Path, settings: RunConfig) -> "ExportRepo
 
 
 def show_slower(run: Run) -> None:
-    """Say in which settings the exported network isn't faster than the unpruned one, and why."""
-    settings = run.records.summary().get("onnx", {}).get("settings", [])
-    for line in in_words([Compared.from_dict(each) for each in settings]):
+    """Say in which settings the exported network isn't faster than the unpruned one, and why; and where the benchmark,
+    which is another measurement, doesn't bear it out."""
+    record = run.records.summary().get("onnx", {})
+    settings = [Compared.from_dict(each) for each in record.get("settings", [])]
+    for line in in_words(settings):
         run.console.print(line)
+    timed = [row for row in record.get("bench", {}).get("rows", []) if row["model"] == "onnx"]
+    doubtful = [row for row in timed if row["speedup_low"] is not None and row["speedup_low"] <= 1]
+    if doubtful and all(each.faster for each in settings):
+        where = "; ".join(f"batch {row['batch_size']}, {threads_in_words(row['threads'])}" for row in doubtful)
+        run.console.print(
+            f"but the benchmark shows no speed-up at {where}: measure again on a quiet machine, with slim-bench"
+        )
 
 
 def _show_errors(run: Run, made: "ExportReport") -> None:
