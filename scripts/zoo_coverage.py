@@ -87,7 +87,8 @@ def create(name: str) -> tuple[nn.Module, object]:
     if "optical_flow" in module:
         return model, (torch.randn(1, 3, 128, 128), torch.randn(1, 3, 128, 128))
     if "video" in module:
-        return model, torch.randn(1, 3, 16, 224, 224) if "s3d" in arch else torch.randn(1, 3, 8, 64, 64)
+        large = arch.startswith(("s3d", "mvit"))  # which take no other size
+        return model, torch.randn(1, 3, 16, 224, 224) if large else torch.randn(1, 3, 8, 64, 64)
     side = {"inception_v3": 299, "maxvit_t": 224, "vit_b_32": 224}.get(arch, 96)
     return model, torch.randn(1, 3, side, side)
 
