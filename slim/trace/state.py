@@ -123,15 +123,15 @@ class State:
     def written(self) -> dict[str, Tensor]:
         """Return the tensors that have been put into attributes since, new ones or in the place of others, by name."""
         found: dict[str, Tensor] = {}
+        for path, value in self._own:  # first: what has taken a container's place since counts
+            if self._is_filled(value):
+                found |= find_tensors(value, path, arrays=False)
         for prefix, module, _, attributes in self._modules:
             if not _is_as_before(buffers := module._buffers, self._held(buffers)):
                 found |= {prefix + key: tensor for key, tensor in buffers.items() if tensor is not None}
             for name, value in () if _is_as_before(module.__dict__, attributes) else module.__dict__.items():
                 if name not in INTERNAL and value is not attributes.get(name):
                     found |= find_tensors(value, prefix + name, arrays=False)
-        for path, value in self._own:
-            if self._is_filled(value):
-                found |= find_tensors(value, path, arrays=False)
         return {n: t for n, t in found.items() if t is not self.tensors.get(n)}
 
     def _held(self, container: Any) -> Any:

@@ -157,7 +157,7 @@ def show_slower(run: Run) -> None:
         run.console.print(line)
     timed = [row for row in record.get("bench", {}).get("rows", []) if row["model"] == "onnx"]
     doubtful = [row for row in timed if row["speedup_low"] is not None and row["speedup_low"] <= 1]
-    if doubtful and all(each.faster for each in settings):
+    if settings and doubtful and all(each.faster for each in settings):
         where = "; ".join(f"batch {row['batch_size']}, {threads_in_words(row['threads'])}" for row in doubtful)
         run.console.print(
             f"but the benchmark shows no speed-up at {where}: measure again on a quiet machine, with slim-bench"
